@@ -1,0 +1,1 @@
+//! Reads and validates Redis RDB bytes.

@@ -1,0 +1,2 @@
+//! cachekeep.
+fn main() {}
