@@ -1,0 +1,496 @@
+//! One blocking connection to one engine node: TCP, TLS or Unix socket, RESP2, AUTH.
+//!
+//! Written by hand because the same connection must hand over raw bytes: a snapshot after `PSYNC`, a `DUMP`
+//! reply of half a gigabyte. Commands here are few and small; nothing is pipelined that must be fast.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::{Error, Kind};
+
+/// Bytes read from the socket at once.
+const READ_BUFFER_BYTES: usize = 256 * 1024;
+/// Longest reply line and longest bulk reply that is kept in memory. Snapshots and dumps are streamed and not
+/// subject to it.
+const LINE_BYTES_MAX: usize = 64 * 1024;
+const BULK_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Deepest nesting of arrays in a reply, as deep as any engine command answers.
+const DEPTH_MAX: u32 = 7;
+/// Most elements of one array reply.
+const ARRAY_LEN_MAX: usize = 1 << 20;
+
+/// A password that never prints.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps the text.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text itself: only for the wire, a sealed column or a person who asked for it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// Where a node listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// Host name or address, and port.
+    Tcp(String, u16),
+    /// Path of a Unix socket. Longer than the kernel's 107 bytes is fine: it is reached through its directory.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Tcp(host, port) => write!(f, "{host}:{port}"),
+            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// How to reach a node and as whom.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    /// Where it listens.
+    pub address: Address,
+    /// ACL user; `None` with a password means the default user.
+    pub user: Option<String>,
+    /// Password; `None` means that no `AUTH` is sent.
+    pub password: Option<Secret>,
+    /// TLS client settings; only for [`Address::Tcp`].
+    pub tls: Option<Arc<rustls::ClientConfig>>,
+    /// Limit for connecting, and for each silence of the peer.
+    pub timeout: Duration,
+}
+
+/// A RESP2 reply.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// `+OK`
+    Simple(String),
+    /// `-ERR ...`
+    Error(String),
+    /// `:1`
+    Int(i64),
+    /// `$3`; `None` for the null bulk.
+    Bulk(Option<Vec<u8>>),
+    /// `*2`
+    Array(Vec<Reply>),
+}
+
+impl Reply {
+    /// The text of a simple or bulk reply.
+    pub fn text(&self) -> Option<String> {
+        match self {
+            Reply::Simple(text) => Some(text.clone()),
+            Reply::Bulk(Some(bytes)) => Some(String::from_utf8_lossy(bytes).into_owned()),
+            _ => None,
+        }
+    }
+
+    /// The number of an integer reply.
+    pub fn int(&self) -> Option<i64> {
+        match self {
+            Reply::Int(number) => Some(*number),
+            _ => None,
+        }
+    }
+}
+
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+    Tls(Box<rustls::StreamOwned<rustls::ClientConnection, TcpStream>>),
+}
+
+impl Stream {
+    fn set_timeout(&self, limit: Duration) -> io::Result<()> {
+        match self {
+            Stream::Tcp(s) => s
+                .set_read_timeout(Some(limit))
+                .and_then(|()| s.set_write_timeout(Some(limit))),
+            Stream::Unix(s) => s
+                .set_read_timeout(Some(limit))
+                .and_then(|()| s.set_write_timeout(Some(limit))),
+            Stream::Tls(s) => s
+                .sock
+                .set_read_timeout(Some(limit))
+                .and_then(|()| s.sock.set_write_timeout(Some(limit))),
+        }
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Stream::Tcp(s) => s.read(buf),
+            Stream::Unix(s) => s.read(buf),
+            Stream::Tls(s) => s.read(buf),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        match self {
+            Stream::Tcp(s) => s.write(buf),
+            Stream::Unix(s) => s.write(buf),
+            Stream::Tls(s) => s.write(buf),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Stream::Tcp(s) => s.flush(),
+            Stream::Unix(s) => s.flush(),
+            Stream::Tls(s) => s.flush(),
+        }
+    }
+}
+
+/// An open, authenticated connection.
+pub struct Node {
+    stream: Stream,
+    label: String,
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+impl Node {
+    /// Connects and authenticates.
+    ///
+    /// # Errors
+    /// [`Kind::Connection`], [`Kind::Auth`], [`Kind::Protocol`]. Nothing is left open.
+    pub fn connect(endpoint: &Endpoint) -> Result<Self, Error> {
+        let label = endpoint.address.to_string();
+        let failed = |e: io::Error| Error::io(Kind::Connection, "connect", label.clone(), e);
+        let stream = match &endpoint.address {
+            Address::Unix(path) => Stream::Unix(connect_unix(path).map_err(failed)?),
+            Address::Tcp(host, port) => {
+                let socket = connect_tcp(host, *port, endpoint.timeout).map_err(failed)?;
+                socket.set_nodelay(true).map_err(failed)?;
+                match &endpoint.tls {
+                    None => Stream::Tcp(socket),
+                    Some(config) => {
+                        let name = rustls::pki_types::ServerName::try_from(host.clone()).map_err(|e| {
+                            Error::new(
+                                Kind::Connection,
+                                "connect",
+                                format!("{label}: not a TLS server name"),
+                            )
+                            .because(e)
+                        })?;
+                        let client = rustls::ClientConnection::new(config.clone(), name)
+                            .map_err(|e| Error::new(Kind::Connection, "connect", label.clone()).because(e))?;
+                        Stream::Tls(Box::new(rustls::StreamOwned::new(client, socket)))
+                    }
+                }
+            }
+        };
+        stream.set_timeout(endpoint.timeout).map_err(failed)?;
+        let mut node = Self {
+            stream,
+            label,
+            buffer: vec![0; READ_BUFFER_BYTES],
+            start: 0,
+            end: 0,
+        };
+        if let Some(password) = &endpoint.password {
+            let answer = match &endpoint.user {
+                Some(user) => node.ask(&[b"AUTH", user.as_bytes(), password.expose().as_bytes()])?,
+                None => node.ask(&[b"AUTH", password.expose().as_bytes()])?,
+            };
+            if let Reply::Error(text) = answer {
+                return Err(Error::new(
+                    Kind::Auth,
+                    "authenticate",
+                    format!("{}: {text}", node.label),
+                ));
+            }
+        }
+        Ok(node)
+    }
+
+    /// The address, for messages.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// Changes the limit for each silence of the peer.
+    ///
+    /// # Errors
+    /// [`Kind::Connection`] where the socket is gone.
+    pub fn set_timeout(&self, limit: Duration) -> Result<(), Error> {
+        self.stream
+            .set_timeout(limit)
+            .map_err(|e| Error::io(Kind::Connection, "set timeout", &*self.label, e))
+    }
+
+    /// Sends a command and returns its reply, error replies included.
+    ///
+    /// # Errors
+    /// [`Kind::Connection`], [`Kind::Idle`], [`Kind::Protocol`]: the connection is of no more use.
+    pub fn ask(&mut self, words: &[&[u8]]) -> Result<Reply, Error> {
+        self.send(words)?;
+        self.reply()
+    }
+
+    /// Sends a command; an error reply is [`Kind::Refused`].
+    ///
+    /// # Errors
+    /// As [`Node::ask`], and [`Kind::Refused`] with the engine's text.
+    pub fn command(&mut self, words: &[&[u8]]) -> Result<Reply, Error> {
+        match self.ask(words)? {
+            Reply::Error(text) => {
+                let verb = String::from_utf8_lossy(words.first().copied().unwrap_or_default()).into_owned();
+                Err(Error::new(
+                    Kind::Refused,
+                    "run command",
+                    format!("{}: {verb}: {text}", self.label),
+                ))
+            }
+            reply => Ok(reply),
+        }
+    }
+
+    /// [`Node::command`] with text words.
+    ///
+    /// # Errors
+    /// As [`Node::command`].
+    pub fn run(&mut self, words: &[&str]) -> Result<Reply, Error> {
+        let words: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
+        self.command(&words)
+    }
+
+    /// Reads `INFO <section>` as name and value pairs.
+    ///
+    /// # Errors
+    /// As [`Node::command`].
+    pub fn info(&mut self, section: &str) -> Result<Vec<(String, String)>, Error> {
+        let text = self.run(&["INFO", section])?.text().unwrap_or_default();
+        Ok(text
+            .lines()
+            .filter_map(|line| line.trim_end().split_once(':'))
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect())
+    }
+
+    /// Reads one configuration value; `None` where the engine does not know it.
+    ///
+    /// # Errors
+    /// As [`Node::command`].
+    pub fn config_get(&mut self, name: &str) -> Result<Option<String>, Error> {
+        match self.run(&["CONFIG", "GET", name])? {
+            Reply::Array(pair) => Ok(pair.get(1).and_then(Reply::text)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Sets one configuration value.
+    ///
+    /// # Errors
+    /// As [`Node::command`].
+    pub fn config_set(&mut self, name: &str, value: &str) -> Result<(), Error> {
+        self.run(&["CONFIG", "SET", name, value]).map(drop)
+    }
+
+    /// Sends a command without waiting for the reply.
+    ///
+    /// # Errors
+    /// [`Kind::Connection`], [`Kind::Idle`].
+    pub fn send(&mut self, words: &[&[u8]]) -> Result<(), Error> {
+        let mut bytes = Vec::with_capacity(64 + words.iter().map(|word| word.len() + 16).sum::<usize>());
+        let _infallible = write!(bytes, "*{}\r\n", words.len());
+        for word in words {
+            let _infallible = write!(bytes, "${}\r\n", word.len());
+            bytes.extend_from_slice(word);
+            bytes.extend_from_slice(b"\r\n");
+        }
+        self.stream
+            .write_all(&bytes)
+            .map_err(|e| self.broken("send command", e))?;
+        self.stream.flush().map_err(|e| self.broken("send command", e))
+    }
+
+    /// Reads one whole reply into memory.
+    ///
+    /// # Errors
+    /// As [`Node::ask`].
+    pub fn reply(&mut self) -> Result<Reply, Error> {
+        self.reply_at(0)
+    }
+
+    fn reply_at(&mut self, depth: u32) -> Result<Reply, Error> {
+        let line = self.line()?;
+        let Some((&kind, rest)) = line.split_first() else {
+            return Err(self.garbage("empty reply line"));
+        };
+        let text = String::from_utf8_lossy(rest).into_owned();
+        match kind {
+            b'+' => Ok(Reply::Simple(text)),
+            b'-' => Ok(Reply::Error(text)),
+            b':' => text
+                .parse()
+                .map(Reply::Int)
+                .map_err(|_| self.garbage("integer reply is no integer")),
+            b'$' => {
+                let len: i64 = text
+                    .parse()
+                    .map_err(|_| self.garbage("bulk length is no integer"))?;
+                if len < 0 {
+                    return Ok(Reply::Bulk(None));
+                }
+                let len = usize::try_from(len).unwrap_or(usize::MAX);
+                if len > BULK_BYTES_MAX {
+                    return Err(self.garbage("bulk reply above 16 MiB"));
+                }
+                let mut bytes = vec![0; len + 2];
+                self.read_exact(&mut bytes)?;
+                bytes.truncate(len);
+                Ok(Reply::Bulk(Some(bytes)))
+            }
+            b'*' => {
+                let len: i64 = text
+                    .parse()
+                    .map_err(|_| self.garbage("array length is no integer"))?;
+                let len = usize::try_from(len).unwrap_or(0);
+                if len > ARRAY_LEN_MAX || depth >= DEPTH_MAX {
+                    return Err(self.garbage("array reply too long or too deep"));
+                }
+                let mut items = Vec::new();
+                for _ in 0..len {
+                    items.push(self.reply_at(depth + 1)?);
+                }
+                Ok(Reply::Array(items))
+            }
+            _ => Err(self.garbage("unknown reply type")),
+        }
+    }
+
+    /// Reads one line without its line end (`\r\n` or a bare `\n`).
+    ///
+    /// # Errors
+    /// As [`Node::ask`]; [`Kind::Protocol`] for a line above 64 KiB.
+    pub fn line(&mut self) -> Result<Vec<u8>, Error> {
+        let mut line = Vec::new();
+        loop {
+            let found = self.buffer[self.start..self.end]
+                .iter()
+                .position(|&byte| byte == b'\n');
+            let upto = found.map_or(self.end, |at| self.start + at + 1);
+            line.extend_from_slice(&self.buffer[self.start..upto]);
+            self.start = upto;
+            if found.is_some() {
+                line.pop();
+                if line.last() == Some(&b'\r') {
+                    line.pop();
+                }
+                return Ok(line);
+            }
+            if line.len() > LINE_BYTES_MAX {
+                return Err(self.garbage("reply line above 64 KiB"));
+            }
+            self.fill()?;
+        }
+    }
+
+    /// Bytes that have arrived: what is buffered, else what one read brings. Never empty.
+    ///
+    /// # Errors
+    /// [`Kind::Connection`] at the end of the stream, [`Kind::Idle`] after the timeout.
+    pub fn read_some(&mut self, into: &mut [u8]) -> Result<usize, Error> {
+        if self.start == self.end {
+            let count = self.stream.read(into).map_err(|e| self.broken("read", e))?;
+            return if count == 0 { Err(self.closed()) } else { Ok(count) };
+        }
+        let count = into.len().min(self.end - self.start);
+        into[..count].copy_from_slice(&self.buffer[self.start..self.start + count]);
+        self.start += count;
+        Ok(count)
+    }
+
+    /// Fills `into` wholly.
+    ///
+    /// # Errors
+    /// As [`Node::read_some`].
+    pub fn read_exact(&mut self, into: &mut [u8]) -> Result<(), Error> {
+        let mut done = 0;
+        while done < into.len() {
+            done += self.read_some(&mut into[done..])?;
+        }
+        Ok(())
+    }
+
+    fn fill(&mut self) -> Result<(), Error> {
+        let count = self
+            .stream
+            .read(&mut self.buffer)
+            .map_err(|e| self.broken("read", e))?;
+        if count == 0 {
+            return Err(self.closed());
+        }
+        self.start = 0;
+        self.end = count;
+        Ok(())
+    }
+
+    fn broken(&self, operation: &'static str, cause: io::Error) -> Error {
+        let kind = match cause.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Kind::Idle,
+            _ => Kind::Connection,
+        };
+        Error::new(kind, operation, &*self.label).because(cause)
+    }
+
+    fn closed(&self) -> Error {
+        Error::new(
+            Kind::Connection,
+            "read",
+            format!("{} closed the connection", self.label),
+        )
+    }
+
+    fn garbage(&self, what: &str) -> Error {
+        Error::new(Kind::Protocol, "read reply", format!("{}: {what}", self.label))
+    }
+}
+
+fn connect_tcp(host: &str, port: u16, limit: Duration) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in (host, port).to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, limit) {
+            Ok(socket) => return Ok(socket),
+            Err(e) => last = e,
+        }
+    }
+    Err(last)
+}
+
+/// A Unix socket address holds 107 bytes of path; a data directory may lie deeper. The directory is opened and
+/// the socket named through `/proc/self/fd`, which is short.
+fn connect_unix(path: &std::path::Path) -> io::Result<UnixStream> {
+    use std::os::fd::AsRawFd;
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
+        return UnixStream::connect(path);
+    };
+    let directory = std::fs::File::open(directory)?;
+    let short = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd())).join(name);
+    UnixStream::connect(short)
+}
