@@ -7,6 +7,8 @@ pub mod control;
 pub mod error;
 pub mod failpoint;
 pub mod node;
+pub mod process;
+pub mod switch;
 
 pub use control::{Control, Progress};
 pub use error::{Error, Kind, chain};

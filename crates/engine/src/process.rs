@@ -1,0 +1,410 @@
+//! One engine process and its directory: start, find again, watch, stop.
+//!
+//! A generation of an instance is a directory with one process in it, whose working directory that is. The
+//! process reads its settings from standard input, so no password lies on disk, and opens nothing but relative
+//! names, so an unprivileged engine may live below a home that only root can enter. We talk to it through
+//! `engine.sock` in its directory, as the ACL user `cachekeep`; clients reach it only through the TCP port that the
+//! serving generation holds.
+//!
+//! The process outlives us: it has a process group of its own and no descriptor of ours, the kernel's hang-up goes
+//! to the foreground group only, and engines ignore `SIGHUP`. After a restart of ours [`find`] adopts it by its
+//! working directory. Nothing is remembered in files that could lie: `/proc` is the truth.
+
+mod lifetime;
+mod settings;
+mod table;
+
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Kind, chain};
+use crate::failpoint;
+use crate::node::{Address, Endpoint, Node, Secret};
+
+pub(crate) use lifetime::{port_of, take_port};
+use table::Process;
+
+/// File of the control socket, in the engine's directory.
+pub const SOCKET: &str = "engine.sock";
+/// File of the engine's log, in its directory.
+pub const LOG: &str = "redis.log";
+/// The ACL user of the control plane.
+pub const ADMIN_USER: &str = "cachekeep";
+
+/// Longest time from spawn to the first answer. Loading does not count: a loading engine answers.
+const START_LIMIT: Duration = Duration::from_secs(30);
+/// Longest silence on a control connection: a loading engine answers only between two values.
+const CONTROL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Between two looks at a process that starts.
+const POLL: Duration = Duration::from_millis(2);
+/// The settings are written before the child exists: they must fit into the pipe at once.
+const SETTINGS_BYTES_MAX: usize = 16 * 1024;
+
+/// What survives a restart of the engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Persistence {
+    /// Nothing: a restart is empty.
+    None,
+    /// Snapshots at the engine's usual save points.
+    Rdb,
+    /// Append-only file, synced every second.
+    Aof,
+}
+
+/// Everything that a process of a generation is started with.
+#[derive(Debug, Clone)]
+pub struct EngineSpec {
+    /// The server program: see [`find_binary`].
+    pub binary: PathBuf,
+    /// The generation's directory. Created when missing; its parents are the caller's.
+    pub directory: PathBuf,
+    /// User and group to run as; `None` keeps ours.
+    pub run_as: Option<(u32, u32)>,
+    /// Addresses for clients, separated by spaces.
+    pub bind: String,
+    /// Port for clients; 0 = none yet.
+    pub port: u16,
+    /// Password of the user `cachekeep`.
+    pub admin_password: Secret,
+    /// Password of the clients' default user; `None` = clients need none.
+    pub client_password: Option<Secret>,
+    /// The engine's `maxmemory`; 0 = no limit.
+    pub max_memory_bytes: u64,
+    /// What survives a restart.
+    pub persistence: Persistence,
+}
+
+/// A handle on one process. Dropping it does nothing to the process.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    process: Process,
+    directory: PathBuf,
+    admin_password: Secret,
+}
+
+/// The server program: `$CACHEKEEP_REDIS_SERVER`, else the first `redis-server` or `valkey-server` of `$PATH` and
+/// the usual directories.
+///
+/// # Errors
+/// [`Kind::EngineStart`] where there is none.
+pub fn find_binary() -> Result<PathBuf, Error> {
+    let absent = |context: String| Error::new(Kind::EngineStart, "find redis-server", context);
+    if let Some(named) = std::env::var_os("CACHEKEEP_REDIS_SERVER") {
+        let named = PathBuf::from(named);
+        return if named.is_file() {
+            Ok(named)
+        } else {
+            Err(absent(format!(
+                "CACHEKEEP_REDIS_SERVER names {}, which is no file",
+                named.display()
+            )))
+        };
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let usual = ["/usr/bin", "/usr/local/bin", "/usr/sbin", "/usr/local/sbin"].map(PathBuf::from);
+    let places: Vec<PathBuf> = std::env::split_paths(&path).chain(usual).collect();
+    for program in ["redis-server", "valkey-server"] {
+        for place in &places {
+            let candidate = place.join(program);
+            if candidate.is_file() {
+                return Ok(candidate);
+            }
+        }
+    }
+    Err(absent(
+        "not on this machine: install redis-server 7.0 or later (apt install redis-server), or name the program \
+         in CACHEKEEP_REDIS_SERVER"
+            .to_owned(),
+    ))
+}
+
+/// What `<binary> --version` says after `v=`: `7.0.15`.
+///
+/// # Errors
+/// [`Kind::EngineStart`] where it does not run or says something else.
+pub fn version(binary: &Path) -> Result<String, Error> {
+    let failed = |what: &str| {
+        Error::new(
+            Kind::EngineStart,
+            "read engine version",
+            format!("{}: {what}", binary.display()),
+        )
+    };
+    let output = Command::new(binary)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .env_clear()
+        .output()
+        .map_err(|e| failed("does not run").because(e))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.split_whitespace()
+        .find_map(|word| word.strip_prefix("v="))
+        .map(str::to_owned)
+        .ok_or_else(|| failed("says no version"))
+}
+
+/// Starts the engine that serves clients.
+///
+/// Returns when its control socket answers and it holds its port; a big data set may still be loading
+/// ([`Engine::wait_loaded`]). The port is taken after the start, so a crash of ours in between leaves an engine with
+/// port 0, which [`find`] finds.
+///
+/// # Errors
+/// [`Kind::PortTaken`]; [`Kind::EngineStart`] with the end of its log, also where an engine lives in the directory
+/// already; [`Kind::Io`]. No process of ours is left; a directory that was created stays.
+pub fn start(spec: &EngineSpec) -> Result<Engine, Error> {
+    launch(spec, settings::Role::Serving)
+}
+
+/// Starts an engine that loads what [`sideload::place`](crate::sideload::place) put into its directory, to be
+/// verified before anybody uses it.
+///
+/// It is a replica of an address that nothing can ever listen at. So nothing expires, neither while it loads nor
+/// afterwards, and what it holds can be compared with the backup exactly; nobody can write; the memory limit does
+/// not apply. `spec.port` is left alone. [`Engine::promote`] ends this.
+///
+/// # Errors
+/// As [`start`].
+pub fn start_standby(spec: &EngineSpec) -> Result<Engine, Error> {
+    launch(spec, settings::Role::Standby)
+}
+
+fn launch(spec: &EngineSpec, role: settings::Role) -> Result<Engine, Error> {
+    failpoint::hit("process.before_spawn")?;
+    let process = spawn(spec, role)?;
+    let engine = Engine {
+        process,
+        directory: spec.directory.clone(),
+        admin_password: spec.admin_password.clone(),
+    };
+    let ready = || {
+        failpoint::hit("process.after_spawn")?;
+        engine.wait_for_socket()?;
+        if role == settings::Role::Serving && spec.port != 0 {
+            engine.set_port(spec.port)?;
+        }
+        failpoint::hit("process.after_ready")
+    };
+    match ready() {
+        Ok(()) => Ok(engine),
+        Err(error) => {
+            engine.kill()?;
+            Err(error)
+        }
+    }
+}
+
+fn spawn(spec: &EngineSpec, role: settings::Role) -> Result<Process, Error> {
+    let failed = |what: &str, e: std::io::Error| {
+        Error::io(
+            Kind::EngineStart,
+            "start engine",
+            format!(
+                "{} in {}: {what}",
+                spec.binary.display(),
+                spec.directory.display()
+            ),
+            e,
+        )
+    };
+    let settings = settings::text(spec, role)?;
+    assert!(settings.len() <= SETTINGS_BYTES_MAX, "settings outgrew the pipe");
+    create_directory(&spec.directory, spec.run_as)?;
+    if let Some(other) = table::living_in(&spec.directory).first() {
+        return Err(Error::new(
+            Kind::EngineStart,
+            "start engine",
+            format!(
+                "process {} lives in {} already",
+                other.pid,
+                spec.directory.display()
+            ),
+        ));
+    }
+    // The directory is opened by us and entered through the descriptor: the engine's user need not be able to pass
+    // through its parents. `/proc/self` is the child when this is resolved.
+    let directory = std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags((rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::NOFOLLOW).bits() as i32)
+        .open(&spec.directory)
+        .map_err(|e| failed("open directory", e))?;
+    // Whole settings or none: the child finds them in the pipe, however early we die.
+    let (stdin, mut into_stdin) = std::io::pipe().map_err(|e| failed("make pipe", e))?;
+    into_stdin
+        .write_all(settings.as_bytes())
+        .map_err(|e| failed("write settings", e))?;
+    drop(into_stdin);
+
+    let mut command = Command::new(&spec.binary);
+    command
+        // The name by which the process is recognised, whatever the program file is called.
+        .arg0("redis-server")
+        .arg("-")
+        .current_dir(format!("/proc/self/fd/{}", directory.as_raw_fd()))
+        .env_clear()
+        .stdin(stdin)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .process_group(0);
+    if let Some((uid, gid)) = spec.run_as {
+        command.uid(uid).gid(gid);
+    }
+    let mut child = command.spawn().map_err(|e| failed("spawn", e))?;
+    let process = table::process(child.id());
+    // Reaps the child, whenever it ends: otherwise it would stay a zombie for as long as we live.
+    let reaper = std::thread::Builder::new()
+        .name("engine-reaper".to_owned())
+        .stack_size(64 * 1024)
+        .spawn(move || child.wait());
+    if let Err(e) = reaper {
+        tracing::warn!(error = %e, "no thread to reap an engine: it will be a zombie when it ends");
+    }
+    process.ok_or_else(|| {
+        Error::new(
+            Kind::EngineStart,
+            "start engine",
+            format!(
+                "the process was gone at once; its log ends: {}",
+                lifetime::log_tail(&spec.directory, 5)
+            ),
+        )
+    })
+}
+
+/// Makes the directory with mode 0700 for the engine's user; one that exists is left as it is.
+pub(crate) fn create_directory(directory: &Path, run_as: Option<(u32, u32)>) -> Result<(), Error> {
+    let failed = |e| Error::io(Kind::Io, "create directory", directory.display().to_string(), e);
+    match std::fs::DirBuilder::new().mode(0o700).create(directory) {
+        Ok(()) => {}
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
+        Err(e) => return Err(failed(e)),
+    }
+    give(directory, run_as)
+}
+
+/// Hands a file or directory to the engine's user.
+pub(crate) fn give(path: &Path, run_as: Option<(u32, u32)>) -> Result<(), Error> {
+    match run_as {
+        None => Ok(()),
+        Some((uid, gid)) => std::os::unix::fs::lchown(path, Some(uid), Some(gid))
+            .map_err(|e| Error::io(Kind::Io, "change owner", path.display().to_string(), e)),
+    }
+}
+
+/// The live engine whose working directory is `directory`, also where that was deleted under it.
+///
+/// The password is not tried: [`Engine::control`] fails with [`Kind::Auth`] where it is wrong.
+///
+/// # Errors
+/// [`Kind::Io`] where `/proc` cannot be read.
+pub fn find(directory: &Path, admin_password: &Secret) -> Result<Option<Engine>, Error> {
+    table::readable()?;
+    Ok(table::living_in(directory)
+        .into_iter()
+        .next()
+        .map(|process| Engine {
+            process,
+            directory: directory.to_owned(),
+            admin_password: admin_password.clone(),
+        }))
+}
+
+/// Every engine process whose working directory lies below `root`, with that directory (as it was called where it
+/// was deleted meanwhile). Whose they are is the caller's to know.
+pub fn find_orphans(root: &Path) -> Vec<(u32, PathBuf)> {
+    let root = root.canonicalize().unwrap_or_else(|_gone| root.to_owned());
+    table::engines()
+        .into_iter()
+        .filter(|(_, home)| home.path.starts_with(&root))
+        .map(|(process, home)| (process.pid, home.path))
+        .collect()
+}
+
+impl Engine {
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid
+    }
+
+    /// The generation's directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Whether this very process still runs: an id that was given to another process does not count, nor does a
+    /// zombie.
+    pub fn is_alive(&self) -> bool {
+        table::process(self.process.pid).is_some_and(|now| now == self.process)
+    }
+
+    /// How the control plane reaches it.
+    pub fn endpoint(&self) -> Endpoint {
+        Endpoint {
+            address: Address::Unix(self.directory.join(SOCKET)),
+            user: Some(ADMIN_USER.to_owned()),
+            password: Some(self.admin_password.clone()),
+            tls: None,
+            timeout: CONTROL_TIMEOUT,
+        }
+    }
+
+    /// A new control connection.
+    ///
+    /// # Errors
+    /// [`Kind::EngineExited`] with the end of the log where the process is gone; else as [`Node::connect`].
+    pub fn control(&self) -> Result<Node, Error> {
+        Node::connect(&self.endpoint()).map_err(|e| self.explain(e))
+    }
+
+    /// Waits until the control socket answers.
+    fn wait_for_socket(&self) -> Result<(), Error> {
+        let limit = Instant::now() + START_LIMIT;
+        loop {
+            let refusal = match Node::connect(&self.endpoint()) {
+                Ok(_) => return Ok(()),
+                Err(e) => e,
+            };
+            let hopeless = match refusal.kind {
+                _ if !self.is_alive() => Some("it ended at once"),
+                Kind::Auth => Some("it refuses our password"),
+                _ if Instant::now() >= limit => Some("it did not answer in 30 s"),
+                _ => None,
+            };
+            if let Some(what) = hopeless {
+                let context = format!(
+                    "{}: {what} ({}); its log ends: {}",
+                    self.directory.display(),
+                    chain(&refusal),
+                    self.log_tail(5)
+                );
+                return Err(Error::new(Kind::EngineStart, "start engine", context));
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Replaces an error of a connection by what really happened where the process is gone.
+    pub(crate) fn explain(&self, error: Error) -> Error {
+        let broken = matches!(error.kind, Kind::Connection | Kind::Idle | Kind::Protocol);
+        if !broken || !self.gone_soon() {
+            return error;
+        }
+        let context = format!(
+            "process {} in {} ended; its log ends: {}",
+            self.process.pid,
+            self.directory.display(),
+            self.log_tail(10)
+        );
+        Error::new(Kind::EngineExited, error.operation, context).because(error)
+    }
+
+    /// A connection breaks a moment before its process is gone: waits a little for the truth.
+    fn gone_soon(&self) -> bool {
+        self.wait_gone(Duration::from_millis(200))
+    }
+}

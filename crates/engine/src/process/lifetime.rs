@@ -1,0 +1,299 @@
+//! What is done with an engine while it lives, and how it ends.
+
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, PidfdFlags, Signal};
+
+use crate::control::Control;
+use crate::error::{Error, Kind, chain};
+use crate::failpoint;
+use crate::node::{Node, Reply, Secret};
+
+use super::{Engine, LOG, settings};
+
+/// Most of the log that is looked at for its last lines.
+const LOG_TAIL_BYTES: u64 = 64 * 1024;
+/// Longest wait between two looks at a loading engine: progress moves far more often than each second.
+const LOAD_POLL_MAX: Duration = Duration::from_millis(20);
+/// A process that was killed is gone after this, unless the kernel itself is stuck.
+const KILL_LIMIT: Duration = Duration::from_secs(30);
+/// Between two looks at a process that ends.
+const END_POLL: Duration = Duration::from_millis(1);
+
+impl Engine {
+    /// Waits until the engine has loaded its files; progress goes to the control's bytes.
+    ///
+    /// # Errors
+    /// [`Kind::EngineExited`] with the end of the log where it dies: that is how an engine refuses a file.
+    /// [`Kind::Cancelled`] and [`Kind::Deadline`] leave it running.
+    pub fn wait_loaded(&self, control: &Control) -> Result<(), Error> {
+        let mut node = self.control()?;
+        let mut pause = END_POLL;
+        loop {
+            control.check("load")?;
+            match node.info("persistence") {
+                Ok(fields) => {
+                    let number = |name: &str| -> u64 {
+                        fields
+                            .iter()
+                            .find(|(field, _)| field == name)
+                            .and_then(|(_, value)| value.parse().ok())
+                            .unwrap_or(0)
+                    };
+                    if number("loading") == 0 {
+                        let total = control.bytes_total.load(Ordering::Relaxed);
+                        control.bytes_done.store(total, Ordering::Relaxed);
+                        return Ok(());
+                    }
+                    control
+                        .bytes_total
+                        .store(number("loading_total_bytes"), Ordering::Relaxed);
+                    control
+                        .bytes_done
+                        .store(number("loading_loaded_bytes"), Ordering::Relaxed);
+                }
+                // One huge value can keep it silent for longer than any time-out.
+                Err(e) if e.kind == Kind::Idle && self.is_alive() => node = self.control()?,
+                Err(e) => return Err(self.explain(e)),
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(LOAD_POLL_MAX);
+        }
+    }
+
+    /// Makes a standby ([`super::start_standby`]) an engine that can serve: a primary, keys expire, the memory limit
+    /// holds. Does nothing new to an engine that is one already.
+    ///
+    /// # Errors
+    /// As [`Node::command`]; [`Kind::EngineExited`].
+    pub fn promote(&self, max_memory_bytes: u64) -> Result<(), Error> {
+        let mut node = self.control()?;
+        let mut run = |words: &[&str]| node.run(words).map_err(|e| self.explain(e));
+        run(&["CONFIG", "SET", "maxmemory", &max_memory_bytes.to_string()])?;
+        run(&["REPLICAOF", "NO", "ONE"])?;
+        run(&["DEBUG", "SET-ACTIVE-EXPIRE", "1"])?;
+        Ok(())
+    }
+
+    /// Sets the engine's `maxmemory`; 0 = no limit.
+    ///
+    /// # Errors
+    /// As [`Node::command`]; [`Kind::EngineExited`].
+    pub fn set_max_memory(&self, bytes: u64) -> Result<(), Error> {
+        self.control()?
+            .config_set("maxmemory", &bytes.to_string())
+            .map_err(|e| self.explain(e))
+    }
+
+    /// Changes what new client connections need; those that are open stay. `None`: they need no password.
+    ///
+    /// # Errors
+    /// As [`Node::command`]; [`Kind::EngineExited`].
+    pub fn set_client_password(&self, password: Option<&Secret>) -> Result<(), Error> {
+        let rule = settings::password_rule(password);
+        // `resetpass` also takes `nopass` away.
+        self.control()?
+            .run(&["ACL", "SETUSER", "default", "resetpass", &rule])
+            .map(drop)
+            .map_err(|e| self.explain(e))
+    }
+
+    /// Removes every key of every db. The memory is given back in the background.
+    ///
+    /// # Errors
+    /// As [`Node::command`]; [`Kind::EngineExited`].
+    pub fn flush_all(&self) -> Result<(), Error> {
+        self.control()?
+            .run(&["FLUSHALL", "ASYNC"])
+            .map(drop)
+            .map_err(|e| self.explain(e))
+    }
+
+    /// The engine's `used_memory` in bytes.
+    ///
+    /// # Errors
+    /// As [`Node::command`]; [`Kind::Protocol`] where it does not say; [`Kind::EngineExited`].
+    pub fn used_memory(&self) -> Result<u64, Error> {
+        let fields = self.control()?.info("memory").map_err(|e| self.explain(e))?;
+        fields
+            .iter()
+            .find(|(name, _)| name == "used_memory")
+            .and_then(|(_, value)| value.parse().ok())
+            .ok_or_else(|| Error::new(Kind::Protocol, "read used memory", "INFO memory does not say"))
+    }
+
+    /// The port that clients reach it at; 0 = none.
+    ///
+    /// # Errors
+    /// As [`Node::command`]; [`Kind::EngineExited`].
+    pub fn current_port(&self) -> Result<u16, Error> {
+        port_of(&mut self.control()?).map_err(|e| self.explain(e))
+    }
+
+    /// Moves the clients' port; 0 closes it. Open connections stay.
+    ///
+    /// # Errors
+    /// [`Kind::PortTaken`]: the port that it had before stays. As [`Node::command`]; [`Kind::EngineExited`].
+    pub fn set_port(&self, port: u16) -> Result<(), Error> {
+        take_port(&mut self.control()?, port).map_err(|e| self.explain(e))
+    }
+
+    /// Ends the process: asks, then `SIGTERM`, then `SIGKILL`. Returns only when it is gone; one that is gone already
+    /// is fine.
+    ///
+    /// `save` keeps what its persistence keeps; without it a last snapshot is skipped (an append-only file holds
+    /// what it holds). `limit` is shared by the polite steps; where saving fails or takes longer, the process is
+    /// killed and what it had not written is lost.
+    ///
+    /// # Errors
+    /// [`Kind::Idle`] where even the kernel does not end it; [`Kind::Io`] where we may not signal it.
+    pub fn stop(&self, save: bool, limit: Duration) -> Result<(), Error> {
+        failpoint::hit("process.before_stop")?;
+        let asked = self.ask_to_shut_down(save, limit / 2);
+        let polite = asked.is_ok() && self.wait_gone(limit / 2);
+        if !polite && self.is_alive() {
+            if let Err(e) = asked {
+                tracing::warn!(pid = self.pid(), error = %chain(&e), "engine does not shut down when asked");
+            }
+            // On SIGTERM it saves where it has save points.
+            if save {
+                self.signal(Signal::TERM)?;
+            }
+            if !save || !self.wait_gone(limit / 2) {
+                self.kill()?;
+            }
+        }
+        failpoint::hit("process.after_stop")
+    }
+
+    /// Ends the process at once (`SIGKILL`) and waits until it is gone.
+    ///
+    /// # Errors
+    /// As [`Engine::stop`].
+    pub fn kill(&self) -> Result<(), Error> {
+        self.signal(Signal::KILL)?;
+        if self.wait_gone(KILL_LIMIT) {
+            return Ok(());
+        }
+        let context = format!("process {} does not end on SIGKILL", self.pid());
+        Err(Error::new(Kind::Idle, "end engine", context))
+    }
+
+    /// The last lines of its log, joined by ` | `; empty where there is none.
+    pub fn log_tail(&self, lines: usize) -> String {
+        log_tail(&self.directory, lines)
+    }
+
+    /// Whether the process is gone, waiting up to `limit` for it.
+    pub(super) fn wait_gone(&self, limit: Duration) -> bool {
+        let until = Instant::now() + limit;
+        while self.is_alive() {
+            if Instant::now() >= until {
+                return false;
+            }
+            std::thread::sleep(END_POLL);
+        }
+        true
+    }
+
+    fn ask_to_shut_down(&self, save: bool, limit: Duration) -> Result<(), Error> {
+        if !self.is_alive() {
+            return Ok(());
+        }
+        let mut endpoint = self.endpoint();
+        endpoint.timeout = limit.max(Duration::from_millis(1));
+        let mut node = Node::connect(&endpoint)?;
+        // NOW: not held up by a replica that lags, as a backup in progress is one.
+        let words: &[&[u8]] = if save {
+            &[b"SHUTDOWN", b"NOW"]
+        } else {
+            &[b"SHUTDOWN", b"NOSAVE", b"NOW"]
+        };
+        match node.ask(words) {
+            Ok(Reply::Error(text)) => Err(Error::new(Kind::Refused, "shut down engine", text)),
+            // The reply of a success is the end of the connection.
+            Err(e) if e.kind != Kind::Connection => Err(e),
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Signals this very process and no later one with its id.
+    fn signal(&self, signal: Signal) -> Result<(), Error> {
+        let raw = i32::try_from(self.process.pid).ok().and_then(Pid::from_raw);
+        let Some(pid) = raw else {
+            unreachable!("process ids of the kernel are positive");
+        };
+        let sent = match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+            // The descriptor stands for whichever process has the id now; the start time says whether that is ours.
+            Ok(descriptor) if self.is_alive() => rustix::process::pidfd_send_signal(&descriptor, signal),
+            Ok(_) => return Ok(()),
+            Err(_) if !self.is_alive() => return Ok(()),
+            // A sandbox without pidfd.
+            Err(_) => rustix::process::kill_process(pid, signal),
+        };
+        match sent {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(e) => {
+                let context = format!("signal process {}", self.process.pid);
+                Err(Error::io(Kind::Io, "end engine", context, e.into()))
+            }
+        }
+    }
+}
+
+/// The port of a node; 0 = none.
+pub(crate) fn port_of(node: &mut Node) -> Result<u16, Error> {
+    node.config_get("port")?
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(|| {
+            Error::new(
+                Kind::Protocol,
+                "read port",
+                format!("{} does not say", node.label()),
+            )
+        })
+}
+
+/// See [`Engine::set_port`].
+pub(crate) fn take_port(node: &mut Node, port: u16) -> Result<(), Error> {
+    let text = port.to_string();
+    match node.ask(&[b"CONFIG", b"SET", b"port", text.as_bytes()])? {
+        Reply::Error(text) if text.contains("listen on this port") => Err(Error::new(
+            Kind::PortTaken,
+            "take port",
+            format!("{}: port {port}: {text}", node.label()),
+        )),
+        Reply::Error(text) => Err(Error::new(
+            Kind::Refused,
+            "take port",
+            format!("{}: port {port}: {text}", node.label()),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// See [`Engine::log_tail`].
+pub(super) fn log_tail(directory: &Path, lines: usize) -> String {
+    let read = || -> std::io::Result<Vec<u8>> {
+        let mut file = std::fs::File::open(directory.join(LOG))?;
+        let len = file.metadata()?.len();
+        file.seek(SeekFrom::Start(len.saturating_sub(LOG_TAIL_BYTES)))?;
+        let mut bytes = Vec::new();
+        file.take(LOG_TAIL_BYTES).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    // A log that cannot be read says nothing; the caller reports an error of its own.
+    let bytes = read().unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let mut last: Vec<&str> = text
+        .lines()
+        .rev()
+        .filter(|line| !line.trim().is_empty())
+        .take(lines)
+        .collect();
+    last.reverse();
+    last.join(" | ")
+}

@@ -1,0 +1,118 @@
+//! The settings that an engine is started with, as the text that it reads from standard input.
+
+use std::fmt::Write;
+
+use ring::digest::{SHA256, digest};
+
+use crate::error::{Error, Kind};
+use crate::node::Secret;
+
+use super::{ADMIN_USER, EngineSpec, LOG, Persistence, SOCKET};
+
+/// The broadcast address: the kernel refuses a TCP connection to it at once, so this primary never answers.
+const NO_PRIMARY: &str = "255.255.255.255 1";
+/// As DCS has them.
+const DATABASES: u32 = 256;
+
+/// What clients may not do: change who may do what, change the configuration that the control plane relies on, load
+/// code, end the process or turn it into somebody's replica. Reading the configuration, `DEBUG` and the replica's
+/// side of `PSYNC` stay, so that the usual programs work.
+const CLIENT_RULES: &str = "~* &* +@all -acl|setuser -acl|deluser -acl|load -acl|save -config|set -config|rewrite \
+                            -module -replicaof -slaveof -shutdown -failover";
+
+/// Whom the process is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Clients.
+    Serving,
+    /// Verification: see [`super::start_standby`].
+    Standby,
+}
+
+/// # Errors
+/// [`Kind::EngineStart`] for a bind address that is none.
+pub(super) fn text(spec: &EngineSpec, role: Role) -> Result<String, Error> {
+    let is_address = |byte: u8| byte.is_ascii_alphanumeric() || b".:*-%_ ".contains(&byte);
+    if spec.bind.trim().is_empty() || !spec.bind.bytes().all(is_address) {
+        let context = format!("{:?} is no list of addresses", spec.bind);
+        return Err(Error::new(Kind::EngineStart, "start engine", context));
+    }
+    let max_memory_bytes = match role {
+        Role::Serving => spec.max_memory_bytes,
+        Role::Standby => 0,
+    };
+    let mut text = String::new();
+    let mut line = |words: std::fmt::Arguments<'_>| {
+        // Writing to a string cannot fail.
+        let _infallible = writeln!(text, "{words}");
+    };
+    line(format_args!("bind {}", spec.bind));
+    // Who may connect without a password is said by the client password, not guessed from the address.
+    line(format_args!("protected-mode no"));
+    // Always: a port is taken with CONFIG SET, which can say that it is not free.
+    line(format_args!("port 0"));
+    line(format_args!("unixsocket {SOCKET}"));
+    line(format_args!("unixsocketperm 700"));
+    line(format_args!("logfile {LOG}"));
+    line(format_args!("always-show-logo no"));
+    line(format_args!("daemonize no"));
+    line(format_args!("oom-score-adj no"));
+    line(format_args!("tcp-backlog 511"));
+    line(format_args!("databases {DATABASES}"));
+    line(format_args!("maxmemory {max_memory_bytes}"));
+    line(format_args!("maxmemory-policy noeviction"));
+    line(format_args!("sanitize-dump-payload yes"));
+    line(format_args!("enable-debug-command local"));
+    line(format_args!("enable-module-command no"));
+    line(format_args!("enable-protected-configs no"));
+    // A backup is taken at once and without the engine's own compression, the dearest stage of a snapshot.
+    line(format_args!("rdbcompression no"));
+    line(format_args!("repl-diskless-sync yes"));
+    line(format_args!("repl-diskless-sync-delay 0"));
+    line(format_args!(
+        "appendonly {}",
+        match spec.persistence {
+            Persistence::Aof => "yes",
+            Persistence::Rdb | Persistence::None => "no",
+        }
+    ));
+    line(format_args!("appendfsync everysec"));
+    line(format_args!(
+        "save {}",
+        match spec.persistence {
+            Persistence::Rdb => "3600 1 300 100 60 10000",
+            Persistence::Aof | Persistence::None => "\"\"",
+        }
+    ));
+    line(format_args!(
+        "user {ADMIN_USER} on {} ~* &* +@all",
+        password_hash(&spec.admin_password)
+    ));
+    line(format_args!(
+        "user default on {} {CLIENT_RULES}",
+        password_rule(spec.client_password.as_ref())
+    ));
+    if role == Role::Standby {
+        line(format_args!("replicaof {NO_PRIMARY}"));
+    }
+    Ok(text)
+}
+
+/// The ACL rule for the default user's password, fit for a settings line and for `ACL SETUSER`.
+pub(super) fn password_rule(password: Option<&Secret>) -> String {
+    match password {
+        Some(password) => password_hash(password),
+        None => "nopass".to_owned(),
+    }
+}
+
+/// `#<SHA-256>`: the engine stores no more than that, and no character of a password needs quoting.
+fn password_hash(password: &Secret) -> String {
+    let hash = digest(&SHA256, password.expose().as_bytes());
+    let mut rule = String::with_capacity(65);
+    rule.push('#');
+    for byte in hash.as_ref() {
+        let _infallible = write!(rule, "{byte:02x}");
+    }
+    rule
+}

@@ -1,0 +1,138 @@
+//! The kernel's process table, as far as engines are concerned.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Kind};
+
+/// First words of the command lines of engines. A process that we started calls itself `redis-server`.
+const PROGRAMS: [&str; 2] = ["redis-server", "valkey-server"];
+
+/// One process, told from a later one with the same id by its start time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Process {
+    pub(super) pid: u32,
+    /// Clock ticks since boot.
+    pub(super) start_ticks: u64,
+}
+
+/// The working directory of a process.
+pub(super) struct Home {
+    /// Its name, without the kernel's mark for a deleted one.
+    pub(super) path: PathBuf,
+    is_deleted: bool,
+    /// Device and inode: the same directory under whatever name.
+    identity: Option<(u64, u64)>,
+}
+
+struct Stat {
+    process: Process,
+    parent: u32,
+}
+
+/// The live process with this id; a zombie is none.
+pub(super) fn process(pid: u32) -> Option<Process> {
+    stat(pid).map(|stat| stat.process)
+}
+
+/// # Errors
+/// [`Kind::Io`] where there is no usable `/proc`: then no engine could ever be found, which must not pass for "none
+/// runs".
+pub(super) fn readable() -> Result<(), Error> {
+    match stat(std::process::id()) {
+        Some(_) => Ok(()),
+        None => Err(Error::new(
+            Kind::Io,
+            "read process table",
+            "/proc does not show this process",
+        )),
+    }
+}
+
+/// Every engine process with its working directory, oldest first, without the children that engines fork.
+pub(super) fn engines() -> Vec<(Process, Home)> {
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    let mut found: Vec<(Stat, Home)> = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|&pid| is_engine(pid))
+        .filter_map(|pid| Some((stat(pid)?, home(pid)?)))
+        .collect();
+    // A child that was forked for a snapshot bears its parent's name until it has given itself another one.
+    let pids: Vec<u32> = found.iter().map(|(stat, _)| stat.process.pid).collect();
+    found.retain(|(stat, _)| !pids.contains(&stat.parent));
+    found.sort_by_key(|(stat, _)| stat.process.start_ticks);
+    found
+        .into_iter()
+        .map(|(stat, home)| (stat.process, home))
+        .collect()
+}
+
+/// The engines whose working directory this is, oldest first.
+pub(super) fn living_in(directory: &Path) -> Vec<Process> {
+    let identity = std::fs::metadata(directory)
+        .ok()
+        .map(|meta| (meta.dev(), meta.ino()));
+    let path = resolve(directory);
+    engines()
+        .into_iter()
+        .filter(|(_, home)| {
+            (identity.is_some() && home.identity == identity) || (home.is_deleted && home.path == path)
+        })
+        .map(|(process, _)| process)
+        .collect()
+}
+
+fn is_engine(pid: u32) -> bool {
+    let Ok(line) = std::fs::read(format!("/proc/{pid}/cmdline")) else {
+        return false;
+    };
+    // An engine rewrites its command line to "<program> <address>:<port>".
+    let first = line
+        .split(|&byte| byte == 0 || byte == b' ')
+        .next()
+        .unwrap_or_default();
+    let program = first.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+    PROGRAMS.iter().any(|name| name.as_bytes() == program)
+}
+
+fn home(pid: u32) -> Option<Home> {
+    let link = PathBuf::from(format!("/proc/{pid}/cwd"));
+    let shown = std::fs::read_link(&link).ok()?;
+    let identity = std::fs::metadata(&link).ok().map(|meta| (meta.dev(), meta.ino()));
+    let stripped = shown.to_str().and_then(|text| text.strip_suffix(" (deleted)"));
+    Some(Home {
+        is_deleted: stripped.is_some(),
+        path: stripped.map_or_else(|| shown.clone(), PathBuf::from),
+        identity,
+    })
+}
+
+/// The name as the kernel would show it, also where the directory itself is gone.
+fn resolve(directory: &Path) -> PathBuf {
+    if let Ok(path) = directory.canonicalize() {
+        return path;
+    }
+    let parent = directory.parent().and_then(|parent| parent.canonicalize().ok());
+    match (parent, directory.file_name()) {
+        (Some(parent), Some(name)) => parent.join(name),
+        _ => std::path::absolute(directory).unwrap_or_else(|_unknown| directory.to_owned()),
+    }
+}
+
+/// Source: proc_pid_stat(5); the name in parentheses may hold anything, so the fields are counted from its end.
+fn stat(pid: u32) -> Option<Stat> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, fields) = text.rsplit_once(')')?;
+    let mut fields = fields.split_ascii_whitespace();
+    let state = fields.next()?;
+    let parent = fields.next()?.parse().ok()?;
+    let start_ticks = fields.nth(17)?.parse().ok()?;
+    let is_live = !matches!(state, "Z" | "X" | "x");
+    is_live.then_some(Stat {
+        process: Process { pid, start_ticks },
+        parent,
+    })
+}
