@@ -1,0 +1,185 @@
+//! LZF decompression, of whole strings or through a window.
+//!
+//! A control byte below 32 starts a run of that many plus one literal bytes. Any other starts a reference:
+//! three bits of length and five high bits of distance, a byte of further length if those three bits are
+//! all set, then the low byte of the distance. Lengths count from 2, distances from 1, so that a reference
+//! reaches back at most 8192 bytes and yields at most 264.
+
+use crate::error::{ErrorKind, malformed};
+
+/// The farthest a reference reaches back.
+const WINDOW: usize = 8192;
+/// The most bytes one item yields.
+const ITEM_MAX: usize = 264;
+/// Bytes handed on at a time, besides the window.
+const BLOCK: usize = 64 * 1024;
+
+/// Decodes whole items from `input` into `out[*fill..]` and returns the bytes of input used. Stops before an
+/// item that is cut off by the end of the input or does not fit into the output.
+fn decode(input: &[u8], out: &mut [u8], fill: &mut usize) -> Result<usize, ErrorKind> {
+    let mut used = 0;
+    let mut at = *fill;
+    while let Some(&control) = input.get(used) {
+        let control = usize::from(control);
+        if control < 32 {
+            let length = control + 1;
+            let (Some(literal), Some(target)) = (
+                input.get(used + 1..used + 1 + length),
+                out.get_mut(at..at + length),
+            ) else {
+                break;
+            };
+            target.copy_from_slice(literal);
+            used += 1 + length;
+            at += length;
+            continue;
+        }
+        let mut length = control >> 5;
+        let mut next = used + 1;
+        if length == 7 {
+            let Some(&more) = input.get(next) else { break };
+            length += usize::from(more);
+            next += 1;
+        }
+        let Some(&low) = input.get(next) else { break };
+        length += 2;
+        let distance = ((control & 0x1f) << 8 | usize::from(low)) + 1;
+        let Some(from) = at.checked_sub(distance) else {
+            return Err(malformed("compressed string refers to before its start"));
+        };
+        if out.len() - at < length {
+            break;
+        }
+        if distance >= length {
+            out.copy_within(from..from + length, at);
+        } else {
+            // The copied range grows as it is written, and each copy at least doubles it.
+            let mut done = 0;
+            while done < length {
+                let step = (distance + done).min(length - done);
+                out.copy_within(from..from + step, at + done);
+                done += step;
+            }
+        }
+        at += length;
+        used = next + 1;
+    }
+    *fill = at;
+    Ok(used)
+}
+
+/// Decompresses a string of `out.len()` bytes that is at hand as a whole.
+pub(crate) fn decompress(input: &[u8], out: &mut [u8]) -> Result<(), ErrorKind> {
+    let mut fill = 0;
+    let used = decode(input, out, &mut fill)?;
+    if used == input.len() && fill == out.len() {
+        Ok(())
+    } else {
+        Err(malformed("compressed string does not yield its length"))
+    }
+}
+
+/// Decompresses a string piece by piece.
+#[derive(Default)]
+pub(crate) struct Window {
+    buf: Vec<u8>,
+    fill: usize,
+}
+
+impl Window {
+    /// Forgets the string before.
+    pub(crate) fn begin(&mut self) {
+        self.buf.resize(WINDOW + BLOCK, 0);
+        self.fill = 0;
+    }
+
+    /// Decodes items from `input` and passes what they yield to `pass`; returns the bytes of input used.
+    /// Less than all are used only if the rest is a part of an item.
+    pub(crate) fn feed(
+        &mut self,
+        input: &[u8],
+        mut pass: impl FnMut(&[u8]) -> Result<(), ErrorKind>,
+    ) -> Result<usize, ErrorKind> {
+        let mut used = 0;
+        loop {
+            let start = self.fill;
+            let step = decode(&input[used..], &mut self.buf, &mut self.fill)?;
+            used += step;
+            if self.fill > start {
+                pass(&self.buf[start..self.fill])?;
+            }
+            if self.buf.len() - self.fill >= ITEM_MAX {
+                return Ok(used);
+            }
+            self.buf.copy_within(self.fill - WINDOW..self.fill, 0);
+            self.fill = WINDOW;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reference(distance: usize, length: usize) -> Vec<u8> {
+        let (d, l) = (distance - 1, length - 2);
+        if l < 7 {
+            vec![(l << 5 | d >> 8) as u8, d as u8]
+        } else {
+            vec![(7 << 5 | d >> 8) as u8, (l - 7) as u8, d as u8]
+        }
+    }
+
+    #[test]
+    fn overlapping_references_repeat() {
+        let mut input = vec![1, b'a', b'b'];
+        input.extend(reference(2, 264));
+        input.extend(reference(1, 5));
+        let mut out = vec![0; 271];
+        decompress(&input, &mut out).unwrap();
+        let mut expected: Vec<u8> = b"ab".iter().copied().cycle().take(266).collect();
+        expected.extend(b"bbbbb");
+        assert_eq!(out, expected);
+    }
+
+    #[test]
+    fn wrong_length_and_far_reference_are_refused() {
+        let input = [1, b'a', b'b'];
+        assert!(decompress(&input, &mut [0; 3]).is_err());
+        assert!(decompress(&input, &mut [0; 1]).is_err());
+        assert!(decompress(&[0, b'a', 0x20, 1], &mut [0; 4]).is_err());
+        assert!(decompress(&[5, b'a'], &mut [0; 6]).is_err());
+    }
+
+    #[test]
+    fn window_yields_what_the_whole_yields() {
+        let mut input = Vec::new();
+        let mut plain = 0usize;
+        for i in 0..20_000usize {
+            input.extend([2, i as u8, (i >> 8) as u8, 7]);
+            plain += 3;
+            let distance = 1 + (i * 37) % plain.min(8192);
+            let length = 3 + i % 262;
+            input.extend(reference(distance, length));
+            plain += length;
+        }
+        let mut whole = vec![0; plain];
+        decompress(&input, &mut whole).unwrap();
+        for cut in [1, 2, 5, 1000, input.len()] {
+            let mut window = Window::default();
+            window.begin();
+            let (mut out, mut held) = (Vec::new(), Vec::new());
+            for piece in input.chunks(cut) {
+                held.extend_from_slice(piece);
+                let used = window
+                    .feed(&held, |bytes| {
+                        out.extend_from_slice(bytes);
+                        Ok(())
+                    })
+                    .unwrap();
+                held.drain(..used);
+            }
+            assert!(held.is_empty() && out == whole, "cut {cut}");
+        }
+    }
+}

@@ -1,0 +1,421 @@
+//! Strings of an RDB file: read whole while they are small, or passed on in pieces.
+
+use crate::digest::{Hasher, of_bytes, push_decimal};
+use crate::elements::{Elements, Item, Items};
+use crate::error::{ErrorKind, Step, malformed};
+use crate::intset::Intset;
+use crate::listpack::Listpack;
+use crate::lzf;
+use crate::reader::{Carry, Length, Progress, Reader, WHOLE_MAX, progress};
+use crate::ziplist::Ziplist;
+use crate::zipmap::Zipmap;
+
+/// Plain bytes up to which a compressed string that is at hand is decompressed as a whole.
+const DECOMPRESS_WHOLE_MAX: u64 = 256 * 1024;
+
+/// The packed form inside a string.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Packing {
+    Listpack,
+    Ziplist,
+    Zipmap,
+}
+
+enum Head {
+    Int(i64),
+    Raw(u64),
+    Lzf { packed: u64, plain: u64 },
+}
+
+/// What is left of a string that is passed on in pieces.
+enum Body {
+    None,
+    Raw { left: u64 },
+    Lzf { packed: u64, plain: u64 },
+}
+
+enum Opened<'a> {
+    Int(i64),
+    Bytes(&'a [u8]),
+    /// So many bytes at the start of the scratch buffer.
+    Scratch(usize),
+    /// The string's length; its bytes must be pumped.
+    Long(u64),
+}
+
+/// Reads the length, or the number itself.
+#[inline]
+fn head(r: &mut Reader<'_>) -> Step<Head> {
+    Ok(match r.length_field()? {
+        Length::Plain(length) => Head::Raw(length),
+        Length::Encoded(0) => Head::Int(i64::from(i8::from_le_bytes(r.array()?))),
+        Length::Encoded(1) => Head::Int(i64::from(i16::from_le_bytes(r.array()?))),
+        Length::Encoded(2) => Head::Int(i64::from(i32::from_le_bytes(r.array()?))),
+        Length::Encoded(3) => Head::Lzf {
+            packed: r.length()?,
+            plain: r.length()?,
+        },
+        Length::Encoded(_) => return Err(malformed("string of an unknown encoding").into()),
+    })
+}
+
+struct Strings {
+    scratch: Vec<u8>,
+    window: lzf::Window,
+    body: Body,
+}
+
+impl Strings {
+    /// Starts the next string: whole if it is small or uncompressed and at hand.
+    #[inline]
+    fn open<'b>(&mut self, r: &mut Reader<'b>) -> Step<Opened<'b>> {
+        match head(r)? {
+            Head::Int(value) => {
+                r.commit();
+                Ok(Opened::Int(value))
+            }
+            Head::Raw(length) => {
+                let at_hand = usize::try_from(length)
+                    .ok()
+                    .and_then(|length| r.rest().get(..length));
+                if let Some(bytes) = at_hand {
+                    r.advance(bytes.len());
+                    r.commit();
+                    return Ok(Opened::Bytes(bytes));
+                }
+                if length <= WHOLE_MAX {
+                    return Err(r.need(length as usize));
+                }
+                r.commit();
+                self.body = Body::Raw { left: length };
+                Ok(Opened::Long(length))
+            }
+            Head::Lzf { packed, plain } => self.open_compressed(r, packed, plain),
+        }
+    }
+
+    fn open_compressed<'b>(&mut self, r: &mut Reader<'b>, packed: u64, plain: u64) -> Step<Opened<'b>> {
+        if packed == 0 || plain == 0 {
+            return Err(malformed("empty compressed string").into());
+        }
+        let at_hand = usize::try_from(packed)
+            .ok()
+            .and_then(|packed| r.rest().get(..packed));
+        match at_hand {
+            Some(bytes) if plain <= DECOMPRESS_WHOLE_MAX => {
+                let plain = plain as usize;
+                if self.scratch.len() < plain {
+                    self.scratch.resize(plain, 0);
+                }
+                lzf::decompress(bytes, &mut self.scratch[..plain])?;
+                r.advance(bytes.len());
+                r.commit();
+                Ok(Opened::Scratch(plain))
+            }
+            None if packed <= WHOLE_MAX && plain <= DECOMPRESS_WHOLE_MAX => Err(r.need(packed as usize)),
+            _ => {
+                r.commit();
+                self.window.begin();
+                self.body = Body::Lzf { packed, plain };
+                Ok(Opened::Long(plain))
+            }
+        }
+    }
+
+    /// Passes on what is at hand of a long string; done when it returns without a stop.
+    fn pump(&mut self, r: &mut Reader<'_>, mut pass: impl FnMut(&[u8]) -> Result<(), ErrorKind>) -> Step<()> {
+        let rest = r.rest();
+        let at_hand = |left: u64| &rest[..rest.len().min(usize::try_from(left).unwrap_or(usize::MAX))];
+        match &mut self.body {
+            Body::None => return Ok(()),
+            Body::Raw { left } => {
+                let piece = at_hand(*left);
+                if !piece.is_empty() {
+                    pass(piece)?;
+                }
+                *left -= piece.len() as u64;
+                r.advance(piece.len());
+                r.commit();
+                if *left > 0 {
+                    return Err(r.need(1));
+                }
+            }
+            Body::Lzf { packed, plain } => {
+                let piece = at_hand(*packed);
+                let used = self.window.feed(piece, |bytes| {
+                    *plain = plain
+                        .checked_sub(bytes.len() as u64)
+                        .ok_or_else(|| malformed("compressed string does not yield its length"))?;
+                    pass(bytes)
+                })?;
+                let whole_input = piece.len() as u64 == *packed;
+                *packed -= used as u64;
+                r.advance(used);
+                r.commit();
+                if whole_input {
+                    if *packed > 0 || *plain > 0 {
+                        return Err(malformed("compressed string does not yield its length").into());
+                    }
+                } else {
+                    return Err(r.need(piece.len() - used + 1));
+                }
+            }
+        }
+        self.body = Body::None;
+        Ok(())
+    }
+}
+
+/// The parser of the packed value at hand, and what it has not finished.
+#[derive(Default)]
+struct Packed {
+    listpack: Listpack,
+    ziplist: Ziplist,
+    zipmap: Zipmap,
+    intset: Intset,
+    carry: Carry,
+}
+
+impl Packed {
+    fn begin(&mut self, packing: Packing, size: u64) {
+        match packing {
+            Packing::Listpack => self.listpack.begin(size),
+            Packing::Ziplist => self.ziplist.begin(size),
+            Packing::Zipmap => self.zipmap.begin(size),
+        }
+    }
+
+    fn end(&mut self, packing: Packing) -> Result<(), ErrorKind> {
+        self.carry.clear();
+        let (done, what) = match packing {
+            Packing::Listpack => (self.listpack.is_done(), "listpack reaches beyond its string"),
+            Packing::Ziplist => (self.ziplist.is_done(), "ziplist reaches beyond its string"),
+            Packing::Zipmap => (self.zipmap.is_done(), "zipmap reaches beyond its string"),
+        };
+        if done { Ok(()) } else { Err(malformed(what)) }
+    }
+
+    #[inline]
+    fn run<A: Items>(
+        &mut self,
+        packing: Packing,
+        bytes: &[u8],
+        hasher: &mut Hasher,
+        items: &mut A,
+    ) -> Result<Progress, ErrorKind> {
+        let mut r = Reader::new(bytes);
+        let step = match packing {
+            Packing::Listpack => self.listpack.run(&mut r, hasher, items),
+            Packing::Ziplist => self.ziplist.run(&mut r, hasher, items),
+            Packing::Zipmap => self.zipmap.run(&mut r, hasher, items),
+        };
+        settle(&r, step)
+    }
+
+    fn whole<A: Items>(
+        &mut self,
+        packing: Packing,
+        bytes: &[u8],
+        hasher: &mut Hasher,
+        items: &mut A,
+    ) -> Result<(), ErrorKind> {
+        self.begin(packing, bytes.len() as u64);
+        self.run(packing, bytes, hasher, items)?;
+        self.end(packing)
+    }
+
+    fn whole_intset(&mut self, bytes: &[u8], set: &mut Elements) -> Result<(), ErrorKind> {
+        self.intset.begin(bytes.len() as u64);
+        self.run_intset(bytes, set)?;
+        self.end_intset()
+    }
+
+    fn end_intset(&mut self) -> Result<(), ErrorKind> {
+        self.carry.clear();
+        if self.intset.is_done() {
+            Ok(())
+        } else {
+            Err(malformed("intset reaches beyond its string"))
+        }
+    }
+
+    fn run_intset(&mut self, bytes: &[u8], set: &mut Elements) -> Result<Progress, ErrorKind> {
+        let mut r = Reader::new(bytes);
+        let step = self.intset.run(&mut r, set);
+        settle(&r, step)
+    }
+}
+
+/// Copies up to `limit` bytes; returns the length, and the hash of a string that is longer.
+#[inline]
+fn keep(bytes: &[u8], out: &mut Vec<u8>, limit: usize) -> (u64, Option<u128>) {
+    out.clear();
+    out.extend_from_slice(&bytes[..bytes.len().min(limit)]);
+    (bytes.len() as u64, (bytes.len() > limit).then(|| of_bytes(bytes)))
+}
+
+fn settle(r: &Reader<'_>, step: Step<()>) -> Result<Progress, ErrorKind> {
+    match step {
+        Ok(()) => Ok(Progress {
+            consumed: r.committed(),
+            need: 1,
+        }),
+        Err(stop) => progress(r, stop),
+    }
+}
+
+/// Reads strings for whoever wants their hash, their bytes or their packed items.
+///
+/// A call that is stopped for want of bytes is repeated as it was; the place inside a long string is kept
+/// here.
+pub(crate) struct Source {
+    strings: Strings,
+    hasher: Hasher,
+    packed: Packed,
+    long: bool,
+    long_bytes: u64,
+}
+
+impl Source {
+    pub(crate) fn new() -> Self {
+        Self {
+            strings: Strings {
+                scratch: Vec::new(),
+                window: lzf::Window::default(),
+                body: Body::None,
+            },
+            hasher: Hasher::default(),
+            packed: Packed::default(),
+            long: false,
+            long_bytes: 0,
+        }
+    }
+
+    pub(crate) fn buffered_bytes(&self) -> usize {
+        self.packed.carry.len() + self.strings.scratch.len()
+    }
+
+    /// Reads a string as an item: its bytes or number, or its hash if it is long.
+    #[inline]
+    pub(crate) fn item<'s, 'b: 's>(&'s mut self, r: &mut Reader<'b>) -> Step<Item<'s>> {
+        if !self.long {
+            match self.strings.open(r)? {
+                Opened::Int(value) => return Ok(Item::Int(value)),
+                Opened::Bytes(bytes) => return Ok(Item::Bytes(bytes)),
+                Opened::Scratch(length) => return Ok(Item::Bytes(&self.strings.scratch[..length])),
+                Opened::Long(_) => {
+                    self.hasher.reset();
+                    self.long = true;
+                }
+            }
+        }
+        self.long_item(r)
+    }
+
+    #[cold]
+    fn long_item<'a>(&mut self, r: &mut Reader<'_>) -> Step<Item<'a>> {
+        let hasher = &mut self.hasher;
+        self.strings.pump(r, |bytes| {
+            hasher.update(bytes);
+            Ok(())
+        })?;
+        self.long = false;
+        Ok(Item::Hashed(self.hasher.finish()))
+    }
+
+    /// Reads a string into `out`, at most `limit` bytes of it, and returns its full length and its hash.
+    #[inline]
+    pub(crate) fn bytes(
+        &mut self,
+        r: &mut Reader<'_>,
+        out: &mut Vec<u8>,
+        limit: usize,
+    ) -> Step<(u64, Option<u128>)> {
+        if !self.long {
+            match self.strings.open(r)? {
+                Opened::Int(value) => {
+                    out.clear();
+                    push_decimal(out, value);
+                    return Ok((out.len() as u64, None));
+                }
+                Opened::Bytes(bytes) => return Ok(keep(bytes, out, limit)),
+                Opened::Scratch(length) => return Ok(keep(&self.strings.scratch[..length], out, limit)),
+                Opened::Long(length) => {
+                    out.clear();
+                    self.hasher.reset();
+                    self.long = true;
+                    self.long_bytes = length;
+                }
+            }
+        }
+        let hasher = &mut self.hasher;
+        self.strings.pump(r, |bytes| {
+            hasher.update(bytes);
+            let room = limit.saturating_sub(out.len()).min(bytes.len());
+            out.extend_from_slice(&bytes[..room]);
+            Ok(())
+        })?;
+        self.long = false;
+        Ok((self.long_bytes, Some(self.hasher.finish())))
+    }
+
+    /// Reads a string as a packed value and passes its items on.
+    pub(crate) fn packed<A: Items>(
+        &mut self,
+        r: &mut Reader<'_>,
+        packing: Packing,
+        items: &mut A,
+    ) -> Step<()> {
+        if !self.long {
+            match self.strings.open(r)? {
+                Opened::Int(_) => return Err(malformed("number in place of a packed value").into()),
+                Opened::Bytes(bytes) => {
+                    return Ok(self.packed.whole(packing, bytes, &mut self.hasher, items)?);
+                }
+                Opened::Scratch(length) => {
+                    let bytes = &self.strings.scratch[..length];
+                    return Ok(self.packed.whole(packing, bytes, &mut self.hasher, items)?);
+                }
+                Opened::Long(length) => {
+                    self.packed.begin(packing, length);
+                    self.long = true;
+                }
+            }
+        }
+        let mut carry = std::mem::take(&mut self.packed.carry);
+        let (packed, hasher) = (&mut self.packed, &mut self.hasher);
+        let step = self.strings.pump(r, |bytes| {
+            carry.feed(bytes, |bytes| packed.run(packing, bytes, hasher, items))
+        });
+        self.packed.carry = carry;
+        step?;
+        self.long = false;
+        Ok(self.packed.end(packing)?)
+    }
+
+    /// Reads a string as an intset.
+    pub(crate) fn intset(&mut self, r: &mut Reader<'_>, set: &mut Elements) -> Step<()> {
+        if !self.long {
+            match self.strings.open(r)? {
+                Opened::Int(_) => return Err(malformed("number in place of an intset").into()),
+                Opened::Bytes(bytes) => return Ok(self.packed.whole_intset(bytes, set)?),
+                Opened::Scratch(length) => {
+                    return Ok(self.packed.whole_intset(&self.strings.scratch[..length], set)?);
+                }
+                Opened::Long(length) => {
+                    self.packed.intset.begin(length);
+                    self.long = true;
+                }
+            }
+        }
+        let mut carry = std::mem::take(&mut self.packed.carry);
+        let packed = &mut self.packed;
+        let step = self.strings.pump(r, |bytes| {
+            carry.feed(bytes, |bytes| packed.run_intset(bytes, set))
+        });
+        self.packed.carry = carry;
+        step?;
+        self.long = false;
+        Ok(self.packed.end_intset()?)
+    }
+}
