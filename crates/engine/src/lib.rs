@@ -8,7 +8,9 @@ pub mod error;
 pub mod failpoint;
 pub mod node;
 pub mod process;
+pub mod sideload;
 pub mod switch;
+pub mod verify;
 
 pub use control::{Control, Progress};
 pub use error::{Error, Kind, chain};

@@ -36,6 +36,9 @@ pub const LOG: &str = "redis.log";
 /// The ACL user of the control plane.
 pub const ADMIN_USER: &str = "cachekeep";
 
+/// Host and port of the primary of a standby. The broadcast address: the kernel refuses a TCP connection to it at
+/// once, so this primary never answers.
+pub(crate) const NO_PRIMARY: (&str, &str) = ("255.255.255.255", "1");
 /// Longest time from spawn to the first answer. Loading does not count: a loading engine answers.
 const START_LIMIT: Duration = Duration::from_secs(30);
 /// Longest silence on a control connection: a loading engine answers only between two values.
@@ -215,16 +218,9 @@ fn spawn(spec: &EngineSpec, role: settings::Role) -> Result<Process, Error> {
     let settings = settings::text(spec, role)?;
     assert!(settings.len() <= SETTINGS_BYTES_MAX, "settings outgrew the pipe");
     create_directory(&spec.directory, spec.run_as)?;
-    if let Some(other) = table::living_in(&spec.directory).first() {
-        return Err(Error::new(
-            Kind::EngineStart,
-            "start engine",
-            format!(
-                "process {} lives in {} already",
-                other.pid,
-                spec.directory.display()
-            ),
-        ));
+    if let Some(pid) = inhabitant(&spec.directory)? {
+        let context = format!("process {pid} lives in {} already", spec.directory.display());
+        return Err(Error::new(Kind::EngineStart, "start engine", context));
     }
     // The directory is opened by us and entered through the descriptor: the engine's user need not be able to pass
     // through its parents. `/proc/self` is the child when this is resolved.
@@ -312,6 +308,15 @@ pub fn find(directory: &Path, admin_password: &Secret) -> Result<Option<Engine>,
             directory: directory.to_owned(),
             admin_password: admin_password.clone(),
         }))
+}
+
+/// The process that lives in this directory.
+///
+/// # Errors
+/// As [`find`].
+pub(crate) fn inhabitant(directory: &Path) -> Result<Option<u32>, Error> {
+    table::readable()?;
+    Ok(table::living_in(directory).first().map(|process| process.pid))
 }
 
 /// Every engine process whose working directory lies below `root`, with that directory (as it was called where it

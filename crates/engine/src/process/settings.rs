@@ -7,10 +7,8 @@ use ring::digest::{SHA256, digest};
 use crate::error::{Error, Kind};
 use crate::node::Secret;
 
-use super::{ADMIN_USER, EngineSpec, LOG, Persistence, SOCKET};
+use super::{ADMIN_USER, EngineSpec, LOG, NO_PRIMARY, Persistence, SOCKET};
 
-/// The broadcast address: the kernel refuses a TCP connection to it at once, so this primary never answers.
-const NO_PRIMARY: &str = "255.255.255.255 1";
 /// As DCS has them.
 const DATABASES: u32 = 256;
 
@@ -93,7 +91,8 @@ pub(super) fn text(spec: &EngineSpec, role: Role) -> Result<String, Error> {
         password_rule(spec.client_password.as_ref())
     ));
     if role == Role::Standby {
-        line(format_args!("replicaof {NO_PRIMARY}"));
+        let (host, port) = NO_PRIMARY;
+        line(format_args!("replicaof {host} {port}"));
     }
     Ok(text)
 }

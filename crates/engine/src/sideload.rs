@@ -1,0 +1,232 @@
+//! Placing a backup's data where a new engine will load it as its own.
+//!
+//! The plain RDB is written to a file of the new generation's directory while it is validated, in one pass and in
+//! bounded memory. The file gets the name under which an engine looks for it only after its last byte was found
+//! valid: an engine ends itself on a bad file, and one that is started too early finds nothing.
+//!
+//! With an append-only file an engine ignores `dump.rdb` and would start empty: there the RDB becomes the base of
+//! `appendonlydir`.
+//!
+//! The pass also yields the [`Expectation`]: what the engine must hold once it has loaded, see
+//! [`verify`](crate::verify).
+
+mod sample;
+mod writer;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+
+use crate::control::Control;
+use crate::error::{Error, Kind};
+use crate::failpoint;
+use crate::process::{self, Persistence};
+
+pub(crate) use sample::Sampled;
+use sample::Sampler;
+use writer::Writer;
+
+/// The file before it was found valid.
+const INCOMING: &str = "incoming.rdb";
+/// Where an engine without an append-only file looks.
+const SNAPSHOT: &str = "dump.rdb";
+/// Where an engine with one looks (its defaults of `appenddirname` and `appendfilename`).
+const AOF_DIRECTORY: &str = "appendonlydir";
+const AOF_BASE: &str = "appendonly.aof.1.base.rdb";
+const AOF_MANIFEST: &str = "appendonly.aof.manifest";
+const AOF_MANIFEST_INCOMING: &str = "incoming.manifest";
+
+/// What an engine must hold that loaded the placed file.
+#[derive(Debug)]
+pub struct Expectation {
+    /// The validator's report on the whole file.
+    pub report: rdb::Report,
+    pub(crate) sample: Vec<Sampled>,
+    pub(crate) functions: Functions,
+}
+
+/// The function libraries of a file.
+#[derive(Debug, Default)]
+pub(crate) struct Functions {
+    /// BLAKE3 of each library's code, sorted.
+    pub(crate) code_digests: Vec<[u8; 32]>,
+    /// Bytes of code of all libraries.
+    pub(crate) code_bytes: u64,
+}
+
+impl Expectation {
+    /// Keys of all dbs.
+    pub fn keys(&self) -> u64 {
+        self.report.census.dbs.values().map(|db| db.keys).sum()
+    }
+
+    /// Keys that are compared one by one at [`VerifyLevel::Sample`](crate::verify::VerifyLevel::Sample).
+    pub fn sample_keys(&self) -> usize {
+        self.sample.len()
+    }
+}
+
+/// Makes the directory of a new generation with the data in it, and says what an engine must hold that loads it.
+///
+/// `feed` pushes the plain RDB, in order and in pieces of any size. Bytes are counted in `control`, keys too; phase
+/// and total are the caller's. Memory: under 16 MiB for the file and the sample, besides the validator's own.
+///
+/// Not yet durable on return: [`sync_behind`] does that while the engine loads, and must have ended well before the
+/// old generation may go.
+///
+/// # Errors
+/// [`Kind::Malformed`] with offset and reason where the bytes are no valid RDB; [`Kind::Io`] and
+/// [`Kind::StoreFull`]; [`Kind::Cancelled`], [`Kind::Deadline`]; what `feed` returns. Nothing is left of the
+/// directory. One that exists already is [`Kind::Io`] and left alone: see [`discard`].
+pub fn place(
+    directory: &Path,
+    persistence: Persistence,
+    run_as: Option<(u32, u32)>,
+    control: &Control,
+    feed: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<(), Error>) -> Result<(), Error>,
+) -> Result<Expectation, Error> {
+    failpoint::hit("sideload.before_place")?;
+    if directory.symlink_metadata().is_ok() {
+        let context = format!("{} exists already", directory.display());
+        return Err(Error::new(Kind::Io, "place data", context));
+    }
+    let placed = process::create_directory(directory, run_as).and_then(|()| {
+        let expectation = receive(directory, control, feed)?;
+        failpoint::hit("sideload.after_place")?;
+        publish(directory, persistence, run_as)?;
+        failpoint::hit("sideload.after_rename")?;
+        Ok(expectation)
+    });
+    if placed.is_err()
+        && let Err(e) = discard(directory)
+    {
+        tracing::warn!(directory = %directory.display(), error = %e, "cannot remove what was placed");
+    }
+    placed
+}
+
+/// Removes a generation's directory with all that is in it; one that does not exist is fine.
+///
+/// # Errors
+/// [`Kind::Io`]; also where an engine lives in it, and then nothing was removed.
+pub fn discard(directory: &Path) -> Result<(), Error> {
+    let failed = |context: String| Error::new(Kind::Io, "remove generation", context);
+    if let Some(pid) = process::inhabitant(directory)? {
+        return Err(failed(format!("process {pid} lives in {}", directory.display())));
+    }
+    match std::fs::remove_dir_all(directory) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(failed(directory.display().to_string()).because(e))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Validates and writes.
+fn receive(
+    directory: &Path,
+    control: &Control,
+    feed: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<(), Error>) -> Result<(), Error>,
+) -> Result<Expectation, Error> {
+    let malformed = |e: rdb::Error| Error::new(Kind::Malformed, "validate data", e.to_string());
+    let mut validator = rdb::Validator::new();
+    let mut sampler = Sampler::new();
+    let mut writer = Writer::create(&directory.join(INCOMING))?;
+    feed(&mut |piece| {
+        control.check("place data")?;
+        validator.feed(piece, &mut sampler).map_err(malformed)?;
+        writer.write(piece)?;
+        control
+            .bytes_done
+            .fetch_add(piece.len() as u64, Ordering::Relaxed);
+        control.keys_done.store(sampler.keys(), Ordering::Relaxed);
+        failpoint::hit("sideload.mid_place")
+    })?;
+    let report = validator.finish().map_err(malformed)?;
+    writer.finish()?;
+    let (sample, functions) = sampler.finish();
+    Ok(Expectation {
+        report,
+        sample,
+        functions,
+    })
+}
+
+/// Gives the valid file the name under which the engine looks for it.
+fn publish(directory: &Path, persistence: Persistence, run_as: Option<(u32, u32)>) -> Result<(), Error> {
+    let incoming = directory.join(INCOMING);
+    process::give(&incoming, run_as)?;
+    if persistence != Persistence::Aof {
+        return rename(&incoming, &directory.join(SNAPSHOT));
+    }
+    let home = directory.join(AOF_DIRECTORY);
+    process::create_directory(&home, run_as)?;
+    rename(&incoming, &home.join(AOF_BASE))?;
+    let manifest = home.join(AOF_MANIFEST_INCOMING);
+    std::fs::write(&manifest, format!("file {AOF_BASE} seq 1 type b\n"))
+        .map_err(|e| Error::io(Kind::Io, "write manifest", manifest.display().to_string(), e))?;
+    process::give(&manifest, run_as)?;
+    rename(&manifest, &home.join(AOF_MANIFEST))
+}
+
+fn rename(from: &Path, to: &Path) -> Result<(), Error> {
+    std::fs::rename(from, to)
+        .map_err(|e| Error::io(Kind::Io, "name placed file", to.display().to_string(), e))
+}
+
+/// Forces the placed data to the disk, with the names that lead to it up to the directory's own.
+///
+/// Fine while an engine loads it and after that.
+///
+/// # Errors
+/// [`Kind::Io`]: nothing can be said about what is durable.
+pub fn sync(directory: &Path) -> Result<(), Error> {
+    let home = directory.join(AOF_DIRECTORY);
+    let files = [
+        directory.join(SNAPSHOT),
+        home.join(AOF_BASE),
+        home.join(AOF_MANIFEST),
+    ];
+    let parent = directory.parent().map(Path::to_owned);
+    let directories = [Some(home), Some(directory.to_owned()), parent];
+    for path in files.into_iter().map(Some).chain(directories).flatten() {
+        let done = std::fs::File::open(&path).and_then(|file| file.sync_all());
+        match done {
+            // The other kind of persistence, or a base that the engine has rewritten and synced itself.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            done => {
+                done.map_err(|e| Error::io(Kind::Io, "sync placed data", path.display().to_string(), e))?
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A [`sync`] that runs beside other work.
+#[derive(Debug)]
+pub struct Syncing(std::thread::JoinHandle<Result<(), Error>>);
+
+/// Starts a [`sync`] on a thread of its own: an engine loads from the page cache meanwhile.
+///
+/// # Errors
+/// [`Kind::Io`] where there is no thread.
+pub fn sync_behind(directory: &Path) -> Result<Syncing, Error> {
+    let directory: PathBuf = directory.to_owned();
+    std::thread::Builder::new()
+        .name("sideload-sync".to_owned())
+        .spawn(move || sync(&directory))
+        .map(Syncing)
+        .map_err(|e| Error::io(Kind::Io, "sync placed data", "no thread", e))
+}
+
+impl Syncing {
+    /// Waits for its end. Must have been called with success before the generation is given the port.
+    ///
+    /// # Errors
+    /// As [`sync`].
+    pub fn wait(self) -> Result<(), Error> {
+        match self.0.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+}
