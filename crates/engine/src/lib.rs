@@ -3,15 +3,27 @@
 //! Blocking code on plain threads: one operation owns a handful of threads and bounded buffers, and its watcher
 //! holds a [`Control`]. No SQL, no HTTP server, no DCS words; callers pass plain values and get plain reports.
 
+pub mod archive;
+pub mod backup;
 pub mod control;
 pub mod error;
 pub mod failpoint;
+pub mod keys;
 pub mod node;
 pub mod process;
+pub mod psync;
+pub mod segment;
 pub mod sideload;
+pub mod spool;
+pub mod store;
 pub mod switch;
 pub mod verify;
 
+pub use archive::Archive;
+pub use backup::{BackupPlan, BackupReport, Labels};
 pub use control::{Control, Progress};
 pub use error::{Error, Kind, chain};
+pub use keys::{Identity, Recipient, SigningKey, VerifyingKey};
 pub use node::{Address, Endpoint, Node, Reply, Secret};
+pub use psync::Tuning;
+pub use store::Store;

@@ -1,0 +1,564 @@
+//! What lies in the store: the objects of one backup, and how they are read back.
+//!
+//! ```text
+//! <prefix>/shard-0/seg-000000.rdb.zst.age   the RDB as captured, cut in pieces, each zstd in age
+//! <prefix>/details.age                      JSON in zstd in age: census, digests, biggest keys, functions
+//! <prefix>/manifest.json                    signed list of all of the above; written last, deleted first
+//! ```
+//!
+//! `for s in seg-*; do age -d -i KEY $s | zstd -d; done > dump.rdb` gives the RDB without this program: the
+//! numbers are padded so that the order of the shell is the order of the bytes.
+//!
+//! Nothing is read that the signed manifest does not name with its size and digests; whether it is the right
+//! manifest is decided by its digest, which the caller keeps elsewhere.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::control::Control;
+use crate::error::{Error, Kind};
+use crate::keys::{Identity, SigningKey, VerifyingKey, from_hex, to_hex};
+use crate::segment::{Expected, Opener, PLAIN_BYTES_MAX, stored_bytes_max};
+use crate::store::Store;
+
+/// Version of the manifest and of the layout that this code writes.
+pub const MANIFEST_VERSION: u32 = 1;
+/// Version of the details.
+pub const DETAILS_VERSION: u32 = 1;
+/// Largest manifest that is read: 100,000 segments of 400 bytes and reserve, 0.8 TB of snapshot.
+const MANIFEST_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Memory for reading: every worker holds one stored and one plain piece, and one plain piece more is being
+/// delivered. With segments of 8 MiB that is three workers.
+const READ_MEMORY_BYTES: u64 = 56 * 1024 * 1024;
+/// How long a wait lasts before the control is asked again.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+const MANIFEST: &str = "manifest.json";
+/// The name of the details object, relative to the prefix.
+pub(crate) const DETAILS: &str = "details.age";
+
+/// The object name of segment `index`, relative to the prefix.
+pub fn segment_name(index: usize) -> String {
+    format!("shard-0/seg-{index:06}.rdb.zst.age")
+}
+
+/// The signed description of an archive. Version 1; a field is never given another meaning.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// [`MANIFEST_VERSION`].
+    pub version: u32,
+    /// Project id as the caller gave it.
+    pub project: String,
+    /// Instance id as the caller gave it.
+    pub instance: String,
+    /// Backup id as the caller gave it.
+    pub backup: String,
+    /// Attempt of the backup.
+    pub attempt: u64,
+    /// When the backup was made, UTC ms, as the caller gave it.
+    pub created_at_ms: i64,
+    /// Version of the engine as its snapshot states it; empty where it does not.
+    pub engine_version: String,
+    /// RDB version of the snapshot.
+    pub rdb_version: u32,
+    /// Replication history of the snapshot.
+    pub replid: String,
+    /// Replication offset of the snapshot.
+    pub offset: i64,
+    /// Keys in the snapshot.
+    pub keys: u64,
+    /// Size of the RDB.
+    pub plain_bytes: u64,
+    /// Size of all segments as stored, without details and manifest.
+    pub stored_bytes: u64,
+    /// Age recipient of all encrypted objects.
+    pub recipient: String,
+    /// The details object.
+    pub details: ObjectRecord,
+    /// In the order of their bytes, without gaps.
+    pub segments: Vec<SegmentRecord>,
+}
+
+/// Identity of one encrypted object.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ObjectRecord {
+    /// Name relative to the prefix.
+    pub name: String,
+    /// Size before compression.
+    pub plain_bytes: u64,
+    /// Size as stored.
+    pub stored_bytes: u64,
+    /// BLAKE3 before compression, hexadecimal.
+    pub plain_blake3: String,
+    /// BLAKE3 as stored, hexadecimal.
+    pub stored_blake3: String,
+}
+
+impl ObjectRecord {
+    fn expected<'a>(&'a self, name: &'a str) -> Expected<'a> {
+        Expected {
+            name,
+            plain_bytes: self.plain_bytes,
+            plain_blake3: &self.plain_blake3,
+            stored_bytes: self.stored_bytes,
+            stored_blake3: &self.stored_blake3,
+        }
+    }
+}
+
+/// One piece of the RDB.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SegmentRecord {
+    /// Its object.
+    #[serde(flatten)]
+    pub object: ObjectRecord,
+    /// Offset of its first byte in the RDB.
+    pub first_offset: u64,
+    /// Whether its first byte lies within a key that began in an earlier segment.
+    pub mid_key: bool,
+    /// Database of its first key.
+    pub db: u32,
+}
+
+/// The census of a snapshot; encrypted, because it names keys. Version 1.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Details {
+    /// [`DETAILS_VERSION`].
+    pub version: u32,
+    /// Address of the node that was captured.
+    pub source: String,
+    /// AUX fields of the RDB as text, among them `used-mem` and `ctime`.
+    pub aux: Vec<(String, String)>,
+    /// Per database.
+    pub dbs: Vec<DbDetails>,
+    /// The keys with the longest serialised form, longest first, at most 100.
+    pub biggest_keys: Vec<KeyDetails>,
+    /// Libraries of functions.
+    pub functions: Vec<FunctionDetails>,
+}
+
+/// One library of functions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FunctionDetails {
+    /// Its name, where its first line says so.
+    pub name: Option<String>,
+    /// The language it is written in, where its first line says so.
+    pub engine: Option<String>,
+    /// Size of its code.
+    pub code_bytes: u64,
+}
+
+/// Census of one database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DbDetails {
+    /// Its number.
+    pub db: u32,
+    /// Keys.
+    pub keys: u64,
+    /// Keys with an expiry.
+    pub expires: u64,
+    /// Order-independent digest of all keys with values and expiries, hexadecimal.
+    pub digest: String,
+    /// Per type word, such as `hash`.
+    pub types: BTreeMap<String, TypeDetails>,
+}
+
+/// Census of one type in one database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TypeDetails {
+    /// Keys.
+    pub keys: u64,
+    /// Elements of all of them.
+    pub elements: u64,
+    /// Serialised bytes of all of them.
+    pub bytes: u64,
+}
+
+/// One big key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyDetails {
+    /// Database.
+    pub db: u32,
+    /// Name, hexadecimal because it may be any bytes; at most its first 1,024.
+    pub key_hex: String,
+    /// Type word.
+    pub kind: String,
+    /// Elements.
+    pub elements: u64,
+    /// Serialised bytes.
+    pub bytes: u64,
+}
+
+/// How the manifest lies in its object: the signature is over exactly the bytes of the inner text.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SignedManifest {
+    manifest: String,
+    signature: String,
+    key: String,
+}
+
+/// Signs and stores the manifest: the archive exists from here on. Returns the BLAKE3 of the stored object.
+///
+/// # Errors
+/// As [`Store::put`].
+pub fn write_manifest(
+    store: &Store,
+    prefix: &str,
+    manifest: &Manifest,
+    signer: &SigningKey,
+) -> Result<String, Error> {
+    let unwritable = |e: serde_json::Error| Error::new(Kind::Store, "write manifest", "as JSON").because(e);
+    let text = serde_json::to_string(manifest).map_err(unwritable)?;
+    let signed = SignedManifest {
+        signature: to_hex(&signer.sign(text.as_bytes())),
+        key: signer.verifying_key().to_string(),
+        manifest: text,
+    };
+    let bytes = serde_json::to_vec(&signed).map_err(unwritable)?;
+    store.put(&format!("{prefix}/{MANIFEST}"), &bytes)?;
+    Ok(blake3::hash(&bytes).to_string())
+}
+
+/// Removes an archive, manifest first: a broken deletion leaves no archive that looks whole. Run again after an
+/// error.
+///
+/// # Errors
+/// [`Kind::Store`].
+pub fn delete(store: &Store, prefix: &str) -> Result<(), Error> {
+    store.delete(&format!("{prefix}/{MANIFEST}"))?;
+    store.delete_prefix(prefix)
+}
+
+/// An archive whose manifest is signed by a trusted key.
+#[derive(Debug, Clone)]
+pub struct Archive {
+    store: Store,
+    prefix: String,
+    manifest: Manifest,
+}
+
+impl Archive {
+    /// Reads and checks the manifest.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] without a manifest; [`Kind::Tampered`] where its digest is not the expected one, its
+    /// signature is wrong or by a key that is not among `keys`, or what it says is impossible; [`Kind::Store`]
+    /// where it was written by a newer version.
+    pub fn open(
+        store: &Store,
+        prefix: &str,
+        keys: &[VerifyingKey],
+        expected_manifest_blake3: Option<&str>,
+    ) -> Result<Self, Error> {
+        let name = format!("{prefix}/{MANIFEST}");
+        let tampered = |what: &str| Error::new(Kind::Tampered, "open archive", format!("{name}: {what}"));
+        let mut bytes = Vec::new();
+        store.get_into(&name, MANIFEST_BYTES_MAX, &mut bytes)?;
+        if expected_manifest_blake3.is_some_and(|expected| blake3::hash(&bytes).to_string() != expected) {
+            return Err(tampered("it is not the manifest that was recorded"));
+        }
+        let signed: SignedManifest =
+            serde_json::from_slice(&bytes).map_err(|e| tampered("it is no signed manifest").because(e))?;
+        let signature = from_hex(&signed.signature).ok_or_else(|| tampered("its signature is no hex"))?;
+        let key = keys
+            .iter()
+            .find(|key| key.to_string() == signed.key)
+            .ok_or_else(|| tampered("it is signed by a key that is not trusted"))?;
+        if !key.verifies(signed.manifest.as_bytes(), &signature) {
+            return Err(tampered("its signature is wrong"));
+        }
+        let version = serde_json::from_str::<VersionOnly>(&signed.manifest)
+            .map_err(|e| tampered("it has no version").because(e))?
+            .version;
+        if version != MANIFEST_VERSION {
+            return Err(Error::new(
+                Kind::Store,
+                "open archive",
+                format!("{name}: written in format {version}, this program reads {MANIFEST_VERSION}"),
+            ));
+        }
+        let manifest: Manifest =
+            serde_json::from_str(&signed.manifest).map_err(|e| tampered("it is no manifest").because(e))?;
+        let mut offset = 0;
+        for segment in &manifest.segments {
+            if segment.first_offset != offset {
+                return Err(tampered("its segments leave gaps"));
+            }
+            offset = offset.saturating_add(segment.object.plain_bytes);
+        }
+        if offset != manifest.plain_bytes {
+            return Err(tampered("its segments are not the whole"));
+        }
+        Ok(Self {
+            store: store.clone(),
+            prefix: prefix.to_owned(),
+            manifest,
+        })
+    }
+
+    /// What was signed.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Whether every object is there with its size; nothing is decoded and no key is needed.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`], [`Kind::Tampered`], both with the name; [`Kind::Store`].
+    pub fn probe(&self) -> Result<(), Error> {
+        let segments = self.manifest.segments.iter().map(|segment| &segment.object);
+        for object in std::iter::once(&self.manifest.details).chain(segments) {
+            let name = self.full_name(object);
+            let size = self.store.size(&name)?;
+            if size != object.stored_bytes {
+                let context = format!("{name}: {size} bytes instead of {}", object.stored_bytes);
+                return Err(Error::new(Kind::Tampered, "probe archive", context));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the census.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`], [`Kind::Tampered`], [`Kind::Key`], [`Kind::Store`].
+    pub fn details(&self, identity: &Identity) -> Result<Details, Error> {
+        let object = &self.manifest.details;
+        let name = self.full_name(object);
+        let tampered = |what: &str| Error::new(Kind::Tampered, "read details", format!("{name}: {what}"));
+        let mut piece = Piece::default();
+        piece.read(self, object, &mut Opener::new(identity)?)?;
+        let version = serde_json::from_slice::<VersionOnly>(&piece.plain)
+            .map_err(|e| tampered("they have no version").because(e))?
+            .version;
+        if version != DETAILS_VERSION {
+            let context = format!("{name}: written in format {version}, this program reads {DETAILS_VERSION}");
+            return Err(Error::new(Kind::Store, "read details", context));
+        }
+        serde_json::from_slice(&piece.plain).map_err(|e| tampered("they are no details").because(e))
+    }
+
+    /// Hands the whole RDB to `push`, in order, in pieces of at most a segment, decoded on up to `workers`
+    /// threads; fewer where their buffers would pass [`READ_MEMORY_BYTES`]. `push` runs on the calling thread.
+    ///
+    /// A piece is pushed only after its digests were checked; pieces before a broken one have been pushed by then.
+    /// The counters of `control` are left to the caller.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`], [`Kind::Tampered`], [`Kind::Key`], [`Kind::Store`], all with the name of the object;
+    /// what `push` returns; those of [`Control::check`].
+    pub fn read(
+        &self,
+        identity: &Identity,
+        control: &Control,
+        workers: usize,
+        mut push: impl FnMut(&[u8]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let segments = &self.manifest.segments;
+        let largest = segments.iter().map(|s| s.object.plain_bytes).max().unwrap_or(0).max(1);
+        let affordable = (READ_MEMORY_BYTES / largest.min(PLAIN_BYTES_MAX)).saturating_sub(1) / 2;
+        let workers = workers
+            .min(usize::try_from(affordable).unwrap_or(usize::MAX))
+            .min(segments.len())
+            .max(1);
+        let window = Window::new(segments.len(), workers + 1);
+        std::thread::scope(|scope| {
+            let _stop = StopAtEnd(&window);
+            for _ in 0..workers {
+                scope.spawn(|| {
+                    let _stop = StopAtPanic(&window);
+                    self.decode(identity, &window);
+                });
+            }
+            for index in 0..segments.len() {
+                let piece = window.wait(index, || control.check("read archive"))?;
+                control.check("read archive")?;
+                push(&piece)?;
+                window.delivered(piece);
+            }
+            Ok(())
+        })
+    }
+
+    /// Decodes segments for [`Archive::read`] until none is left or nobody wants them.
+    fn decode(&self, identity: &Identity, window: &Window) {
+        let mut opener = Opener::new(identity);
+        let mut stored = Vec::new();
+        while let Some((index, plain)) = window.claim() {
+            let mut piece = Piece { stored, plain };
+            let result = match &mut opener {
+                Ok(opener) => piece.read(self, &self.manifest.segments[index].object, opener),
+                Err(e) => Err(Error::new(e.kind, e.operation, e.context.clone())),
+            };
+            window.finish(index, result.map(|()| std::mem::take(&mut piece.plain)));
+            stored = piece.stored;
+        }
+    }
+
+    /// Hands the bytes of `range` to `push`, in order; reads only the segments that hold them. A range past the
+    /// end of the RDB is shortened to it.
+    ///
+    /// # Errors
+    /// As [`Archive::read`].
+    pub fn read_range(
+        &self,
+        identity: &Identity,
+        range: Range<u64>,
+        mut push: impl FnMut(&[u8]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut opener = Opener::new(identity)?;
+        let mut piece = Piece::default();
+        let after = |segment: &SegmentRecord| segment.first_offset + segment.object.plain_bytes;
+        let segments = &self.manifest.segments;
+        let first = segments.partition_point(|segment| after(segment) <= range.start);
+        for segment in &segments[first..] {
+            if segment.first_offset >= range.end {
+                break;
+            }
+            piece.read(self, &segment.object, &mut opener)?;
+            let within = |offset: u64| {
+                let relative = offset.saturating_sub(segment.first_offset);
+                usize::try_from(relative).unwrap_or(usize::MAX).min(piece.plain.len())
+            };
+            push(&piece.plain[within(range.start)..within(range.end)])?;
+        }
+        Ok(())
+    }
+
+    fn full_name(&self, object: &ObjectRecord) -> String {
+        format!("{}/{}", self.prefix, object.name)
+    }
+}
+
+#[derive(Deserialize)]
+struct VersionOnly {
+    version: u32,
+}
+
+/// The buffers of one decoding.
+#[derive(Default)]
+struct Piece {
+    stored: Vec<u8>,
+    plain: Vec<u8>,
+}
+
+impl Piece {
+    fn read(&mut self, archive: &Archive, object: &ObjectRecord, opener: &mut Opener<'_>) -> Result<(), Error> {
+        let name = archive.full_name(object);
+        let bytes_max = object.stored_bytes.min(stored_bytes_max(PLAIN_BYTES_MAX));
+        archive.store.get_into(&name, bytes_max, &mut self.stored)?;
+        opener.open(object.expected(&name), &self.stored, &mut self.plain)
+    }
+}
+
+/// Lets workers run ahead of the delivery by at most `size` pieces.
+struct Window {
+    state: Mutex<WindowState>,
+    changed: Condvar,
+    count: usize,
+    size: usize,
+}
+
+#[derive(Default)]
+struct WindowState {
+    next_claim: usize,
+    next_delivery: usize,
+    ready: BTreeMap<usize, Result<Vec<u8>, Error>>,
+    free: Vec<Vec<u8>>,
+    is_stopped: bool,
+}
+
+impl Window {
+    fn new(count: usize, size: usize) -> Self {
+        Self {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            count,
+            size,
+        }
+    }
+
+    /// The next index for a worker and a buffer for it; `None` when there is nothing to do any more.
+    fn claim(&self) -> Option<(usize, Vec<u8>)> {
+        let mut state = self.lock();
+        loop {
+            if state.is_stopped || state.next_claim == self.count {
+                return None;
+            }
+            if state.next_claim < state.next_delivery + self.size {
+                let index = state.next_claim;
+                state.next_claim += 1;
+                return Some((index, state.free.pop().unwrap_or_default()));
+            }
+            state = self.changed.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+        }
+    }
+
+    fn finish(&self, index: usize, result: Result<Vec<u8>, Error>) {
+        self.lock().ready.insert(index, result);
+        self.changed.notify_all();
+    }
+
+    /// Waits for a piece.
+    fn wait(&self, index: usize, still_wanted: impl Fn() -> Result<(), Error>) -> Result<Vec<u8>, Error> {
+        let mut state = self.lock();
+        loop {
+            if let Some(result) = state.ready.remove(&index) {
+                return result;
+            }
+            assert!(!state.is_stopped, "a decoding thread panicked");
+            let waited = self.changed.wait_timeout(state, PATIENCE);
+            state = waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+            still_wanted()?;
+        }
+    }
+
+    fn delivered(&self, buffer: Vec<u8>) {
+        let mut state = self.lock();
+        state.next_delivery += 1;
+        state.free.push(buffer);
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    fn stop(&self) {
+        self.lock().is_stopped = true;
+        self.changed.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, WindowState> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// Ends the workers however the delivery ends.
+struct StopAtEnd<'a>(&'a Window);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+/// Ends the delivery, which would wait for ever, where a worker panics.
+struct StopAtPanic<'a>(&'a Window);
+
+impl Drop for StopAtPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.stop();
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! The verb: one snapshot of one node becomes one archive, in one pass.
+//!
+//! ```text
+//! source ──socket──> drain thread ──Spool──> calling thread: validate, count, cut
+//!                                                 │ plain segments
+//!                                                 v
+//!                                            Sealing: zstd, age, BLAKE3, durable put  (SEALERS threads)
+//! then details, then the manifest: the backup exists from there on
+//! ```
+//!
+//! Memory of a running backup, whatever the data: plain segments (SEALERS + 1) x 8.5 MiB + stored segments
+//! SEALERS x 8.1 MiB + spool 4.5 MiB + zstd contexts SEALERS x 1.5 MiB + validator below 4 MiB = 53 MiB with
+//! the two sealers there are, all of it used again from segment to segment.
+
+mod cut;
+mod sealing;
+
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::archive::{self, Manifest};
+use crate::control::Control;
+use crate::error::{Error, Kind};
+use crate::failpoint;
+use crate::keys::{Recipient, SigningKey};
+use crate::node::{Endpoint, Node};
+use crate::psync::{Handshake, Snapshot, Started, Tuned, Tuning};
+use crate::segment::Sealer;
+use crate::spool::{Popped, Spool};
+use crate::store::Store;
+
+use cut::{Captured, Cutter};
+use sealing::Sealing;
+
+/// How long a wait lasts before the control is asked again.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// What to back up, where to and how.
+#[derive(Debug, Clone)]
+pub struct BackupPlan {
+    /// The node to capture.
+    pub source: Endpoint,
+    /// Whether its settings may be changed for the time of the capture.
+    pub tuning: Tuning,
+    /// Where the objects go: unique to this attempt, without a slash at its end.
+    pub prefix: String,
+    /// What the manifest says about the backup.
+    pub labels: Labels,
+    /// Who can read the archive.
+    pub recipient: Recipient,
+    /// Directory of the spool file.
+    pub spool_dir: PathBuf,
+    /// Largest size of the spool file; 0 for none.
+    pub spool_limit_bytes: u64,
+    /// Longest silence of the source, keep-alives included.
+    pub idle_timeout: Duration,
+    /// Estimate of the size of the snapshot, for the progress; 0 if unknown.
+    pub expected_bytes: u64,
+}
+
+/// The caller's names for the backup, copied into the manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Labels {
+    /// Project id.
+    pub project: String,
+    /// Instance id.
+    pub instance: String,
+    /// Backup id.
+    pub backup: String,
+    /// Number of the attempt.
+    pub attempt: u64,
+    /// Time of the backup, UTC ms.
+    pub created_at_ms: i64,
+}
+
+/// What was backed up.
+#[derive(Debug, Clone)]
+pub struct BackupReport {
+    /// BLAKE3 of the manifest object, hexadecimal: whoever keeps it notices a manifest that was replaced.
+    pub manifest_blake3: String,
+    /// Size of the RDB.
+    pub plain_bytes: u64,
+    /// Size of all segments as stored.
+    pub stored_bytes: u64,
+    /// Keys in the snapshot.
+    pub keys: u64,
+    /// Segments.
+    pub segments: u32,
+    /// RDB version.
+    pub rdb_version: u32,
+    /// Version of the engine as the snapshot states it; empty where it does not.
+    pub engine_version: String,
+    /// Replication history of the snapshot.
+    pub replid: String,
+    /// Replication offset of the snapshot.
+    pub offset: i64,
+    /// Memory used by the data of the source when it forked (AUX `used-mem`), 0 where it does not say.
+    pub used_memory_bytes: u64,
+    /// The validator's report.
+    pub rdb: rdb::Report,
+}
+
+/// Makes the backup. Phases: `connecting`, `snapshot` (the source forks), `capturing`, `storing`.
+///
+/// On return everything is durable. After an error nothing is left below the prefix, unless the store itself
+/// refuses to delete (a warning says so), and the settings of the source are as before.
+///
+/// # Errors
+/// [`Kind::Connection`], [`Kind::Auth`], [`Kind::Refused`], [`Kind::Idle`], [`Kind::Protocol`] from the source;
+/// [`Kind::Malformed`] where what it sent is no valid RDB (offset in the context); [`Kind::StoreFull`] where the
+/// store or the spool has no room; [`Kind::Store`], also where the prefix is in use: then nothing is touched;
+/// [`Kind::Io`] for the spool; those of [`Control::check`].
+pub fn run(
+    plan: &BackupPlan,
+    store: &Store,
+    signer: &SigningKey,
+    control: &Control,
+) -> Result<BackupReport, Error> {
+    if !store.list(&plan.prefix)?.is_empty() {
+        let context = format!("{} holds objects already", plan.prefix);
+        return Err(Error::new(Kind::Store, "start backup", context));
+    }
+    let result = make(plan, store, signer, control);
+    if result.is_err()
+        && let Err(e) = archive::delete(store, &plan.prefix)
+    {
+        tracing::warn!(prefix = plan.prefix, error = %crate::chain(&e), "remains of a failed backup stay in the store");
+    }
+    result
+}
+
+fn make(
+    plan: &BackupPlan,
+    store: &Store,
+    signer: &SigningKey,
+    control: &Control,
+) -> Result<BackupReport, Error> {
+    control.enter("connecting", 0);
+    failpoint::hit("backup.before_connect")?;
+    let node = Node::connect(&plan.source)?;
+    let started = begin_snapshot(plan, node, control)?;
+    failpoint::hit("backup.after_fullresync")?;
+
+    let snapshot = started.payload(control)?;
+    let (replid, offset) = (snapshot.replid.clone(), snapshot.offset);
+    control.enter("capturing", snapshot.length.unwrap_or(plan.expected_bytes));
+    let captured = capture(plan, store, snapshot, control)?;
+    failpoint::hit("backup.after_last_segment")?;
+
+    let details = store_details(plan, store, &captured)?;
+    failpoint::hit("backup.after_details")?;
+
+    let stored_bytes = captured.segments.iter().map(|segment| segment.object.stored_bytes).sum();
+    let manifest = Manifest {
+        version: archive::MANIFEST_VERSION,
+        project: plan.labels.project.clone(),
+        instance: plan.labels.instance.clone(),
+        backup: plan.labels.backup.clone(),
+        attempt: plan.labels.attempt,
+        created_at_ms: plan.labels.created_at_ms,
+        engine_version: captured.aux_text(&["redis-ver", "valkey-ver"]),
+        rdb_version: captured.report.rdb_version,
+        replid,
+        offset,
+        keys: captured.keys,
+        plain_bytes: captured.report.bytes,
+        stored_bytes,
+        recipient: plan.recipient.to_string(),
+        details,
+        segments: captured.segments,
+    };
+    control.check("write manifest")?;
+    failpoint::hit("backup.before_manifest")?;
+    let manifest_blake3 = archive::write_manifest(store, &plan.prefix, &manifest, signer)?;
+    failpoint::hit("backup.after_manifest")?;
+    let used_memory_bytes = cut::aux_text(&captured.report, &["used-mem"]).parse().unwrap_or(0);
+    Ok(BackupReport {
+        manifest_blake3,
+        plain_bytes: manifest.plain_bytes,
+        stored_bytes,
+        keys: manifest.keys,
+        segments: u32::try_from(manifest.segments.len()).unwrap_or(u32::MAX),
+        rdb_version: manifest.rdb_version,
+        engine_version: manifest.engine_version,
+        replid: manifest.replid,
+        offset,
+        used_memory_bytes,
+        rdb: captured.report,
+    })
+}
+
+/// Asks for the snapshot with the source tuned for it, and puts its settings back as soon as it has forked.
+fn begin_snapshot(plan: &BackupPlan, node: Node, control: &Control) -> Result<Started, Error> {
+    // Dropped on every way out, which puts the settings back.
+    let _tuned = Tuned::apply(&plan.source, plan.tuning)?;
+    let handshake = Handshake::begin(node, plan.idle_timeout)?;
+    control.enter("snapshot", 0);
+    handshake.started(control)
+}
+
+/// Moves the snapshot into the store, as segments.
+fn capture(
+    plan: &BackupPlan,
+    store: &Store,
+    snapshot: Snapshot,
+    control: &Control,
+) -> Result<Captured, Error> {
+    let spool = Spool::create(&plan.spool_dir, plan.spool_limit_bytes)?;
+    let sealing = Sealing::new(store, &plan.prefix, &plan.recipient);
+    std::thread::scope(|scope| {
+        // Dropped on every way out, panics included: else the scope would wait for its threads for ever.
+        let _stop = StopAtEnd(&spool, &sealing);
+        scope.spawn(|| drain(snapshot, &spool, control));
+        let jobs = sealing.start(scope);
+        let mut cutter = Cutter::new(jobs);
+        let mut chunk = Vec::new();
+        loop {
+            control.check("capture snapshot")?;
+            sealing.check()?;
+            match spool.pop(&mut chunk, PATIENCE)? {
+                Popped::Nothing => continue,
+                Popped::End => break,
+                Popped::Chunk => {}
+            }
+            cutter.feed(&chunk, || control.check("capture snapshot").and_then(|()| sealing.check()))?;
+            control.keys_done.store(cutter.keys(), Ordering::Relaxed);
+            let done = control.bytes_done.fetch_add(chunk.len() as u64, Ordering::Relaxed) + chunk.len() as u64;
+            if cutter.segments() >= 2 || done >= control.bytes_total.load(Ordering::Relaxed) / 2 {
+                failpoint::hit("backup.mid_capture")?;
+            }
+        }
+        let (mut captured, jobs) = cutter.finish()?;
+        control.enter("storing", captured.report.bytes);
+        control.keys_done.store(captured.keys, Ordering::Relaxed);
+        captured.segments = sealing.finish(jobs, captured.segments, control)?;
+        Ok(captured)
+    })
+}
+
+/// Reads the socket into the spool until the snapshot ends or nobody wants it.
+fn drain(mut snapshot: Snapshot, spool: &Spool, control: &Control) {
+    let _close = CloseAtPanic(spool);
+    let is_wanted = || match spool.is_abandoned() {
+        true => Err(Error::new(Kind::Cancelled, "read snapshot", "nobody consumes it")),
+        false => control.check("read snapshot"),
+    };
+    let end = loop {
+        let mut chunk = spool.take_empty();
+        match snapshot.fill(&mut chunk, is_wanted) {
+            Err(e) => break Err(e),
+            Ok(more) => match spool.push(chunk) {
+                Err(e) => break Err(e),
+                Ok(()) if !more => break Ok(()),
+                Ok(()) => {}
+            },
+        }
+    };
+    spool.close(end);
+}
+
+struct StopAtEnd<'a, 'b>(&'a Spool, &'a Sealing<'b>);
+
+impl Drop for StopAtEnd<'_, '_> {
+    fn drop(&mut self) {
+        self.0.abandon();
+        self.1.stop();
+    }
+}
+
+/// Ends the consumer, which would wait for ever, where the draining thread panics.
+struct CloseAtPanic<'a>(&'a Spool);
+
+impl Drop for CloseAtPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let context = "the draining thread panicked";
+            self.0.close(Err(Error::new(Kind::Connection, "read snapshot", context)));
+        }
+    }
+}
+
+/// Stores the census.
+fn store_details(
+    plan: &BackupPlan,
+    store: &Store,
+    captured: &Captured,
+) -> Result<archive::ObjectRecord, Error> {
+    let details = captured.details(plan.source.address.to_string());
+    let plain = serde_json::to_vec(&details)
+        .map_err(|e| Error::new(Kind::Store, "write details", "as JSON").because(e))?;
+    let mut sealer = Sealer::new(&plan.recipient)?;
+    let sealed = sealer.seal(&plain)?;
+    let name = archive::DETAILS;
+    store.put(&format!("{}/{name}", plan.prefix), sealed.stored)?;
+    Ok(archive::ObjectRecord {
+        name: name.to_owned(),
+        plain_bytes: plain.len() as u64,
+        stored_bytes: sealed.stored.len() as u64,
+        plain_blake3: sealed.plain_blake3,
+        stored_blake3: sealed.stored_blake3,
+    })
+}

@@ -1,0 +1,165 @@
+//! One stored piece of an archive: plain bytes, in one zstd frame, in one age file.
+//!
+//! Each piece opens on its own, so pieces are sealed and opened in parallel and read selectively, and two stock
+//! programs open them: `age -d -i KEY PIECE | zstd -d`.
+
+use std::io::{self, Read, Write};
+
+use zstd::zstd_safe::{CCtx, CParameter, DCtx};
+
+use crate::error::{Error, Kind};
+use crate::keys::{Identity, Recipient};
+
+/// Plain bytes of a segment of a snapshot, as a target: it ends before the key that crosses it.
+///
+/// Measured with 4, 8 and 16 MiB: see the figures at [`crate::backup`].
+pub const SEGMENT_BYTES: usize = 8 * 1024 * 1024;
+/// Most plain bytes a reader takes from one piece: twice the largest target any version wrote.
+pub const PLAIN_BYTES_MAX: u64 = 32 * 1024 * 1024;
+/// Most stored bytes for `plain` ones: zstd's bound for incompressible data, age's header and 16 bytes per 64 KiB.
+pub fn stored_bytes_max(plain: u64) -> u64 {
+    plain + plain / 128 + 64 * 1024
+}
+
+/// zstd level. On snapshots without LZF level 1 is the last one that one core compresses faster than an engine
+/// delivers.
+const LEVEL: i32 = 1;
+
+/// Closes pieces; one per thread, its buffers are used again.
+pub struct Sealer<'a> {
+    recipient: &'a Recipient,
+    context: CCtx<'static>,
+    stored: Vec<u8>,
+}
+
+/// A closed piece.
+pub struct Sealed<'a> {
+    /// The bytes to store.
+    pub stored: &'a [u8],
+    /// BLAKE3 of the plain bytes, hexadecimal.
+    pub plain_blake3: String,
+    /// BLAKE3 of the stored bytes, hexadecimal.
+    pub stored_blake3: String,
+}
+
+impl<'a> Sealer<'a> {
+    /// A sealer whose pieces only the recipient's identity opens.
+    ///
+    /// # Errors
+    /// [`Kind::Memory`].
+    pub fn new(recipient: &'a Recipient) -> Result<Self, Error> {
+        let no_memory = || Error::new(Kind::Memory, "seal segment", "no memory for the compressor");
+        let mut context = CCtx::try_create().ok_or_else(no_memory)?;
+        context
+            .set_parameter(CParameter::CompressionLevel(LEVEL))
+            .map_err(|_code| no_memory())?;
+        Ok(Self {
+            recipient,
+            context,
+            stored: Vec::new(),
+        })
+    }
+
+    /// Compresses, encrypts and hashes.
+    ///
+    /// # Errors
+    /// [`Kind::Memory`] where the compressor gets none, [`Kind::Key`] where the recipient cannot be encrypted to.
+    pub fn seal(&mut self, plain: &[u8]) -> Result<Sealed<'_>, Error> {
+        self.stored.clear();
+        let encryptor = age::Encryptor::with_recipients(std::iter::once(self.recipient.as_age()))
+            .map_err(|e| Error::new(Kind::Key, "seal segment", "the recipient is refused").because(e))?;
+        // Everything below writes to memory only.
+        let failed = |e: io::Error| Error::io(Kind::Memory, "seal segment", "compressor", e);
+        let encrypted = encryptor.wrap_output(&mut self.stored).map_err(failed)?;
+        let mut frame = zstd::stream::raw::Encoder::with_context(&mut self.context);
+        frame
+            .set_pledged_src_size(Some(plain.len() as u64))
+            .map_err(failed)?;
+        let mut compressed = zstd::stream::write::Encoder::with_encoder(encrypted, frame);
+        compressed.write_all(plain).map_err(failed)?;
+        let encrypted = compressed.finish().map_err(failed)?;
+        encrypted.finish().map_err(failed)?;
+        Ok(Sealed {
+            plain_blake3: blake3::hash(plain).to_string(),
+            stored_blake3: blake3::hash(&self.stored).to_string(),
+            stored: &self.stored,
+        })
+    }
+}
+
+/// What a signed manifest says about a piece.
+#[derive(Debug, Clone, Copy)]
+pub struct Expected<'a> {
+    /// Object name, for messages.
+    pub name: &'a str,
+    /// Plain size.
+    pub plain_bytes: u64,
+    /// BLAKE3 of the plain bytes, hexadecimal.
+    pub plain_blake3: &'a str,
+    /// Stored size.
+    pub stored_bytes: u64,
+    /// BLAKE3 of the stored bytes, hexadecimal.
+    pub stored_blake3: &'a str,
+}
+
+/// Opens pieces; one per thread.
+pub struct Opener<'a> {
+    identity: &'a Identity,
+    context: DCtx<'static>,
+}
+
+impl<'a> Opener<'a> {
+    /// An opener for what was sealed to the identity's recipient.
+    ///
+    /// # Errors
+    /// [`Kind::Memory`].
+    pub fn new(identity: &'a Identity) -> Result<Self, Error> {
+        let context = DCtx::try_create()
+            .ok_or_else(|| Error::new(Kind::Memory, "open segment", "no memory for the decompressor"))?;
+        Ok(Self { identity, context })
+    }
+
+    /// Checks, decrypts and expands `stored` into `plain`, which never takes more than the expected size.
+    ///
+    /// # Errors
+    /// [`Kind::Tampered`] where sizes or digests differ from what is expected or the format is broken,
+    /// [`Kind::Key`] where the identity is not the one it was sealed to. `plain` is of no use then.
+    pub fn open(&mut self, expected: Expected<'_>, stored: &[u8], plain: &mut Vec<u8>) -> Result<(), Error> {
+        let tampered =
+            |what: &str| Error::new(Kind::Tampered, "open segment", format!("{}: {what}", expected.name));
+        if stored.len() as u64 != expected.stored_bytes {
+            return Err(tampered("its stored size is not that of the manifest"));
+        }
+        if blake3::hash(stored).to_string() != expected.stored_blake3 {
+            return Err(tampered("its stored bytes are not those of the manifest"));
+        }
+        if expected.plain_bytes > PLAIN_BYTES_MAX {
+            return Err(tampered("its plain size is above the limit"));
+        }
+        let decrypted = age::Decryptor::new_buffered(stored)
+            .and_then(|file| file.decrypt(std::iter::once(self.identity.as_age())))
+            .map_err(|e| match e {
+                age::DecryptError::NoMatchingKeys => Error::new(
+                    Kind::Key,
+                    "open segment",
+                    format!("{}: this key does not open it", expected.name),
+                ),
+                other => tampered("it is no valid age file").because(other),
+            })?;
+        plain.clear();
+        let wanted = usize::try_from(expected.plain_bytes).unwrap_or(usize::MAX);
+        plain.reserve(wanted + 1);
+        // age hands out one chunk of 64 KiB at a time.
+        let decrypted = io::BufReader::with_capacity(64 * 1024, decrypted);
+        let mut expanded = zstd::stream::read::Decoder::with_context(decrypted, &mut self.context);
+        expanded
+            .by_ref()
+            .take(expected.plain_bytes + 1)
+            .read_to_end(plain)
+            .map_err(|e| tampered("it cannot be decrypted or expanded").because(e))?;
+        if plain.len() != wanted || blake3::hash(plain).to_string() != expected.plain_blake3 {
+            return Err(tampered("its plain bytes are not those of the manifest"));
+        }
+        Ok(())
+    }
+}
