@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use engine::{
-    Address, Archive, BackupPlan, Control, Endpoint, Error, Identity, Labels, SigningKey, Store, Tuning, backup,
+    Address, Archive, BackupPlan, Control, Endpoint, Error, Identity, Labels, SigningKey, Store, Tuning,
+    backup,
 };
 
 fn main() -> Result<(), Error> {

@@ -344,7 +344,8 @@ impl Archive {
             .map_err(|e| tampered("they have no version").because(e))?
             .version;
         if version != DETAILS_VERSION {
-            let context = format!("{name}: written in format {version}, this program reads {DETAILS_VERSION}");
+            let context =
+                format!("{name}: written in format {version}, this program reads {DETAILS_VERSION}");
             return Err(Error::new(Kind::Store, "read details", context));
         }
         serde_json::from_slice(&piece.plain).map_err(|e| tampered("they are no details").because(e))
@@ -367,7 +368,12 @@ impl Archive {
         mut push: impl FnMut(&[u8]) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let segments = &self.manifest.segments;
-        let largest = segments.iter().map(|s| s.object.plain_bytes).max().unwrap_or(0).max(1);
+        let largest = segments
+            .iter()
+            .map(|s| s.object.plain_bytes)
+            .max()
+            .unwrap_or(0)
+            .max(1);
         let affordable = (READ_MEMORY_BYTES / largest.min(PLAIN_BYTES_MAX)).saturating_sub(1) / 2;
         let workers = workers
             .min(usize::try_from(affordable).unwrap_or(usize::MAX))
@@ -430,7 +436,9 @@ impl Archive {
             piece.read(self, &segment.object, &mut opener)?;
             let within = |offset: u64| {
                 let relative = offset.saturating_sub(segment.first_offset);
-                usize::try_from(relative).unwrap_or(usize::MAX).min(piece.plain.len())
+                usize::try_from(relative)
+                    .unwrap_or(usize::MAX)
+                    .min(piece.plain.len())
             };
             push(&piece.plain[within(range.start)..within(range.end)])?;
         }
@@ -455,7 +463,12 @@ struct Piece {
 }
 
 impl Piece {
-    fn read(&mut self, archive: &Archive, object: &ObjectRecord, opener: &mut Opener<'_>) -> Result<(), Error> {
+    fn read(
+        &mut self,
+        archive: &Archive,
+        object: &ObjectRecord,
+        opener: &mut Opener<'_>,
+    ) -> Result<(), Error> {
         let name = archive.full_name(object);
         let bytes_max = object.stored_bytes.min(stored_bytes_max(PLAIN_BYTES_MAX));
         archive.store.get_into(&name, bytes_max, &mut self.stored)?;
@@ -502,7 +515,10 @@ impl Window {
                 state.next_claim += 1;
                 return Some((index, state.free.pop().unwrap_or_default()));
             }
-            state = self.changed.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(|poisoned| poisoned.into_inner());
         }
     }
 

@@ -27,7 +27,7 @@ use crate::keys::{Recipient, SigningKey};
 use crate::node::{Endpoint, Node};
 use crate::psync::{Handshake, Snapshot, Started, Tuned, Tuning};
 use crate::segment::Sealer;
-use crate::spool::{Popped, Spool};
+use crate::spool::{CHUNK_BYTES, Popped, Spool};
 use crate::store::Store;
 
 use cut::{Captured, Cutter};
@@ -151,7 +151,11 @@ fn make(
     let details = store_details(plan, store, &captured)?;
     failpoint::hit("backup.after_details")?;
 
-    let stored_bytes = captured.segments.iter().map(|segment| segment.object.stored_bytes).sum();
+    let stored_bytes = captured
+        .segments
+        .iter()
+        .map(|segment| segment.object.stored_bytes)
+        .sum();
     let manifest = Manifest {
         version: archive::MANIFEST_VERSION,
         project: plan.labels.project.clone(),
@@ -174,7 +178,9 @@ fn make(
     failpoint::hit("backup.before_manifest")?;
     let manifest_blake3 = archive::write_manifest(store, &plan.prefix, &manifest, signer)?;
     failpoint::hit("backup.after_manifest")?;
-    let used_memory_bytes = cut::aux_text(&captured.report, &["used-mem"]).parse().unwrap_or(0);
+    let used_memory_bytes = cut::aux_text(&captured.report, &["used-mem"])
+        .parse()
+        .unwrap_or(0);
     Ok(BackupReport {
         manifest_blake3,
         plain_bytes: manifest.plain_bytes,
@@ -223,9 +229,14 @@ fn capture(
                 Popped::End => break,
                 Popped::Chunk => {}
             }
-            cutter.feed(&chunk, || control.check("capture snapshot").and_then(|()| sealing.check()))?;
+            cutter.feed(&chunk, || {
+                control.check("capture snapshot").and_then(|()| sealing.check())
+            })?;
             control.keys_done.store(cutter.keys(), Ordering::Relaxed);
-            let done = control.bytes_done.fetch_add(chunk.len() as u64, Ordering::Relaxed) + chunk.len() as u64;
+            let done = control
+                .bytes_done
+                .fetch_add(chunk.len() as u64, Ordering::Relaxed)
+                + chunk.len() as u64;
             if cutter.segments() >= 2 || done >= control.bytes_total.load(Ordering::Relaxed) / 2 {
                 failpoint::hit("backup.mid_capture")?;
             }
@@ -247,7 +258,7 @@ fn drain(mut snapshot: Snapshot, spool: &Spool, control: &Control) {
     };
     let end = loop {
         let mut chunk = spool.take_empty();
-        match snapshot.fill(&mut chunk, is_wanted) {
+        match snapshot.fill(&mut chunk, CHUNK_BYTES, is_wanted) {
             Err(e) => break Err(e),
             Ok(more) => match spool.push(chunk) {
                 Err(e) => break Err(e),
@@ -275,7 +286,8 @@ impl Drop for CloseAtPanic<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let context = "the draining thread panicked";
-            self.0.close(Err(Error::new(Kind::Connection, "read snapshot", context)));
+            self.0
+                .close(Err(Error::new(Kind::Connection, "read snapshot", context)));
         }
     }
 }

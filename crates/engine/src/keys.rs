@@ -193,7 +193,7 @@ pub(crate) fn to_hex(bytes: &[u8]) -> String {
 /// The bytes of hexadecimal digits; `None` for anything else.
 pub(crate) fn from_hex(text: &str) -> Option<Vec<u8>> {
     let digits = text.as_bytes();
-    if digits.len() % 2 != 0 {
+    if !digits.len().is_multiple_of(2) {
         return None;
     }
     let value = |digit: u8| char::from(digit).to_digit(16).and_then(|v| u8::try_from(v).ok());

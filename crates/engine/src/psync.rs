@@ -108,7 +108,11 @@ impl Tuned {
 impl Drop for Tuned {
     fn drop(&mut self) {
         if let Err(e) = self.put_back() {
-            let left: Vec<_> = self.before.iter().map(|(name, old)| format!("{name} {old}")).collect();
+            let left: Vec<_> = self
+                .before
+                .iter()
+                .map(|(name, old)| format!("{name} {old}"))
+                .collect();
             tracing::error!(
                 node = %self.endpoint.address, settings = ?left, error = %crate::error::chain(&e),
                 "settings of the source could not be put back"
@@ -239,7 +243,7 @@ impl Started {
 }
 
 impl Snapshot {
-    /// Appends bytes to `chunk` up to its capacity, fewer only at the end. Returns whether more may follow.
+    /// Puts the next `limit` bytes into `chunk`, fewer only at the end. Returns whether more may follow.
     ///
     /// `is_wanted` is asked at each silence of the socket.
     ///
@@ -249,18 +253,18 @@ impl Snapshot {
     pub fn fill(
         &mut self,
         chunk: &mut Vec<u8>,
+        limit: usize,
         is_wanted: impl Fn() -> Result<(), Error>,
     ) -> Result<bool, Error> {
-        let capacity = chunk.capacity();
-        assert!(capacity > MARK_BYTES, "a chunk must hold more than the mark");
+        assert!(limit > MARK_BYTES, "a chunk must hold more than the mark");
         let mut end = self.held.len();
         chunk.clear();
         chunk.append(&mut self.held);
-        chunk.resize(capacity, 0);
-        while !self.is_finished && end < capacity {
+        chunk.resize(limit, 0);
+        while !self.is_finished && end < limit {
             let room = match self.framing {
-                Framing::Length(left) => (capacity - end).min(usize::try_from(left).unwrap_or(usize::MAX)),
-                Framing::Mark(_) => capacity - end,
+                Framing::Length(left) => (limit - end).min(usize::try_from(left).unwrap_or(usize::MAX)),
+                Framing::Mark(_) => limit - end,
             };
             let into = &mut chunk[end..end + room];
             let count = read_patiently(&mut self.node, into, self.idle_timeout, &is_wanted)?;
@@ -293,7 +297,9 @@ fn read_line(node: &mut Node, idle_timeout: Duration, control: &Control) -> Resu
     // Byte by byte: what follows the line must stay unread, and a time slice must not lose half a line.
     let mut byte = [0];
     loop {
-        read_patiently(node, &mut byte, idle_timeout, &|| control.check("wait for snapshot"))?;
+        read_patiently(node, &mut byte, idle_timeout, &|| {
+            control.check("wait for snapshot")
+        })?;
         match byte[0] {
             b'\r' => {}
             // A keep-alive. The deadline of the operation bounds how many.
@@ -344,7 +350,11 @@ fn refusal(node: &Node, text: &str) -> Error {
     } else {
         ""
     };
-    Error::new(kind, "ask for snapshot", format!("{}: {text}{hint}", node.label()))
+    Error::new(
+        kind,
+        "ask for snapshot",
+        format!("{}: {text}{hint}", node.label()),
+    )
 }
 
 fn garbage(node: &Node, what: &str, line: &str) -> Error {

@@ -125,8 +125,13 @@ impl<'a> Opener<'a> {
     /// [`Kind::Tampered`] where sizes or digests differ from what is expected or the format is broken,
     /// [`Kind::Key`] where the identity is not the one it was sealed to. `plain` is of no use then.
     pub fn open(&mut self, expected: Expected<'_>, stored: &[u8], plain: &mut Vec<u8>) -> Result<(), Error> {
-        let tampered =
-            |what: &str| Error::new(Kind::Tampered, "open segment", format!("{}: {what}", expected.name));
+        let tampered = |what: &str| {
+            Error::new(
+                Kind::Tampered,
+                "open segment",
+                format!("{}: {what}", expected.name),
+            )
+        };
         if stored.len() as u64 != expected.stored_bytes {
             return Err(tampered("its stored size is not that of the manifest"));
         }

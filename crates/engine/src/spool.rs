@@ -53,11 +53,12 @@ impl Spool {
     /// [`Kind::Io`], [`Kind::StoreFull`].
     pub fn create(directory: &Path, limit_bytes: u64) -> Result<Self, Error> {
         use rustix::fs::{Mode, OFlags};
-        let failed = |e: std::io::Error| Error::io(Kind::Io, "create spool", directory.display().to_string(), e);
+        let failed =
+            |e: std::io::Error| Error::io(Kind::Io, "create spool", directory.display().to_string(), e);
         std::fs::create_dir_all(directory).map_err(failed)?;
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        let file = rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR)
-            .map_err(|e| failed(e.into()))?;
+        let file =
+            rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR).map_err(|e| failed(e.into()))?;
         Ok(Self {
             state: Mutex::default(),
             changed: Condvar::new(),
@@ -80,7 +81,11 @@ impl Spool {
     pub fn push(&self, mut chunk: Vec<u8>) -> Result<(), Error> {
         let mut state = self.lock();
         if state.is_abandoned {
-            return Err(Error::new(Kind::Cancelled, "spool snapshot", "nobody consumes it"));
+            return Err(Error::new(
+                Kind::Cancelled,
+                "spool snapshot",
+                "nobody consumes it",
+            ));
         }
         if state.filed.is_empty() && state.memory.len() < CHUNKS_IN_MEMORY {
             state.memory.push_back(chunk);
@@ -151,13 +156,17 @@ impl Spool {
             return Err(e);
         }
         if let Some(next) = state.memory.pop_front() {
-            state.free.push(std::mem::replace(chunk, next));
+            let used = std::mem::replace(chunk, next);
+            if used.capacity() >= CHUNK_BYTES {
+                state.free.push(used);
+            }
             return Ok(Popped::Chunk);
         }
         if let Some(&len) = state.filed.front() {
             let slot = state.first_slot;
             // Stays in `filed` while it is read: its slot must not be written.
             drop(state);
+            chunk.reserve_exact(CHUNK_BYTES);
             chunk.resize(len, 0);
             self.file
                 .read_exact_at(chunk, slot * CHUNK_BYTES as u64)

@@ -106,7 +106,9 @@ impl Store {
     /// One at a time: a put that finds its directory there may rely on that directory being durable.
     fn create_directories(&self, directory: &Path) -> io::Result<()> {
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-        let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let _guard = ONE_AT_A_TIME
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         self.create_missing(directory)
     }
 

@@ -179,7 +179,9 @@ impl Cutter {
         chunk: &[u8],
         still_wanted: impl Fn() -> Result<(), Error>,
     ) -> Result<(), Error> {
-        self.validator.feed(chunk, &mut self.gathered).map_err(malformed)?;
+        self.validator
+            .feed(chunk, &mut self.gathered)
+            .map_err(malformed)?;
         self.pending.extend_from_slice(chunk);
         while self.pending.len() >= SEGMENT_BYTES {
             let key_start = self.validator.last_key_start();

@@ -41,10 +41,7 @@ impl Jobs {
     }
 
     /// An empty buffer for a segment; waits for a sealer to end where all are in use.
-    pub(super) fn buffer(
-        &mut self,
-        still_wanted: &impl Fn() -> Result<(), Error>,
-    ) -> Result<Vec<u8>, Error> {
+    pub(super) fn buffer(&mut self, still_wanted: &impl Fn() -> Result<(), Error>) -> Result<Vec<u8>, Error> {
         if self.unmade > 0 {
             return Ok(self.make_buffer());
         }
@@ -119,7 +116,10 @@ impl<'a> Sealing<'a> {
     fn seal_all(&self, jobs: &Mutex<Receiver<Job>>, freed: &SyncSender<Vec<u8>>) -> Result<(), Error> {
         let mut sealer = Sealer::new(self.recipient)?;
         loop {
-            let next = jobs.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).recv();
+            let next = jobs
+                .lock()
+                .unwrap_or_else(|poisoned| poisoned.into_inner())
+                .recv();
             let Ok(Job { index, mut plain }) = next else {
                 return Ok(());
             };
@@ -128,7 +128,8 @@ impl<'a> Sealing<'a> {
             }
             let name = segment_name(index);
             let sealed = sealer.seal(&plain)?;
-            self.store.put(&format!("{}/{name}", self.prefix), sealed.stored)?;
+            self.store
+                .put(&format!("{}/{name}", self.prefix), sealed.stored)?;
             let record = ObjectRecord {
                 name,
                 plain_bytes: plain.len() as u64,
