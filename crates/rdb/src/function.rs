@@ -45,7 +45,7 @@ mod tests {
         let summary = FunctionSummary::of(b"#!lua  name=mylib\nredis.register_function(...)");
         assert_eq!(summary.engine.as_deref(), Some("LUA"));
         assert_eq!(summary.name.as_deref(), Some("mylib"));
-        assert_eq!(summary.code_bytes, 45);
+        assert_eq!(summary.code_bytes, 46);
         assert_eq!(
             FunctionSummary::of(b"return 1"),
             FunctionSummary {

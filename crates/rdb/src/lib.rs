@@ -47,5 +47,5 @@ pub use function::FunctionSummary;
 pub use opcode::{Type, VERSION_MAX};
 pub use validator::{
     AUX_BYTES_MAX, AUX_FIELDS_MAX, Checksum, FUNCTION_BYTES_MAX, FUNCTIONS_MAX, KEY_BYTES_MAX, KeySummary,
-    Report, Sink, Validator,
+    Report, Sink, Validator, WARNINGS_MAX, Warning,
 };

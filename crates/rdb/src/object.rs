@@ -59,6 +59,8 @@ pub(crate) struct Value {
     pub(crate) kind: Type,
     pub(crate) elements: u64,
     pub(crate) digest: u128,
+    /// What is odd about a value that engines accept.
+    pub(crate) oddity: Option<&'static str>,
 }
 
 /// Keeps equal contents of different types apart.
@@ -94,6 +96,7 @@ impl Object {
                 kind: Type::String,
                 elements: 1,
                 digest,
+                oddity: None,
             });
         }
         self.run_elements(r, source)
@@ -111,8 +114,9 @@ impl Object {
                 let digest = tag(self.kind, self.stream.digest());
                 return Ok(Value {
                     kind: self.kind,
-                    elements: self.stream.length(),
+                    elements: self.stream.live_entries(),
                     digest,
+                    oddity: self.stream.oddity(),
                 });
             }
             _ => self.counted(r, source)?,
@@ -122,6 +126,7 @@ impl Object {
             kind: self.kind,
             elements: self.elements.count(),
             digest,
+            oddity: None,
         })
     }
 

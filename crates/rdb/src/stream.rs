@@ -279,6 +279,8 @@ pub(crate) struct Stream {
     phase: Phase,
     nodes_left: u64,
     entries: Entries,
+    /// The length as stored.
+    length: u64,
     last_id: Id,
     max_deleted: Id,
     added: u64,
@@ -303,12 +305,18 @@ impl Stream {
     }
 
     /// Live entries.
-    pub(crate) fn length(&self) -> u64 {
+    pub(crate) fn live_entries(&self) -> u64 {
         self.entries.length
     }
 
+    /// What is odd about the stream, although engines accept it. Old engines could miscount the length when
+    /// they deleted entries, and every later engine carries the wrong number on.
+    pub(crate) fn oddity(&self) -> Option<&'static str> {
+        (self.length != self.entries.length).then_some("stream length differs from its entries")
+    }
+
     pub(crate) fn digest(&self) -> u128 {
-        let mut digest = mix(self.entries.digest, u128::from(self.entries.length));
+        let mut digest = mix(self.entries.digest, u128::from(self.length));
         digest = mix(digest, of_id(self.last_id));
         digest = mix(digest, of_id(self.max_deleted));
         digest = mix(digest, u128::from(self.added));
@@ -408,15 +416,13 @@ impl Stream {
             ((0, 0), length)
         };
         let groups = r.length()?;
-        if length != self.entries.length {
-            return Err(malformed("stream length differs from its entries").into());
-        }
         if self.entries.before.is_some_and(|last| last > last_id) {
             return Err(malformed("stream entry above the last id").into());
         }
         if added < length {
             return Err(malformed("stream counts fewer entries added than present").into());
         }
+        self.length = length;
         self.last_id = last_id;
         self.max_deleted = max_deleted;
         self.added = added;
@@ -458,8 +464,10 @@ impl Stream {
         }
         match (id.cmp(&self.last_id), self.entries.first_live) {
             (std::cmp::Ordering::Equal, _) | (std::cmp::Ordering::Less, None) => self.added,
-            (std::cmp::Ordering::Less, Some(first)) if id < first => self.added - self.entries.length,
-            (std::cmp::Ordering::Less, Some(first)) if id == first => self.added - self.entries.length + 1,
+            (std::cmp::Ordering::Less, Some(first)) if id < first => self.added.saturating_sub(self.length),
+            (std::cmp::Ordering::Less, Some(first)) if id == first => {
+                self.added.saturating_sub(self.length) + 1
+            }
             _ => ENTRIES_READ_UNKNOWN,
         }
     }

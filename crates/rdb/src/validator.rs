@@ -21,6 +21,9 @@ pub const AUX_FIELDS_MAX: usize = 128;
 /// Bytes of an AUX name or value that are kept.
 pub const AUX_BYTES_MAX: usize = 1024;
 
+/// Odd values that are kept for the [`Report`].
+pub const WARNINGS_MAX: usize = 64;
+
 /// Bytes parsed before they are added to the checksum, so that they are still in the cache.
 const BLOCK_BYTES: usize = 256 * 1024;
 /// The first version with a checksum at the end.
@@ -76,6 +79,19 @@ pub enum Checksum {
     Disabled,
 }
 
+/// A value that engines accept although it is odd.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warning {
+    /// Absolute offset of the first opcode of the key.
+    pub offset: u64,
+    /// The database.
+    pub db: u32,
+    /// The key.
+    pub key: KeyHint,
+    /// What is odd.
+    pub what: &'static str,
+}
+
 /// A whole, valid file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
@@ -89,6 +105,10 @@ pub struct Report {
     pub census: Census,
     /// The function libraries, in file order.
     pub functions: Vec<FunctionSummary>,
+    /// The first [`WARNINGS_MAX`] odd values.
+    pub warnings: Vec<Warning>,
+    /// Odd values, those beyond the limit included.
+    pub warning_count: u64,
     /// Bytes of the file.
     pub bytes: u64,
     /// The checksum.
@@ -212,6 +232,8 @@ impl Validator {
             aux: parser.aux,
             census: parser.counter.finish(),
             functions: parser.functions,
+            warnings: parser.warnings,
+            warning_count: parser.warning_count,
             bytes: parser.base,
             checksum: parser.checksum,
         })
@@ -235,6 +257,8 @@ struct Parser {
     aux_name: Vec<u8>,
     aux: Vec<(Vec<u8>, Vec<u8>)>,
     functions: Vec<FunctionSummary>,
+    warnings: Vec<Warning>,
+    warning_count: u64,
     counter: Counter,
 }
 
@@ -255,6 +279,8 @@ impl Parser {
             aux_name: Vec::new(),
             aux: Vec::new(),
             functions: Vec::new(),
+            warnings: Vec::new(),
+            warning_count: 0,
             counter: Counter::default(),
         }
     }
@@ -263,13 +289,31 @@ impl Parser {
         self.source.buffered_bytes() + self.key.len() + self.text.len() + self.aux_name.len()
     }
 
+    fn hint(&self) -> KeyHint {
+        KeyHint {
+            hash: self.entry.key_hash as u64,
+            prefix: String::from_utf8_lossy(&self.key[..self.key.len().min(HINT_BYTES)]).into_owned(),
+        }
+    }
+
+    #[cold]
+    fn warn(&mut self, what: &'static str) {
+        self.warning_count += 1;
+        if self.warnings.len() < WARNINGS_MAX {
+            let (offset, db, key) = (self.entry.start, self.counter.db(), self.hint());
+            self.warnings.push(Warning {
+                offset,
+                db,
+                key,
+                what,
+            });
+        }
+    }
+
     #[cold]
     fn error(&self, offset: u64, kind: ErrorKind) -> Error {
         let in_value = self.state == State::Value;
-        let key = in_value.then(|| KeyHint {
-            hash: self.entry.key_hash as u64,
-            prefix: String::from_utf8_lossy(&self.key[..self.key.len().min(HINT_BYTES)]).into_owned(),
-        });
+        let key = in_value.then(|| self.hint());
         let type_code = (in_value || self.state == State::Key).then_some(self.entry.type_code);
         Error {
             offset,
@@ -432,6 +476,9 @@ impl Parser {
     #[inline]
     fn value<S: Sink>(&mut self, r: &mut Reader<'_>, sink: &mut S) -> Step<()> {
         let value = self.object.run(r, &mut self.source)?;
+        if let Some(what) = value.oddity {
+            self.warn(what);
+        }
         let entry = &mut self.entry;
         entry.started = false;
         let bytes = self.base + r.pos() as u64 - entry.start;

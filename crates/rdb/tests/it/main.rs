@@ -1,0 +1,11 @@
+//! Tests of the crate through its public interface: hand-built bytes, damaged bytes, very long values, and
+//! dumps of a real engine.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod build;
+mod damage;
+mod encodings;
+mod engine;
+mod memory;
+mod refusals;
