@@ -4,6 +4,10 @@
 //! standard library is used, so that `cargo xtask` is there after a few seconds on a fresh machine.
 
 pub mod args;
+pub mod fill;
+pub mod plain_engine;
+pub mod resp;
+pub mod scratch;
 pub mod setup;
 pub mod stop;
 

@@ -3,13 +3,15 @@
 use std::process::ExitCode;
 
 use xtask::args::Args;
-use xtask::{Stop, setup};
+use xtask::{Stop, fill, setup};
 
 const HELP: &str = "\
 Developer commands of cachekeep.
 
   cargo xtask run [-- OPTIONS]      install what is missing, build, start the service with these options
   cargo xtask setup [run|test|bench]  only install; without a word: everything
+  cargo xtask fill --port P ...     load an engine with data of every type
+  cargo xtask damage --port P ...   damage an engine's data, so that a restore has something to show
 
 `cargo xtask COMMAND --help` explains one command.
 ";
@@ -26,14 +28,28 @@ fn main() -> ExitCode {
     }
 }
 
-fn dispatch(name: &str, args: Args) -> Result<(), Stop> {
+fn dispatch(name: &str, mut args: Args) -> Result<(), Stop> {
+    if args.flag("--help") || args.flag("-h") {
+        print!("{}", help(name));
+        return Ok(());
+    }
     match name {
         "run" => setup::run(args),
         "setup" => setup::command(args),
+        "fill" => fill::cli::fill(args),
+        "damage" => fill::cli::damage_command(args),
         "help" | "--help" | "-h" => {
             print!("{HELP}");
             Ok(())
         }
         _ => Err(Stop::new("no such command").advice("cargo xtask help lists them")),
+    }
+}
+
+fn help(name: &str) -> &'static str {
+    match name {
+        "fill" => fill::cli::FILL_HELP,
+        "damage" => fill::cli::DAMAGE_HELP,
+        _ => HELP,
     }
 }
