@@ -72,7 +72,7 @@ pub struct EngineSpec {
     pub bind: String,
     /// Port for clients; 0 = none yet.
     pub port: u16,
-    /// Password of the user `cachekeep`.
+    /// Password of the user `cachekeep`. Must be long and random: clients may read its hash.
     pub admin_password: Secret,
     /// Password of the clients' default user; `None` = clients need none.
     pub client_password: Option<Secret>,

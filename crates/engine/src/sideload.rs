@@ -121,6 +121,24 @@ pub fn discard(directory: &Path) -> Result<(), Error> {
     }
 }
 
+/// Removes the placed file of a generation without persistence once it is loaded: a restart would load it again,
+/// however old it is by then.
+///
+/// # Errors
+/// [`Kind::Io`].
+pub(crate) fn forget_snapshot(directory: &Path) -> Result<(), Error> {
+    let snapshot = directory.join(SNAPSHOT);
+    match std::fs::remove_file(&snapshot) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(
+            Kind::Io,
+            "remove placed file",
+            snapshot.display().to_string(),
+            e,
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// Validates and writes.
 fn receive(
     directory: &Path,

@@ -11,6 +11,7 @@ use crate::control::Control;
 use crate::error::{Error, Kind, chain};
 use crate::failpoint;
 use crate::node::{Node, Reply, Secret};
+use crate::sideload;
 
 use super::{Engine, LOG, settings};
 
@@ -30,11 +31,20 @@ impl Engine {
     /// [`Kind::EngineExited`] with the end of the log where it dies: that is how an engine refuses a file.
     /// [`Kind::Cancelled`] and [`Kind::Deadline`] leave it running.
     pub fn wait_loaded(&self, control: &Control) -> Result<(), Error> {
-        let mut node = self.control()?;
+        let mut node = None;
         let mut pause = END_POLL;
         loop {
             control.check("load")?;
-            match node.info("persistence") {
+            let connected = match node.take() {
+                Some(node) => Ok(node),
+                None => Node::connect(&self.endpoint()),
+            };
+            let asked = connected.and_then(|mut connected| {
+                let fields = connected.info("persistence")?;
+                node = Some(connected);
+                Ok(fields)
+            });
+            match asked {
                 Ok(fields) => {
                     let number = |name: &str| -> u64 {
                         fields
@@ -56,7 +66,7 @@ impl Engine {
                         .store(number("loading_loaded_bytes"), Ordering::Relaxed);
                 }
                 // One huge value can keep it silent for longer than any time-out.
-                Err(e) if e.kind == Kind::Idle && self.is_alive() => node = self.control()?,
+                Err(e) if e.kind == Kind::Idle && self.is_alive() => {}
                 Err(e) => return Err(self.explain(e)),
             }
             std::thread::sleep(pause);
@@ -65,7 +75,7 @@ impl Engine {
     }
 
     /// Makes a standby ([`super::start_standby`]) an engine that can serve: a primary, keys expire, the memory limit
-    /// holds. Does nothing new to an engine that is one already.
+    /// holds. Where nothing is to survive a restart, the file that it was loaded from goes too. May be repeated.
     ///
     /// # Errors
     /// As [`Node::command`]; [`Kind::EngineExited`].
@@ -75,6 +85,11 @@ impl Engine {
         run(&["CONFIG", "SET", "maxmemory", &max_memory_bytes.to_string()])?;
         run(&["REPLICAOF", "NO", "ONE"])?;
         run(&["DEBUG", "SET-ACTIVE-EXPIRE", "1"])?;
+        let keeps_nothing = node.config_get("appendonly")?.as_deref() == Some("no")
+            && node.config_get("save")?.as_deref() == Some("");
+        if keeps_nothing {
+            sideload::forget_snapshot(&self.directory)?;
+        }
         Ok(())
     }
 

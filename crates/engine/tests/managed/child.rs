@@ -1,0 +1,114 @@
+//! This program once more, as a process that may die.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use engine::process::{self, Persistence};
+use engine::sideload;
+use engine::switch::{self, SwitchPlan};
+use engine::{Control, Secret};
+
+use crate::harness::{ADMIN_PASSWORD, in_pieces, wait_until};
+
+/// What the child is to do; unset in the tests themselves.
+const BEHAVIOUR: &str = "CACHEKEEP_TEST_BEHAVIOUR";
+const HOME: &str = "CACHEKEEP_TEST_HOME";
+const PORT: &str = "CACHEKEEP_TEST_PORT";
+
+/// Runs this program as a child. `failpoint` is where it dies, fails or stalls.
+pub fn spawn(behaviour: &str, home: &Path, port: u16, failpoint: Option<&str>) -> Child {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", "child::behave", "--nocapture"])
+        .env(BEHAVIOUR, behaviour)
+        .env(HOME, home)
+        .env(PORT, port.to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
+    if let Some(failpoint) = failpoint {
+        command
+            .env("CACHEKEEP_FAILPOINT", failpoint)
+            .env("CACHEKEEP_FAILPOINT_MARK", mark(home));
+    }
+    command.spawn().unwrap()
+}
+
+/// Runs a child that must die or fail at `failpoint`; panics where it never came there.
+pub fn run_to(failpoint: &str, behaviour: &str, home: &Path, port: u16) {
+    // Absent but for the first of several runs in one home.
+    let _absent = std::fs::remove_file(mark(home));
+    spawn(behaviour, home, port, Some(failpoint)).wait().unwrap();
+    let name = failpoint.split(':').next().unwrap();
+    assert_eq!(
+        std::fs::read_to_string(mark(home)).unwrap_or_default(),
+        name,
+        "never came to the failpoint"
+    );
+}
+
+fn mark(home: &Path) -> PathBuf {
+    home.join("mark")
+}
+
+/// What the child's answer is written to.
+pub fn answer(home: &Path) -> String {
+    std::fs::read_to_string(home.join("answer")).unwrap_or_default()
+}
+
+/// Nothing, but in a child.
+#[test]
+fn behave() {
+    let Ok(behaviour) = std::env::var(BEHAVIOUR) else {
+        return;
+    };
+    let home = PathBuf::from(std::env::var_os(HOME).unwrap());
+    let port: u16 = std::env::var(PORT).unwrap().parse().unwrap();
+    let admin = Secret::new(ADMIN_PASSWORD);
+    let engine = |name: &str| process::find(&home.join(name), &admin).unwrap().unwrap();
+    let answer = match behaviour.as_str() {
+        "start and wait" => {
+            let spec = process::EngineSpec {
+                binary: process::find_binary().unwrap(),
+                directory: home.join("g1"),
+                run_as: None,
+                bind: "127.0.0.1".to_owned(),
+                port,
+                admin_password: admin.clone(),
+                client_password: None,
+                max_memory_bytes: 0,
+                persistence: Persistence::Aof,
+            };
+            let engine = process::start(&spec).unwrap();
+            std::fs::write(home.join("answer"), engine.pid().to_string()).unwrap();
+            wait_until("the kill", || false);
+            "was not killed".to_owned()
+        }
+        "place" => {
+            let bytes = std::fs::read(home.join("data.rdb")).unwrap();
+            let placed = sideload::place(
+                &home.join("g1"),
+                Persistence::Aof,
+                None,
+                &Control::new(None),
+                in_pieces(&bytes),
+            );
+            format!("{:?}", placed.map(|expectation| expectation.keys()))
+        }
+        "switch" => {
+            let (old, new) = (engine("old"), engine("new"));
+            let done = switch::run(&SwitchPlan {
+                old: Some(&old),
+                new: &new,
+                port,
+                write_pause_limit: Duration::from_secs(2),
+            });
+            match done {
+                Ok(_) => "switched".to_owned(),
+                Err(e) => e.kind.word().to_owned(),
+            }
+        }
+        other => panic!("unknown behaviour {other}"),
+    };
+    std::fs::write(home.join("answer"), answer).unwrap();
+}

@@ -1,0 +1,11 @@
+//! Managed engines, with real server processes: start and find again, side load, verify, switch.
+//!
+//! `harness` makes homes that clean up after themselves. A test that needs a process of ours to die runs this very
+//! program again with [`child::BEHAVIOUR`] set.
+
+mod child;
+mod harness;
+mod process;
+mod sideload;
+mod switch;
+mod verify;

@@ -1,0 +1,235 @@
+//! Placing data for a new generation.
+
+use std::time::{Duration, Instant};
+
+use engine::process::{self, Persistence};
+use engine::sideload;
+use engine::verify::{VerifyLevel, verify};
+use engine::{Control, Error, Kind};
+
+use crate::child;
+use crate::harness::{Home, data, digest, fill, in_pieces, run, side_load, wait_until};
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+#[test]
+fn data_of_every_type_is_whole_in_the_new_generation_and_after_its_restart() {
+    for persistence in [Persistence::Aof, Persistence::Rdb, Persistence::None] {
+        let home = Home::new();
+        let (bytes, expected) = data(&home, fill);
+        let mut spec = home.spec("g1");
+        spec.persistence = persistence;
+        let (engine, expectation) = side_load(&spec, &bytes);
+        for level in [VerifyLevel::Sample, VerifyLevel::Full] {
+            let report = verify(&engine, &expectation, level, &Control::new(None)).unwrap();
+            assert_eq!(report.keys_loaded, expectation.keys());
+            assert_eq!(report.keys_compared, expectation.keys());
+            assert_eq!((report.functions, report.keys_expired_meanwhile), (1, 0));
+        }
+        engine.promote(0).unwrap();
+        assert_eq!(digest(&engine), expected, "{persistence:?}");
+        sideload::sync(&spec.directory).unwrap();
+
+        run(&mut engine.control().unwrap(), "SET written:later v");
+        let before = digest(&engine);
+        engine.stop(true, LIMIT).unwrap();
+        let engine = process::start(&spec).unwrap();
+        engine.wait_loaded(&Control::new(None)).unwrap();
+        if persistence == Persistence::None {
+            assert_eq!(run(&mut engine.control().unwrap(), "DBSIZE").int(), Some(0));
+        } else {
+            assert_eq!(digest(&engine), before, "{persistence:?}");
+        }
+    }
+}
+
+#[test]
+fn keys_whose_time_is_up_are_counted_exactly_and_gone_once_it_serves() {
+    for persistence in [Persistence::Aof, Persistence::Rdb] {
+        let home = Home::new();
+        let (bytes, _) = data(&home, |node| {
+            run(node, "DEBUG SET-ACTIVE-EXPIRE 0");
+            for number in 0..500 {
+                run(node, &format!("SET gone:{number} v PX 1"));
+                run(node, &format!("SET soon:{number} v PX 1500"));
+                run(node, &format!("SET stays:{number} v"));
+            }
+        });
+        let mut spec = home.spec("g1");
+        spec.persistence = persistence;
+        let (engine, expectation) = side_load(&spec, &bytes);
+        assert_eq!(expectation.keys(), 1500);
+        for level in [VerifyLevel::Sample, VerifyLevel::Full] {
+            let report = verify(&engine, &expectation, level, &Control::new(None)).unwrap();
+            assert_eq!(report.keys_loaded, 1500);
+            assert!((500..=1000).contains(&report.keys_expired_meanwhile));
+        }
+        engine.promote(0).unwrap();
+        let mut node = engine.control().unwrap();
+        wait_until("expiry", || run(&mut node, "DBSIZE").int() == Some(500));
+    }
+}
+
+#[test]
+fn bytes_that_are_not_valid_leave_nothing() {
+    let home = Home::new();
+    let (bytes, _) = data(&home, |node| {
+        fill(node);
+        run(node, "DEL string:big");
+    });
+    let directory = home.path().join("g1");
+    let place = |bytes: &[u8]| {
+        sideload::place(
+            &directory,
+            Persistence::Aof,
+            None,
+            &Control::new(None),
+            in_pieces(bytes),
+        )
+    };
+    let mut damaged: Vec<Vec<u8>> = Vec::new();
+    for step in 0..40 {
+        let mut flipped = bytes.clone();
+        flipped[step * bytes.len() / 40] ^= 0x10;
+        damaged.push(flipped);
+        damaged.push(bytes[..step * bytes.len() / 40].to_vec());
+    }
+    damaged.push([bytes.as_slice(), b"x"].concat());
+    for bytes in damaged {
+        assert_eq!(place(&bytes).err().unwrap().kind, Kind::Malformed);
+        assert!(!directory.exists());
+    }
+    place(&bytes).unwrap();
+}
+
+#[test]
+fn a_feed_that_fails_or_is_cancelled_leaves_nothing() {
+    let home = Home::new();
+    let (bytes, _) = data(&home, fill);
+    let directory = home.path().join("g1");
+    let control = Control::new(None);
+    let failed = sideload::place(&directory, Persistence::Rdb, None, &control, |push| {
+        push(&bytes[..bytes.len() / 2])?;
+        Err(Error::new(Kind::Tampered, "read archive", "segment 3"))
+    });
+    assert_eq!(failed.err().unwrap().kind, Kind::Tampered);
+    assert!(!directory.exists());
+    let cancelled = sideload::place(&directory, Persistence::Rdb, None, &control, |push| {
+        push(&bytes[..100])?;
+        control.cancel();
+        push(&bytes[100..])
+    });
+    assert_eq!(cancelled.err().unwrap().kind, Kind::Cancelled);
+    assert!(!directory.exists());
+}
+
+#[test]
+fn a_directory_that_exists_is_left_alone_and_one_with_an_engine_is_not_discarded() {
+    let home = Home::new();
+    let (bytes, _) = data(&home, |node| drop(run(node, "SET k v")));
+    let spec = home.spec("g1");
+    let engine = process::start(&spec).unwrap();
+    let placed = sideload::place(
+        &spec.directory,
+        spec.persistence,
+        None,
+        &Control::new(None),
+        in_pieces(&bytes),
+    );
+    assert_eq!(placed.err().unwrap().kind, Kind::Io);
+    assert_eq!(sideload::discard(&spec.directory).err().unwrap().kind, Kind::Io);
+    run(&mut engine.control().unwrap(), "SET still v");
+    engine.kill().unwrap();
+    sideload::discard(&spec.directory).unwrap();
+    sideload::discard(&spec.directory).unwrap();
+    assert!(!spec.directory.exists());
+}
+
+#[test]
+fn death_while_placing_never_leaves_half_a_file_under_the_engines_name() {
+    let home = Home::new();
+    let (bytes, expected) = data(&home, fill);
+    std::fs::write(home.path().join("data.rdb"), &bytes).unwrap();
+    for failpoint in [
+        "sideload.before_place",
+        "sideload.mid_place",
+        "sideload.after_place",
+        "sideload.after_rename",
+    ] {
+        child::run_to(failpoint, "place", home.path(), 0);
+        let spec = home.spec("g1");
+        let engine = process::start(&spec).unwrap();
+        engine.wait_loaded(&Control::new(None)).unwrap();
+        let keys = run(&mut engine.control().unwrap(), "DBSIZE").int();
+        if failpoint == "sideload.after_rename" {
+            assert_eq!(digest(&engine), expected);
+        } else {
+            assert_eq!(keys, Some(0), "{failpoint}");
+        }
+        engine.kill().unwrap();
+        sideload::discard(&spec.directory).unwrap();
+        // The next attempt is an ordinary one.
+        let (engine, _) = side_load(&spec, &bytes);
+        engine.kill().unwrap();
+        sideload::discard(&spec.directory).unwrap();
+        // An error at the same place leaves nothing.
+        child::run_to(&format!("{failpoint}:error"), "place", home.path(), 0);
+        assert!(!spec.directory.exists(), "{failpoint}");
+    }
+}
+
+/// Prints what the steps take; `cargo test --release -p engine --test managed half_a_gigabyte -- --ignored --nocapture`.
+#[test]
+#[ignore = "half a gigabyte: a measurement"]
+fn half_a_gigabyte() {
+    let home = Home::new();
+    let (bytes, expected) = data(&home, |node| {
+        run(node, "DEBUG POPULATE 1000000 small 100");
+        run(node, "DEBUG POPULATE 100000 middle 1500");
+        run(node, "DEBUG POPULATE 40 big 4000000");
+        run(node, "SELECT 1");
+        for number in 0..20_000 {
+            let fields: Vec<String> = (0..20)
+                .map(|field| format!("f{field} value-{number}-{field}"))
+                .collect();
+            run(node, &format!("HSET hash:{number} {}", fields.join(" ")));
+        }
+        for number in 0..200_000 {
+            run(node, &format!("ZADD zset:big {number} member-{number}"));
+        }
+    });
+    let mb = bytes.len() as f64 / 1e6;
+    println!("{mb:.0} MB");
+    for persistence in [Persistence::Aof, Persistence::Rdb] {
+        for round in 0..3 {
+            let mut spec = home.spec(&format!("g{round}"));
+            spec.persistence = persistence;
+            let control = Control::new(None);
+            let mut last = Instant::now();
+            let mut lap = |what: &str| {
+                let took = last.elapsed().as_secs_f64();
+                println!("{persistence:?} {what}: {took:.3} s, {:.0} MB/s", mb / took);
+                last = Instant::now();
+            };
+            let expectation = sideload::place(&spec.directory, persistence, None, &control, |push| {
+                bytes.chunks(256 * 1024).try_for_each(push)
+            })
+            .unwrap();
+            lap("place");
+            let syncing = sideload::sync_behind(&spec.directory).unwrap();
+            let engine = process::start_standby(&spec).unwrap();
+            engine.wait_loaded(&control).unwrap();
+            lap("start and load");
+            syncing.wait().unwrap();
+            lap("rest of the sync");
+            let report = verify(&engine, &expectation, VerifyLevel::Sample, &control).unwrap();
+            lap(&format!("verify {} keys", report.keys_compared));
+            verify(&engine, &expectation, VerifyLevel::Full, &control).unwrap();
+            lap("verify all");
+            engine.promote(0).unwrap();
+            assert_eq!(digest(&engine), expected);
+            engine.kill().unwrap();
+            sideload::discard(&spec.directory).unwrap();
+        }
+    }
+}
