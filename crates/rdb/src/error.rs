@@ -8,8 +8,8 @@ use std::fmt;
 /// that it may go to places that must not show key names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
-    /// Absolute offset of the byte at which reading stopped. Inside a compressed string it is the offset of
-    /// the compressed byte, inside a packed value the offset of its string.
+    /// Absolute offset of the byte at which reading stopped. For a defect inside a compressed string, or
+    /// inside a packed value that was cut into chunks, it is a place in that string or its end.
     pub offset: u64,
     /// What is wrong.
     pub kind: ErrorKind,

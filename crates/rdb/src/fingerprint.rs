@@ -1,15 +1,32 @@
 //! Finds duplicate members of one value with bounded memory.
+//!
+//! Members are chosen by whoever writes to the database. Fingerprints are therefore keyed at random: nobody
+//! can prepare members that look like duplicates, or that crowd into the same slots.
+
+use std::hash::{BuildHasher, RandomState};
 
 /// Members of one value that are remembered. Later members are compared with these, but no longer with each
 /// other.
 pub const MEMBERS_REMEMBERED_MAX: usize = 128 * 1024;
 
 /// A set of 64-bit fingerprints: open addressing, at most half full, 2 MiB at most.
-#[derive(Default)]
 pub(crate) struct Fingerprints {
+    keys: [u64; 2],
     slots: Vec<u64>,
     mask: usize,
     room: usize,
+}
+
+impl Default for Fingerprints {
+    fn default() -> Self {
+        let random = RandomState::new();
+        Self {
+            keys: [random.hash_one(0), random.hash_one(1)],
+            slots: Vec::new(),
+            mask: 0,
+            room: 0,
+        }
+    }
 }
 
 impl Fingerprints {
@@ -31,8 +48,9 @@ impl Fingerprints {
     /// Remembers a member by the hash of it; `false` if it was there already.
     #[inline]
     pub(crate) fn insert(&mut self, hash: u128) -> bool {
+        let folded = u128::from(hash as u64 ^ self.keys[0]) * u128::from((hash >> 64) as u64 ^ self.keys[1]);
         // Zero marks a free slot.
-        let print = (hash as u64 ^ (hash >> 64) as u64).max(1);
+        let print = (folded as u64 ^ (folded >> 64) as u64).max(1);
         let mut at = (print >> 7) as usize;
         loop {
             at &= self.mask;

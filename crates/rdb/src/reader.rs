@@ -44,6 +44,12 @@ impl<'a> Reader<'a> {
         self.mark
     }
 
+    /// Points at an earlier byte, to say where a defect is.
+    #[cold]
+    pub(crate) fn point_back(&mut self, count: usize) {
+        self.pos = self.pos.saturating_sub(count);
+    }
+
     /// Falls back to the committed position.
     pub(crate) fn rewind(&mut self) {
         self.pos = self.mark;

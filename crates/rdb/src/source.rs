@@ -174,6 +174,8 @@ struct Packed {
     zipmap: Zipmap,
     intset: Intset,
     carry: Carry,
+    /// Bytes read of the piece that was read last.
+    reached: usize,
 }
 
 impl Packed {
@@ -209,6 +211,7 @@ impl Packed {
             Packing::Ziplist => self.ziplist.run(&mut r, hasher, items),
             Packing::Zipmap => self.zipmap.run(&mut r, hasher, items),
         };
+        self.reached = r.pos();
         settle(&r, step)
     }
 
@@ -242,6 +245,7 @@ impl Packed {
     fn run_intset(&mut self, bytes: &[u8], set: &mut Elements) -> Result<Progress, ErrorKind> {
         let mut r = Reader::new(bytes);
         let step = self.intset.run(&mut r, set);
+        self.reached = r.pos();
         settle(&r, step)
     }
 }
@@ -370,7 +374,8 @@ impl Source {
             match self.strings.open(r)? {
                 Opened::Int(_) => return Err(malformed("number in place of a packed value").into()),
                 Opened::Bytes(bytes) => {
-                    return Ok(self.packed.whole(packing, bytes, &mut self.hasher, items)?);
+                    let whole = self.packed.whole(packing, bytes, &mut self.hasher, items);
+                    return Ok(whole.inspect_err(|_| r.point_back(bytes.len() - self.packed.reached))?);
                 }
                 Opened::Scratch(length) => {
                     let bytes = &self.strings.scratch[..length];
@@ -398,7 +403,10 @@ impl Source {
         if !self.long {
             match self.strings.open(r)? {
                 Opened::Int(_) => return Err(malformed("number in place of an intset").into()),
-                Opened::Bytes(bytes) => return Ok(self.packed.whole_intset(bytes, set)?),
+                Opened::Bytes(bytes) => {
+                    let whole = self.packed.whole_intset(bytes, set);
+                    return Ok(whole.inspect_err(|_| r.point_back(bytes.len() - self.packed.reached))?);
+                }
                 Opened::Scratch(length) => {
                     return Ok(self.packed.whole_intset(&self.strings.scratch[..length], set)?);
                 }

@@ -145,7 +145,8 @@ struct Entry {
 /// Memory stays within about 10 MiB whatever the file holds: bytes are passed on in pieces, except keys
 /// ([`KEY_BYTES_MAX`]), function libraries ([`FUNCTION_BYTES_MAX`]) and strings compressed from at most
 /// 256 KiB. Duplicate members of a value are found among its first
-/// [`MEMBERS_REMEMBERED_MAX`](crate::MEMBERS_REMEMBERED_MAX); duplicate keys are not looked for.
+/// [`MEMBERS_REMEMBERED_MAX`](crate::MEMBERS_REMEMBERED_MAX) (duplicate groups and consumers of a stream
+/// among its first 2048 names); duplicate keys are not looked for.
 pub struct Validator {
     carry: Carry,
     parser: Parser,

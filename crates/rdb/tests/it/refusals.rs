@@ -216,6 +216,14 @@ fn wrong_packed_headers_and_lengths_are_refused() {
 }
 
 #[test]
+fn defect_inside_a_packed_value_is_reported_at_its_byte() {
+    let mut bad = listpack(&[S(b"a"), I(1), S(b"b"), I(2)]);
+    bad[11] = 0xf6;
+    // Header, type, key, length of the string, then the eleventh byte of the listpack.
+    assert_eq!(error(16, &string(&bad)).offset, 9 + 1 + 4 + 1 + 11);
+}
+
+#[test]
 fn streams_that_do_not_add_up_are_refused() {
     let good = stream(2, 0);
     let id = |ms: u64, seq: u64| [ms.to_be_bytes(), seq.to_be_bytes()].concat();
