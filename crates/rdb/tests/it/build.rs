@@ -223,7 +223,11 @@ pub fn entry(code: u8, key: &[u8], value: &[u8]) -> Vec<u8> {
 }
 
 pub fn dump(code: u8, value: &[u8]) -> Vec<u8> {
-    let mut out = [&[code], value, &[11, 0]].concat();
+    dump_of(11, code, value)
+}
+
+pub fn dump_of(version: u8, code: u8, value: &[u8]) -> Vec<u8> {
+    let mut out = [&[code], value, &[version, 0]].concat();
     out.extend(rdb::crc64(&out).to_le_bytes());
     out
 }
@@ -302,14 +306,14 @@ pub fn value(code: u8, value: &[u8]) -> Key {
     keys.keys[0].clone()
 }
 
-/// One key of every encoding, in two databases, with expiry, idle time, frequency, AUX fields and functions.
-pub fn all_types() -> Vec<u8> {
+/// One value of every encoding, with its type code.
+pub fn values() -> Vec<(u8, Vec<u8>)> {
     use E::{I, S};
     let items = [S(b"one"), I(2), S(b"three"), I(-4000)];
     let pairs = [S(b"field"), S(b"value"), S(b"n"), I(70_000)];
     let scores = [S(b"low"), S(b"-1.5"), S(b"mid"), I(3), S(b"top"), S(b"inf")];
     let texts = counted(3, &[string(b"x"), string(b"y"), vec![0xc0, 7]]);
-    let keys: Vec<(u8, Vec<u8>)> = vec![
+    vec![
         (0, string(b"plain")),
         (0, vec![0xc1, 0x39, 0x30]),
         (0, vec![0xc2, 1, 2, 3, 4]),
@@ -349,7 +353,12 @@ pub fn all_types() -> Vec<u8> {
         (19, stream(2, 3)),
         (20, string(&listpack(&items))),
         (21, stream(3, 3)),
-    ];
+    ]
+}
+
+/// One key of every encoding, in two databases, with expiry, idle time, frequency, AUX fields and functions.
+pub fn all_types() -> Vec<u8> {
+    let keys = values();
     let mut body = [&[250], &string(b"redis-ver")[..], &string(b"7.0.15")].concat();
     body.extend([&[250], &string(b"ctime")[..], &[0xc2, 0, 0, 0, 0x60]].concat());
     body.extend(

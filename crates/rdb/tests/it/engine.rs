@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::build::{Key, read, read_dump};
+use crate::build::{Key, dump_of, read, read_dump, values};
 
 const START_MAX: Duration = Duration::from_secs(20);
 
@@ -301,4 +301,26 @@ fn digest_survives_a_change_of_encoding_inside_the_engine() {
             assert_ne!(before.type_code, after.type_code, "{}", before.kind);
         }
     }
+}
+
+#[test]
+fn engine_reads_every_old_encoding_as_the_same_value() {
+    let mut engine = Engine::start("restores");
+    let mut converted = 0;
+    for (code, value) in values().into_iter().filter(|(code, _)| *code <= 19) {
+        let payload = dump_of(10, code, &value);
+        let ours = read_dump(&payload, 100).unwrap();
+        engine.run(&[b"RESTORE", b"key", b"0", &payload, b"REPLACE"]);
+        let theirs = read_dump(&engine.run(&[b"DUMP", b"key"]), 100).unwrap();
+        assert_eq!(
+            (ours.value_digest, ours.elements),
+            (theirs.value_digest, theirs.elements),
+            "type {code}"
+        );
+        converted += u32::from(ours.type_code != theirs.type_code);
+    }
+    assert!(
+        converted >= 6,
+        "ziplists, zipmaps and old streams change their encoding"
+    );
 }
