@@ -1,0 +1,10 @@
+//! Capture and archive against real engine processes: one binary, a module per subject.
+
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod archive;
+mod backup;
+mod failpoints;
+mod harness;
+mod psync;
+mod store;
