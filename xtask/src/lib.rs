@@ -1,14 +1,16 @@
 //! Developer commands: set up a machine, load an engine with data, test, measure.
 //!
-//! `cargo xtask help` lists them. [`fill`] and [`resp`] are also used by the tests of the other crates. Only the
-//! standard library is used, so that `cargo xtask` is there after a few seconds on a fresh machine.
+//! `cargo xtask help` lists them. [`fill`] and [`resp`] are also used by the tests of the other crates. Hardly
+//! anything but the standard library is used: `cargo xtask` must be there after a few seconds on a fresh machine.
 
 pub mod args;
 pub mod fill;
 pub mod plain_engine;
 pub mod resp;
 pub mod scratch;
+pub mod service;
 pub mod setup;
 pub mod stop;
+pub mod testing;
 
 pub use stop::Stop;

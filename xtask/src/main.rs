@@ -3,13 +3,14 @@
 use std::process::ExitCode;
 
 use xtask::args::Args;
-use xtask::{Stop, fill, setup};
+use xtask::{Stop, fill, setup, testing};
 
 const HELP: &str = "\
 Developer commands of cachekeep.
 
   cargo xtask run [-- OPTIONS]      install what is missing, build, start the service with these options
   cargo xtask setup [run|test|bench]  only install; without a word: everything
+  cargo xtask test [--long] [ONLY...]  all checks and tests, or some of them
   cargo xtask fill --port P ...     load an engine with data of every type
   cargo xtask damage --port P ...   damage an engine's data, so that a restore has something to show
 
@@ -36,6 +37,7 @@ fn dispatch(name: &str, mut args: Args) -> Result<(), Stop> {
     match name {
         "run" => setup::run(args),
         "setup" => setup::command(args),
+        "test" => testing::command(args),
         "fill" => fill::cli::fill(args),
         "damage" => fill::cli::damage_command(args),
         "help" | "--help" | "-h" => {
@@ -48,6 +50,7 @@ fn dispatch(name: &str, mut args: Args) -> Result<(), Stop> {
 
 fn help(name: &str) -> &'static str {
     match name {
+        "test" => testing::HELP,
         "fill" => fill::cli::FILL_HELP,
         "damage" => fill::cli::DAMAGE_HELP,
         _ => HELP,
