@@ -1,2 +1,23 @@
-//! cachekeep.
-fn main() {}
+//! cachekeep: a self-hosted Distributed Cache Service. Read ARCHITECTURE.md first.
+
+mod api;
+mod app;
+mod backup;
+mod catalog;
+mod cli;
+mod config;
+mod identity;
+mod ids;
+mod instance;
+mod jobs;
+mod limits;
+mod reconcile;
+mod refusal;
+mod restore;
+mod secrets;
+mod serve;
+mod tls;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

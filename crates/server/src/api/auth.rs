@@ -1,0 +1,172 @@
+//! Who calls: a project-scoped token, or an AK/SK signature. Contract §2.
+
+use axum::http::HeaderMap;
+
+use super::error::ApiError;
+use super::signature::{self, Authorization, Signed};
+use crate::app::App;
+use crate::identity::record;
+use crate::ids::{Moment, ProjectId};
+use crate::limits;
+use crate::secrets::{hex, sha256};
+
+/// A checked credential.
+pub struct Caller {
+    /// The project it may act on.
+    pub project: ProjectId,
+    /// The user's name or the access key, for answers that name who asked.
+    pub name: String,
+}
+
+/// The request's parts that authentication looks at.
+pub struct Presented<'a> {
+    /// `GET`
+    pub method: &'a str,
+    /// Path as it came.
+    pub path: &'a str,
+    /// Query as it came.
+    pub query: &'a str,
+    /// All headers.
+    pub headers: &'a HeaderMap,
+    /// The body's bytes.
+    pub body: &'a [u8],
+    /// The clock.
+    pub now: Moment,
+}
+
+/// Checks the credential. Where a signature is present a token is ignored.
+///
+/// # Errors
+/// 401 with the gateway's body; 401 of the service for a token without a project.
+pub fn authenticate(app: &App, presented: &Presented<'_>) -> Result<Caller, ApiError> {
+    if let Some(header) = presented.headers.get("authorization") {
+        let text = header
+            .to_str()
+            .map_err(|_| ApiError::unauthenticated("Incorrect authorization header."))?;
+        return check_signature(app, presented, text);
+    }
+    match presented.headers.get("x-auth-token") {
+        Some(token) => check_token(app, presented, token.as_bytes()),
+        None => Err(ApiError::unauthenticated(
+            "Incorrect IAM authentication information: x-auth-token not found, and no signature.",
+        )),
+    }
+}
+
+fn check_token(app: &App, presented: &Presented<'_>, token: &[u8]) -> Result<Caller, ApiError> {
+    let scope = app.catalog.read(|tx| record::token(tx, &sha256(token)))?;
+    let Some(scope) = scope else {
+        return Err(ApiError::unauthenticated(
+            "Incorrect IAM authentication information: unknown token.",
+        ));
+    };
+    if scope.expires_at <= presented.now {
+        return Err(ApiError::unauthenticated(
+            "Incorrect IAM authentication information: token expired.",
+        ));
+    }
+    let Some(project) = scope.project_id else {
+        return Err(ApiError::Service {
+            status: 401,
+            code: 1004,
+            message: "The token is not scoped to a project.".to_owned(),
+        });
+    };
+    Ok(Caller {
+        project,
+        name: scope.account_id.to_string(),
+    })
+}
+
+fn check_signature(app: &App, presented: &Presented<'_>, header: &str) -> Result<Caller, ApiError> {
+    let wrong =
+        || ApiError::unauthenticated("Incorrect IAM authentication information: verify aksk signature fail.");
+    let given = Authorization::parse(header).ok_or_else(wrong)?;
+    if !given.signed_headers.contains(&"x-sdk-date") {
+        return Err(wrong());
+    }
+    let mut headers = Vec::with_capacity(given.signed_headers.len());
+    for name in &given.signed_headers {
+        let mut values = presented.headers.get_all(*name).iter();
+        let value = values
+            .next()
+            .and_then(|value| value.to_str().ok())
+            .ok_or_else(wrong)?;
+        if values.next().is_some() {
+            return Err(wrong());
+        }
+        headers.push((*name, value.to_owned()));
+    }
+    let date = headers
+        .iter()
+        .find(|(name, _)| *name == "x-sdk-date")
+        .map(|(_, value)| value.clone());
+    let date = date.ok_or_else(wrong)?;
+    let signed_at = date_of(&date).ok_or_else(wrong)?;
+    if (presented.now.0 - signed_at.0).abs() > limits::SIGNATURE_SKEW_SECONDS * 1000 {
+        return Err(ApiError::unauthenticated(
+            "Incorrect IAM authentication information: signature expired.",
+        ));
+    }
+    let payload_hash = hex(&sha256(presented.body));
+    // A hash named in a header must be the body's own: an unsigned payload is refused.
+    if presented
+        .headers
+        .get("x-sdk-content-sha256")
+        .is_some_and(|value| value.as_bytes() != payload_hash.as_bytes())
+    {
+        return Err(wrong());
+    }
+    let signed = Signed {
+        method: presented.method,
+        path: presented.path,
+        query: presented.query,
+        headers,
+        payload_hash: &payload_hash,
+    };
+    let text = signature::string_to_sign(&date, &signature::canonical_request(&signed));
+    let key = app.catalog.read(|tx| record::access_key(tx, given.access))?;
+    let usable = key.filter(|key| key.revoked_at.is_none());
+    let secret = match &usable {
+        Some(key) => app
+            .vault
+            .master
+            .open(&format!("access_key.sk:{}", key.ak), &key.sk_sealed)
+            .map_err(|error| crate::refusal::Refusal::Internal(error.to_string()))?,
+        // An unknown key costs the same work as a wrong signature.
+        None => "unknown".to_owned(),
+    };
+    let holds = signature::holds(&secret, &text, given.signature);
+    match usable {
+        Some(key) if holds => {
+            let named = presented
+                .headers
+                .get("x-project-id")
+                .and_then(|value| value.to_str().ok());
+            if named.is_some_and(|named| !named.is_empty() && named != key.project_id.as_str()) {
+                return Err(foreign_project());
+            }
+            Ok(Caller {
+                project: key.project_id,
+                name: key.ak,
+            })
+        }
+        _ => Err(wrong()),
+    }
+}
+
+/// The one answer for a project that is not the caller's, whether it exists or not.
+pub fn foreign_project() -> ApiError {
+    ApiError::Service {
+        status: 401,
+        code: 1004,
+        message: "The credential is for another project.".to_owned(),
+    }
+}
+
+/// Reads `yyyyMMdd'T'HHmmss'Z'`.
+fn date_of(text: &str) -> Option<Moment> {
+    let (day, rest) = text.split_once('T')?;
+    let time = rest.strip_suffix('Z')?;
+    (day.len() == 8 && time.len() == 6).then(|| Moment::from_compact(&format!("{day}{time}")))?
+}

@@ -1,0 +1,316 @@
+//! CopyInstance, ListBackupRecords, DeleteBackupFile and ListBackupFileLinks on the wire.
+
+use axum::body::Body;
+use axum::http::{Response, StatusCode};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::download;
+use super::error::{ApiError, Version, json_response};
+use super::page;
+use super::request::Request;
+use super::router::Reply;
+use crate::backup::command;
+use crate::backup::record::{self, Backup, Format, Kind, Status};
+use crate::catalog::Tx;
+use crate::instance;
+use crate::limits;
+use crate::refusal::Refusal;
+use crate::restore::command::is_restorable;
+
+/// `POST …/instances/{instance_id}/backups`
+///
+/// # Errors
+/// Contract §4.1.
+pub fn create(request: &Request) -> Result<Reply, ApiError> {
+    let instance = request.instance_id()?;
+    let (mut remark, mut format) = (None, Format::Rdb);
+    if let Some(fields) = request.optional_body()? {
+        remark = fields.text("remark")?;
+        if let Some(word) = fields.text("backup_format")? {
+            format = Format::from_word(&word).ok_or(Refusal::Parameter("backup_format"))?;
+        }
+    }
+    let project = request.project()?;
+    let id = command::create(
+        &request.app,
+        project,
+        &instance,
+        format,
+        remark.as_deref(),
+        request.now,
+    )?;
+    Ok(json_response(
+        200,
+        &BackupStarted {
+            backup_id: id.to_string(),
+        },
+    ))
+}
+
+/// `GET …/instances/{instance_id}/backups`
+///
+/// # Errors
+/// Contract §4.2 and §4.7.
+pub fn list(request: &Request) -> Result<Reply, ApiError> {
+    let project = request.project()?;
+    let id = request.instance_id()?;
+    let page = page::page(request, limits::PAGE_ROWS_DEFAULT)?;
+    let window = page::window(request)?;
+    let deleted = request.query("include_deleted").as_deref() == Some("true");
+    let strict = request.app.config.strict_dcs;
+    let answer = request.app.catalog.read(|tx| {
+        match deleted {
+            true => instance::record::find_with_deleted(tx, project, &id)?,
+            false => instance::record::find(tx, project, &id)?,
+        }
+        .ok_or(Refusal::InstanceUnknown)?;
+        let (total, rows) = record::list(tx, &id, window.from, window.to, page.offset, page.limit)?;
+        let mut records = Vec::with_capacity(rows.len());
+        for row in &rows {
+            records.push(BackupRecord::new(tx, row, request.version, strict)?);
+        }
+        Ok::<_, Refusal>(BackupList {
+            backup_record_response: records,
+            total_num: total,
+        })
+    })?;
+    Ok(json_response(200, &answer))
+}
+
+/// `GET /ck/v1/…/backups/{backup_id}`
+///
+/// # Errors
+/// Unknown instance or backup.
+pub fn show(request: &Request) -> Result<Reply, ApiError> {
+    let found = command::find(
+        &request.app,
+        request.project()?,
+        &request.instance_id()?,
+        &request.backup_id()?,
+    )?;
+    let shown = request
+        .app
+        .catalog
+        .read(|tx| BackupRecord::new(tx, &found, Version::V2, false))?;
+    Ok(json_response(200, &shown))
+}
+
+/// `DELETE …/instances/{instance_id}/backups/{backup_id}`
+///
+/// # Errors
+/// Contract §4.3.
+pub fn delete(request: &Request) -> Result<Reply, ApiError> {
+    let instance = request.instance_id()?;
+    command::delete(
+        &request.app,
+        request.project()?,
+        &instance,
+        &request.backup_id()?,
+        request.now,
+    )?;
+    Ok(match request.version {
+        Version::V2 => no_content(),
+        Version::V1 => json_response(200, &serde_json::json!({"message": ""})),
+    })
+}
+
+/// 204.
+pub fn no_content() -> Reply {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response
+}
+
+/// `POST …/backups/{backup_id}/links`
+///
+/// # Errors
+/// Contract §4.4.
+pub fn links(request: &Request) -> Result<Reply, ApiError> {
+    let id = request.instance_id()?;
+    let fields = request.body()?;
+    let seconds = match fields.get("expiration") {
+        Some(serde_json::Value::Bool(_)) | None => None,
+        Some(_) => fields.integer("expiration")?,
+    };
+    let seconds = seconds
+        .filter(|seconds| limits::LINK_SECONDS.contains(seconds))
+        .ok_or(Refusal::Parameter("expiration"))?;
+    let project = request.project()?;
+    let backup = command::find(&request.app, project, &id, &request.backup_id()?)?;
+    if backup.status != Status::Succeeded {
+        return Err(Refusal::NotRestorable.into());
+    }
+    let Some(prefix) = &backup.prefix else {
+        return Err(Refusal::NoFile.into());
+    };
+    let instance = request
+        .app
+        .catalog
+        .read(|tx| instance::record::find_with_deleted(tx, project, &id))?
+        .ok_or(Refusal::InstanceUnknown)?;
+    let file = download::file_name(&instance, &backup);
+    let link = download::link(
+        request,
+        &instance,
+        &backup,
+        &file,
+        request.now.plus_seconds(seconds),
+    );
+    let folder = format!("{prefix}/");
+    Ok(json_response(
+        200,
+        &BackupLinks {
+            bucket_name: "cachekeep".to_owned(),
+            file_path: if request.version == Version::V1 {
+                format!("{folder}{file}")
+            } else {
+                folder
+            },
+            links: vec![BackupLink {
+                file_name: file,
+                link,
+            }],
+        },
+    ))
+}
+
+/// The answer to an accepted backup.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct BackupStarted {
+    /// The record, visible from this moment.
+    pub backup_id: String,
+}
+
+/// The answer to ListBackupRecords.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct BackupList {
+    /// The page, newest first.
+    pub backup_record_response: Vec<BackupRecord>,
+    /// All records of the window, before paging.
+    pub total_num: u64,
+}
+
+/// The answer to ListBackupFileLinks.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct BackupLinks {
+    /// The store's name.
+    pub bucket_name: String,
+    /// Where in the store; a folder on v2, the file on v1.0.
+    pub file_path: String,
+    /// One per shard.
+    pub links: Vec<BackupLink>,
+}
+
+/// One downloadable file.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct BackupLink {
+    /// Its name.
+    pub file_name: String,
+    /// A plain GET that carries its own proof and expiry.
+    pub link: String,
+}
+
+/// One backup record: the fifteen documented fields, always all of them.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct BackupRecord {
+    /// The record.
+    pub backup_id: String,
+    /// `backup_yyyyMMddHHmmss`
+    pub backup_name: String,
+    /// Whose data it holds.
+    pub instance_id: String,
+    /// `manual` or `auto`
+    pub backup_type: &'static str,
+    /// `rdb` or `aof` (upper case on v1.0)
+    pub backup_format: Option<String>,
+    /// `waiting`, `backuping`, `succeed`, `failed`, `expired`
+    pub status: &'static str,
+    /// `"0.00"` to `"100.00"`
+    pub progress: String,
+    /// Stored bytes; 0 until known.
+    pub size: i64,
+    /// The window that triggered it; null for manual ones.
+    pub period: Option<String>,
+    /// The remark of the request.
+    pub remark: Option<String>,
+    /// When it was accepted.
+    pub created_at: String,
+    /// When the work began.
+    pub execution_at: Option<String>,
+    /// When it last changed; the end once it has ended.
+    pub updated_at: String,
+    /// `dcs.08.000x`, null unless failed.
+    pub error_code: Option<String>,
+    /// `TRUE` or `FALSE`
+    pub is_support_restore: &'static str,
+    /// What DCS does not tell; absent in strict mode.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false, nullable = false)]
+    pub ext: Option<BackupDetails>,
+}
+
+/// What we tell beyond DCS about a backup.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct BackupDetails {
+    /// `manual`, `auto`, `safety`, `generation`
+    pub kind: &'static str,
+    /// What is going on now.
+    pub phase: Option<String>,
+    /// Keys in it.
+    pub keys: i64,
+    /// Bytes of the plain RDB.
+    pub plain_bytes: i64,
+    /// Memory that the data took in its engine.
+    pub used_memory_bytes: i64,
+    /// BLAKE3 of the signed manifest.
+    pub manifest_blake3: Option<String>,
+    /// Why it failed, for the operator.
+    pub failure: Option<String>,
+}
+
+impl BackupRecord {
+    fn new(tx: &Tx<'_>, row: &Backup, version: Version, strict: bool) -> Result<Self, crate::catalog::Error> {
+        let format = row.format.word();
+        Ok(Self {
+            backup_id: row.id.to_string(),
+            backup_name: row.name.clone(),
+            instance_id: row.instance_id.to_string(),
+            backup_type: match row.kind {
+                Kind::Manual => "manual",
+                Kind::Auto | Kind::Safety | Kind::Generation => "auto",
+            },
+            backup_format: Some(if version == Version::V1 {
+                format.to_ascii_uppercase()
+            } else {
+                format.to_owned()
+            }),
+            status: match row.status {
+                Status::Waiting => "waiting",
+                Status::Running => "backuping",
+                Status::Succeeded => "succeed",
+                Status::Failed => "failed",
+                Status::Expired => "expired",
+                Status::Deleted => "deleted",
+            },
+            progress: page::percent(row.progress_bp),
+            size: row.size_bytes,
+            period: row.period.clone(),
+            remark: row.remark.clone(),
+            created_at: row.created_at.iso(),
+            execution_at: row.execution_at.map(crate::ids::Moment::iso),
+            updated_at: row.updated_at.iso(),
+            error_code: row.error_code.clone(),
+            is_support_restore: if is_restorable(tx, row)? { "TRUE" } else { "FALSE" },
+            ext: (!strict).then(|| BackupDetails {
+                kind: row.kind.word(),
+                phase: row.phase.clone(),
+                keys: row.keys,
+                plain_bytes: row.plain_bytes,
+                used_memory_bytes: row.used_memory_bytes,
+                manifest_blake3: row.manifest_blake3.clone(),
+                failure: row.failure.clone(),
+            }),
+        })
+    }
+}

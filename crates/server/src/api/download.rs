@@ -1,0 +1,220 @@
+//! Download links: plain GETs that carry their own proof and expiry, and the stream behind them.
+
+use std::ops::Range;
+
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderValue, Response, StatusCode, header};
+use tokio::sync::mpsc;
+
+use super::error::ApiError;
+use super::request::Request;
+use super::router::Reply;
+use crate::backup::record::{self as backups, Backup, Format, Status};
+use crate::ids::{BackupId, Moment, ProjectId};
+use crate::instance::Instance;
+
+/// Chunks that may wait for a slow client: 256 KiB each at most, so 2 MiB.
+const CHUNKS_WAITING: usize = 8;
+const CHUNK_BYTES: usize = 256 * 1024;
+/// What the links' proof is derived for.
+const PURPOSE: &str = "download";
+
+/// `redis_<ip>_<port>_<slots>_<yyyyMMddHHmmss>.rdb`
+pub fn file_name(instance: &Instance, backup: &Backup) -> String {
+    let (bind, port, at) = (&instance.bind, instance.port, backup.created_at.compact());
+    format!(
+        "redis_{}_{port}_0-16383_{at}.{}",
+        bind.replace(':', "-"),
+        backup.format.word()
+    )
+}
+
+/// The link to a backup's file, good until `until`.
+pub fn link(request: &Request, instance: &Instance, backup: &Backup, file: &str, until: Moment) -> String {
+    let path = format!(
+        "/download/{}/{}/{}/{file}",
+        instance.project_id, instance.id, backup.id
+    );
+    let expires = until.0 / 1000;
+    let proof = request
+        .app
+        .vault
+        .master
+        .mac(PURPOSE, &format!("{path}\n{expires}"));
+    format!("{}{path}?Expires={expires}&Signature={proof}", request.base)
+}
+
+/// `GET /download/{project}/{instance}/{backup}/{file}`: the plain file, decoded on the fly; one byte range.
+///
+/// # Errors
+/// 403 for a wrong or expired proof, 404 once the backup is gone.
+pub fn serve(request: &Request) -> Result<Reply, ApiError> {
+    let denied = || ApiError::Gateway {
+        status: 403,
+        code: "APIGW.0302",
+        message: "The link is wrong or has expired.".to_owned(),
+    };
+    let gone = || ApiError::Gateway {
+        status: 404,
+        code: "APIGW.0101",
+        message: "The file is gone.".to_owned(),
+    };
+    let path = format!(
+        "/download/{}/{}/{}/{}",
+        request.param("project"),
+        request.param("instance"),
+        request.param("backup"),
+        request.param("file")
+    );
+    let query = |name: &str| {
+        request
+            .query
+            .split('&')
+            .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+            .unwrap_or_default()
+    };
+    let expires: i64 = query("Expires").parse().map_err(|_| denied())?;
+    let app = &request.app;
+    let proven = app
+        .vault
+        .master
+        .mac_holds(PURPOSE, &format!("{path}\n{expires}"), query("Signature"));
+    if !proven || expires * 1000 <= request.now.0 {
+        return Err(denied());
+    }
+    let id = BackupId::parse(request.param("backup")).ok_or_else(gone)?;
+    let project = ProjectId::parse(request.param("project")).ok_or_else(gone)?;
+    let backup = app
+        .catalog
+        .read(|tx| backups::load(tx, &id))?
+        .filter(|backup| backup.status == Status::Succeeded)
+        .ok_or_else(gone)?;
+    let (Some(prefix), Some(digest)) = (&backup.prefix, &backup.manifest_blake3) else {
+        return Err(gone());
+    };
+    let broken = |error: &engine::Error| {
+        tracing::error!(backup.id = %id, error = engine::chain(error), "a backup cannot be opened for download");
+        ApiError::Service {
+            status: 500,
+            code: 5078,
+            message: "The backup's files cannot be read.".to_owned(),
+        }
+    };
+    let keys = [app.vault.signer.verifying_key()];
+    let archive = engine::archive::Archive::open(&app.vault.store, prefix, &keys, Some(digest.as_str()))
+        .map_err(|error| broken(&error))?;
+    let identity = crate::restore::job::project_identity(app, &project).map_err(|error| broken(&error))?;
+    let total = archive.manifest().plain_bytes;
+    let (status, range) = match wanted_range(request, total) {
+        Ok(None) => (StatusCode::OK, 0..total),
+        Ok(Some(range)) => (StatusCode::PARTIAL_CONTENT, range),
+        Err(()) => {
+            let mut response = Response::new(Body::empty());
+            *response.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;
+            set(&mut response, header::CONTENT_RANGE, &format!("bytes */{total}"));
+            return Ok(response);
+        }
+    };
+    let mut response = Response::new(stream(archive, identity, range.clone()));
+    *response.status_mut() = status;
+    if status == StatusCode::PARTIAL_CONTENT {
+        let last = range.end.saturating_sub(1);
+        set(
+            &mut response,
+            header::CONTENT_RANGE,
+            &format!("bytes {}-{last}/{total}", range.start),
+        );
+    }
+    let kind = if backup.format == Format::Aof {
+        "aof"
+    } else {
+        "rdb"
+    };
+    tracing::info!(backup.id = %id, kind, "download begins");
+    set(
+        &mut response,
+        header::CONTENT_LENGTH,
+        &(range.end - range.start).to_string(),
+    );
+    set(&mut response, header::CONTENT_TYPE, "application/octet-stream");
+    set(&mut response, header::ACCEPT_RANGES, "bytes");
+    set(&mut response, header::CACHE_CONTROL, "no-store");
+    set(&mut response, header::REFERRER_POLICY, "no-referrer");
+    set(
+        &mut response,
+        header::CONTENT_DISPOSITION,
+        &format!("attachment; filename=\"{}\"", request.param("file")),
+    );
+    Ok(response)
+}
+
+fn set(response: &mut Reply, name: header::HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        response.headers_mut().insert(name, value);
+    }
+}
+
+/// `bytes=a-b`, `bytes=a-`, `bytes=-n`; several ranges or another unit mean the whole file.
+fn wanted_range(request: &Request, total: u64) -> Result<Option<Range<u64>>, ()> {
+    let Some(text) = request
+        .headers
+        .get(header::RANGE)
+        .and_then(|value| value.to_str().ok())
+    else {
+        return Ok(None);
+    };
+    let Some((first, last)) = text.strip_prefix("bytes=").and_then(|spec| spec.split_once('-')) else {
+        return Ok(None);
+    };
+    let range = match (first.parse::<u64>(), last.parse::<u64>()) {
+        (Ok(first), Ok(last)) => first..last.saturating_add(1).min(total),
+        (Ok(first), Err(_)) if last.is_empty() => first..total,
+        (Err(_), Ok(count)) if first.is_empty() => total.saturating_sub(count)..total,
+        _ => return Ok(None),
+    };
+    if range.start < range.end {
+        Ok(Some(range))
+    } else {
+        Err(())
+    }
+}
+
+/// Decodes on a thread of its own; a client that stops reading stops the thread at its next chunk.
+fn stream(archive: engine::archive::Archive, identity: engine::keys::Identity, range: Range<u64>) -> Body {
+    let (send, receive) = mpsc::channel::<Result<Bytes, std::io::Error>>(CHUNKS_WAITING);
+    tokio::task::spawn_blocking(move || {
+        let pushed = archive.read_range(&identity, range, |bytes| {
+            for chunk in bytes.chunks(CHUNK_BYTES) {
+                send.blocking_send(Ok(Bytes::copy_from_slice(chunk)))
+                    .map_err(|_| {
+                        engine::Error::new(engine::Kind::Cancelled, "download", "the client went away")
+                    })?;
+            }
+            Ok(())
+        });
+        if let Err(error) = pushed
+            && error.kind != engine::Kind::Cancelled
+        {
+            tracing::error!(error = engine::chain(&error), "a download broke off");
+            let _client_gone = send.blocking_send(Err(std::io::Error::other("the backup cannot be read")));
+        }
+    });
+    Body::new(Chunks(receive))
+}
+
+/// The receiving end as an HTTP body.
+struct Chunks(mpsc::Receiver<Result<Bytes, std::io::Error>>);
+
+impl axum::body::HttpBody for Chunks {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<hyper::body::Frame<Bytes>, std::io::Error>>> {
+        self.0
+            .poll_recv(context)
+            .map(|chunk| chunk.map(|chunk| chunk.map(hyper::body::Frame::data)))
+    }
+}

@@ -1,0 +1,260 @@
+//! Every error body, and the one `match` from refusals to codes. Contract §3 and §7.
+
+use axum::body::Body;
+use axum::http::{Response, StatusCode, header};
+use serde_json::json;
+
+use crate::jobs::JobKind;
+use crate::limits;
+use crate::refusal::Refusal;
+
+/// The API version of a path: it decides the shape of bodies and some codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// `/v2`, and our own `/ck/v1`.
+    V2,
+    /// `/v1.0`.
+    V1,
+}
+
+/// An answer that is not a success.
+#[derive(Debug)]
+pub enum ApiError {
+    /// A refusal of a command.
+    Refused(Refusal),
+    /// No usable credential: the gateway's body in both versions.
+    Gateway {
+        /// HTTP status.
+        status: u16,
+        /// `APIGW.0301`
+        code: &'static str,
+        /// What is wrong, without a hint of whether anything exists.
+        message: String,
+    },
+    /// A code of the service that no command returns.
+    Service {
+        /// HTTP status.
+        status: u16,
+        /// The digits after `DCS.` and in `11140...`: 1004 gives `DCS.1004` and `111401004`.
+        code: u32,
+        /// Short English.
+        message: String,
+    },
+    /// The identity service's own shape.
+    Identity {
+        /// HTTP status.
+        status: u16,
+        /// What is wrong.
+        message: &'static str,
+    },
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        ApiError::Refused(refusal)
+    }
+}
+
+impl From<crate::catalog::Error> for ApiError {
+    fn from(error: crate::catalog::Error) -> Self {
+        ApiError::Refused(Refusal::Catalog(error))
+    }
+}
+
+impl ApiError {
+    /// The 401 for every kind of bad credential.
+    pub fn unauthenticated(message: impl Into<String>) -> Self {
+        ApiError::Gateway {
+            status: 401,
+            code: "APIGW.0301",
+            message: message.into(),
+        }
+    }
+
+    /// The response, in the shape of the version.
+    pub fn into_response(self, version: Version, request_id: &str) -> Response<Body> {
+        let (status, body) = match self {
+            ApiError::Gateway {
+                status,
+                code,
+                message,
+            } => (
+                status,
+                json!({"error_msg": message, "error_code": code, "request_id": request_id}),
+            ),
+            ApiError::Identity { status, message } => {
+                let title = if status == 401 {
+                    "Unauthorized"
+                } else {
+                    "Bad Request"
+                };
+                (
+                    status,
+                    json!({"error": {"code": status, "message": message, "title": title}}),
+                )
+            }
+            ApiError::Service {
+                status,
+                code,
+                message,
+            } => (status, shaped(version, code, v1_code(code), &message)),
+            ApiError::Refused(refusal) => {
+                let answer = describe(&refusal);
+                if answer.status >= 500 {
+                    log(&refusal, request_id);
+                }
+                let (mut status, mut v1) = (answer.status, v1_code(answer.code));
+                if version == Version::V1 {
+                    match refusal {
+                        // openstacksdk ignores a missing backup only where it is a 404.
+                        Refusal::BackupUnknown => (status, v1) = (404, 111_404_001),
+                        Refusal::NotRunning => v1 = 111_400_026,
+                        Refusal::Busy(JobKind::Password) => v1 = 111_400_115,
+                        _ => {}
+                    }
+                }
+                (status, shaped(version, answer.code, v1, &answer.message))
+            }
+        };
+        json_response(status, &body)
+    }
+}
+
+fn shaped(version: Version, code: u32, v1: u32, message: &str) -> serde_json::Value {
+    match version {
+        Version::V2 => {
+            json!({"error_code": format!("DCS.{code:04}"), "error_msg": message, "error_ext_msg": null})
+        }
+        Version::V1 => json!({"error": {"code": v1.to_string(), "message": message}}),
+    }
+}
+
+/// Contract §7.1: DCS.4nnn is 111400nnn, DCS.48nn 1114008nn, DCS.50nn 1115000nn; the rest is written out.
+fn v1_code(code: u32) -> u32 {
+    match code {
+        1001..=1004 => 111_400_000 + code,
+        2003 => 111_403_003,
+        3022 => 111_404_022,
+        4001 => 111_404_001,
+        5001 => 111_405_001,
+        4000..=4999 => 111_400_000 + code % 1000,
+        5000..=5099 => 111_500_000 + code % 1000,
+        other => other,
+    }
+}
+
+/// A JSON body with its status.
+pub fn json_response(status: u16, body: &impl serde::Serialize) -> Response<Body> {
+    let bytes = serde_json::to_vec(body).unwrap_or_else(|error| {
+        tracing::error!(%error, "an answer does not serialise: this is a bug");
+        b"{}".to_vec()
+    });
+    let mut response = Response::new(Body::from(bytes));
+    *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static("application/json"),
+    );
+    response
+}
+
+fn log(refusal: &Refusal, request_id: &str) {
+    match refusal {
+        Refusal::Catalog(error) => {
+            tracing::error!(request_id, error = engine::chain(error), "the catalogue failed")
+        }
+        Refusal::Internal(why) => tracing::error!(request_id, why, "a request failed"),
+        other => tracing::error!(request_id, refusal = ?other, "a request failed"),
+    }
+}
+
+struct Answer {
+    status: u16,
+    code: u32,
+    message: String,
+}
+
+/// The one place where refusals become codes.
+fn describe(refusal: &Refusal) -> Answer {
+    let (status, code, message) = match refusal {
+        Refusal::InstanceUnknown => (404, 3022, "The instance does not exist.".to_owned()),
+        Refusal::BackupUnknown => (400, 4031, "The backup record does not exist.".to_owned()),
+        Refusal::RestoreUnknown => (404, 4001, "The restore record does not exist.".to_owned()),
+        Refusal::Busy(kind) => {
+            let (code, what) = match kind {
+                JobKind::Backup => (4096, "being backed up"),
+                JobKind::Restore => (4097, "being restored"),
+                JobKind::Restart => (4111, "being restarted"),
+                JobKind::Password => (4121, "having its password reset"),
+                JobKind::Create => (4118, "being created"),
+                JobKind::Flush => (4026, "being flushed"),
+                JobKind::Delete => (4026, "being deleted"),
+            };
+            (400, code, format!("The instance is {what}. Try again when that has ended."))
+        }
+        Refusal::NotRunning => (400, 4049, "The instance is not running.".to_owned()),
+        Refusal::DeleteWhileCreating => (400, 4099, "The instance is being created. Delete it afterwards.".to_owned()),
+        Refusal::NotRestorable => (400, 4087, "The backup is not in a state to be used: only a backup that succeeded and whose data is kept.".to_owned()),
+        Refusal::NoFile => (400, 4087, "This backup is a kept generation of the instance and has no file: restore it, or take a backup to download.".to_owned()),
+        Refusal::RemarkTooLong => (400, 4098, format!("The remark is longer than {} characters.", limits::REMARK_CHARS_MAX)),
+        Refusal::Parameter(name) => (400, 4063, format!("Invalid {name} in the request.")),
+        Refusal::Query(name) => (400, 4062, format!("Invalid {name} in the query: yyyyMMddHHmmss in UTC is wanted.")),
+        Refusal::Paging(name) => (400, 4800, format!("Invalid {name} in the request.")),
+        Refusal::WindowReversed => (400, 4025, "The end time is not after the start time.".to_owned()),
+        Refusal::BodyEmpty => (400, 4004, "The request body is empty.".to_owned()),
+        Refusal::BodyNotJson => (400, 4005, "The request body is not a JSON object.".to_owned()),
+        Refusal::NameInvalid => (400, 4010, "Invalid name: 4 to 64 characters, a letter first, then letters, digits, _ and -.".to_owned()),
+        Refusal::DescriptionTooLong => (400, 4011, format!("The description is longer than {} characters.", limits::DESCRIPTION_CHARS_MAX)),
+        Refusal::EngineUnsupported => (400, 4007, "Only the engine Redis is offered.".to_owned()),
+        Refusal::EngineVersionUnsupported => (400, 4008, "This engine version is not offered: list the flavors for those that are.".to_owned()),
+        Refusal::SpecUnknown => (400, 4009, "Unknown spec_code: list the flavors for those that are offered.".to_owned()),
+        Refusal::CapacityInvalid => (400, 4012, "Invalid capacity: it must be that of the flavor.".to_owned()),
+        Refusal::PasswordWeak => (400, 4019, "Invalid password: 8 to 32 characters, three of lower case, upper case, digits, signs.".to_owned()),
+        Refusal::PortTaken(port) => (400, 4063, format!("Port {port} is taken: choose another, or leave it out.")),
+        Refusal::PortsExhausted => (400, 4039, "No port of the configured range is free.".to_owned()),
+        Refusal::MemoryShort { needed_mb, free_mb } => (
+            400,
+            4036,
+            format!("A second copy beside the present data needs {needed_mb} MB of memory and {free_mb} MB are free: free some, or allow downtime (allow_downtime, --allow-downtime)."),
+        ),
+        Refusal::InstancesMissing => (400, 4065, "The list of instances is missing.".to_owned()),
+        Refusal::InstancesTooMany => (400, 4100, format!("More than {} instances.", limits::BATCH_INSTANCES_MAX)),
+        Refusal::ActionInvalid => (400, 4064, "Invalid action: restart, soft_restart or flush.".to_owned()),
+        Refusal::PolicySaveDays => (400, 4072, "Invalid save_days in the backup policy.".to_owned()),
+        Refusal::PolicyType => (400, 4073, "Invalid backup_type in the backup policy: auto or manual.".to_owned()),
+        Refusal::PolicyPeriod => (400, 4074, "Invalid period_type in the backup policy: weekly.".to_owned()),
+        Refusal::PolicyDays => (400, 4075, "Invalid backup_at in the backup policy: days 1 to 7, each once.".to_owned()),
+        Refusal::PolicyBegin => (400, 4076, "Invalid begin_at in the backup policy: like 00:00-01:00.".to_owned()),
+        Refusal::MaintenanceWindow => (400, 4106, "Invalid maintenance window: begin and end, whole hours.".to_owned()),
+        Refusal::NothingToUndo(why) => (400, 4087, format!("There is nothing to undo: {why}.")),
+        Refusal::SingleNode => (400, 4086, "Single-node instances have no backup and restore (strict mode).".to_owned()),
+        Refusal::DeleteFailed => (500, 4101, "The backup file could not be deleted.".to_owned()),
+        Refusal::Catalog(_) | Refusal::Internal(_) => (500, 5000, "Internal error. The log has the cause under this request's id.".to_owned()),
+    };
+    Answer {
+        status,
+        code,
+        message,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_code_has_its_v1_twin() {
+        for (v2, v1) in [
+            (1004, 111_401_004),
+            (3022, 111_404_022),
+            (4096, 111_400_096),
+            (4800, 111_400_800),
+            (5000, 111_500_000),
+            (5001, 111_405_001),
+            (4001, 111_404_001),
+            (4101, 111_400_101),
+        ] {
+            assert_eq!(v1_code(v2), v1, "{v2}");
+        }
+    }
+}

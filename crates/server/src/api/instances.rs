@@ -1,0 +1,722 @@
+//! Instances on the wire.
+
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use utoipa::ToSchema;
+
+use super::backups::no_content;
+use super::error::{ApiError, Version, json_response};
+use super::page;
+use super::request::{Fields, Request};
+use super::router::Reply;
+use super::system::{self, Flavor};
+use crate::catalog::Tx;
+use crate::ids::InstanceId;
+use crate::instance::command::{self, Create};
+use crate::instance::record::{Changes, persistence_from_word, persistence_word};
+use crate::instance::{Instance, Status, record};
+use crate::jobs::JobKind;
+use crate::limits;
+use crate::refusal::Refusal;
+
+/// Fields that DCS clients give at creation and want back unchanged; we have no use for them.
+const KEPT: [&str; 10] = [
+    "az_codes",
+    "vpc_id",
+    "subnet_id",
+    "security_group_id",
+    "tags",
+    "enterprise_project_id",
+    "maintain_begin",
+    "maintain_end",
+    "access_user",
+    "rename_commands",
+];
+
+/// `POST …/instances`
+///
+/// # Errors
+/// Contract §9.1.
+pub fn create(request: &Request) -> Result<Reply, ApiError> {
+    let wish = decode_create(request)?;
+    let made = command::create(&request.app, request.project()?, &wish, request.now)?;
+    let names: Vec<Value> = made
+        .iter()
+        .map(|instance| json!({"instance_id": instance.id.as_str(), "instance_name": instance.name}))
+        .collect();
+    let mut answer = json!({ "instances": names });
+    if request.version == Version::V1 {
+        let ids: Vec<&str> = made.iter().map(|instance| instance.id.as_str()).collect();
+        answer["instance_id"] = json!(ids.join(","));
+    }
+    Ok(json_response(200, &answer))
+}
+
+fn decode_create(request: &Request) -> Result<Create, Refusal> {
+    let fields = request.body()?;
+    let app = &request.app;
+    if !fields
+        .text("engine")?
+        .ok_or(Refusal::EngineUnsupported)?
+        .eq_ignore_ascii_case("redis")
+    {
+        return Err(Refusal::EngineUnsupported);
+    }
+    if let Some(version) = fields.text("engine_version")?
+        && system::offered_version(&app.config.engine_version) != version
+        && app.config.engine_version != version
+    {
+        return Err(Refusal::EngineVersionUnsupported);
+    }
+    let spec = match fields.text("spec_code")? {
+        Some(spec) => spec,
+        None => fields.text("product_id")?.ok_or(Refusal::SpecUnknown)?,
+    };
+    let flavor = Flavor::find(&spec).ok_or(Refusal::SpecUnknown)?;
+    if let Some(capacity) = fields.number("capacity")?
+        && (capacity * 1024.0 - flavor.capacity_mb as f64).abs() > 1.0
+    {
+        return Err(Refusal::CapacityInvalid);
+    }
+    let open = fields.boolean("no_password_access")?.unwrap_or(false);
+    let password = match (fields.text("password")?, open) {
+        (Some(password), false) => Some(password),
+        (None, false) => return Err(Refusal::PasswordWeak),
+        (_, true) => None,
+    };
+    let port = match fields.integer("port")? {
+        None => None,
+        Some(port) => Some(
+            u16::try_from(port)
+                .ok()
+                .filter(|port| *port > 0)
+                .ok_or(Refusal::Parameter("port"))?,
+        ),
+    };
+    let count = fields.integer("instance_num")?.unwrap_or(1);
+    let count = u16::try_from(count)
+        .ok()
+        .filter(|count| (1..=100).contains(count));
+    let count = count.ok_or(Refusal::Parameter("instance_num"))?;
+    let name = fields.text("name")?.ok_or(Refusal::NameInvalid)?;
+    if count > 1 && (name.len() > 56 || port.is_some()) {
+        return Err(if port.is_some() {
+            Refusal::Parameter("port")
+        } else {
+            Refusal::NameInvalid
+        });
+    }
+    let description = fields.text("description")?;
+    if description
+        .as_ref()
+        .is_some_and(|text| text.chars().count() > limits::DESCRIPTION_CHARS_MAX)
+    {
+        return Err(Refusal::DescriptionTooLong);
+    }
+    let persistence = match fields.text("persistence")? {
+        None => engine::process::Persistence::Aof,
+        Some(word) => persistence_from_word(&word).ok_or(Refusal::Parameter("persistence"))?,
+    };
+    Ok(Create {
+        name,
+        description,
+        capacity_mb: flavor.capacity_mb,
+        spec_code: flavor.spec_code.clone(),
+        port,
+        password,
+        persistence,
+        attributes: attributes(&fields, None)?,
+        policy: fields.get("instance_backup_policy").cloned(),
+        count,
+    })
+}
+
+/// The kept fields of a body over those of before, as JSON.
+fn attributes(fields: &Fields, before: Option<&str>) -> Result<String, Refusal> {
+    let mut kept: Map<String, Value> = before
+        .and_then(|text| serde_json::from_str(text).ok())
+        .unwrap_or_default();
+    for name in KEPT {
+        if let Some(value) = fields.get(name) {
+            kept.insert(name.to_owned(), value.clone());
+        }
+    }
+    if let Some(zones) = fields.get("available_zones") {
+        kept.insert("az_codes".to_owned(), zones.clone());
+    }
+    if fields.get("maintain_begin").is_some() != fields.get("maintain_end").is_some() {
+        return Err(Refusal::MaintenanceWindow);
+    }
+    for name in ["maintain_begin", "maintain_end"] {
+        if let Some(value) = fields.text(name)? {
+            let hour = value
+                .split(':')
+                .next()
+                .and_then(|hour| hour.parse::<u8>().ok())
+                .filter(|hour| *hour < 24);
+            let rest_is_zero = value.split(':').skip(1).all(|part| part == "00");
+            let hour = hour.filter(|_| rest_is_zero).ok_or(Refusal::MaintenanceWindow)?;
+            kept.insert(name.to_owned(), json!(format!("{hour:02}:00:00")));
+        }
+    }
+    Ok(Value::Object(kept).to_string())
+}
+
+/// `GET …/instances`
+///
+/// # Errors
+/// Contract §9.1.
+pub fn list(request: &Request) -> Result<Reply, ApiError> {
+    let default = match request.version {
+        Version::V2 => limits::PAGE_ROWS_DEFAULT,
+        Version::V1 => limits::INSTANCE_ROWS_DEFAULT_V1,
+    };
+    let page = page::page(request, default)?;
+    let flag = |name: &str| {
+        request
+            .query(name)
+            .is_some_and(|value| value.eq_ignore_ascii_case("true"))
+    };
+    let exact = flag("name_equal") || flag("isExactMatchName") || flag("exactMatchName");
+    let with_failed = flag("include_failure");
+    let (id, name, status, ip) = (
+        request.query("instance_id").or_else(|| request.query("id")),
+        request.query("name"),
+        request.query("status"),
+        request.query("ip"),
+    );
+    let project = request.project()?;
+    let (total, shown) = request.app.catalog.read(|tx| {
+        let mut wanted = Vec::new();
+        for instance in record::list(tx, project)? {
+            let shown_status = status_word(tx, &instance)?;
+            let named = match &name {
+                None => true,
+                Some(name) if exact => instance.name == *name,
+                Some(name) => instance.name.contains(name.as_str()),
+            };
+            let listed = (with_failed || instance.status != Status::CreateFailed)
+                && id
+                    .as_ref()
+                    .is_none_or(|id| instance.id.as_str().eq_ignore_ascii_case(id))
+                && named
+                && status.as_ref().is_none_or(|status| status == shown_status)
+                && ip.as_ref().is_none_or(|ip| instance.bind.contains(ip.as_str()));
+            if listed {
+                wanted.push(instance);
+            }
+        }
+        let total = wanted.len() as u64;
+        // otcextensions pages with the last id that it has seen: contract C35.
+        let after = match request.query("marker") {
+            Some(marker) => wanted
+                .iter()
+                .position(|found| found.id.as_str() == marker)
+                .map_or(wanted.len(), |at| at + 1),
+            None => usize::try_from(page.offset).unwrap_or(usize::MAX),
+        };
+        let mut shown = Vec::new();
+        for instance in wanted
+            .iter()
+            .skip(after)
+            .take(usize::try_from(page.limit).unwrap_or(usize::MAX))
+        {
+            shown.push(InstanceShown::new(request, tx, instance)?.into_value(request.version));
+        }
+        Ok::<_, Refusal>((total, shown))
+    })?;
+    Ok(json_response(
+        200,
+        &json!({"instance_num": total, "instances": shown}),
+    ))
+}
+
+/// `GET …/instances/{instance_id}`
+///
+/// # Errors
+/// Malformed or unknown instance.
+pub fn show(request: &Request) -> Result<Reply, ApiError> {
+    let id = request.instance_id()?;
+    let project = request.project()?;
+    let shown = request.app.catalog.read(|tx| {
+        let instance = command::find(tx, project, &id)?;
+        Ok::<_, Refusal>(InstanceShown::new(request, tx, &instance)?)
+    })?;
+    Ok(json_response(200, &shown.into_value(request.version)))
+}
+
+/// `PUT …/instances/{instance_id}`
+///
+/// # Errors
+/// Contract §9.1.
+pub fn update(request: &Request) -> Result<Reply, ApiError> {
+    let id = request.instance_id()?;
+    let fields = request.body()?;
+    let project = request.project()?;
+    let instance = request.app.catalog.read(|tx| command::find(tx, project, &id))?;
+    if fields
+        .integer("port")?
+        .is_some_and(|port| port != i64::from(instance.port))
+    {
+        return Err(Refusal::Parameter("port").into());
+    }
+    let changes = Changes {
+        name: fields.text("name")?,
+        description: fields.text("description")?,
+        attributes: Some(attributes(&fields, Some(&instance.attributes))?),
+        backup_policy: None,
+    };
+    command::update(
+        &request.app,
+        project,
+        &id,
+        changes,
+        fields.get("instance_backup_policy"),
+        request.now,
+    )?;
+    Ok(no_content())
+}
+
+/// `DELETE …/instances/{instance_id}`
+///
+/// # Errors
+/// Unknown, busy.
+pub fn delete(request: &Request) -> Result<Reply, ApiError> {
+    command::delete(
+        &request.app,
+        request.project()?,
+        &request.instance_id()?,
+        request.now,
+    )?;
+    Ok(no_content())
+}
+
+/// `DELETE …/instances` with a list, or `?all_failure=true`.
+///
+/// # Errors
+/// Contract §9.1.
+pub fn delete_batch(request: &Request) -> Result<Reply, ApiError> {
+    let project = request.project()?;
+    let all_failed = request
+        .query("all_failure")
+        .is_some_and(|value| value.eq_ignore_ascii_case("true"));
+    if all_failed {
+        let failed = request.app.catalog.read(|tx| record::list(tx, project))?;
+        let mut results = Vec::new();
+        for instance in failed
+            .iter()
+            .filter(|instance| instance.status == Status::CreateFailed)
+        {
+            let done = command::delete(&request.app, project, &instance.id, request.now);
+            results.push(result_of(instance.id.as_str(), &done));
+        }
+        return Ok(match request.version {
+            Version::V1 => no_content(),
+            Version::V2 => json_response(200, &BatchResults { results }),
+        });
+    }
+    let ids = named_instances(&request.body()?)?;
+    let results = ids
+        .iter()
+        .map(|id| {
+            let done = InstanceId::parse(id)
+                .ok_or(Refusal::InstanceUnknown)
+                .and_then(|id| command::delete(&request.app, project, &id, request.now));
+            result_of(id, &done)
+        })
+        .collect();
+    Ok(json_response(200, &BatchResults { results }))
+}
+
+/// `PUT …/instances/status`: restart, soft_restart, flush.
+///
+/// # Errors
+/// Contract §9.2.
+pub fn act(request: &Request) -> Result<Reply, ApiError> {
+    let fields = request.body()?;
+    let project = request.project()?;
+    let kind = match fields.text("action")?.as_deref() {
+        Some("restart" | "soft_restart") => JobKind::Restart,
+        Some("flush") => JobKind::Flush,
+        _ => return Err(Refusal::ActionInvalid.into()),
+    };
+    let ids = named_instances(&fields)?;
+    let mut results = Vec::new();
+    let mut refused = None;
+    for id in &ids {
+        let done = InstanceId::parse(id)
+            .ok_or(Refusal::InstanceUnknown)
+            .and_then(|id| command::act(&request.app, project, &id, kind, request.now));
+        results.push(result_of(id, &done));
+        refused = done.err();
+    }
+    match refused {
+        // One instance and one refusal: its code says more than "failed".
+        Some(refusal) if ids.len() == 1 => Err(refusal.into()),
+        _ => Ok(json_response(200, &BatchResults { results })),
+    }
+}
+
+fn named_instances(fields: &Fields) -> Result<Vec<String>, Refusal> {
+    let given = fields
+        .get("instances")
+        .and_then(Value::as_array)
+        .ok_or(Refusal::InstancesMissing)?;
+    if given.is_empty() {
+        return Err(Refusal::InstancesMissing);
+    }
+    if given.len() > limits::BATCH_INSTANCES_MAX {
+        return Err(Refusal::InstancesTooMany);
+    }
+    given
+        .iter()
+        .map(|id| {
+            id.as_str()
+                .map(str::to_owned)
+                .ok_or(Refusal::Parameter("instances"))
+        })
+        .collect()
+}
+
+fn result_of(id: &str, done: &Result<(), Refusal>) -> BatchResult {
+    BatchResult {
+        instance: id.to_owned(),
+        result: if done.is_ok() { "success" } else { "failed" },
+    }
+}
+
+/// `POST …/instances/{instance_id}/password/reset`
+///
+/// # Errors
+/// Contract §9.2.
+pub fn reset_password(request: &Request) -> Result<Reply, ApiError> {
+    let fields = request.body()?;
+    let open = fields.boolean("no_password_access")?.unwrap_or(false);
+    let password = match (fields.text("new_password")?, open) {
+        (_, true) => None,
+        (Some(password), false) => Some(password),
+        (None, false) => return Err(Refusal::Parameter("new_password").into()),
+    };
+    command::reset_password(
+        &request.app,
+        request.project()?,
+        &request.instance_id()?,
+        password.as_deref(),
+        request.now,
+    )?;
+    Ok(json_response(
+        200,
+        &json!({"retry_times_left": "5", "lock_time": "0", "lock_time_left": "0", "code": "1",
+                "message": "The password is being reset.", "ext_message": null}),
+    ))
+}
+
+/// What the instance is shown to be: its state, or what is being done to it.
+fn status_word(tx: &Tx<'_>, instance: &Instance) -> Result<&'static str, Refusal> {
+    Ok(match (instance.status, command::activity(tx, &instance.id)?) {
+        (Status::Creating, _) => "CREATING",
+        (Status::CreateFailed, _) => "CREATEFAILED",
+        (_, Some(JobKind::Restore)) => "RESTORING",
+        (_, Some(JobKind::Restart)) => "RESTARTING",
+        (_, Some(JobKind::Flush)) => "FLUSHING",
+        (Status::Error, _) => "ERROR",
+        // A backup leaves the status as it is: contract §6.3.
+        (Status::Running | Status::Deleting | Status::Deleted, _) => "RUNNING",
+    })
+}
+
+/// Results of a batch call.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct BatchResults {
+    /// One per named instance.
+    pub results: Vec<BatchResult>,
+}
+
+/// One of them.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct BatchResult {
+    /// The id as given.
+    pub instance: String,
+    /// `success` or `failed`
+    pub result: &'static str,
+}
+
+/// An instance as lists and ShowInstance give it.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct InstanceShown {
+    /// The instance.
+    pub instance_id: String,
+    /// Its name.
+    pub name: String,
+    /// Free text.
+    pub description: Option<String>,
+    /// `CREATING`, `CREATEFAILED`, `RUNNING`, `RESTARTING`, `RESTORING`, `FLUSHING`, `ERROR`
+    pub status: &'static str,
+    /// `normal`
+    pub sub_status: &'static str,
+    /// `Redis`
+    pub engine: &'static str,
+    /// `7.0`
+    pub engine_version: String,
+    /// GB; 0 below one.
+    pub capacity: i64,
+    /// `.125`, `.25`, `.5` below one GB, else null.
+    pub capacity_minor: Option<String>,
+    /// MB.
+    pub max_memory: i64,
+    /// MB.
+    pub used_memory: i64,
+    /// Address of the client port.
+    pub ip: String,
+    /// The client port.
+    pub port: u16,
+    /// Same as `ip`.
+    pub domain_name: String,
+    /// Not offered.
+    pub readonly_domain_name: Option<String>,
+    /// `"true"` or `"false"`
+    pub no_password_access: &'static str,
+    /// As given at creation.
+    pub access_user: Option<String>,
+    /// The flavor.
+    pub spec_code: String,
+    /// `x86_64`
+    pub cpu_type: &'static str,
+    /// As given at creation.
+    #[schema(value_type = Vec<String>)]
+    pub az_codes: Value,
+    /// Same.
+    #[schema(value_type = Vec<String>)]
+    pub available_zones: Value,
+    /// As given at creation.
+    pub vpc_id: Option<String>,
+    /// Not offered.
+    pub vpc_name: Option<String>,
+    /// As given at creation.
+    pub subnet_id: Option<String>,
+    /// Not offered.
+    pub subnet_name: Option<String>,
+    /// Not offered.
+    pub subnet_cidr: Option<String>,
+    /// As given at creation.
+    pub security_group_id: Option<String>,
+    /// Not offered.
+    pub security_group_name: Option<String>,
+    /// As given at creation.
+    pub enterprise_project_id: Option<String>,
+    /// As given at creation.
+    #[schema(value_type = Vec<Object>)]
+    pub tags: Value,
+    /// 0: nobody is charged.
+    pub charging_mode: i64,
+    /// Not offered.
+    pub order_id: Option<String>,
+    /// As given at creation.
+    pub maintain_begin: String,
+    /// As given at creation.
+    pub maintain_end: String,
+    /// When it was asked for.
+    pub created_at: String,
+    /// When it last changed.
+    pub updated_at: String,
+    /// Same; the name is DCS's.
+    pub update_at: String,
+    /// When it was asked for.
+    pub launched_at: String,
+    /// Who asks.
+    pub user_id: String,
+    /// Who asks.
+    pub user_name: String,
+    /// Not offered.
+    pub enable_ssl: bool,
+    /// Not offered.
+    pub enable_publicip: bool,
+    /// Not offered.
+    pub publicip_id: Option<String>,
+    /// Not offered.
+    pub publicip_address: Option<String>,
+    /// Not offered.
+    pub service_upgrade: bool,
+    /// Not offered.
+    pub service_task_id: String,
+    /// What the instance can do.
+    pub features: Features,
+    /// The policy as stored, or null.
+    #[schema(value_type = Option<Object>)]
+    pub instance_backup_policy: Option<Value>,
+    /// `BACKUPING` while a backup runs, `RESTORING`, `RESTARTING`, `FLUSHING`; null when idle.
+    pub task: Option<&'static str>,
+    /// `ip:port`
+    pub backend_addrs: String,
+    /// `single`
+    pub cache_mode: &'static str,
+    /// 1
+    pub replica_count: i64,
+    /// 1
+    pub sharding_count: i64,
+    /// 256
+    pub db_number: i64,
+    /// `generic`
+    pub product_type: &'static str,
+    /// `DRAM`
+    pub storage_type: &'static str,
+    /// `"false"`
+    pub support_slow_log_flag: &'static str,
+    /// Not offered.
+    pub transparent_client_ip_enable: bool,
+    /// Not offered.
+    pub bandwidth_info: Option<i64>,
+    /// What DCS does not tell; absent in strict mode.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false, nullable = false)]
+    pub ext: Option<InstanceDetails>,
+}
+
+/// What an instance can do.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Features {
+    /// Not offered.
+    pub support_acl: bool,
+    /// Not offered.
+    pub support_transparent_client_ip: bool,
+    /// Not offered.
+    pub support_ssl: bool,
+    /// Not offered.
+    pub support_audit_log: bool,
+}
+
+/// What we tell beyond DCS about an instance.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct InstanceDetails {
+    /// The engine's whole version.
+    pub engine_version: String,
+    /// `aof`, `rdb`, `none`
+    pub persistence: &'static str,
+    /// The serving generation.
+    pub generation_id: Option<String>,
+    /// Why the status is ERROR or CREATEFAILED.
+    pub failure: Option<String>,
+}
+
+impl InstanceShown {
+    fn new(request: &Request, tx: &Tx<'_>, instance: &Instance) -> Result<Self, Refusal> {
+        let kept: Value = serde_json::from_str(&instance.attributes).unwrap_or_default();
+        let text = |name: &str| kept[name].as_str().map(str::to_owned);
+        let list = |name: &str| {
+            if kept[name].is_array() {
+                kept[name].clone()
+            } else {
+                json!([])
+            }
+        };
+        let capacity_mb = instance.capacity_mb;
+        let activity = command::activity(tx, &instance.id)?;
+        let generation = crate::instance::generation::serving(tx, &instance.id)?;
+        let strict = request.app.config.strict_dcs;
+        Ok(Self {
+            instance_id: instance.id.to_string(),
+            name: instance.name.clone(),
+            description: instance.description.clone(),
+            status: status_word(tx, instance)?,
+            sub_status: "normal",
+            engine: "Redis",
+            engine_version: system::offered_version(&instance.engine_version),
+            capacity: capacity_mb / 1024,
+            capacity_minor: match capacity_mb {
+                128 => Some(".125".to_owned()),
+                256 => Some(".25".to_owned()),
+                512 => Some(".5".to_owned()),
+                _ => None,
+            },
+            max_memory: capacity_mb,
+            used_memory: 0,
+            ip: instance.bind.clone(),
+            port: instance.port,
+            domain_name: instance.bind.clone(),
+            readonly_domain_name: None,
+            no_password_access: if instance.client_password_sealed.is_none() {
+                "true"
+            } else {
+                "false"
+            },
+            access_user: text("access_user"),
+            spec_code: instance.spec_code.clone(),
+            cpu_type: "x86_64",
+            az_codes: list("az_codes"),
+            available_zones: list("az_codes"),
+            vpc_id: text("vpc_id"),
+            vpc_name: None,
+            subnet_id: text("subnet_id"),
+            subnet_name: None,
+            subnet_cidr: None,
+            security_group_id: text("security_group_id"),
+            security_group_name: None,
+            enterprise_project_id: text("enterprise_project_id"),
+            tags: list("tags"),
+            charging_mode: 0,
+            order_id: None,
+            maintain_begin: text("maintain_begin").unwrap_or_else(|| "02:00:00".to_owned()),
+            maintain_end: text("maintain_end").unwrap_or_else(|| "06:00:00".to_owned()),
+            created_at: instance.created_at.iso(),
+            updated_at: instance.updated_at.iso(),
+            update_at: instance.updated_at.iso(),
+            launched_at: instance.created_at.iso(),
+            user_id: request.caller.clone(),
+            user_name: request.caller.clone(),
+            enable_ssl: false,
+            enable_publicip: false,
+            publicip_id: None,
+            publicip_address: None,
+            service_upgrade: false,
+            service_task_id: String::new(),
+            features: Features {
+                support_acl: false,
+                support_transparent_client_ip: false,
+                support_ssl: false,
+                support_audit_log: false,
+            },
+            instance_backup_policy: instance
+                .backup_policy
+                .as_deref()
+                .and_then(|text| serde_json::from_str(text).ok()),
+            task: match (instance.status, activity) {
+                (Status::Running, Some(JobKind::Backup)) => Some("BACKUPING"),
+                (Status::Running, Some(JobKind::Restore)) => Some("RESTORING"),
+                (_, Some(JobKind::Restart)) => Some("RESTARTING"),
+                (_, Some(JobKind::Flush)) => Some("FLUSHING"),
+                (_, Some(JobKind::Password)) => Some("RESETPASSWORD"),
+                _ => None,
+            },
+            backend_addrs: format!("{}:{}", instance.bind, instance.port),
+            cache_mode: "single",
+            replica_count: 1,
+            sharding_count: 1,
+            db_number: 256,
+            product_type: "generic",
+            storage_type: "DRAM",
+            support_slow_log_flag: "false",
+            transparent_client_ip_enable: false,
+            bandwidth_info: None,
+            ext: (!strict).then(|| InstanceDetails {
+                engine_version: instance.engine_version.clone(),
+                persistence: persistence_word(instance.persistence),
+                generation_id: generation.map(|found| found.id.to_string()),
+                failure: instance.failure.clone(),
+            }),
+        })
+    }
+
+    /// The version's spelling: contract C25 and §9.1.
+    fn into_value(self, version: Version) -> Value {
+        let mut value = serde_json::to_value(&self).unwrap_or_default();
+        if version == Version::V1 {
+            value["backend_addrs"] = json!([self.backend_addrs]);
+            value["domainName"] = json!(self.domain_name);
+            value["resource_spec_code"] = json!("dcs.single_node");
+            value["product_id"] = json!(self.spec_code);
+            value["internal_version"] = Value::Null;
+            value["error_code"] = Value::Null;
+        }
+        value
+    }
+}

@@ -1,0 +1,15 @@
+//! The wire: all that is DCS-shaped, and nothing else.
+
+pub mod auth;
+pub mod backups;
+pub mod download;
+pub mod error;
+pub mod identity;
+pub mod instances;
+pub mod openapi;
+pub mod page;
+pub mod request;
+pub mod restores;
+pub mod router;
+pub mod signature;
+pub mod system;

@@ -1,0 +1,277 @@
+//! RestoreInstance and ListRestoreRecords on the wire, and our own verbs beside them.
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::error::{ApiError, Version, json_response};
+use super::page;
+use super::request::Request;
+use super::router::Reply;
+use crate::ids::BackupId;
+use crate::instance;
+use crate::limits;
+use crate::refusal::Refusal;
+use crate::restore::command::{self, RestoreRequest};
+use crate::restore::record::{self, Restore, Status};
+
+/// `POST …/instances/{instance_id}/restores`
+///
+/// # Errors
+/// Contract §4.5.
+pub fn create(request: &Request) -> Result<Reply, ApiError> {
+    let project = request.project()?;
+    let instance = request.instance_id()?;
+    let wish = decode(request)?;
+    let id = command::submit(&request.app, project, &instance, &wish, request.now)?;
+    Ok(json_response(
+        200,
+        &RestoreStarted {
+            restore_id: id.to_string(),
+        },
+    ))
+}
+
+fn decode(request: &Request) -> Result<RestoreRequest, Refusal> {
+    let fields = request.body()?;
+    let backup = match fields.get("backup_id") {
+        Some(serde_json::Value::String(text)) if !text.is_empty() => text.clone(),
+        _ => return Err(Refusal::Parameter("backup_id")),
+    };
+    let verify_full = match fields.text("verify")?.as_deref() {
+        None | Some("sample") => false,
+        Some("full") => true,
+        Some(_) => return Err(Refusal::Parameter("verify")),
+    };
+    Ok(RestoreRequest {
+        backup_id: BackupId::parse(&backup).ok_or(Refusal::BackupUnknown)?,
+        remark: fields.text("remark")?,
+        verify_full,
+        allow_downtime: fields.boolean("allow_downtime")?.unwrap_or(false),
+    })
+}
+
+/// `GET …/instances/{instance_id}/restores`: the centre of it all.
+///
+/// # Errors
+/// Contract §4.6 and §4.7.
+pub fn list(request: &Request) -> Result<Reply, ApiError> {
+    let project = request.project()?;
+    let id = request.instance_id()?;
+    let page = page::page(request, limits::PAGE_ROWS_DEFAULT)?;
+    let window = page::window(request)?;
+    let deleted = request.query("include_deleted").as_deref() == Some("true");
+    let (total, rows) = request.app.catalog.read(|tx| {
+        match deleted {
+            true => instance::record::find_with_deleted(tx, project, &id)?,
+            false => instance::record::find(tx, project, &id)?,
+        }
+        .ok_or(Refusal::InstanceUnknown)?;
+        Ok::<_, Refusal>(record::list(
+            tx,
+            &id,
+            window.from,
+            window.to,
+            page.offset,
+            page.limit,
+        )?)
+    })?;
+    let strict = request.app.config.strict_dcs;
+    let records = rows
+        .iter()
+        .map(|row| RestoreRecord::new(row, request.version, strict))
+        .collect();
+    Ok(json_response(
+        200,
+        &RestoreList {
+            restore_record_response: records,
+            total_num: total,
+        },
+    ))
+}
+
+/// `GET /ck/v1/…/restores/{restore_id}`
+///
+/// # Errors
+/// Unknown instance or restore.
+pub fn show(request: &Request) -> Result<Reply, ApiError> {
+    let restore = command::find(
+        &request.app,
+        request.project()?,
+        &request.instance_id()?,
+        &request.restore_id()?,
+    )?;
+    Ok(json_response(
+        200,
+        &RestoreRecord::new(&restore, Version::V2, false),
+    ))
+}
+
+/// `POST /ck/v1/…/restores/{restore_id}/undo`
+///
+/// # Errors
+/// As a restore; nothing left to undo.
+pub fn undo(request: &Request) -> Result<Reply, ApiError> {
+    let remark = match request.optional_body()? {
+        Some(fields) => fields.text("remark")?,
+        None => None,
+    };
+    let id = command::undo(
+        &request.app,
+        request.project()?,
+        &request.instance_id()?,
+        &request.restore_id()?,
+        remark,
+        request.now,
+    )?;
+    Ok(json_response(
+        200,
+        &RestoreStarted {
+            restore_id: id.to_string(),
+        },
+    ))
+}
+
+/// The answer to an accepted restore.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct RestoreStarted {
+    /// The record, visible from this moment.
+    pub restore_id: String,
+}
+
+/// The answer to ListRestoreRecords.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct RestoreList {
+    /// The page, newest first.
+    pub restore_record_response: Vec<RestoreRecord>,
+    /// All records of the window, before paging.
+    pub total_num: u64,
+}
+
+/// One restore record: the eleven documented fields, always all of them.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct RestoreRecord {
+    /// The record.
+    pub restore_id: String,
+    /// `restore_yyyyMMddHHmmss`
+    pub restore_name: String,
+    /// The source; stays after that backup is deleted.
+    pub backup_id: String,
+    /// Copied when the restore was accepted.
+    pub backup_name: String,
+    /// Copied when the restore was accepted.
+    pub backup_remark: Option<String>,
+    /// The remark of the request.
+    pub restore_remark: Option<String>,
+    /// `waiting`, `restoring`, `succeed`, `failed`
+    pub status: &'static str,
+    /// `"0.00"` to `"100.00"`
+    pub progress: String,
+    /// When it was accepted.
+    pub created_at: String,
+    /// When it last changed; the end once it has ended.
+    pub updated_at: String,
+    /// `dcs.08.000x`, null unless failed.
+    pub error_code: Option<String>,
+    /// v1.0 only: the instance that the backup came from.
+    #[serde(rename = "sourceInstanceId", skip_serializing_if = "Option::is_none")]
+    #[schema(required = false, nullable = false)]
+    pub source_instance_id: Option<String>,
+    /// v1.0 only: its name.
+    #[serde(rename = "sourceInstanceName", skip_serializing_if = "Option::is_none")]
+    #[schema(required = false, nullable = false)]
+    pub source_instance_name: Option<String>,
+    /// What DCS does not tell; absent in strict mode.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false, nullable = false)]
+    pub ext: Option<RestoreDetails>,
+}
+
+/// What we tell beyond DCS about a restore.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct RestoreDetails {
+    /// What is going on now.
+    pub phase: Option<String>,
+    /// Acknowledged bytes of the phase.
+    pub bytes_done: i64,
+    /// Expected bytes of the phase.
+    pub bytes_total: i64,
+    /// Keys that the new generation loaded.
+    pub keys_applied: i64,
+    /// Keys left out by request.
+    pub keys_skipped: i64,
+    /// Keys that could not be applied.
+    pub keys_failed: i64,
+    /// Keys compared one by one after loading.
+    pub keys_compared: i64,
+    /// Keys of the backup whose time had passed.
+    pub keys_expired: i64,
+    /// `untouched`, `loading`, `verifying`, `switching`, `replaced`, `rolled_back`, `unknown`
+    pub target_state: &'static str,
+    /// The instance that the backup came from.
+    pub source_instance_id: String,
+    /// The restore that this one took back.
+    pub undo_of: Option<String>,
+    /// The restore that took this one back.
+    pub undone_by: Option<String>,
+    /// `side_load`, `in_place`, `switch_back`
+    pub method: &'static str,
+    /// `sample` or `full`
+    pub verify: String,
+    /// The switch in microseconds: old port closed to new port open.
+    pub unavailable_us: Option<i64>,
+    /// Why it failed, for the operator.
+    pub failure: Option<String>,
+    /// When the work began.
+    pub started_at: Option<String>,
+    /// When it ended.
+    pub finished_at: Option<String>,
+    /// What the clock said when it was accepted.
+    pub clock_at: String,
+}
+
+impl RestoreRecord {
+    fn new(row: &Restore, version: Version, strict: bool) -> Self {
+        let v1 = version == Version::V1;
+        Self {
+            restore_id: row.id.to_string(),
+            restore_name: row.name.clone(),
+            backup_id: row.backup_id.to_string(),
+            backup_name: row.backup_name.clone(),
+            backup_remark: row.backup_remark.clone(),
+            restore_remark: row.remark.clone(),
+            status: match row.status {
+                Status::Waiting => "waiting",
+                Status::Running => "restoring",
+                Status::Succeeded => "succeed",
+                Status::Failed => "failed",
+            },
+            progress: page::percent(row.progress_bp),
+            created_at: row.created_at.iso(),
+            updated_at: row.updated_at.iso(),
+            error_code: row.error_code.clone(),
+            source_instance_id: v1.then(|| row.source_instance_id.to_string()),
+            source_instance_name: v1.then(|| row.source_instance_name.clone()),
+            ext: (!strict).then(|| RestoreDetails {
+                phase: row.phase.clone(),
+                bytes_done: row.bytes_done,
+                bytes_total: row.bytes_total,
+                keys_applied: row.keys_applied,
+                keys_skipped: 0,
+                keys_failed: 0,
+                keys_compared: row.keys_compared,
+                keys_expired: row.keys_expired,
+                target_state: row.target_state.word(),
+                source_instance_id: row.source_instance_id.to_string(),
+                undo_of: row.undo_of.as_ref().map(ToString::to_string),
+                undone_by: row.undone_by.as_ref().map(ToString::to_string),
+                method: row.method.word(),
+                verify: row.verify.clone(),
+                unavailable_us: row.unavailable_us,
+                failure: row.failure.clone(),
+                started_at: row.started_at.map(crate::ids::Moment::iso),
+                finished_at: row.finished_at.map(crate::ids::Moment::iso),
+                clock_at: row.clock_at.iso(),
+            }),
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! What is offered, discovery, and health.
+
+use serde_json::{Value, json};
+
+use super::error::{ApiError, Version, json_response};
+use super::request::Request;
+use super::router::Reply;
+
+/// A size that can be created.
+#[derive(Debug, Clone)]
+pub struct Flavor {
+    /// Its name.
+    pub spec_code: String,
+    /// `maxmemory` in MiB.
+    pub capacity_mb: i64,
+}
+
+impl Flavor {
+    /// All of them: the sizes that DCS has for single-node instances.
+    pub fn all() -> Vec<Flavor> {
+        let tiny = [128, 256, 512].map(|mb| (format!("redis.single.xu1.tiny.{mb}"), mb));
+        let large =
+            [1, 2, 4, 8, 16, 24, 32, 48, 64].map(|gb| (format!("redis.single.xu1.large.{gb}"), gb * 1024));
+        tiny.into_iter()
+            .chain(large)
+            .map(|(spec_code, capacity_mb)| Flavor {
+                spec_code,
+                capacity_mb,
+            })
+            .collect()
+    }
+
+    /// The flavor of that name; Terraform's two-character suffix on v1.0 is ignored.
+    pub fn find(spec: &str) -> Option<Flavor> {
+        Self::all()
+            .into_iter()
+            .find(|flavor| flavor.spec_code == spec || format!("{}-h", flavor.spec_code) == spec)
+    }
+
+    /// The capacity in GB as DCS writes it.
+    pub fn capacity(&self) -> String {
+        if self.capacity_mb >= 1024 {
+            (self.capacity_mb / 1024).to_string()
+        } else {
+            format!("{}", self.capacity_mb as f64 / 1024.0)
+        }
+    }
+}
+
+/// `7.0.15` is offered as `7.0`.
+pub fn offered_version(engine_version: &str) -> String {
+    engine_version
+        .splitn(3, '.')
+        .take(2)
+        .collect::<Vec<_>>()
+        .join(".")
+}
+
+/// `GET …/flavors`
+///
+/// # Errors
+/// None.
+pub fn flavors(request: &Request) -> Result<Reply, ApiError> {
+    let version = offered_version(&request.app.config.engine_version);
+    let zone = &request.app.config.region;
+    let wanted = |name: &str, value: &str| {
+        request
+            .query(name)
+            .is_none_or(|asked| asked.eq_ignore_ascii_case(value))
+    };
+    let offered: Vec<Value> = Flavor::all()
+        .iter()
+        .filter(|flavor| {
+            wanted("spec_code", &flavor.spec_code)
+                && wanted("capacity", &flavor.capacity())
+                && wanted("cache_mode", "single")
+                && wanted("engine", "redis")
+                && wanted("engine_version", &version)
+                && wanted("cpu_type", "x86_64")
+        })
+        .map(|flavor| {
+            json!({
+                "spec_code": flavor.spec_code, "cache_mode": "single", "engine": "redis", "engine_version": version,
+                "product_type": "generic", "cpu_type": "x86_64", "storage_type": "DRAM",
+                "capacity": [flavor.capacity()], "billing_mode": ["Hourly"], "tenant_ip_count": 1, "replica_count": 1,
+                "pricing_type": "tier", "is_dec": false, "attrs": [],
+                "flavors_available_zones": [{"capacity": flavor.capacity(), "unit": "GB",
+                    "az_codes": [zone], "available_zones": [zone]}],
+            })
+        })
+        .collect();
+    Ok(json_response(200, &json!({ "flavors": offered })))
+}
+
+/// `GET /v1.0/products`
+///
+/// # Errors
+/// None.
+pub fn products(request: &Request) -> Result<Reply, ApiError> {
+    let version = offered_version(&request.app.config.engine_version);
+    let offered: Vec<Value> = Flavor::all()
+        .iter()
+        .map(|flavor| {
+            json!({
+                "product_id": flavor.spec_code, "spec_code": flavor.spec_code, "cache_mode": "single", "engine": "redis",
+                "engine_versions": version, "product_type": "generic", "cpu_type": "x86_64", "storage_type": "DRAM",
+                "spec_details": "[]", "currency": "", "charging_type": "Hourly", "prod_type": "single",
+            })
+        })
+        .collect();
+    Ok(json_response(200, &json!({ "products": offered })))
+}
+
+/// `GET /v2/available-zones`, `GET /v1.0/availableZones`
+///
+/// # Errors
+/// None.
+pub fn zones(request: &Request) -> Result<Reply, ApiError> {
+    let region = &request.app.config.region;
+    let zones = json!([{"id": region, "code": region, "name": region, "port": "8635", "resource_availability": "true"}]);
+    let name = if request.version == Version::V1 {
+        "regionId"
+    } else {
+        "region_id"
+    };
+    Ok(json_response(
+        200,
+        &json!({name: region, "available_zones": zones}),
+    ))
+}
+
+/// `GET /`
+///
+/// # Errors
+/// None.
+pub fn versions(request: &Request) -> Result<Reply, ApiError> {
+    let base = &request.base;
+    Ok(json_response(
+        200,
+        &json!({"versions": [version_entry(base, "v1.0", "DEPRECATED"), version_entry(base, "v2", "CURRENT")]}),
+    ))
+}
+
+/// `GET /v2`
+///
+/// # Errors
+/// None.
+pub fn version_2(request: &Request) -> Result<Reply, ApiError> {
+    Ok(json_response(
+        200,
+        &json!({"version": version_entry(&request.base, "v2", "CURRENT")}),
+    ))
+}
+
+/// `GET /v1.0`
+///
+/// # Errors
+/// None.
+pub fn version_1(request: &Request) -> Result<Reply, ApiError> {
+    Ok(json_response(
+        200,
+        &json!({"version": version_entry(&request.base, "v1.0", "DEPRECATED")}),
+    ))
+}
+
+fn version_entry(base: &str, id: &str, status: &str) -> Value {
+    json!({"id": id, "links": [{"href": format!("{base}/{id}/"), "rel": "self"}], "min_version": "",
+           "status": status, "updated": "2026-11-23T00:00:00Z", "version": ""})
+}
+
+/// `GET /healthz`: the process answers.
+///
+/// # Errors
+/// None.
+pub fn healthy(_request: &Request) -> Result<Reply, ApiError> {
+    Ok(json_response(200, &json!({"status": "ok"})))
+}
+
+/// `GET /readyz`: the catalogue can be read and the store is there.
+///
+/// # Errors
+/// 503 otherwise.
+pub fn ready(request: &Request) -> Result<Reply, ApiError> {
+    let catalog = request
+        .app
+        .catalog
+        .read(|tx| tx.one("SELECT 1", (), |_| Ok(())))
+        .is_ok();
+    let store = request.app.config.store_dir().is_dir();
+    let status = if catalog && store { 200 } else { 503 };
+    Ok(json_response(
+        status,
+        &json!({"catalog": catalog, "store": store}),
+    ))
+}

@@ -1,0 +1,141 @@
+//! The job that makes a backup.
+
+use std::time::Duration;
+
+use engine::backup::{BackupPlan, BackupReport, Labels};
+use engine::keys::Recipient;
+use engine::psync::Tuning;
+use engine::{Control, Error, Kind, failpoint};
+
+use super::record::{self, Backup, Finished};
+use crate::app::App;
+use crate::identity::record as identity;
+use crate::ids::{BackupId, Moment};
+use crate::instance::record::Instance;
+use crate::instance::{self, job as instances};
+use crate::jobs::Claim;
+use crate::jobs::worker::{Ended, Stop, failure_code, settle, step, with_progress};
+use crate::limits;
+
+/// Captures the instance into the store and settles the record.
+///
+/// # Errors
+/// [`Stop`]: nothing is settled, the job is taken up again or was ended from outside.
+pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
+    let id = claim
+        .subject_id
+        .as_deref()
+        .and_then(BackupId::parse)
+        .ok_or_else(|| Stop::Broken("a backup job names no backup".to_owned()))?;
+    let (backup, instance) = app.catalog.read(|tx| {
+        let backup = record::load(tx, &id)?;
+        let instance = instance::record::load(tx, &claim.instance_id)?;
+        Ok::<_, Stop>(
+            backup
+                .zip(instance)
+                .ok_or_else(|| Stop::Broken("a backup job without its rows".to_owned())),
+        )
+    })??;
+    failpoint::hit("backup.claimed")?;
+    if let Some(left_behind) = &backup.prefix {
+        engine::archive::delete(&app.vault.store, left_behind)?;
+    }
+    let prefix = format!(
+        "{}/{}/{}/{}",
+        instance.project_id, instance.id, backup.id, claim.fence
+    );
+    step(app, claim, |tx| record::begin(tx, &id, &prefix, Moment::now()))?;
+    failpoint::hit("backup.begun")?;
+
+    let report = |seen: &engine::Progress| {
+        let share = if seen.bytes_total == 0 {
+            0
+        } else {
+            seen.bytes_done.min(seen.bytes_total) * 9500 / seen.bytes_total
+        };
+        let share = i64::try_from(share).unwrap_or(0);
+        let written = step(app, claim, |tx| {
+            record::progress(
+                tx,
+                &id,
+                seen.phase,
+                share,
+                seen.bytes_done,
+                seen.keys_done,
+                Moment::now(),
+            )
+        });
+        if let Err(Stop::ClaimLost) = written {
+            control.cancel();
+        }
+    };
+    let made = with_progress(control, report, || {
+        capture(app, &instance, &backup, &prefix, claim.fence, control)
+    });
+    let now = Moment::now();
+    match made {
+        Ok(made) => {
+            failpoint::hit("backup.before_settle")?;
+            let finished = Finished {
+                size_bytes: made.stored_bytes,
+                plain_bytes: made.plain_bytes,
+                keys: made.keys,
+                used_memory_bytes: made.used_memory_bytes,
+                manifest_blake3: made.manifest_blake3,
+            };
+            settle(app, claim, |tx| {
+                record::succeed(tx, &id, &finished, now).map(drop)
+            })?;
+            failpoint::hit("backup.settled")?;
+            Ok(Ended::Done)
+        }
+        Err(error) => {
+            let moved = control.progress().bytes_done > 0;
+            let why = engine::chain(&error);
+            let code = failure_code(&error, moved, false);
+            settle(app, claim, |tx| record::fail(tx, &id, code, &why, now).map(drop))?;
+            Ok(Ended::Failed(why))
+        }
+    }
+}
+
+/// Captures `instance` for the record `backup` under `prefix`.
+///
+/// # Errors
+/// What the data plane says; nothing is left under the prefix.
+pub fn capture(
+    app: &App,
+    instance: &Instance,
+    backup: &Backup,
+    prefix: &str,
+    attempt: i64,
+    control: &Control,
+) -> Result<BackupReport, Error> {
+    let engine = instances::serving(app, instance)?;
+    let recipient = app
+        .catalog
+        .read(|tx| identity::project_recipient(tx, &instance.project_id))
+        .map_err(instances::catalog_failed)?
+        .ok_or_else(|| Error::new(Kind::Key, "find key", "the project has no archive key"))?;
+    let expected_bytes = engine.used_memory()? * 6 / 10;
+    let mut source = engine.endpoint();
+    source.timeout = Duration::from_secs(10);
+    let plan = BackupPlan {
+        source,
+        tuning: Tuning::None,
+        prefix: prefix.to_owned(),
+        labels: Labels {
+            project: instance.project_id.to_string(),
+            instance: instance.id.to_string(),
+            backup: backup.id.to_string(),
+            attempt: u64::try_from(attempt).unwrap_or(0),
+            created_at_ms: backup.created_at.0,
+        },
+        recipient: Recipient::parse(&recipient)?,
+        spool_dir: app.config.spool_dir(),
+        spool_limit_bytes: limits::SPOOL_BYTES_MAX,
+        idle_timeout: limits::ENGINE_IDLE,
+        expected_bytes,
+    };
+    engine::backup::run(&plan, &app.vault.store, &app.vault.signer, control)
+}

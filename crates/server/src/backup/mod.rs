@@ -1,0 +1,5 @@
+//! Backups: the command that accepts one, the record that tells the truth about it, the job that makes it.
+
+pub mod command;
+pub mod job;
+pub mod record;

@@ -1,0 +1,548 @@
+//! The backup record: its states, changed only here and by compare-and-set, and its SQL.
+
+use crate::catalog::{Error, Tx};
+use crate::ids::{BackupId, GenerationId, InstanceId, Moment, ProjectId};
+
+/// ```text
+/// Waiting ──> Running ──> Succeeded ──> Expired
+///     └──────────┴──────> Failed
+/// Succeeded | Failed | Expired ──> Deleted (hidden)
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// Accepted.
+    Waiting,
+    /// A job works on it.
+    Running,
+    /// Stored, parsed to the last byte, restorable.
+    Succeeded,
+    /// Did not work; nothing is stored.
+    Failed,
+    /// Retention took its files; the record stays.
+    Expired,
+    /// A person deleted it; hidden.
+    Deleted,
+}
+
+impl Status {
+    const ALL: [Status; 6] = [
+        Status::Waiting,
+        Status::Running,
+        Status::Succeeded,
+        Status::Failed,
+        Status::Expired,
+        Status::Deleted,
+    ];
+
+    /// The word in the table.
+    pub fn word(self) -> &'static str {
+        match self {
+            Status::Waiting => "waiting",
+            Status::Running => "running",
+            Status::Succeeded => "succeeded",
+            Status::Failed => "failed",
+            Status::Expired => "expired",
+            Status::Deleted => "deleted",
+        }
+    }
+}
+
+impl rusqlite::types::FromSql for Status {
+    fn column_result(value: rusqlite::types::ValueRef<'_>) -> rusqlite::types::FromSqlResult<Self> {
+        let word = value.as_str()?;
+        Self::ALL
+            .into_iter()
+            .find(|s| s.word() == word)
+            .ok_or(rusqlite::types::FromSqlError::InvalidType)
+    }
+}
+
+/// Where a backup comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A person asked for it.
+    Manual,
+    /// A schedule asked for it.
+    Auto,
+    /// Taken before an in-place restore.
+    Safety,
+    /// Not an archive: the generation that a switch replaced, kept as it was. Restoring it is undo.
+    Generation,
+}
+
+impl Kind {
+    const ALL: [Kind; 4] = [Kind::Manual, Kind::Auto, Kind::Safety, Kind::Generation];
+
+    /// The word in the table.
+    pub fn word(self) -> &'static str {
+        match self {
+            Kind::Manual => "manual",
+            Kind::Auto => "auto",
+            Kind::Safety => "safety",
+            Kind::Generation => "generation",
+        }
+    }
+}
+
+impl rusqlite::types::FromSql for Kind {
+    fn column_result(value: rusqlite::types::ValueRef<'_>) -> rusqlite::types::FromSqlResult<Self> {
+        let word = value.as_str()?;
+        Self::ALL
+            .into_iter()
+            .find(|k| k.word() == word)
+            .ok_or(rusqlite::types::FromSqlError::InvalidType)
+    }
+}
+
+/// The form in which a backup is handed out; an RDB is stored either way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// `dump.rdb`.
+    Rdb,
+    /// An append-only file with an RDB preamble.
+    Aof,
+}
+
+impl Format {
+    /// The word in the table and on the wire.
+    pub fn word(self) -> &'static str {
+        match self {
+            Format::Rdb => "rdb",
+            Format::Aof => "aof",
+        }
+    }
+
+    /// Reads the word in any case.
+    pub fn from_word(word: &str) -> Option<Self> {
+        [Format::Rdb, Format::Aof]
+            .into_iter()
+            .find(|f| f.word().eq_ignore_ascii_case(word))
+    }
+}
+
+/// Why a record failed: the documented codes of the wire, contract §7.2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailureCode {
+    /// The tool did not start, or stopped before data moved.
+    NotStarted = 1,
+    /// Timed out, or its worker is gone.
+    TimedOut = 2,
+    /// Stored files could not be removed.
+    NotRemoved = 3,
+    /// Credentials or keys missing or wrong.
+    NoCredentials = 4,
+    /// The store has no room or cannot be prepared.
+    NoStore = 5,
+    /// A stored object is missing or not as recorded.
+    NotReadable = 6,
+    /// Loading failed: data, format, memory.
+    NotLoaded = 7,
+    /// A scheduled run found the instance busy.
+    Busy = 8,
+}
+
+impl FailureCode {
+    /// `dcs.08.0007`, also the text in the table.
+    pub fn text(self) -> String {
+        format!("dcs.08.000{}", self as u8)
+    }
+}
+
+/// A row of the table.
+#[derive(Debug, Clone)]
+pub struct Backup {
+    /// Its id.
+    pub id: BackupId,
+    /// Whose data it holds.
+    pub instance_id: InstanceId,
+    /// `backup_20260102030405`, unique per instance.
+    pub name: String,
+    /// See [`Kind`].
+    pub kind: Kind,
+    /// See [`Format`].
+    pub format: Format,
+    /// See [`Status`].
+    pub status: Status,
+    /// Hundredths of a percent.
+    pub progress_bp: i64,
+    /// Bytes as stored.
+    pub size_bytes: i64,
+    /// Bytes of the plain RDB.
+    pub plain_bytes: i64,
+    /// Keys in it.
+    pub keys: i64,
+    /// Memory that the data took in the source.
+    pub used_memory_bytes: i64,
+    /// The window that triggered it.
+    pub period: Option<String>,
+    /// Free text of who asked.
+    pub remark: Option<String>,
+    /// `dcs.08.000x`.
+    pub error_code: Option<String>,
+    /// The chain of causes, for the operator.
+    pub failure: Option<String>,
+    /// Where the archive lies in the store.
+    pub prefix: Option<String>,
+    /// BLAKE3 of the manifest: binds the record to exactly these objects.
+    pub manifest_blake3: Option<String>,
+    /// The retired process that holds the data, for [`Kind::Generation`].
+    pub generation_id: Option<GenerationId>,
+    /// What is going on now.
+    pub phase: Option<String>,
+    /// Accepted.
+    pub created_at: Moment,
+    /// Begun.
+    pub execution_at: Option<Moment>,
+    /// Last change; the end once it has ended.
+    pub updated_at: Moment,
+}
+
+macro_rules! columns {
+    () => {
+        "id, instance_id, name, kind, format, status, progress_bp, size_bytes, plain_bytes, keys, used_memory_bytes, period, \
+         remark, error_code, failure, prefix, manifest_blake3, generation_id, phase, created_at_ms, execution_at_ms, updated_at_ms"
+    };
+}
+
+fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Backup> {
+    let format: String = row.get(4)?;
+    Ok(Backup {
+        id: row.get(0)?,
+        instance_id: row.get(1)?,
+        name: row.get(2)?,
+        kind: row.get(3)?,
+        format: Format::from_word(&format).ok_or(rusqlite::Error::InvalidQuery)?,
+        status: row.get(5)?,
+        progress_bp: row.get(6)?,
+        size_bytes: row.get(7)?,
+        plain_bytes: row.get(8)?,
+        keys: row.get(9)?,
+        used_memory_bytes: row.get(10)?,
+        period: row.get(11)?,
+        remark: row.get(12)?,
+        error_code: row.get(13)?,
+        failure: row.get(14)?,
+        prefix: row.get(15)?,
+        manifest_blake3: row.get(16)?,
+        generation_id: row.get(17)?,
+        phase: row.get(18)?,
+        created_at: row.get(19)?,
+        execution_at: row.get(20)?,
+        updated_at: row.get(21)?,
+    })
+}
+
+/// Adds a record in state Waiting and returns its id.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn insert_waiting(
+    tx: &Tx<'_>,
+    project: &ProjectId,
+    instance: &InstanceId,
+    kind: Kind,
+    format: Format,
+    remark: Option<&str>,
+    now: Moment,
+) -> Result<BackupId, Error> {
+    let id = BackupId::random();
+    insert(
+        tx,
+        &id,
+        project,
+        instance,
+        kind,
+        format,
+        Status::Waiting,
+        remark,
+        now,
+    )?;
+    Ok(id)
+}
+
+/// Adds the record of a generation that a switch replaces: restorable from its first moment.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn insert_generation(
+    tx: &Tx<'_>,
+    project: &ProjectId,
+    instance: &InstanceId,
+    generation: &GenerationId,
+    used_memory_bytes: i64,
+    now: Moment,
+) -> Result<BackupId, Error> {
+    let id = BackupId::random();
+    let remark = Some("the data as it was before a restore");
+    insert(
+        tx,
+        &id,
+        project,
+        instance,
+        Kind::Generation,
+        Format::Rdb,
+        Status::Waiting,
+        remark,
+        now,
+    )?;
+    tx.execute(
+        "UPDATE backup SET status = 'succeeded', progress_bp = 10000, generation_id = ?2, used_memory_bytes = ?3, \
+         size_bytes = ?3, execution_at_ms = created_at_ms WHERE id = ?1",
+        (&id, generation, used_memory_bytes),
+    )?;
+    Ok(id)
+}
+
+#[allow(
+    clippy::too_many_arguments,
+    reason = "one row, one private caller each; a struct would repeat the names"
+)]
+fn insert(
+    tx: &Tx<'_>,
+    id: &BackupId,
+    project: &ProjectId,
+    instance: &InstanceId,
+    kind: Kind,
+    format: Format,
+    status: Status,
+    remark: Option<&str>,
+    now: Moment,
+) -> Result<(), Error> {
+    let name = free_name(tx, instance, now)?;
+    tx.execute(
+        "INSERT INTO backup (id, instance_id, project_id, ordinal, name, kind, format, status, remark, created_at_ms, updated_at_ms) \
+         VALUES (?1, ?2, ?3, (SELECT coalesce(max(ordinal), 0) + 1 FROM backup WHERE instance_id = ?2), ?4, ?5, ?6, ?7, ?8, \
+         max(?9, coalesce((SELECT created_at_ms FROM backup WHERE instance_id = ?2 ORDER BY ordinal DESC LIMIT 1), 0)), ?9)",
+        (id, instance, project, name, kind.word(), format.word(), status.word(), remark, now),
+    )?;
+    Ok(())
+}
+
+fn free_name(tx: &Tx<'_>, instance: &InstanceId, now: Moment) -> Result<String, Error> {
+    let base = format!("backup_{}", now.compact());
+    let mut name = base.clone();
+    let mut number = 1;
+    while tx
+        .one(
+            "SELECT 1 FROM backup WHERE instance_id = ?1 AND name = ?2",
+            (instance, &name),
+            |_| Ok(()),
+        )?
+        .is_some()
+    {
+        number += 1;
+        name = format!("{base}_{number}");
+    }
+    Ok(name)
+}
+
+/// One record of the instance that is not deleted.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn find(tx: &Tx<'_>, instance: &InstanceId, id: &BackupId) -> Result<Option<Backup>, Error> {
+    tx.one(
+        concat!(
+            "SELECT ",
+            columns!(),
+            " FROM backup WHERE id = ?1 AND instance_id = ?2 AND status <> 'deleted'"
+        ),
+        (id, instance),
+        row,
+    )
+}
+
+/// The record a job names.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn load(tx: &Tx<'_>, id: &BackupId) -> Result<Option<Backup>, Error> {
+    tx.one(
+        concat!("SELECT ", columns!(), " FROM backup WHERE id = ?1"),
+        (id,),
+        row,
+    )
+}
+
+/// The restorable record that stands for a generation.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn of_generation(tx: &Tx<'_>, generation: &GenerationId) -> Result<Option<Backup>, Error> {
+    tx.one(
+        concat!(
+            "SELECT ",
+            columns!(),
+            " FROM backup WHERE generation_id = ?1 AND status = 'succeeded'"
+        ),
+        (generation,),
+        row,
+    )
+}
+
+/// A page of the instance's records, newest first, and how many the window holds. `from` and `to` bound
+/// `created_at` (inclusive, exclusive).
+///
+/// Deleted rows are hidden, so the total is counted: linear in the instance's backups, which retention bounds.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn list(
+    tx: &Tx<'_>,
+    instance: &InstanceId,
+    from: Option<Moment>,
+    to: Option<Moment>,
+    offset: u64,
+    limit: u64,
+) -> Result<(u64, Vec<Backup>), Error> {
+    let from = from.map_or(i64::MIN, |moment| moment.0);
+    let to = to.map_or(i64::MAX, |moment| moment.0);
+    let total = tx.one(
+        "SELECT count(*) FROM backup WHERE instance_id = ?1 AND status <> 'deleted' AND created_at_ms >= ?2 AND created_at_ms < ?3",
+        (instance, from, to),
+        |row| row.get(0),
+    )?;
+    let rows = tx.all(
+        concat!(
+            "SELECT ",
+            columns!(),
+            " FROM backup WHERE instance_id = ?1 AND status <> 'deleted' AND created_at_ms >= ?2 AND created_at_ms < ?3 \
+             ORDER BY ordinal DESC LIMIT ?4 OFFSET ?5"
+        ),
+        (instance, from, to, limit, offset),
+        row,
+    )?;
+    Ok((total.unwrap_or(0), rows))
+}
+
+/// Waiting → Running, or Running again after a crash: the new attempt's prefix replaces the old one's.
+/// `false`: the record has ended, and the caller must stop.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn begin(tx: &Tx<'_>, id: &BackupId, prefix: &str, now: Moment) -> Result<bool, Error> {
+    let changed = tx.execute(
+        "UPDATE backup SET status = 'running', prefix = ?2, execution_at_ms = coalesce(execution_at_ms, ?3), updated_at_ms = ?3, \
+         progress_bp = 0, phase = 'connecting' WHERE id = ?1 AND status IN ('waiting', 'running')",
+        (id, prefix, now),
+    )?;
+    Ok(changed == 1)
+}
+
+/// Writes how far a running record is.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn progress(
+    tx: &Tx<'_>,
+    id: &BackupId,
+    phase: &str,
+    progress_bp: i64,
+    plain_bytes: u64,
+    keys: u64,
+    now: Moment,
+) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE backup SET phase = ?2, progress_bp = max(progress_bp, ?3), plain_bytes = ?4, keys = ?5, updated_at_ms = ?6 \
+         WHERE id = ?1 AND status = 'running'",
+        (id, phase, progress_bp, plain_bytes, keys, now),
+    )?;
+    Ok(())
+}
+
+/// What a finished capture found out.
+#[derive(Debug)]
+pub struct Finished {
+    /// See [`Backup::size_bytes`].
+    pub size_bytes: u64,
+    /// See [`Backup::plain_bytes`].
+    pub plain_bytes: u64,
+    /// See [`Backup::keys`].
+    pub keys: u64,
+    /// See [`Backup::used_memory_bytes`].
+    pub used_memory_bytes: u64,
+    /// See [`Backup::manifest_blake3`].
+    pub manifest_blake3: String,
+}
+
+/// Running → Succeeded. `false`: the record has ended otherwise.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn succeed(tx: &Tx<'_>, id: &BackupId, finished: &Finished, now: Moment) -> Result<bool, Error> {
+    let changed = tx.execute(
+        "UPDATE backup SET status = 'succeeded', progress_bp = 10000, phase = NULL, size_bytes = ?2, plain_bytes = ?3, keys = ?4, \
+         used_memory_bytes = ?5, manifest_blake3 = ?6, updated_at_ms = ?7 WHERE id = ?1 AND status = 'running'",
+        (
+            id,
+            finished.size_bytes,
+            finished.plain_bytes,
+            finished.keys,
+            finished.used_memory_bytes,
+            &finished.manifest_blake3,
+            now,
+        ),
+    )?;
+    Ok(changed == 1)
+}
+
+/// Waiting or Running → Failed. `false`: the record has ended otherwise.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn fail(tx: &Tx<'_>, id: &BackupId, code: FailureCode, why: &str, now: Moment) -> Result<bool, Error> {
+    let changed = tx.execute(
+        "UPDATE backup SET status = 'failed', error_code = ?2, failure = ?3, phase = NULL, updated_at_ms = ?4 \
+         WHERE id = ?1 AND status IN ('waiting', 'running')",
+        (id, code.text(), why, now),
+    )?;
+    Ok(changed == 1)
+}
+
+/// Succeeded, Failed or Expired → Deleted. Its files are removed after this commits; what a crash leaves is swept
+/// at the next start. `false`: not in such a state.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn delete(tx: &Tx<'_>, id: &BackupId, now: Moment) -> Result<bool, Error> {
+    let changed = tx.execute(
+        "UPDATE backup SET status = 'deleted', updated_at_ms = ?2 WHERE id = ?1 AND status IN ('succeeded', 'failed', 'expired')",
+        (id, now),
+    )?;
+    Ok(changed == 1)
+}
+
+/// The generation is gone: its record, if any still stands, is Expired.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn expire_generation(tx: &Tx<'_>, generation: &GenerationId, now: Moment) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE backup SET status = 'expired', updated_at_ms = ?2 WHERE generation_id = ?1 AND status = 'succeeded'",
+        (generation, now),
+    )?;
+    Ok(())
+}
+
+/// `(prefix, whether its objects must be kept)` of a backup the store knows; `None` for an id unknown here.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn kept_prefix(tx: &Tx<'_>, id: &BackupId) -> Result<Option<(Option<String>, Status)>, Error> {
+    tx.one("SELECT prefix, status FROM backup WHERE id = ?1", (id,), |row| {
+        Ok((row.get(0)?, row.get(1)?))
+    })
+}
+
+/// Safety backups have no job of their own: one that is unfinished when no process is at work was interrupted.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn fail_interrupted_safety(tx: &Tx<'_>, now: Moment) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE backup SET status = 'failed', error_code = ?1, failure = 'interrupted', phase = NULL, updated_at_ms = ?2 \
+         WHERE kind = 'safety' AND status IN ('waiting', 'running')",
+        (FailureCode::TimedOut.text(), now),
+    )?;
+    Ok(())
+}

@@ -1,0 +1,213 @@
+//! The catalogue: our SQL database. Knows no table by name; the SQL lives in the `record.rs` of each subject.
+//!
+//! Reads run on a connection of the calling thread and never wait for a writer (WAL). Writes share one
+//! connection, begin at once (`BEGIN IMMEDIATE`: a deferred transaction that reads and then writes fails under
+//! concurrency) and are on disk when the call returns (`synchronous = FULL`).
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags, Params, Row};
+
+const SCHEMA: &str = include_str!("schema.sql");
+/// Stored in `user_version`; a catalogue of a newer version is refused.
+const SCHEMA_VERSION: i64 = 1;
+/// Another process (a backup program, an operator's shell) may hold the file for a moment.
+const BUSY_WAIT: Duration = Duration::from_secs(5);
+/// Prepared statements kept per connection; there are fewer different ones.
+const STATEMENTS_CACHED: usize = 256;
+
+/// What the catalogue answers when it cannot do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A UNIQUE, CHECK or trigger rule forbade it: the text names the rule's columns.
+    #[error("the catalogue forbids it: {0}")]
+    Constraint(String),
+    /// The database itself failed.
+    #[error("the catalogue failed")]
+    Database(#[source] rusqlite::Error),
+    /// The file belongs to another program or to a newer version.
+    #[error("{0}")]
+    Unusable(String),
+}
+
+impl From<rusqlite::Error> for Error {
+    fn from(error: rusqlite::Error) -> Self {
+        match &error {
+            rusqlite::Error::SqliteFailure(code, text)
+                if code.code == rusqlite::ErrorCode::ConstraintViolation =>
+            {
+                Error::Constraint(text.clone().unwrap_or_default())
+            }
+            _ => Error::Database(error),
+        }
+    }
+}
+
+/// An open catalogue.
+pub struct Catalog {
+    path: PathBuf,
+    writer: Mutex<Connection>,
+}
+
+/// One transaction.
+pub struct Tx<'c>(&'c Connection);
+
+thread_local! {
+    static READERS: RefCell<HashMap<PathBuf, Connection>> = RefCell::new(HashMap::new());
+}
+
+impl Catalog {
+    /// Opens the file, creating it with its tables where it does not exist.
+    ///
+    /// # Errors
+    /// [`Error::Unusable`] for a file of a newer version, [`Error::Database`] otherwise.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let writer = connect(path, OpenFlags::default())?;
+        writer.pragma_update(None, "journal_mode", "WAL")?;
+        writer.pragma_update(None, "synchronous", "FULL")?;
+        let version: i64 = writer.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        match version {
+            0 => {
+                let script =
+                    format!("BEGIN IMMEDIATE;\n{SCHEMA}\nPRAGMA user_version = {SCHEMA_VERSION};\nCOMMIT;");
+                writer.execute_batch(&script)?;
+            }
+            SCHEMA_VERSION => {}
+            newer => {
+                return Err(Error::Unusable(format!(
+                    "{} has catalogue version {newer}, this program knows version {SCHEMA_VERSION}: \
+                     use the program that wrote it",
+                    path.display()
+                )));
+            }
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            writer: Mutex::new(writer),
+        })
+    }
+
+    /// Runs `work` on one consistent state.
+    ///
+    /// # Errors
+    /// What `work` returns, or [`Error::Database`].
+    pub fn read<T, E: From<Error>>(&self, work: impl FnOnce(&Tx<'_>) -> Result<T, E>) -> Result<T, E> {
+        READERS.with_borrow_mut(|readers| {
+            if !readers.contains_key(&self.path) {
+                let reader = connect(&self.path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(E::from)?;
+                readers.insert(self.path.clone(), reader);
+            }
+            let reader = &readers[&self.path];
+            begin(reader, "BEGIN").map_err(E::from)?;
+            let result = work(&Tx(reader));
+            let ended = begin(reader, "COMMIT");
+            match (result, ended) {
+                (Ok(value), Ok(())) => Ok(value),
+                (Ok(_), Err(failed)) => Err(E::from(failed)),
+                (Err(error), _) => Err(error),
+            }
+        })
+    }
+
+    /// Runs `work` alone; what it did is durable when this returns `Ok`, and undone where it returns `Err`.
+    ///
+    /// # Errors
+    /// What `work` returns, or [`Error::Database`].
+    pub fn write<T, E: From<Error>>(&self, work: impl FnOnce(&Tx<'_>) -> Result<T, E>) -> Result<T, E> {
+        let writer = self.lock();
+        begin(&writer, "BEGIN IMMEDIATE").map_err(E::from)?;
+        match work(&Tx(&writer)) {
+            Ok(value) => match begin(&writer, "COMMIT") {
+                Ok(()) => Ok(value),
+                Err(failed) => {
+                    roll_back(&writer);
+                    Err(E::from(failed))
+                }
+            },
+            Err(error) => {
+                roll_back(&writer);
+                Err(error)
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Connection> {
+        // A panic inside `work` left the transaction open; it is rolled back here.
+        self.writer.lock().unwrap_or_else(|poisoned| {
+            let guard = poisoned.into_inner();
+            roll_back(&guard);
+            guard
+        })
+    }
+}
+
+impl Tx<'_> {
+    /// Runs a statement and returns how many rows it changed.
+    ///
+    /// # Errors
+    /// [`Error::Constraint`], [`Error::Database`].
+    pub fn execute(&self, sql: &'static str, params: impl Params) -> Result<usize, Error> {
+        Ok(self.0.prepare_cached(sql)?.execute(params)?)
+    }
+
+    /// The first row, if any.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn one<T>(
+        &self,
+        sql: &'static str,
+        params: impl Params,
+        read: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Option<T>, Error> {
+        let mut statement = self.0.prepare_cached(sql)?;
+        let mut rows = statement.query(params)?;
+        match rows.next()? {
+            Some(row) => Ok(Some(read(row)?)),
+            None => Ok(None),
+        }
+    }
+
+    /// All rows: only for statements that bound them.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn all<T>(
+        &self,
+        sql: &'static str,
+        params: impl Params,
+        mut read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>, Error> {
+        let mut statement = self.0.prepare_cached(sql)?;
+        let mut rows = statement.query(params)?;
+        let mut found = Vec::new();
+        while let Some(row) = rows.next()? {
+            found.push(read(row)?);
+        }
+        Ok(found)
+    }
+}
+
+fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
+    let connection = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    connection.busy_timeout(BUSY_WAIT)?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS_CACHED);
+    Ok(connection)
+}
+
+fn begin(connection: &Connection, sql: &'static str) -> Result<(), Error> {
+    connection.prepare_cached(sql)?.execute([])?;
+    Ok(())
+}
+
+fn roll_back(connection: &Connection) {
+    if !connection.is_autocommit() {
+        // Where even this fails the connection is broken, and the next BEGIN says so.
+        let _next_begin_reports = connection.execute_batch("ROLLBACK");
+    }
+}

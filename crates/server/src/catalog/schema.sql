@@ -1,0 +1,171 @@
+-- Version 1. Ids are TEXT, moments BIGINT milliseconds, states TEXT with a CHECK: the same on every database.
+
+CREATE TABLE project (
+    id TEXT NOT NULL PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    recipient TEXT NOT NULL,                -- age recipient: what a capture needs
+    identity_sealed BLOB NOT NULL,          -- age identity, sealed by the master key: what a restore needs
+    created_at_ms BIGINT NOT NULL
+);
+
+CREATE TABLE account (
+    id TEXT NOT NULL PRIMARY KEY,
+    project_id TEXT NOT NULL REFERENCES project(id),
+    name TEXT NOT NULL UNIQUE,
+    password_hash TEXT NOT NULL,            -- argon2id: salt and hash, hex
+    created_at_ms BIGINT NOT NULL,
+    revoked_at_ms BIGINT
+);
+
+CREATE TABLE access_key (
+    ak TEXT NOT NULL PRIMARY KEY,
+    project_id TEXT NOT NULL REFERENCES project(id),
+    sk_sealed BLOB NOT NULL,
+    created_at_ms BIGINT NOT NULL,
+    revoked_at_ms BIGINT
+);
+
+CREATE TABLE token (
+    hash BLOB NOT NULL PRIMARY KEY,         -- SHA-256 of the token's text; the text is nowhere
+    account_id TEXT NOT NULL REFERENCES account(id),
+    project_id TEXT REFERENCES project(id), -- null: not scoped to a project, good for no DCS call
+    issued_at_ms BIGINT NOT NULL,
+    expires_at_ms BIGINT NOT NULL
+);
+CREATE INDEX token_expires_index ON token(expires_at_ms);
+
+CREATE TABLE instance (
+    id TEXT NOT NULL PRIMARY KEY,
+    project_id TEXT NOT NULL REFERENCES project(id),
+    name TEXT NOT NULL,
+    description TEXT,
+    status TEXT NOT NULL CHECK (status IN ('creating', 'running', 'error', 'create_failed', 'deleting', 'deleted')),
+    engine_version TEXT NOT NULL,
+    capacity_mb BIGINT NOT NULL,
+    spec_code TEXT NOT NULL,
+    bind TEXT NOT NULL,
+    port BIGINT NOT NULL,
+    persistence TEXT NOT NULL CHECK (persistence IN ('none', 'rdb', 'aof')),
+    admin_password_sealed BLOB NOT NULL,
+    client_password_sealed BLOB,            -- null: no password for clients
+    attributes TEXT NOT NULL,               -- JSON: what DCS clients give and want back unchanged
+    backup_policy TEXT,                     -- JSON: the policy object of contract §8.1
+    restore_ordinal BIGINT NOT NULL DEFAULT 0, -- ordinal of the newest restore record
+    restore_created_at_ms BIGINT NOT NULL DEFAULT 0,
+    failure TEXT,                           -- why the status is error or create_failed
+    created_at_ms BIGINT NOT NULL,
+    updated_at_ms BIGINT NOT NULL,
+    deleted_at_ms BIGINT
+);
+CREATE INDEX instance_project_index ON instance(project_id, created_at_ms);
+CREATE UNIQUE INDEX instance_port_unique ON instance(bind, port) WHERE deleted_at_ms IS NULL;
+
+CREATE TABLE generation (
+    id TEXT NOT NULL PRIMARY KEY,
+    instance_id TEXT NOT NULL REFERENCES instance(id),
+    state TEXT NOT NULL CHECK (state IN ('loading', 'serving', 'retired', 'removing', 'removed')),
+    created_at_ms BIGINT NOT NULL,
+    retired_at_ms BIGINT,
+    expires_at_ms BIGINT                    -- a retired one is removed from then on
+);
+CREATE UNIQUE INDEX generation_serving_unique ON generation(instance_id) WHERE state = 'serving';
+CREATE INDEX generation_state_index ON generation(state);
+
+CREATE TABLE job (
+    id TEXT NOT NULL PRIMARY KEY,
+    instance_id TEXT NOT NULL REFERENCES instance(id),
+    kind TEXT NOT NULL CHECK (kind IN ('create', 'delete', 'restart', 'flush', 'password', 'backup', 'restore')),
+    subject_id TEXT,                        -- the backup's or restore's id
+    state TEXT NOT NULL CHECK (state IN ('waiting', 'running', 'done')),
+    fence BIGINT NOT NULL DEFAULT 0,        -- grows with each claim; part of object names and of every settle
+    owner TEXT,
+    created_at_ms BIGINT NOT NULL,
+    settled_at_ms BIGINT
+);
+-- One management operation per instance, by the database and not by our care.
+CREATE UNIQUE INDEX job_instance_active_unique ON job(instance_id) WHERE state <> 'done';
+CREATE INDEX job_active_index ON job(created_at_ms) WHERE state <> 'done';
+
+CREATE TABLE backup (
+    id TEXT NOT NULL PRIMARY KEY,
+    instance_id TEXT NOT NULL REFERENCES instance(id),
+    project_id TEXT NOT NULL,
+    ordinal BIGINT NOT NULL,                -- grows per instance; newest first is ordinal descending
+    name TEXT NOT NULL,
+    kind TEXT NOT NULL CHECK (kind IN ('manual', 'auto', 'safety', 'generation')),
+    format TEXT NOT NULL CHECK (format IN ('rdb', 'aof')),
+    status TEXT NOT NULL CHECK (status IN ('waiting', 'running', 'succeeded', 'failed', 'expired', 'deleted')),
+    progress_bp BIGINT NOT NULL DEFAULT 0,  -- basis points: 10000 is 100.00
+    size_bytes BIGINT NOT NULL DEFAULT 0,   -- stored bytes
+    plain_bytes BIGINT NOT NULL DEFAULT 0,
+    keys BIGINT NOT NULL DEFAULT 0,
+    used_memory_bytes BIGINT NOT NULL DEFAULT 0, -- what the source's data took in memory at the capture
+    period TEXT,
+    remark TEXT,
+    error_code TEXT,                        -- 1 to 8: dcs.08.000x
+    failure TEXT,                           -- the chain of causes, for the operator
+    prefix TEXT,                            -- where the archive lies; set by the claim
+    manifest_blake3 TEXT,                   -- set with succeeded
+    generation_id TEXT REFERENCES generation(id), -- kind generation: the data is a retired process, not an archive
+    phase TEXT,
+    created_at_ms BIGINT NOT NULL,
+    execution_at_ms BIGINT,
+    updated_at_ms BIGINT NOT NULL,
+    CHECK (status <> 'succeeded' OR kind = 'generation' OR (prefix IS NOT NULL AND manifest_blake3 IS NOT NULL)),
+    CHECK (status <> 'failed' OR error_code IS NOT NULL)
+);
+CREATE UNIQUE INDEX backup_instance_ordinal_unique ON backup(instance_id, ordinal);
+CREATE INDEX backup_generation_index ON backup(generation_id) WHERE generation_id IS NOT NULL;
+CREATE TRIGGER backup_terminal_is_final BEFORE UPDATE OF status ON backup
+WHEN (OLD.status IN ('failed', 'expired') AND NEW.status NOT IN (OLD.status, 'deleted'))
+  OR (OLD.status = 'deleted' AND NEW.status <> 'deleted')
+  OR (OLD.status = 'succeeded' AND NEW.status NOT IN ('succeeded', 'expired', 'deleted'))
+BEGIN SELECT RAISE(ABORT, 'backup_terminal_is_final'); END;
+
+-- Clustered by (instance, ordinal): any page is one short scan.
+CREATE TABLE restore (
+    instance_id TEXT NOT NULL REFERENCES instance(id),
+    ordinal BIGINT NOT NULL,                -- dense, from the instance's counter: a total is a subtraction
+    id TEXT NOT NULL,
+    project_id TEXT NOT NULL,
+    name TEXT NOT NULL,
+    backup_id TEXT NOT NULL,
+    backup_name TEXT NOT NULL,
+    backup_remark TEXT,
+    remark TEXT,
+    status TEXT NOT NULL CHECK (status IN ('waiting', 'running', 'succeeded', 'failed')),
+    progress_bp BIGINT NOT NULL DEFAULT 0,
+    error_code TEXT,
+    failure TEXT,
+    source_instance_id TEXT NOT NULL,
+    source_instance_name TEXT NOT NULL,
+    method TEXT NOT NULL CHECK (method IN ('side_load', 'in_place', 'switch_back')),
+    verify TEXT NOT NULL CHECK (verify IN ('sample', 'full')),
+    target_state TEXT NOT NULL CHECK (target_state IN ('untouched', 'loading', 'verifying', 'switching', 'replaced', 'rolled_back', 'unknown')),
+    phase TEXT,
+    bytes_done BIGINT NOT NULL DEFAULT 0,
+    bytes_total BIGINT NOT NULL DEFAULT 0,
+    keys_applied BIGINT NOT NULL DEFAULT 0,
+    keys_compared BIGINT NOT NULL DEFAULT 0,
+    keys_expired BIGINT NOT NULL DEFAULT 0,
+    unavailable_us BIGINT,                  -- the switch as we measured it: old port closed to new port open
+    undo_of TEXT,
+    undone_by TEXT,
+    new_generation_id TEXT,
+    old_generation_id TEXT,
+    created_at_ms BIGINT NOT NULL,          -- never smaller than the record's before it
+    clock_at_ms BIGINT NOT NULL,            -- what the clock really said
+    started_at_ms BIGINT,
+    finished_at_ms BIGINT,
+    updated_at_ms BIGINT NOT NULL,
+    PRIMARY KEY (instance_id, ordinal),
+    CHECK (status NOT IN ('succeeded', 'failed') OR finished_at_ms IS NOT NULL),
+    CHECK (status <> 'failed' OR error_code IS NOT NULL)
+) WITHOUT ROWID;
+CREATE UNIQUE INDEX restore_id_unique ON restore(id);
+CREATE INDEX restore_created_index ON restore(instance_id, created_at_ms);
+CREATE TRIGGER restore_terminal_is_final BEFORE UPDATE OF status ON restore
+WHEN OLD.status IN ('succeeded', 'failed') AND NEW.status <> OLD.status
+BEGIN SELECT RAISE(ABORT, 'restore_terminal_is_final'); END;
+CREATE TRIGGER restore_is_never_deleted BEFORE DELETE ON restore
+BEGIN SELECT RAISE(ABORT, 'restore_is_never_deleted'); END;

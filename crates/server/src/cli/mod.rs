@@ -1,0 +1,251 @@
+//! The command line: `serve`, verbs on the data directory, verbs that call the API, and `inspect` for files.
+
+mod admin;
+mod client;
+mod inspect;
+mod remote;
+mod watch;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::{self, Config};
+
+/// Runs Redis instances, backs them up, restores them, and keeps a truthful record of every restore.
+#[derive(Parser)]
+#[command(
+    version,
+    after_help = "Start here:\n  \
+        cachekeep serve                                   run the service\n  \
+        cachekeep instance create --name cache1 --capacity 1\n  \
+        cachekeep backup create cache1 --wait\n  \
+        cachekeep restore create cache1 --backup latest --wait\n  \
+        cachekeep restore list cache1\n\n\
+        The verbs find a service that runs on this machine through <data-dir>/admin.json."
+)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Args, Clone)]
+pub(crate) struct Global {
+    /// Where the service keeps everything, and where verbs find its admin.json
+    #[arg(long, global = true, env = "CACHEKEEP_DATA_DIR", value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// table for people, json for programs
+    #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]
+    output: Output,
+    /// Say nothing but the result
+    #[arg(short, long, global = true)]
+    quiet: bool,
+}
+
+impl Global {
+    fn data_dir(&self) -> PathBuf {
+        self.data_dir.clone().unwrap_or_else(config::default_data_dir)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    Table,
+    Json,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Run the service: API, jobs and managed engines
+    Serve(Serve),
+    /// Make, list projects (works on the data directory, no service needed)
+    #[command(subcommand)]
+    Project(admin::ProjectVerb),
+    /// Make, list, revoke users with passwords (works on the data directory)
+    #[command(subcommand)]
+    User(admin::UserVerb),
+    /// Make, list, revoke access keys (works on the data directory)
+    #[command(subcommand)]
+    Key(admin::KeyVerb),
+    /// Create, list, show, restart, flush, delete instances
+    #[command(subcommand)]
+    Instance(remote::InstanceVerb),
+    /// Create, list, show, delete, download backups
+    #[command(subcommand)]
+    Backup(remote::BackupVerb),
+    /// Restore, list the records of restores, undo
+    #[command(subcommand)]
+    Restore(remote::RestoreVerb),
+    /// Validate an RDB file to its last byte and say what is in it
+    Inspect(inspect::Inspect),
+    /// Answer every request with the same bytes: the bare route that benchmarks compare with
+    #[command(hide = true)]
+    BenchEcho(BenchEcho),
+}
+
+#[derive(Args)]
+struct Serve {
+    /// Address and port of the API; port 0 takes any free one (it is written to admin.json)
+    #[arg(long, env = "CACHEKEEP_LISTEN", default_value = "127.0.0.1:8635")]
+    listen: SocketAddr,
+    /// Certificate chain, PEM; with --tls-key the API speaks https
+    #[arg(long, requires = "tls_key", value_name = "FILE")]
+    tls_cert: Option<PathBuf>,
+    /// Private key of the certificate, PEM
+    #[arg(long, requires = "tls_cert", value_name = "FILE")]
+    tls_key: Option<PathBuf>,
+    /// Allow plain http beyond this machine: passwords and tokens then cross the network in clear
+    #[arg(long)]
+    insecure: bool,
+    /// Name of the region and of the first project
+    #[arg(long, env = "CACHEKEEP_REGION", default_value = "local")]
+    region: String,
+    /// Address that managed engines listen on
+    #[arg(long, default_value = "127.0.0.1", value_name = "ADDRESS")]
+    engine_bind: IpAddr,
+    /// Ports for instances that ask for none: FIRST-LAST
+    #[arg(long, default_value = "21000-21999", value_name = "RANGE", value_parser = port_range)]
+    engine_ports: (u16, u16),
+    /// User that engines run as where the service is root [default: redis, else nobody]
+    #[arg(long, value_name = "USER")]
+    engine_user: Option<String>,
+    /// Seconds that the data from before a restore is kept for undo (it occupies memory)
+    #[arg(long, default_value_t = 24 * 3600, value_name = "SECONDS")]
+    undo_keep: i64,
+    /// Refuse what DCS itself refuses, and answer with its fields only
+    #[arg(long)]
+    strict_dcs: bool,
+    /// How the log is written
+    #[arg(long, value_enum, default_value_t = LogForm::Text)]
+    log: LogForm,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogForm {
+    Text,
+    Json,
+}
+
+#[derive(Args)]
+struct BenchEcho {
+    /// Address and port
+    #[arg(long)]
+    listen: SocketAddr,
+    /// File whose bytes are answered
+    #[arg(long)]
+    file: PathBuf,
+}
+
+fn port_range(text: &str) -> Result<(u16, u16), String> {
+    let wrong = || format!("{text}: a range like 21000-21999 is wanted");
+    let (first, last) = text.split_once('-').ok_or_else(wrong)?;
+    let (first, last) = (
+        first.parse().map_err(|_| wrong())?,
+        last.parse().map_err(|_| wrong())?,
+    );
+    if first == 0 || first > last {
+        Err(wrong())
+    } else {
+        Ok((first, last))
+    }
+}
+
+/// Runs one verb.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let global = cli.global;
+    let done = match cli.verb {
+        Verb::Serve(serve) => run_service(&global, serve).map(|()| ExitCode::SUCCESS),
+        Verb::Project(verb) => admin::project(&global, &verb).map(|()| ExitCode::SUCCESS),
+        Verb::User(verb) => admin::user(&global, &verb).map(|()| ExitCode::SUCCESS),
+        Verb::Key(verb) => admin::key(&global, &verb).map(|()| ExitCode::SUCCESS),
+        Verb::Instance(verb) => remote::instance(&global, &verb),
+        Verb::Backup(verb) => remote::backup(&global, &verb),
+        Verb::Restore(verb) => remote::restore(&global, &verb),
+        Verb::Inspect(verb) => Ok(inspect::run(&global, &verb)),
+        Verb::BenchEcho(verb) => bench_echo(&verb).map(|()| ExitCode::SUCCESS),
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("cachekeep: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_service(global: &Global, serve: Serve) -> anyhow::Result<()> {
+    start_log(serve.log);
+    let config = configure(global, serve)?;
+    crate::serve::run(config)
+}
+
+fn start_log(form: LogForm) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("CACHEKEEP_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let base = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match form {
+        LogForm::Text => base.init(),
+        LogForm::Json => base.json().init(),
+    }
+}
+
+fn configure(global: &Global, serve: Serve) -> anyhow::Result<Config> {
+    let tls = serve.tls_cert.zip(serve.tls_key);
+    anyhow::ensure!(
+        tls.is_some() || serve.listen.ip().is_loopback() || serve.insecure,
+        "refusing plain http beyond this machine ({}): give --tls-cert and --tls-key, or say --insecure",
+        serve.listen
+    );
+    anyhow::ensure!(
+        serve.undo_keep >= 0,
+        "--undo-keep takes a number of seconds, 0 or more"
+    );
+    let engine_binary = engine::process::find_binary()?;
+    let engine_version = engine::process::version(&engine_binary)?;
+    let data_dir = global.data_dir();
+    let data_dir = std::path::absolute(&data_dir).unwrap_or(data_dir);
+    Ok(Config {
+        data_dir,
+        listen: serve.listen,
+        tls,
+        region: serve.region,
+        engine_bind: serve.engine_bind,
+        engine_ports: serve.engine_ports.0..=serve.engine_ports.1,
+        engine_binary,
+        engine_version,
+        run_as: config::engine_user(serve.engine_user.as_deref())?,
+        undo_keep_seconds: serve.undo_keep,
+        strict_dcs: serve.strict_dcs,
+    })
+}
+
+fn bench_echo(verb: &BenchEcho) -> anyhow::Result<()> {
+    let body = axum::body::Bytes::from(std::fs::read(&verb.file)?);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let listener = tokio::net::TcpListener::bind(verb.listen).await?;
+        println!("{}", listener.local_addr()?);
+        let answer = move || {
+            let body = body.clone();
+            async move { ([(axum::http::header::CONTENT_TYPE, "application/json")], body) }
+        };
+        let router = axum::Router::new().fallback(answer);
+        loop {
+            let (stream, _) = listener.accept().await?;
+            stream.set_nodelay(true)?;
+            let service = hyper_util::service::TowerToHyperService::new(router.clone());
+            tokio::spawn(async move {
+                let _ended = hyper::server::conn::http1::Builder::new()
+                    .serve_connection(hyper_util::rt::TokioIo::new(stream), service)
+                    .await;
+            });
+        }
+    })
+}

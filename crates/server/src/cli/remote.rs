@@ -1,0 +1,660 @@
+//! Verbs that call the API.
+
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use clap::{Subcommand, ValueEnum};
+use comfy_table::Table;
+use serde_json::{Value, json};
+
+use super::client::Client;
+use super::{Global, Output, watch};
+use crate::api::system::Flavor;
+use crate::secrets;
+
+/// How long `instance create` and `instance delete` wait.
+const INSTANCE_WAIT: Duration = Duration::from_secs(120);
+
+/// Verbs on instances.
+#[derive(Subcommand)]
+pub(crate) enum InstanceVerb {
+    /// Create an instance and wait until it serves; prints how to connect
+    #[command(
+        after_help = "Examples:\n  cachekeep instance create --name cache1 --capacity 1\n  \
+        cachekeep instance create --name cache2 --capacity 0.5 --port 21100 --no-password\n\n\
+        Sizes in GB: 0.125 0.25 0.5 1 2 4 8 16 24 32 48 64"
+    )]
+    Create {
+        /// 4 to 64 characters: a letter, then letters, digits, _ and -
+        #[arg(long)]
+        name: String,
+        /// Size in GB: the engine's memory limit
+        #[arg(long, default_value_t = 1.0)]
+        capacity: f64,
+        /// Client port [default: a free one]
+        #[arg(long)]
+        port: Option<u16>,
+        /// Password of the clients [default: a random one, printed]
+        #[arg(long)]
+        password: Option<String>,
+        /// Clients need no password
+        #[arg(long, conflicts_with = "password")]
+        no_password: bool,
+        /// What survives a crash of the engine
+        #[arg(long, value_enum, default_value_t = Persistence::Aof)]
+        persistence: Persistence,
+        /// Free text
+        #[arg(long)]
+        description: Option<String>,
+    },
+    /// List all instances
+    List,
+    /// Show one instance
+    Show {
+        /// Name or id
+        instance: String,
+    },
+    /// Stop and start the engine (ends a running backup as failed)
+    Restart {
+        /// Name or id
+        instance: String,
+    },
+    /// Remove all keys
+    Flush {
+        /// Name or id
+        instance: String,
+    },
+    /// Delete an instance; its backups and records stay
+    Delete {
+        /// Name or id
+        instance: String,
+    },
+}
+
+/// What survives a crash of the engine.
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum Persistence {
+    /// All but the last second
+    Aof,
+    /// What the last snapshot had
+    Rdb,
+    /// Nothing
+    None,
+}
+
+/// Verbs on backups.
+#[derive(Subcommand)]
+pub(crate) enum BackupVerb {
+    /// Back up an instance
+    #[command(after_help = "Example:\n  cachekeep backup create cache1 --remark 'before the upgrade' --wait")]
+    Create {
+        /// Name or id of the instance
+        instance: String,
+        /// Up to 128 characters, shown with the backup and its restores
+        #[arg(long)]
+        remark: Option<String>,
+        /// Form of the file when downloaded
+        #[arg(long, value_parser = ["rdb", "aof"], default_value = "rdb")]
+        format: String,
+        /// Show the progress and return when it has ended
+        #[arg(long)]
+        wait: bool,
+    },
+    /// List the backups of an instance, newest first
+    List {
+        /// Name or id of the instance (the id, where it is deleted)
+        instance: String,
+        #[command(flatten)]
+        page: Page,
+    },
+    /// Show one backup
+    Show {
+        /// Name or id of the instance
+        instance: String,
+        /// Id or name of the backup, or latest
+        backup: String,
+    },
+    /// Delete a backup; records of restores that used it stay
+    Delete {
+        /// Name or id of the instance
+        instance: String,
+        /// Id or name of the backup
+        backup: String,
+    },
+    /// Download a backup as a plain RDB file
+    #[command(after_help = "Example:\n  cachekeep backup download cache1 latest --to dump.rdb")]
+    Download {
+        /// Name or id of the instance
+        instance: String,
+        /// Id or name of the backup, or latest
+        backup: String,
+        /// Where to [default: the name that the service gives it, here]
+        #[arg(long, value_name = "FILE")]
+        to: Option<PathBuf>,
+    },
+}
+
+/// Verbs on restores.
+#[derive(Subcommand)]
+pub(crate) enum RestoreVerb {
+    /// Put a backup's data into its instance: loaded beside the old data, verified, then switched in about a
+    /// millisecond. The old data serves until then and is kept for undo
+    #[command(
+        after_help = "Examples:\n  cachekeep restore create cache1 --backup latest --wait\n  \
+        cachekeep restore create cache1 --backup backup_20260102030405 --verify full --wait\n\n\
+        Writes that arrive before the switch are not in the result."
+    )]
+    Create {
+        /// Name or id of the instance
+        instance: String,
+        /// Id or name of the backup, or latest
+        #[arg(long)]
+        backup: String,
+        /// Up to 128 characters
+        #[arg(long)]
+        remark: Option<String>,
+        /// sample: counters and up to 10,000 keys; full: the digest of everything
+        #[arg(long, value_parser = ["sample", "full"], default_value = "sample")]
+        verify: String,
+        /// Where two copies do not fit in memory: back up, stop the old one, load the new one
+        #[arg(long)]
+        allow_downtime: bool,
+        /// Show the progress and return when it has ended
+        #[arg(long)]
+        wait: bool,
+    },
+    /// List every restore of an instance, newest first
+    List {
+        /// Name or id of the instance (the id, where it is deleted)
+        instance: String,
+        #[command(flatten)]
+        page: Page,
+    },
+    /// Show one record
+    Show {
+        /// Name or id of the instance
+        instance: String,
+        /// Id or name of the restore, or latest
+        restore: String,
+    },
+    /// Put the data back as it was before a restore; writes since then are discarded
+    Undo {
+        /// Name or id of the instance
+        instance: String,
+        /// Id or name of the restore
+        #[arg(default_value = "latest")]
+        restore: String,
+        /// Show the progress and return when it has ended
+        #[arg(long)]
+        wait: bool,
+    },
+}
+
+/// Which part of a list.
+#[derive(clap::Args)]
+pub(crate) struct Page {
+    /// At most so many, 1 to 1000
+    #[arg(long, default_value_t = 10)]
+    limit: u32,
+    /// Skip so many
+    #[arg(long, default_value_t = 0)]
+    offset: u64,
+    /// Created at or after: yyyyMMddHHmmss, UTC
+    #[arg(long)]
+    begin_time: Option<String>,
+    /// Created at or before: yyyyMMddHHmmss, UTC
+    #[arg(long)]
+    end_time: Option<String>,
+}
+
+impl Page {
+    fn query(&self) -> String {
+        let mut query = format!("include_deleted=true&limit={}&offset={}", self.limit, self.offset);
+        for (name, value) in [("begin_time", &self.begin_time), ("end_time", &self.end_time)] {
+            if let Some(value) = value {
+                query.push_str(&format!("&{name}={value}"));
+            }
+        }
+        query
+    }
+}
+
+/// Prints rows as a table of the named columns, or `whole` as JSON.
+pub(crate) fn print_rows(global: &Global, columns: &[&str], rows: &[Value], whole: &Value) {
+    if global.output == Output::Json {
+        println!("{whole:#}");
+        return;
+    }
+    let mut table = Table::new();
+    table
+        .load_style(comfy_table::presets::UTF8_FULL_CONDENSED)
+        .set_header(columns);
+    for row in rows {
+        table.add_row(columns.iter().map(|column| {
+            let value = column.split('.').fold(row, |value, name| &value[name]);
+            plain(value)
+        }));
+    }
+    println!("{table}");
+}
+
+fn plain(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        // Names come from outside: no control character reaches the terminal.
+        Value::String(text) => text.chars().filter(|letter| !letter.is_control()).collect(),
+        other => other.to_string(),
+    }
+}
+
+fn print_one(global: &Global, value: &Value) {
+    if global.output == Output::Json {
+        println!("{value:#}");
+        return;
+    }
+    for (name, value) in value.as_object().into_iter().flatten() {
+        if let Some(inner) = value.as_object().filter(|_| name == "ext") {
+            for (name, value) in inner {
+                println!("{name}: {}", plain(value));
+            }
+        } else {
+            println!("{name}: {}", plain(value));
+        }
+    }
+}
+
+/// A service, and an instance of it found by name or id.
+struct Target {
+    client: Client,
+    id: String,
+}
+
+impl Target {
+    fn find(global: &Global, instance: &str) -> anyhow::Result<Self> {
+        let client = Client::find(&global.data_dir())?;
+        if crate::ids::InstanceId::parse(instance).is_some() {
+            return Ok(Self {
+                client,
+                id: instance.to_owned(),
+            });
+        }
+        let query = format!("name={instance}&name_equal=true&include_failure=true&limit=2");
+        let found = client.call("GET", "v2", "/instances", &query, None)?;
+        let found = found["instances"].as_array().cloned().unwrap_or_default();
+        match found.as_slice() {
+            [one] => Ok(Self {
+                client,
+                id: plain(&one["instance_id"]),
+            }),
+            [] => anyhow::bail!("there is no instance {instance}: `cachekeep instance list` shows all"),
+            _ => anyhow::bail!(
+                "several instances are named {instance}: use the id, `cachekeep instance list` shows it"
+            ),
+        }
+    }
+
+    fn call(&self, method: &str, path: &str, query: &str, body: Option<&Value>) -> anyhow::Result<Value> {
+        self.client.call(
+            method,
+            "v2",
+            &format!("/instances/{}{path}", self.id),
+            query,
+            body,
+        )
+    }
+
+    fn ours(&self, method: &str, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
+        self.client.call(
+            method,
+            "ck/v1",
+            &format!("/instances/{}{path}", self.id),
+            "",
+            body,
+        )
+    }
+
+    /// The id of a record given by id, by name, or as `latest`.
+    fn record(&self, list: &str, key: &str, name: &str, given: &str) -> anyhow::Result<String> {
+        if crate::ids::BackupId::parse(given).is_some() {
+            return Ok(given.to_owned());
+        }
+        let mut offset = 0;
+        loop {
+            let query = format!("include_deleted=true&limit=1000&offset={offset}");
+            let page = self.call("GET", &format!("/{list}"), &query, None)?;
+            let rows = page[format!("{key}_record_response")]
+                .as_array()
+                .cloned()
+                .unwrap_or_default();
+            let found = rows.iter().find(|row| match given {
+                // What a switch has replaced is no backup that a person means by "latest".
+                "latest" => {
+                    key == "restore" || (row["status"] == "succeed" && row["ext"]["kind"] != "generation")
+                }
+                _ => row[name] == given,
+            });
+            if let Some(row) = found {
+                return Ok(plain(&row[format!("{key}_id")]));
+            }
+            offset += rows.len();
+            anyhow::ensure!(
+                !rows.is_empty(),
+                "there is no {key} {given}: `cachekeep {key} list {}` shows all",
+                self.id
+            );
+        }
+    }
+
+    fn backup(&self, given: &str) -> anyhow::Result<String> {
+        self.record("backups", "backup", "backup_name", given)
+    }
+
+    fn restore(&self, given: &str) -> anyhow::Result<String> {
+        self.record("restores", "restore", "restore_name", given)
+    }
+
+    /// Prints the id, or follows the record to its end and prints it.
+    fn finish(&self, global: &Global, kind: &str, started: &Value, wait: bool) -> anyhow::Result<ExitCode> {
+        let id = plain(&started[format!("{kind}_id")]);
+        if !wait {
+            match global.output {
+                Output::Json => println!("{started:#}"),
+                Output::Table => println!("{id}"),
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
+        let record = watch::follow(global, kind, || self.ours("GET", &format!("/{kind}s/{id}"), None))?;
+        print_one(global, &record);
+        if record["status"] == "succeed" {
+            return Ok(ExitCode::SUCCESS);
+        }
+        eprintln!(
+            "cachekeep: the {kind} failed ({}): {}",
+            plain(&record["error_code"]),
+            plain(&record["ext"]["failure"])
+        );
+        Ok(ExitCode::FAILURE)
+    }
+}
+
+const INSTANCE_COLUMNS: [&str; 7] = [
+    "name",
+    "status",
+    "ip",
+    "port",
+    "max_memory",
+    "created_at",
+    "instance_id",
+];
+const BACKUP_COLUMNS: [&str; 9] = [
+    "backup_name",
+    "status",
+    "progress",
+    "ext.kind",
+    "size",
+    "ext.keys",
+    "is_support_restore",
+    "remark",
+    "backup_id",
+];
+const RESTORE_COLUMNS: [&str; 9] = [
+    "restore_name",
+    "status",
+    "progress",
+    "backup_name",
+    "ext.target_state",
+    "ext.unavailable_us",
+    "error_code",
+    "restore_remark",
+    "restore_id",
+];
+
+/// `cachekeep instance ...`
+///
+/// # Errors
+/// The service does not answer, or what it refused and why.
+pub(crate) fn instance(global: &Global, verb: &InstanceVerb) -> anyhow::Result<ExitCode> {
+    match verb {
+        InstanceVerb::Create {
+            name,
+            capacity,
+            port,
+            password,
+            no_password,
+            persistence,
+            description,
+        } => {
+            let client = Client::find(&global.data_dir())?;
+            let flavor = Flavor::all()
+                .into_iter()
+                .find(|flavor| (flavor.capacity_mb as f64 - capacity * 1024.0).abs() < 1.0)
+                .context("no such size: 0.125, 0.25, 0.5, 1, 2, 4, 8, 16, 24, 32, 48 or 64 GB")?;
+            let password = if *no_password {
+                None
+            } else {
+                Some(password.clone().unwrap_or_else(secrets::random_password))
+            };
+            let wish = json!({
+                "name": name, "description": description, "engine": "Redis", "capacity": capacity,
+                "spec_code": flavor.spec_code, "az_codes": ["local"], "port": port, "password": password,
+                "no_password_access": no_password,
+                "persistence": match persistence { Persistence::Aof => "aof", Persistence::Rdb => "rdb", Persistence::None => "none" },
+            });
+            let made = client.call("POST", "v2", "/instances", "", Some(&wish))?;
+            let target = Target {
+                client,
+                id: plain(&made["instances"][0]["instance_id"]),
+            };
+            let shown = wait_until(&target, "RUNNING")?;
+            print_one(
+                global,
+                &json!({"instance_id": target.id, "instance_name": name, "ip": shown["ip"], "port": shown["port"],
+                        "password": password}),
+            );
+        }
+        InstanceVerb::List => {
+            let client = Client::find(&global.data_dir())?;
+            let page = client.call("GET", "v2", "/instances", "limit=1000&include_failure=true", None)?;
+            print_rows(
+                global,
+                &INSTANCE_COLUMNS,
+                page["instances"].as_array().map_or(&[], Vec::as_slice),
+                &page,
+            );
+        }
+        InstanceVerb::Show { instance } => {
+            print_one(
+                global,
+                &Target::find(global, instance)?.call("GET", "", "", None)?,
+            );
+        }
+        InstanceVerb::Restart { instance } => act(global, instance, "restart")?,
+        InstanceVerb::Flush { instance } => act(global, instance, "flush")?,
+        InstanceVerb::Delete { instance } => {
+            let target = Target::find(global, instance)?;
+            target.call("DELETE", "", "", None)?;
+            if !global.quiet {
+                eprintln!(
+                    "deleted {}; its backups stay: `cachekeep backup list {}`",
+                    instance, target.id
+                );
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn act(global: &Global, instance: &str, action: &str) -> anyhow::Result<()> {
+    let target = Target::find(global, instance)?;
+    let wish = json!({"instances": [target.id], "action": action});
+    target
+        .client
+        .call("PUT", "v2", "/instances/status", "", Some(&wish))?;
+    print_one(global, &wait_until(&target, "RUNNING")?);
+    Ok(())
+}
+
+fn wait_until(target: &Target, status: &str) -> anyhow::Result<Value> {
+    let end = Instant::now() + INSTANCE_WAIT;
+    loop {
+        let shown = target.call("GET", "", "", None)?;
+        if shown["status"] == status && shown["task"].is_null() {
+            return Ok(shown);
+        }
+        let failed = shown["status"] == "CREATEFAILED" || shown["status"] == "ERROR";
+        anyhow::ensure!(
+            !failed,
+            "the instance is {}: {}",
+            plain(&shown["status"]),
+            plain(&shown["ext"]["failure"])
+        );
+        anyhow::ensure!(
+            Instant::now() < end,
+            "the instance is still {}",
+            plain(&shown["status"])
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// `cachekeep backup ...`
+///
+/// # Errors
+/// The service does not answer, or what it refused and why.
+pub(crate) fn backup(global: &Global, verb: &BackupVerb) -> anyhow::Result<ExitCode> {
+    match verb {
+        BackupVerb::Create {
+            instance,
+            remark,
+            format,
+            wait,
+        } => {
+            let target = Target::find(global, instance)?;
+            let wish = json!({"remark": remark, "backup_format": format});
+            let started = target.call("POST", "/backups", "", Some(&wish))?;
+            return target.finish(global, "backup", &started, *wait);
+        }
+        BackupVerb::List { instance, page } => {
+            let target = Target::find(global, instance)?;
+            let answer = target.call("GET", "/backups", &page.query(), None)?;
+            let rows = answer["backup_record_response"]
+                .as_array()
+                .map_or(&[][..], Vec::as_slice);
+            print_rows(global, &BACKUP_COLUMNS, rows, &answer);
+        }
+        BackupVerb::Show { instance, backup } => {
+            let target = Target::find(global, instance)?;
+            let id = target.backup(backup)?;
+            print_one(global, &target.ours("GET", &format!("/backups/{id}"), None)?);
+        }
+        BackupVerb::Delete { instance, backup } => {
+            let target = Target::find(global, instance)?;
+            let id = target.backup(backup)?;
+            target.call("DELETE", &format!("/backups/{id}"), "", None)?;
+            if !global.quiet {
+                eprintln!("deleted {id}");
+            }
+        }
+        BackupVerb::Download { instance, backup, to } => {
+            let target = Target::find(global, instance)?;
+            let id = target.backup(backup)?;
+            let links = target.call(
+                "POST",
+                &format!("/backups/{id}/links"),
+                "",
+                Some(&json!({"expiration": 3600})),
+            )?;
+            let link = &links["links"][0];
+            let to = to
+                .clone()
+                .unwrap_or_else(|| PathBuf::from(plain(&link["file_name"])));
+            download(&target.client, &plain(&link["link"]), &to)?;
+            match global.output {
+                Output::Json => println!("{:#}", json!({"backup_id": id, "file": to})),
+                Output::Table => println!("{}", to.display()),
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes the file under another name first: what has the wanted name is whole.
+fn download(client: &Client, link: &str, to: &std::path::Path) -> anyhow::Result<()> {
+    let (total, mut source) = client.open(link)?;
+    let mut name = to.file_name().context("--to names no file")?.to_owned();
+    name.push(".part");
+    let part = to.with_file_name(name);
+    let failed = |what: &str| format!("{what} {}", part.display());
+    let mut file = std::fs::File::create(&part).with_context(|| failed("cannot write"))?;
+    let mut buffer = vec![0; 1 << 20];
+    let mut done = 0;
+    loop {
+        let count = source
+            .read(&mut buffer)
+            .context("the download broke off: run it again")?;
+        if count == 0 {
+            break;
+        }
+        file.write_all(&buffer[..count])
+            .with_context(|| failed("cannot write"))?;
+        done += count as u64;
+    }
+    anyhow::ensure!(
+        done == total,
+        "the download broke off after {done} of {total} bytes: run it again"
+    );
+    file.sync_all().with_context(|| failed("cannot sync"))?;
+    std::fs::rename(&part, to).with_context(|| failed("cannot rename"))?;
+    Ok(())
+}
+
+/// `cachekeep restore ...`
+///
+/// # Errors
+/// The service does not answer, or what it refused and why.
+pub(crate) fn restore(global: &Global, verb: &RestoreVerb) -> anyhow::Result<ExitCode> {
+    match verb {
+        RestoreVerb::Create {
+            instance,
+            backup,
+            remark,
+            verify,
+            allow_downtime,
+            wait,
+        } => {
+            let target = Target::find(global, instance)?;
+            let wish = json!({"backup_id": target.backup(backup)?, "remark": remark, "verify": verify,
+                              "allow_downtime": allow_downtime});
+            let started = target.ours("POST", "/restores", Some(&wish))?;
+            target.finish(global, "restore", &started, *wait)
+        }
+        RestoreVerb::List { instance, page } => {
+            let target = Target::find(global, instance)?;
+            let answer = target.call("GET", "/restores", &page.query(), None)?;
+            let rows = answer["restore_record_response"]
+                .as_array()
+                .map_or(&[][..], Vec::as_slice);
+            print_rows(global, &RESTORE_COLUMNS, rows, &answer);
+            Ok(ExitCode::SUCCESS)
+        }
+        RestoreVerb::Show { instance, restore } => {
+            let target = Target::find(global, instance)?;
+            let id = target.restore(restore)?;
+            print_one(global, &target.ours("GET", &format!("/restores/{id}"), None)?);
+            Ok(ExitCode::SUCCESS)
+        }
+        RestoreVerb::Undo {
+            instance,
+            restore,
+            wait,
+        } => {
+            let target = Target::find(global, instance)?;
+            let id = target.restore(restore)?;
+            let started = target.ours("POST", &format!("/restores/{id}/undo"), None)?;
+            target.finish(global, "restore", &started, *wait)
+        }
+    }
+}

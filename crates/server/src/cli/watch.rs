@@ -1,0 +1,108 @@
+//! Follows a record to its end: a live bar on a terminal, plain lines elsewhere.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
+use serde_json::Value;
+
+use super::Global;
+
+/// How often the record is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// How often a line is printed where there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(2);
+
+/// Looks until the record is `succeed` or `failed`, and returns it.
+///
+/// # Errors
+/// The service does not answer.
+pub(crate) fn follow(
+    global: &Global,
+    what: &str,
+    look: impl Fn() -> anyhow::Result<Value>,
+) -> anyhow::Result<Value> {
+    let live = std::io::stderr().is_terminal() && !global.quiet;
+    let bar = if live {
+        ProgressBar::new(10_000)
+    } else {
+        ProgressBar::hidden()
+    };
+    if let Ok(style) = ProgressStyle::with_template("{prefix} [{bar:30}] {percent:>3}% {msg}") {
+        bar.set_style(style);
+    }
+    bar.set_prefix(what.to_owned());
+    let began = Instant::now();
+    let mut rate = Rate::default();
+    let mut last_line: Option<Instant> = None;
+    loop {
+        let record = look()?;
+        let status = record["status"].as_str().unwrap_or_default().to_owned();
+        let progress: f64 = record["progress"]
+            .as_str()
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(0.0);
+        let message = rate.describe(&record);
+        bar.set_position((progress * 100.0) as u64);
+        bar.set_message(message.clone());
+        let ended = status == "succeed" || status == "failed";
+        let due = last_line.is_none_or(|at| at.elapsed() >= LINE_EVERY);
+        if !live && !global.quiet && (due || ended) {
+            eprintln!("{what}: {status} {progress:.0}% {message}");
+            last_line = Some(Instant::now());
+        }
+        if ended {
+            bar.finish_and_clear();
+            if live {
+                eprintln!("{what}: {status} in {:.1} s", began.elapsed().as_secs_f64());
+            }
+            return Ok(record);
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// The rate of the present phase, from acknowledged bytes only.
+#[derive(Default)]
+struct Rate {
+    phase: String,
+    since: Option<(Instant, i64)>,
+}
+
+impl Rate {
+    fn describe(&mut self, record: &Value) -> String {
+        let ext = &record["ext"];
+        let phase = ext["phase"].as_str().unwrap_or_default();
+        let done = ext["bytes_done"]
+            .as_i64()
+            .or_else(|| ext["plain_bytes"].as_i64())
+            .unwrap_or(0);
+        let total = ext["bytes_total"].as_i64().unwrap_or(0);
+        let keys = ext["keys"]
+            .as_i64()
+            .or_else(|| ext["keys_applied"].as_i64())
+            .unwrap_or(0);
+        if phase != self.phase {
+            phase.clone_into(&mut self.phase);
+            self.since = Some((Instant::now(), done));
+        }
+        let mut text = phase.to_owned();
+        if done > 0 {
+            text.push_str(&format!(" {}", HumanBytes(done.unsigned_abs())));
+        }
+        if keys > 0 {
+            text.push_str(&format!(" {} keys", HumanCount(keys.unsigned_abs())));
+        }
+        if let Some((at, from)) = self.since
+            && done > from
+            && at.elapsed() > Duration::from_millis(300)
+        {
+            let rate = (done - from) as f64 / at.elapsed().as_secs_f64();
+            text.push_str(&format!(" {}/s", HumanBytes(rate as u64)));
+            if total > done {
+                text.push_str(&format!(" ETA {:.0} s", (total - done) as f64 / rate));
+            }
+        }
+        text
+    }
+}

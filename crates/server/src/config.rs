@@ -1,0 +1,114 @@
+//! What an operator decides, checked once at the start.
+
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+
+use crate::ids::{GenerationId, InstanceId};
+
+/// The service's settings.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Everything that the service keeps lies below it.
+    pub data_dir: PathBuf,
+    /// Where the API listens; port 0 chooses one.
+    pub listen: SocketAddr,
+    /// Certificate chain and key, PEM.
+    pub tls: Option<(PathBuf, PathBuf)>,
+    /// The name of the region, and of the first project.
+    pub region: String,
+    /// Address that managed engines listen on.
+    pub engine_bind: IpAddr,
+    /// Ports for instances that ask for none.
+    pub engine_ports: RangeInclusive<u16>,
+    /// The engine's program.
+    pub engine_binary: PathBuf,
+    /// Its version.
+    pub engine_version: String,
+    /// Whom engines run as; `None`: as ourselves.
+    pub run_as: Option<(u32, u32)>,
+    /// How long a replaced generation is kept for undo.
+    pub undo_keep_seconds: i64,
+    /// Refuse what DCS refuses (single-node backup and restore).
+    pub strict_dcs: bool,
+}
+
+impl Config {
+    /// The catalogue's file.
+    pub fn catalog_file(&self) -> PathBuf {
+        self.data_dir.join("catalog.sqlite")
+    }
+
+    /// The local folder that serves as object store.
+    pub fn store_dir(&self) -> PathBuf {
+        self.data_dir.join("store")
+    }
+
+    /// Where captures spool what the store has not taken yet.
+    pub fn spool_dir(&self) -> PathBuf {
+        self.data_dir.join("spool")
+    }
+
+    /// Below it, a directory per instance and in it one per generation.
+    pub fn instances_dir(&self) -> PathBuf {
+        self.data_dir.join("instances")
+    }
+
+    /// The directory of an instance.
+    pub fn instance_dir(&self, instance: &InstanceId) -> PathBuf {
+        self.instances_dir().join(instance.as_str())
+    }
+
+    /// The directory of a generation.
+    pub fn generation_dir(&self, instance: &InstanceId, generation: &GenerationId) -> PathBuf {
+        self.instance_dir(instance).join(generation.as_str())
+    }
+
+    /// What the first start tells its owner.
+    pub fn admin_file(&self) -> PathBuf {
+        self.data_dir.join("admin.json")
+    }
+}
+
+/// The data directory where none is named: `~/.local/share/cachekeep`.
+pub fn default_data_dir() -> PathBuf {
+    let home = std::env::var_os("HOME").map_or_else(|| PathBuf::from("/root"), PathBuf::from);
+    home.join(".local/share/cachekeep")
+}
+
+/// The user that engines run as where we are root: named, else Debian's `redis`, else `nobody`.
+///
+/// # Errors
+/// A named user that does not exist.
+pub fn engine_user(named: Option<&str>) -> anyhow::Result<Option<(u32, u32)>> {
+    if !rustix::process::geteuid().is_root() {
+        anyhow::ensure!(
+            named.is_none(),
+            "--engine-user needs root: leave it out, engines run as yourself"
+        );
+        return Ok(None);
+    }
+    let users = std::fs::read_to_string("/etc/passwd")?;
+    let find = |name: &str| {
+        users.lines().find_map(|line| {
+            let mut fields = line.split(':');
+            (fields.next() == Some(name)).then(|| {
+                let uid = fields.nth(1)?.parse().ok()?;
+                let gid = fields.next()?.parse().ok()?;
+                Some((uid, gid))
+            })?
+        })
+    };
+    match named {
+        Some(name) => match find(name) {
+            Some(ids) => Ok(Some(ids)),
+            None => anyhow::bail!(
+                "there is no user {name} on this machine: make one, or name another with --engine-user"
+            ),
+        },
+        None => match find("redis").or_else(|| find("nobody")) {
+            Some(ids) => Ok(Some(ids)),
+            None => anyhow::bail!("neither user redis nor nobody exists: name one with --engine-user"),
+        },
+    }
+}

@@ -1,0 +1,354 @@
+//! What people ask of an instance: every refusal typed, record and job in one transaction.
+
+use serde_json::Value;
+
+use super::record::{self, Changes, Instance, Status};
+use super::{generation, policy};
+use crate::app::App;
+use crate::catalog::{self, Tx};
+use crate::ids::{GenerationId, InstanceId, Moment, ProjectId};
+use crate::jobs::{JobKind, queue};
+use crate::limits;
+use crate::refusal::Refusal;
+use crate::{backup, secrets};
+
+/// A checked wish for instances.
+#[derive(Debug)]
+pub struct Create {
+    /// Name; `-000`, `-001`, ... is appended where there are several.
+    pub name: String,
+    /// Free text.
+    pub description: Option<String>,
+    /// Size in MiB.
+    pub capacity_mb: i64,
+    /// The flavor.
+    pub spec_code: String,
+    /// The asked client port.
+    pub port: Option<u16>,
+    /// Password of the clients; `None`: none needed.
+    pub password: Option<String>,
+    /// What survives a crash.
+    pub persistence: engine::process::Persistence,
+    /// JSON kept for DCS clients.
+    pub attributes: String,
+    /// The backup policy as given.
+    pub policy: Option<Value>,
+    /// How many.
+    pub count: u16,
+}
+
+/// The rule for names: 4 to 64 characters, a letter first, then letters, digits, `_` and `-`.
+///
+/// # Errors
+/// [`Refusal::NameInvalid`].
+pub fn check_name(name: &str) -> Result<(), Refusal> {
+    let legal = name
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'));
+    let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic());
+    if (4..=64).contains(&name.len()) && legal && first {
+        Ok(())
+    } else {
+        Err(Refusal::NameInvalid)
+    }
+}
+
+/// The rule for passwords: 8 to 32 characters, three of lower case, upper case, digits, signs.
+///
+/// # Errors
+/// [`Refusal::PasswordWeak`].
+pub fn check_password(password: &str) -> Result<(), Refusal> {
+    let any = |class: fn(&u8) -> bool| usize::from(password.bytes().any(|byte| class(&byte)));
+    let classes = any(u8::is_ascii_lowercase)
+        + any(u8::is_ascii_uppercase)
+        + any(u8::is_ascii_digit)
+        + any(u8::is_ascii_punctuation);
+    let printable = password.bytes().all(|byte| byte.is_ascii_graphic());
+    if (8..=32).contains(&password.len()) && classes >= 3 && printable {
+        Ok(())
+    } else {
+        Err(Refusal::PasswordWeak)
+    }
+}
+
+/// Accepts instances: rows, first generations and jobs in one transaction.
+///
+/// # Errors
+/// Every rule of the fields, and [`Refusal::PortTaken`] or [`Refusal::PortsExhausted`].
+pub fn create(app: &App, project: &ProjectId, wish: &Create, now: Moment) -> Result<Vec<Instance>, Refusal> {
+    check_name(&wish.name)?;
+    if let Some(password) = &wish.password {
+        check_password(password)?;
+    }
+    let policy = match &wish.policy {
+        Some(given) => Some(policy::accept(given, None, project, app.config.strict_dcs, now)?),
+        None => None,
+    };
+    let made = app.catalog.write(|tx| {
+        let mut made = Vec::new();
+        for number in 0..wish.count {
+            let id = InstanceId::random();
+            let port = choose_port(app, tx, wish.port)?;
+            let name = if wish.count == 1 {
+                wish.name.clone()
+            } else {
+                format!("{}-{number:03}", wish.name)
+            };
+            let admin = secrets::random_hex(32);
+            let instance = Instance {
+                project_id: project.clone(),
+                name,
+                description: wish.description.clone(),
+                status: Status::Creating,
+                engine_version: app.config.engine_version.clone(),
+                capacity_mb: wish.capacity_mb,
+                spec_code: wish.spec_code.clone(),
+                bind: app.config.engine_bind.to_string(),
+                port,
+                persistence: wish.persistence,
+                admin_password_sealed: app
+                    .vault
+                    .master
+                    .seal(&format!("instance.admin:{id}"), admin.as_bytes()),
+                client_password_sealed: seal_client_password(app, &id, wish.password.as_deref()),
+                attributes: wish.attributes.clone(),
+                backup_policy: policy.clone(),
+                failure: None,
+                created_at: now,
+                updated_at: now,
+                id,
+            };
+            record::insert(tx, &instance)?;
+            generation::insert(tx, &GenerationId::random(), &instance.id, now)?;
+            queue::insert(tx, &instance.id, JobKind::Create, None, now)?;
+            made.push(instance);
+        }
+        Ok::<_, Refusal>(made)
+    })?;
+    app.board.wake();
+    Ok(made)
+}
+
+fn choose_port(app: &App, tx: &Tx<'_>, asked: Option<u16>) -> Result<u16, Refusal> {
+    let taken = record::ports_taken(tx, &app.config.engine_bind.to_string())?;
+    let free = |port: u16| {
+        !taken.contains(&port) && std::net::TcpListener::bind((app.config.engine_bind, port)).is_ok()
+    };
+    match asked {
+        Some(port) if free(port) => Ok(port),
+        Some(port) => Err(Refusal::PortTaken(port)),
+        None => app
+            .config
+            .engine_ports
+            .clone()
+            .find(|port| free(*port))
+            .ok_or(Refusal::PortsExhausted),
+    }
+}
+
+fn seal_client_password(app: &App, id: &InstanceId, password: Option<&str>) -> Option<Vec<u8>> {
+    password.map(|text| {
+        app.vault
+            .master
+            .seal(&format!("instance.client:{id}"), text.as_bytes())
+    })
+}
+
+/// The instance, or the one answer for everything that is not there.
+///
+/// # Errors
+/// [`Refusal::InstanceUnknown`].
+pub fn find(tx: &Tx<'_>, project: &ProjectId, id: &InstanceId) -> Result<Instance, Refusal> {
+    record::find(tx, project, id)?.ok_or(Refusal::InstanceUnknown)
+}
+
+/// Refuses while a job has the instance.
+///
+/// # Errors
+/// [`Refusal::Busy`].
+pub fn check_idle(tx: &Tx<'_>, id: &InstanceId) -> Result<(), Refusal> {
+    match queue::active(tx, id)? {
+        Some((kind, _)) => Err(Refusal::Busy(kind)),
+        None => Ok(()),
+    }
+}
+
+/// Refuses unless the instance serves.
+///
+/// # Errors
+/// [`Refusal::NotRunning`].
+pub fn check_running(instance: &Instance) -> Result<(), Refusal> {
+    if instance.status == Status::Running {
+        Ok(())
+    } else {
+        Err(Refusal::NotRunning)
+    }
+}
+
+/// Changes name, description, attributes, backup policy.
+///
+/// # Errors
+/// Rules of the fields, unknown instance, busy.
+pub fn update(
+    app: &App,
+    project: &ProjectId,
+    id: &InstanceId,
+    mut changes: Changes,
+    policy: Option<&Value>,
+    now: Moment,
+) -> Result<(), Refusal> {
+    if let Some(name) = &changes.name {
+        check_name(name)?;
+    }
+    if changes
+        .description
+        .as_ref()
+        .is_some_and(|text| text.chars().count() > limits::DESCRIPTION_CHARS_MAX)
+    {
+        return Err(Refusal::DescriptionTooLong);
+    }
+    app.catalog.write(|tx| {
+        let instance = find(tx, project, id)?;
+        check_idle(tx, id)?;
+        if let Some(given) = policy {
+            let old = instance.backup_policy.as_deref();
+            changes.backup_policy = Some(policy::accept(given, old, project, app.config.strict_dcs, now)?);
+        }
+        Ok(record::update(tx, id, &changes, now)?)
+    })
+}
+
+/// Accepts the removal of an instance: from now on it is hidden.
+///
+/// # Errors
+/// Unknown instance, busy.
+pub fn delete(app: &App, project: &ProjectId, id: &InstanceId, now: Moment) -> Result<(), Refusal> {
+    app.catalog.write(|tx| {
+        let instance = find(tx, project, id)?;
+        match queue::active(tx, id)? {
+            Some((JobKind::Create, _)) => return Err(Refusal::DeleteWhileCreating),
+            Some((kind, _)) => return Err(Refusal::Busy(kind)),
+            None => {}
+        }
+        if !record::transition(tx, id, instance.status, Status::Deleting, None, now)? {
+            return Err(Refusal::InstanceUnknown);
+        }
+        queue::insert(tx, id, JobKind::Delete, None, now)?;
+        Ok::<_, Refusal>(())
+    })?;
+    app.board.wake();
+    Ok(())
+}
+
+/// Accepts a restart or a flush. A restart is also accepted during a backup, which it ends as failed; that is the
+/// one documented exception to "one operation at a time".
+///
+/// # Errors
+/// Unknown instance, busy, not running (flush).
+pub fn act(
+    app: &App,
+    project: &ProjectId,
+    id: &InstanceId,
+    kind: JobKind,
+    now: Moment,
+) -> Result<(), Refusal> {
+    let interrupted = app.catalog.write(|tx| {
+        let instance = find(tx, project, id)?;
+        let mut interrupted = false;
+        match queue::active(tx, id)? {
+            Some((JobKind::Backup, Some(backup))) if kind == JobKind::Restart => {
+                interrupted = true;
+                queue::revoke_active(tx, id, now)?;
+                if let Some(backup) = crate::ids::BackupId::parse(&backup) {
+                    let why = "interrupted by a restart of the instance";
+                    backup::record::fail(tx, &backup, backup::record::FailureCode::NotStarted, why, now)?;
+                }
+            }
+            Some((other, _)) => return Err(Refusal::Busy(other)),
+            None => {}
+        }
+        let startable = matches!(instance.status, Status::Running | Status::Error);
+        if !startable || (kind == JobKind::Flush && instance.status != Status::Running) {
+            return Err(Refusal::NotRunning);
+        }
+        queue::insert(tx, id, kind, None, now)?;
+        Ok::<_, Refusal>(interrupted)
+    })?;
+    if interrupted {
+        app.board.cancel(id);
+    }
+    app.board.wake();
+    Ok(())
+}
+
+/// Accepts a new client password (`None`: no password); the job gives it to the engine.
+///
+/// # Errors
+/// Weak password, unknown instance, busy, not running.
+pub fn reset_password(
+    app: &App,
+    project: &ProjectId,
+    id: &InstanceId,
+    password: Option<&str>,
+    now: Moment,
+) -> Result<(), Refusal> {
+    if let Some(password) = password {
+        check_password(password)?;
+    }
+    let sealed = seal_client_password(app, id, password);
+    app.catalog.write(|tx| {
+        let instance = find(tx, project, id)?;
+        check_idle(tx, id)?;
+        check_running(&instance)?;
+        record::set_client_password(tx, id, sealed.as_deref(), now)?;
+        queue::insert(tx, id, JobKind::Password, None, now)?;
+        Ok::<_, Refusal>(())
+    })?;
+    app.board.wake();
+    Ok(())
+}
+
+/// The clients' password in clear, for who made the instance through the command line.
+///
+/// # Errors
+/// The sealed column does not open.
+pub fn client_password(app: &App, instance: &Instance) -> Result<Option<String>, secrets::Unsealable> {
+    match &instance.client_password_sealed {
+        Some(sealed) => app
+            .vault
+            .master
+            .open(&format!("instance.client:{}", instance.id), sealed)
+            .map(Some),
+        None => Ok(None),
+    }
+}
+
+/// What is being done to the instance, for its shown status.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn activity(tx: &Tx<'_>, id: &InstanceId) -> Result<Option<JobKind>, catalog::Error> {
+    Ok(queue::active(tx, id)?.map(|(kind, _)| kind))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_passwords_follow_the_rules() {
+        for good in ["dcs1", "a-b_c", &format!("a{}", "b".repeat(63))] {
+            assert!(check_name(good).is_ok(), "{good}");
+        }
+        for bad in ["abc", "1abc", "ab c", "", &"a".repeat(65), "ab\u{e9}cd"] {
+            assert!(check_name(bad).is_err(), "{bad}");
+        }
+        for good in ["Abcdefg1", "abc_1234", "ABC-1234"] {
+            assert!(check_password(good).is_ok(), "{good}");
+        }
+        for bad in ["Abcde1", "abcdefgh1", "", &"Aa1".repeat(11), "Abc 12345"] {
+            assert!(check_password(bad).is_err(), "{bad}");
+        }
+        assert!(check_password(&secrets::random_password()).is_ok());
+    }
+}

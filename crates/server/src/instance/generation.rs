@@ -1,0 +1,163 @@
+//! Generations: one set of process and directory that is, was or will be an instance.
+//!
+//! ```text
+//! Loading ──> Serving <──> Retired ──> Removing ──> Removed
+//!     └────────────────────────────────────^
+//! ```
+//! A directory exists for every state but `Removed`; a process may exist for every state but `Removed`.
+
+use crate::catalog::{Error, Tx};
+use crate::ids::{GenerationId, InstanceId, Moment};
+
+/// A row of the table.
+#[derive(Debug, Clone)]
+pub struct Generation {
+    /// Its id, also its directory's name.
+    pub id: GenerationId,
+    /// Whose it is.
+    pub instance_id: InstanceId,
+    /// See the module.
+    pub state: State,
+    /// When a retired one is removed.
+    pub expires_at: Option<Moment>,
+}
+
+/// See the module.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Being filled by a job; no client has ever seen it.
+    Loading,
+    /// The instance. At most one per instance, by a unique index.
+    Serving,
+    /// Replaced by a switch; kept for undo.
+    Retired,
+    /// To be removed: whoever finds it goes on.
+    Removing,
+    /// Gone: no process, no directory.
+    Removed,
+}
+
+impl State {
+    const ALL: [State; 5] = [
+        State::Loading,
+        State::Serving,
+        State::Retired,
+        State::Removing,
+        State::Removed,
+    ];
+
+    /// The word in the table.
+    pub fn word(self) -> &'static str {
+        match self {
+            State::Loading => "loading",
+            State::Serving => "serving",
+            State::Retired => "retired",
+            State::Removing => "removing",
+            State::Removed => "removed",
+        }
+    }
+}
+
+impl rusqlite::types::FromSql for State {
+    fn column_result(value: rusqlite::types::ValueRef<'_>) -> rusqlite::types::FromSqlResult<Self> {
+        let word = value.as_str()?;
+        Self::ALL
+            .into_iter()
+            .find(|s| s.word() == word)
+            .ok_or(rusqlite::types::FromSqlError::InvalidType)
+    }
+}
+
+fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Generation> {
+    Ok(Generation {
+        id: row.get(0)?,
+        instance_id: row.get(1)?,
+        state: row.get(2)?,
+        expires_at: row.get(3)?,
+    })
+}
+
+/// Adds a generation: before its directory is made, so that no crash leaves a directory without a row.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn insert(tx: &Tx<'_>, id: &GenerationId, instance: &InstanceId, now: Moment) -> Result<(), Error> {
+    tx.execute(
+        "INSERT INTO generation (id, instance_id, state, created_at_ms) VALUES (?1, ?2, 'loading', ?3)",
+        (id, instance, now),
+    )?;
+    Ok(())
+}
+
+/// `from` → `to`, once. `false` where it is in another state.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn transition(tx: &Tx<'_>, id: &GenerationId, from: State, to: State) -> Result<bool, Error> {
+    let changed = tx.execute(
+        "UPDATE generation SET state = ?3 WHERE id = ?1 AND state = ?2",
+        (id, from.word(), to.word()),
+    )?;
+    Ok(changed == 1)
+}
+
+/// Serving → Retired, kept until `expires_at`.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn retire(tx: &Tx<'_>, id: &GenerationId, now: Moment, expires_at: Moment) -> Result<bool, Error> {
+    let changed = tx.execute(
+        "UPDATE generation SET state = 'retired', retired_at_ms = ?2, expires_at_ms = ?3 WHERE id = ?1 AND state = 'serving'",
+        (id, now, expires_at),
+    )?;
+    Ok(changed == 1)
+}
+
+/// One generation.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn find(tx: &Tx<'_>, id: &GenerationId) -> Result<Option<Generation>, Error> {
+    tx.one(
+        "SELECT id, instance_id, state, expires_at_ms FROM generation WHERE id = ?1",
+        (id,),
+        row,
+    )
+}
+
+/// The one that serves.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn serving(tx: &Tx<'_>, instance: &InstanceId) -> Result<Option<Generation>, Error> {
+    tx.one(
+        "SELECT id, instance_id, state, expires_at_ms FROM generation WHERE instance_id = ?1 AND state = 'serving'",
+        (instance,),
+        row,
+    )
+}
+
+/// Every generation of the instance that may still have a process or directory, newest retirement first.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn existing(tx: &Tx<'_>, instance: &InstanceId) -> Result<Vec<Generation>, Error> {
+    tx.all(
+        "SELECT id, instance_id, state, expires_at_ms FROM generation WHERE instance_id = ?1 AND state <> 'removed' \
+         ORDER BY retired_at_ms DESC, created_at_ms DESC",
+        (instance,),
+        row,
+    )
+}
+
+/// Every generation that may still have a process or directory.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn all_existing(tx: &Tx<'_>) -> Result<Vec<Generation>, Error> {
+    tx.all(
+        "SELECT id, instance_id, state, expires_at_ms FROM generation WHERE state <> 'removed'",
+        (),
+        row,
+    )
+}

@@ -1,0 +1,282 @@
+//! The work on instances: bring a generation up, take one away, and the jobs made of these two.
+//!
+//! Both are idempotent, and nothing but the directory identifies a process: a generation's engine is the process
+//! whose working directory is the generation's. So a restart of ours, a crash between any two steps, and the normal
+//! way are the same code.
+
+use engine::process::{self, Engine, EngineSpec, Persistence};
+use engine::{Control, Error, Kind, Secret, failpoint};
+
+use super::generation::{self, State};
+use super::record::{self, Instance, Status};
+use crate::app::App;
+use crate::backup;
+use crate::catalog;
+use crate::ids::{GenerationId, InstanceId, Moment};
+use crate::jobs::worker::{Ended, Stop, settle};
+use crate::jobs::{Claim, JobKind};
+use crate::limits;
+
+/// Runs a job of the instance itself.
+///
+/// # Errors
+/// [`Stop`] where the claim is lost or the catalogue fails: nothing is settled then.
+pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
+    let instance = app
+        .catalog
+        .read(|tx| record::load(tx, &claim.instance_id))?
+        .ok_or_else(|| Stop::Broken("a job names an unknown instance".to_owned()))?;
+    match claim.kind {
+        JobKind::Create => create(app, claim, &instance, control),
+        JobKind::Delete => delete(app, claim, &instance),
+        JobKind::Restart | JobKind::Flush | JobKind::Password => {
+            let done = match claim.kind {
+                JobKind::Restart => restart(app, &instance, control),
+                JobKind::Flush => serving(app, &instance).and_then(|engine| engine.flush_all()),
+                _ => serving(app, &instance).and_then(|engine| give_password(app, &instance, &engine)),
+            };
+            let now = Moment::now();
+            settle(app, claim, |tx| match &done {
+                Ok(()) if instance.status == Status::Error => {
+                    record::transition(tx, &instance.id, Status::Error, Status::Running, None, now).map(drop)
+                }
+                Ok(()) => Ok(()),
+                Err(error) => {
+                    let why = engine::chain(error);
+                    record::transition(tx, &instance.id, Status::Running, Status::Error, Some(&why), now)
+                        .map(drop)
+                }
+            })?;
+            Ok(Ended::from_result(done))
+        }
+        JobKind::Backup | JobKind::Restore => Err(Stop::Broken("not a job of the instance".to_owned())),
+    }
+}
+
+fn create(app: &App, claim: &Claim, instance: &Instance, control: &Control) -> Result<Ended, Stop> {
+    let generation = app
+        .catalog
+        .read(|tx| generation::existing(tx, &instance.id))?
+        .into_iter()
+        .find(|generation| matches!(generation.state, State::Loading | State::Serving))
+        .ok_or_else(|| Stop::Broken("a new instance has no generation".to_owned()))?;
+    let started = bring_up(app, instance, &generation.id, Some(instance.port), control).map(drop);
+    let now = Moment::now();
+    if started.is_err() {
+        take_down(app, instance, &generation.id)?;
+    }
+    settle(app, claim, |tx| {
+        match &started {
+            Ok(()) => {
+                generation::transition(tx, &generation.id, State::Loading, State::Serving)?;
+                record::transition(tx, &instance.id, Status::Creating, Status::Running, None, now)?;
+            }
+            Err(error) => {
+                let why = engine::chain(error);
+                record::transition(
+                    tx,
+                    &instance.id,
+                    Status::Creating,
+                    Status::CreateFailed,
+                    Some(&why),
+                    now,
+                )?;
+            }
+        }
+        Ok(())
+    })?;
+    Ok(Ended::from_result(started))
+}
+
+fn delete(app: &App, claim: &Claim, instance: &Instance) -> Result<Ended, Stop> {
+    failpoint::hit("delete.before_take_down")?;
+    for generation in app.catalog.read(|tx| generation::existing(tx, &instance.id))? {
+        take_down(app, instance, &generation.id)?;
+        failpoint::hit("delete.after_generation")?;
+    }
+    remove_directory(&app.config.instance_dir(&instance.id))?;
+    failpoint::hit("delete.before_settle")?;
+    let now = Moment::now();
+    settle(app, claim, |tx| {
+        record::transition(tx, &instance.id, Status::Deleting, Status::Deleted, None, now).map(drop)
+    })?;
+    Ok(Ended::Done)
+}
+
+fn restart(app: &App, instance: &Instance, control: &Control) -> Result<(), Error> {
+    let generation = serving_generation(app, instance)?;
+    let directory = app.config.generation_dir(&instance.id, &generation);
+    if let Some(engine) = process::find(&directory, &admin_password(app, instance)?)? {
+        failpoint::hit("restart.before_stop")?;
+        engine.stop(instance.persistence == Persistence::Rdb, limits::ENGINE_STOP)?;
+        failpoint::hit("restart.after_stop")?;
+    }
+    bring_up(app, instance, &generation, Some(instance.port), control).map(drop)
+}
+
+/// The control password of the instance's engines.
+///
+/// # Errors
+/// [`Kind::Key`] where the sealed column does not open.
+pub fn admin_password(app: &App, instance: &Instance) -> Result<Secret, Error> {
+    let place = format!("instance.admin:{}", instance.id);
+    Ok(Secret::new(
+        app.vault.master.open(&place, &instance.admin_password_sealed)?,
+    ))
+}
+
+fn client_password(app: &App, instance: &Instance) -> Result<Option<Secret>, Error> {
+    Ok(super::command::client_password(app, instance)?.map(Secret::new))
+}
+
+fn give_password(app: &App, instance: &Instance, engine: &Engine) -> Result<(), Error> {
+    engine.set_client_password(client_password(app, instance)?.as_ref())
+}
+
+/// How the engine of a generation is started: without a client port, and without a memory limit until it is loaded
+/// (a limit would evict or refuse while a verification reads big values).
+///
+/// # Errors
+/// [`Kind::Key`].
+pub fn spec(app: &App, instance: &Instance, generation: &GenerationId) -> Result<EngineSpec, Error> {
+    Ok(EngineSpec {
+        binary: app.config.engine_binary.clone(),
+        directory: app.config.generation_dir(&instance.id, generation),
+        run_as: app.config.run_as,
+        bind: instance.bind.clone(),
+        port: 0,
+        admin_password: admin_password(app, instance)?,
+        client_password: client_password(app, instance)?,
+        max_memory_bytes: 0,
+        persistence: instance.persistence,
+    })
+}
+
+/// The memory limit of the instance, in bytes.
+pub fn max_memory_bytes(instance: &Instance) -> u64 {
+    u64::try_from(instance.capacity_mb)
+        .unwrap_or(0)
+        .saturating_mul(1024 * 1024)
+}
+
+/// Finds the generation's engine or starts it, waits until it has loaded, and gives it its limit, password and
+/// port. With `port` `None` it stays without one.
+///
+/// # Errors
+/// [`Kind::EngineStart`], [`Kind::EngineExited`] with the end of its log, [`Kind::PortTaken`].
+pub fn bring_up(
+    app: &App,
+    instance: &Instance,
+    generation: &GenerationId,
+    port: Option<u16>,
+    control: &Control,
+) -> Result<Engine, Error> {
+    let directory = app.config.generation_dir(&instance.id, generation);
+    let running = process::find(&directory, &admin_password(app, instance)?)?;
+    let started = running.is_none();
+    let engine = match running {
+        Some(engine) => engine,
+        None => {
+            prepare_directory(app, &instance.id)?;
+            process::start(&spec(app, instance, generation)?)?
+        }
+    };
+    engine.wait_loaded(control)?;
+    if started && instance.persistence == Persistence::None {
+        // Without persistence a file would come back as stale data after the next crash.
+        let _absent_is_fine = std::fs::remove_file(directory.join("dump.rdb"));
+    }
+    let mut node = engine.control()?;
+    node.config_set("maxmemory", &max_memory_bytes(instance).to_string())?;
+    give_password(app, instance, &engine)?;
+    if let Some(port) = port
+        && engine.current_port()? != port
+    {
+        engine.set_port(port)?;
+    }
+    Ok(engine)
+}
+
+/// Makes the instance's directory: engines of another user must be able to have their working directory below it,
+/// but nobody else may list it.
+///
+/// # Errors
+/// [`Kind::Io`].
+pub fn prepare_directory(app: &App, instance: &InstanceId) -> Result<(), Error> {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = app.config.instance_dir(instance);
+    std::fs::create_dir_all(&directory)
+        .and_then(|()| std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o711)))
+        .map_err(|e| Error::io(Kind::Io, "prepare directory", directory.display().to_string(), e))
+}
+
+fn serving_generation(app: &App, instance: &Instance) -> Result<GenerationId, Error> {
+    let found = app.catalog.read(|tx| generation::serving(tx, &instance.id));
+    match found {
+        Ok(Some(generation)) => Ok(generation.id),
+        Ok(None) => Err(Error::new(
+            Kind::NotFound,
+            "find engine",
+            "the instance has no serving generation",
+        )),
+        Err(error) => Err(catalog_failed(error)),
+    }
+}
+
+/// An error of the catalogue where the data plane's error is wanted.
+pub fn catalog_failed(error: catalog::Error) -> Error {
+    Error::new(Kind::Io, "read catalogue", "the catalogue failed").because(error)
+}
+
+/// The engine that serves the instance now.
+///
+/// # Errors
+/// [`Kind::EngineExited`] where it is not running; the reconciler brings it back.
+pub fn serving(app: &App, instance: &Instance) -> Result<Engine, Error> {
+    let generation = serving_generation(app, instance)?;
+    let directory = app.config.generation_dir(&instance.id, &generation);
+    process::find(&directory, &admin_password(app, instance)?)?.ok_or_else(|| {
+        Error::new(
+            Kind::EngineExited,
+            "find engine",
+            "the instance's engine is not running",
+        )
+    })
+}
+
+/// Removes a generation: its process first, then its directory, then its row's claim to exist.
+///
+/// # Errors
+/// [`Stop`] where the process does not end or the directory does not go; the row stays `Removing` and the
+/// reconciler goes on.
+pub fn take_down(app: &App, instance: &Instance, id: &GenerationId) -> Result<(), Stop> {
+    app.catalog.write(|tx| {
+        for state in [State::Loading, State::Serving, State::Retired] {
+            generation::transition(tx, id, state, State::Removing)?;
+        }
+        backup::record::expire_generation(tx, id, Moment::now())
+    })?;
+    failpoint::hit("generation.removing")?;
+    let directory = app.config.generation_dir(&instance.id, id);
+    if let Some(engine) = process::find(&directory, &admin_password(app, instance)?)? {
+        engine.kill()?;
+    }
+    failpoint::hit("generation.killed")?;
+    remove_directory(&directory)?;
+    app.catalog
+        .write(|tx| generation::transition(tx, id, State::Removing, State::Removed).map(drop))?;
+    Ok(())
+}
+
+fn remove_directory(directory: &std::path::Path) -> Result<(), Error> {
+    match std::fs::remove_dir_all(directory) {
+        Ok(()) => Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(Error::io(
+            Kind::Io,
+            "remove directory",
+            directory.display().to_string(),
+            e,
+        )),
+    }
+}

@@ -1,0 +1,330 @@
+//! The instance row, its states and their SQL.
+
+use engine::process::Persistence;
+
+use crate::catalog::{Error, Tx};
+use crate::ids::{InstanceId, Moment, ProjectId};
+
+/// What an instance is, apart from what is being done to it: that is the kind of its unsettled job.
+///
+/// ```text
+/// Creating ──> Running <──> Error
+///     └──> CreateFailed        │
+/// any ──> Deleting ──> Deleted
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// Accepted, its engine is being started for the first time.
+    Creating,
+    /// Its engine serves, or the reconciler is bringing it back.
+    Running,
+    /// Its engine cannot be brought back; the reconciler goes on trying.
+    Error,
+    /// It never served.
+    CreateFailed,
+    /// Being removed; hidden.
+    Deleting,
+    /// Gone; its records stay.
+    Deleted,
+}
+
+impl Status {
+    const ALL: [Status; 6] = [
+        Status::Creating,
+        Status::Running,
+        Status::Error,
+        Status::CreateFailed,
+        Status::Deleting,
+        Status::Deleted,
+    ];
+
+    /// The word in the table.
+    pub fn word(self) -> &'static str {
+        match self {
+            Status::Creating => "creating",
+            Status::Running => "running",
+            Status::Error => "error",
+            Status::CreateFailed => "create_failed",
+            Status::Deleting => "deleting",
+            Status::Deleted => "deleted",
+        }
+    }
+}
+
+impl rusqlite::types::FromSql for Status {
+    fn column_result(value: rusqlite::types::ValueRef<'_>) -> rusqlite::types::FromSqlResult<Self> {
+        let word = value.as_str()?;
+        Self::ALL
+            .into_iter()
+            .find(|s| s.word() == word)
+            .ok_or(rusqlite::types::FromSqlError::InvalidType)
+    }
+}
+
+/// The word of a persistence policy in the table and the API.
+pub fn persistence_word(persistence: Persistence) -> &'static str {
+    match persistence {
+        Persistence::None => "none",
+        Persistence::Rdb => "rdb",
+        Persistence::Aof => "aof",
+    }
+}
+
+/// Reads [`persistence_word`].
+pub fn persistence_from_word(word: &str) -> Option<Persistence> {
+    [Persistence::None, Persistence::Rdb, Persistence::Aof]
+        .into_iter()
+        .find(|p| persistence_word(*p) == word)
+}
+
+/// A row of the table.
+#[derive(Debug, Clone)]
+pub struct Instance {
+    /// Its id.
+    pub id: InstanceId,
+    /// Its project.
+    pub project_id: ProjectId,
+    /// Its name; not unique.
+    pub name: String,
+    /// Free text.
+    pub description: Option<String>,
+    /// See [`Status`].
+    pub status: Status,
+    /// `7.0.15`: the engine found at creation.
+    pub engine_version: String,
+    /// Size in MiB: the engine's `maxmemory`.
+    pub capacity_mb: i64,
+    /// The flavor.
+    pub spec_code: String,
+    /// The address that the engine listens on.
+    pub bind: String,
+    /// The client port: always that of the serving generation.
+    pub port: u16,
+    /// What survives a crash of the engine.
+    pub persistence: Persistence,
+    /// Password of our own control user, sealed for `instance.admin:<id>`.
+    pub admin_password_sealed: Vec<u8>,
+    /// Password of the clients' default user, sealed for `instance.client:<id>`.
+    pub client_password_sealed: Option<Vec<u8>>,
+    /// JSON: what DCS clients give at creation and want back.
+    pub attributes: String,
+    /// JSON: the backup policy as shown.
+    pub backup_policy: Option<String>,
+    /// Why the status is `Error` or `CreateFailed`.
+    pub failure: Option<String>,
+    /// When it was asked for.
+    pub created_at: Moment,
+    /// When its row last changed.
+    pub updated_at: Moment,
+}
+
+macro_rules! columns {
+    () => {
+        "id, project_id, name, description, status, engine_version, capacity_mb, spec_code, bind, port, persistence, \
+         admin_password_sealed, client_password_sealed, attributes, backup_policy, failure, created_at_ms, updated_at_ms"
+    };
+}
+
+fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Instance> {
+    let persistence: String = row.get(10)?;
+    Ok(Instance {
+        id: row.get(0)?,
+        project_id: row.get(1)?,
+        name: row.get(2)?,
+        description: row.get(3)?,
+        status: row.get(4)?,
+        engine_version: row.get(5)?,
+        capacity_mb: row.get(6)?,
+        spec_code: row.get(7)?,
+        bind: row.get(8)?,
+        port: row.get(9)?,
+        persistence: persistence_from_word(&persistence).ok_or(rusqlite::Error::InvalidQuery)?,
+        admin_password_sealed: row.get(11)?,
+        client_password_sealed: row.get(12)?,
+        attributes: row.get(13)?,
+        backup_policy: row.get(14)?,
+        failure: row.get(15)?,
+        created_at: row.get(16)?,
+        updated_at: row.get(17)?,
+    })
+}
+
+/// Adds an instance.
+///
+/// # Errors
+/// `Constraint` where the port is another instance's.
+pub fn insert(tx: &Tx<'_>, instance: &Instance) -> Result<(), Error> {
+    tx.execute(
+        "INSERT INTO instance (id, project_id, name, description, status, engine_version, capacity_mb, spec_code, bind, \
+         port, persistence, admin_password_sealed, client_password_sealed, attributes, backup_policy, created_at_ms, \
+         updated_at_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
+        rusqlite::params![
+            instance.id,
+            instance.project_id,
+            instance.name,
+            instance.description,
+            instance.status.word(),
+            instance.engine_version,
+            instance.capacity_mb,
+            instance.spec_code,
+            instance.bind,
+            instance.port,
+            persistence_word(instance.persistence),
+            instance.admin_password_sealed,
+            instance.client_password_sealed,
+            instance.attributes,
+            instance.backup_policy,
+            instance.created_at,
+            instance.updated_at,
+        ],
+    )?;
+    Ok(())
+}
+
+/// The instance, if it is this project's and not deleted.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn find(tx: &Tx<'_>, project: &ProjectId, id: &InstanceId) -> Result<Option<Instance>, Error> {
+    let found = find_with_deleted(tx, project, id)?;
+    Ok(found.filter(|found| !matches!(found.status, Status::Deleting | Status::Deleted)))
+}
+
+/// The instance, if it is this project's, deleted ones too: their records outlive them.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn find_with_deleted(
+    tx: &Tx<'_>,
+    project: &ProjectId,
+    id: &InstanceId,
+) -> Result<Option<Instance>, Error> {
+    tx.one(
+        concat!(
+            "SELECT ",
+            columns!(),
+            " FROM instance WHERE id = ?1 AND project_id = ?2"
+        ),
+        (id, project),
+        row,
+    )
+}
+
+/// The instance a job names; jobs are ours and know no project.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn load(tx: &Tx<'_>, id: &InstanceId) -> Result<Option<Instance>, Error> {
+    tx.one(
+        concat!("SELECT ", columns!(), " FROM instance WHERE id = ?1"),
+        (id,),
+        row,
+    )
+}
+
+/// All instances of a project that are not deleted, oldest first.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn list(tx: &Tx<'_>, project: &ProjectId) -> Result<Vec<Instance>, Error> {
+    tx.all(
+        concat!(
+            "SELECT ",
+            columns!(),
+            " FROM instance WHERE project_id = ?1 AND status NOT IN ('deleting', 'deleted') ORDER BY created_at_ms, id"
+        ),
+        (project,),
+        row,
+    )
+}
+
+/// Every instance of every project that is not deleted: for the reconciler.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn all_living(tx: &Tx<'_>) -> Result<Vec<Instance>, Error> {
+    tx.all(
+        concat!(
+            "SELECT ",
+            columns!(),
+            " FROM instance WHERE status <> 'deleted' ORDER BY created_at_ms, id"
+        ),
+        (),
+        row,
+    )
+}
+
+/// Ports of the address that instances have.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn ports_taken(tx: &Tx<'_>, bind: &str) -> Result<Vec<u16>, Error> {
+    tx.all(
+        "SELECT port FROM instance WHERE bind = ?1 AND deleted_at_ms IS NULL",
+        (bind,),
+        |row| row.get(0),
+    )
+}
+
+/// `from` → `to`, once. `false` where the instance is in another state: the caller must stop.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn transition(
+    tx: &Tx<'_>,
+    id: &InstanceId,
+    from: Status,
+    to: Status,
+    failure: Option<&str>,
+    now: Moment,
+) -> Result<bool, Error> {
+    let deleted_at = (to == Status::Deleted).then_some(now);
+    let changed = tx.execute(
+        "UPDATE instance SET status = ?3, failure = ?4, updated_at_ms = ?5, deleted_at_ms = ?6 WHERE id = ?1 AND status = ?2",
+        (id, from.word(), to.word(), failure, now, deleted_at),
+    )?;
+    Ok(changed == 1)
+}
+
+/// What [`update`] may change; `None` leaves a field as it is.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// New name.
+    pub name: Option<String>,
+    /// New description.
+    pub description: Option<String>,
+    /// New attributes, whole.
+    pub attributes: Option<String>,
+    /// New backup policy, whole.
+    pub backup_policy: Option<String>,
+}
+
+/// Changes what needs no work on the engine.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn update(tx: &Tx<'_>, id: &InstanceId, changes: &Changes, now: Moment) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE instance SET name = coalesce(?2, name), description = coalesce(?3, description), \
+         attributes = coalesce(?4, attributes), backup_policy = coalesce(?5, backup_policy), updated_at_ms = ?6 WHERE id = ?1",
+        (id, &changes.name, &changes.description, &changes.attributes, &changes.backup_policy, now),
+    )?;
+    Ok(())
+}
+
+/// Stores the clients' new password (sealed; `None` for none) and the attributes that show it.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn set_client_password(
+    tx: &Tx<'_>,
+    id: &InstanceId,
+    sealed: Option<&[u8]>,
+    now: Moment,
+) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE instance SET client_password_sealed = ?2, updated_at_ms = ?3 WHERE id = ?1",
+        (id, sealed, now),
+    )?;
+    Ok(())
+}

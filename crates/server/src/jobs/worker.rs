@@ -1,0 +1,361 @@
+//! The loop that runs jobs: claim, run, settle. New, retried and left behind by a crash are the same path.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use engine::{Control, Kind};
+
+use super::JobKind;
+use super::queue::{self, Claim};
+use crate::app::App;
+use crate::catalog::{self, Tx};
+use crate::ids::{InstanceId, Moment};
+use crate::{backup, instance, limits, restore};
+
+/// How a job ended, for the log; the records say the rest.
+#[derive(Debug)]
+pub enum Ended {
+    /// It did what it was asked.
+    Done,
+    /// It did not, and that is recorded.
+    Failed(String),
+}
+
+impl Ended {
+    /// From what the data plane returned.
+    pub fn from_result(result: Result<(), engine::Error>) -> Self {
+        match result {
+            Ok(()) => Ended::Done,
+            Err(error) => Ended::Failed(engine::chain(&error)),
+        }
+    }
+}
+
+/// Why a job stopped without being settled.
+#[derive(Debug)]
+pub enum Stop {
+    /// Another claim has the job, or it was ended from outside: touch nothing more.
+    ClaimLost,
+    /// The catalogue failed; the job is taken up again.
+    Catalog(catalog::Error),
+    /// A step that must not fail did (a directory that does not go, a process that does not end); taken up again.
+    Engine(engine::Error),
+    /// The catalogue contradicts itself: a bug.
+    Broken(String),
+}
+
+impl From<catalog::Error> for Stop {
+    fn from(error: catalog::Error) -> Self {
+        Stop::Catalog(error)
+    }
+}
+
+impl From<engine::Error> for Stop {
+    fn from(error: engine::Error) -> Self {
+        Stop::Engine(error)
+    }
+}
+
+/// Ends the job and its record in one transaction.
+///
+/// # Errors
+/// [`Stop::ClaimLost`] (nothing is written), [`Stop::Catalog`].
+pub fn settle(
+    app: &App,
+    claim: &Claim,
+    record: impl FnOnce(&Tx<'_>) -> Result<(), catalog::Error>,
+) -> Result<(), Stop> {
+    app.catalog.write(|tx| {
+        if !queue::settle(tx, claim, Moment::now())? {
+            return Err(Stop::ClaimLost);
+        }
+        record(tx).map_err(Stop::Catalog)
+    })
+}
+
+/// Writes something of a running job, only while its claim holds.
+///
+/// # Errors
+/// [`Stop::ClaimLost`] (nothing is written), [`Stop::Catalog`].
+pub fn step<T>(
+    app: &App,
+    claim: &Claim,
+    write: impl FnOnce(&Tx<'_>) -> Result<T, catalog::Error>,
+) -> Result<T, Stop> {
+    app.catalog.write(|tx| {
+        if !queue::holds(tx, claim)? {
+            return Err(Stop::ClaimLost);
+        }
+        write(tx).map_err(Stop::Catalog)
+    })
+}
+
+/// Runs `work` while a second thread writes its progress every [`limits::PROGRESS_EVERY`].
+///
+/// # Errors
+/// What `work` returns.
+pub fn with_progress<T>(
+    control: &Control,
+    report: impl Fn(&engine::Progress) + Sync,
+    work: impl FnOnce() -> T,
+) -> T {
+    let done = (Mutex::new(false), Condvar::new());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut last = control.progress();
+            let mut finished = lock(&done.0);
+            while !*finished {
+                finished = done
+                    .1
+                    .wait_timeout(finished, limits::PROGRESS_EVERY)
+                    .map_or_else(|poisoned| poisoned.into_inner().0, |(guard, _)| guard);
+                let now = control.progress();
+                if !*finished && now != last {
+                    report(&now);
+                    last = now;
+                }
+            }
+        });
+        let result = work();
+        *lock(&done.0) = true;
+        done.1.notify_all();
+        result
+    })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// What runs now, and the bell that wakes the loop.
+pub struct Board {
+    running: Mutex<HashMap<InstanceId, Arc<Control>>>,
+    rung: AtomicU64,
+    bell: (Mutex<()>, Condvar),
+    closing: AtomicBool,
+    owner: String,
+}
+
+impl Board {
+    /// An empty board of this process.
+    pub fn new() -> Self {
+        Self {
+            running: Mutex::new(HashMap::new()),
+            rung: AtomicU64::new(0),
+            bell: (Mutex::new(()), Condvar::new()),
+            closing: AtomicBool::new(false),
+            owner: uuid::Uuid::new_v4().to_string(),
+        }
+    }
+
+    /// Tells the loop that there may be a job.
+    pub fn wake(&self) {
+        self.rung.fetch_add(1, Ordering::SeqCst);
+        let _held = lock(&self.bell.0);
+        self.bell.1.notify_all();
+    }
+
+    /// Asks the instance's running job to stop.
+    pub fn cancel(&self, instance: &InstanceId) {
+        if let Some(control) = lock(&self.running).get(instance) {
+            control.cancel();
+        }
+    }
+
+    /// No new job is begun from now on.
+    pub fn close(&self) {
+        self.closing.store(true, Ordering::SeqCst);
+        self.wake();
+    }
+
+    /// How many jobs run.
+    pub fn running(&self) -> usize {
+        lock(&self.running).len()
+    }
+
+    /// Waits until no job runs or the time is over; `true` where none runs.
+    pub fn drain(&self, limit: Duration) -> bool {
+        let end = Instant::now() + limit;
+        while self.running() > 0 && Instant::now() < end {
+            let held = lock(&self.bell.0);
+            let _woken = self.bell.1.wait_timeout(held, Duration::from_millis(100));
+        }
+        self.running() == 0
+    }
+
+    fn wait(&self, seen: u64) {
+        let held = lock(&self.bell.0);
+        if self.rung.load(Ordering::SeqCst) == seen {
+            let _woken = self.bell.1.wait_timeout(held, Duration::from_secs(1));
+        }
+    }
+}
+
+/// Runs jobs until the board closes. One thread calls this; each job gets a thread of its own.
+pub fn run(app: &Arc<App>) {
+    while !app.board.closing.load(Ordering::SeqCst) {
+        let seen = app.board.rung.load(Ordering::SeqCst);
+        let claim = if app.board.running() < limits::JOBS_AT_ONCE {
+            claim(app)
+        } else {
+            None
+        };
+        match claim {
+            Some(claim) => start(app, claim),
+            None => app.board.wait(seen),
+        }
+    }
+}
+
+fn claim(app: &App) -> Option<Claim> {
+    match app.catalog.write(|tx| queue::claim(tx, &app.board.owner)) {
+        Ok(claim) => claim,
+        Err(error) => {
+            tracing::error!(error = engine::chain(&error), "cannot look for jobs");
+            None
+        }
+    }
+}
+
+fn start(app: &Arc<App>, claim: Claim) {
+    let control = Arc::new(Control::new(Some(limits::OPERATION_TIME_BASE)));
+    lock(&app.board.running).insert(claim.instance_id.clone(), control.clone());
+    let shared = app.clone();
+    let name = format!("job-{}", claim.kind.word());
+    let thread = std::thread::Builder::new().name(name).spawn(move || {
+        let app = shared;
+        let fenced =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run_one(&app, &claim, &control)));
+        if let Err(panic) = fenced {
+            let text = panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| panic.downcast_ref::<&str>().copied())
+                .unwrap_or("no message");
+            tracing::error!(job.id = %claim.job_id, panic = text, "a job panicked: this is a bug");
+            give_back(&app, &claim);
+        }
+        lock(&app.board.running).remove(&claim.instance_id);
+        app.board.wake();
+    });
+    if let Err(error) = thread {
+        tracing::error!(%error, "cannot start a thread for a job");
+    }
+}
+
+fn run_one(app: &App, claim: &Claim, control: &Control) {
+    let began = Instant::now();
+    tracing::info!(job.id = %claim.job_id, job.kind = claim.kind.word(), instance.id = %claim.instance_id, fence = claim.fence, "job begins");
+    let ended = match claim.kind {
+        JobKind::Backup => backup::job::run(app, claim, control),
+        JobKind::Restore => restore::job::run(app, claim, control),
+        JobKind::Create | JobKind::Delete | JobKind::Restart | JobKind::Flush | JobKind::Password => {
+            instance::job::run(app, claim, control)
+        }
+    };
+    let duration_ms = began.elapsed().as_millis();
+    match ended {
+        Ok(Ended::Done) => {
+            tracing::info!(job.id = %claim.job_id, job.kind = claim.kind.word(), duration_ms, "job done");
+        }
+        Ok(Ended::Failed(why)) => {
+            tracing::warn!(job.id = %claim.job_id, job.kind = claim.kind.word(), duration_ms, why, "job failed");
+        }
+        Err(Stop::ClaimLost) => {
+            tracing::info!(job.id = %claim.job_id, "job was ended from outside");
+        }
+        Err(stop) => {
+            let why = match &stop {
+                Stop::Catalog(error) => engine::chain(error),
+                Stop::Engine(error) => engine::chain(error),
+                Stop::Broken(why) => why.clone(),
+                Stop::ClaimLost => String::new(),
+            };
+            tracing::error!(job.id = %claim.job_id, why, "job stopped unsettled; it is taken up again");
+            std::thread::sleep(Duration::from_secs(1));
+            give_back(app, claim);
+        }
+    }
+}
+
+/// A job that stopped unsettled waits again; one that did so too often is settled as failed with its record.
+fn give_back(app: &App, claim: &Claim) {
+    let now = Moment::now();
+    let given = if claim.fence >= limits::JOB_ATTEMPTS_MAX && claim.kind != JobKind::Delete {
+        settle(app, claim, |tx| give_up(tx, claim, now))
+    } else {
+        app.catalog
+            .write(|tx| queue::release(tx, claim).map_err(Stop::Catalog))
+    };
+    if let Err(stop) = given {
+        tracing::error!(job.id = %claim.job_id, ?stop, "cannot give a job back; the next start does");
+    }
+}
+
+fn give_up(tx: &Tx<'_>, claim: &Claim, now: Moment) -> Result<(), catalog::Error> {
+    use crate::backup::record::FailureCode;
+    use crate::ids::{BackupId, RestoreId};
+    let why = "begun too often without coming to an end";
+    let subject = claim.subject_id.as_deref().unwrap_or_default();
+    match claim.kind {
+        JobKind::Backup => {
+            if let Some(id) = BackupId::parse(subject) {
+                backup::record::fail(tx, &id, FailureCode::TimedOut, why, now)?;
+            }
+        }
+        JobKind::Restore => {
+            if let Some(id) = RestoreId::parse(subject) {
+                let state = match restore::record::load(tx, &id)? {
+                    Some(seen) if seen.target_state == restore::record::TargetState::Switching => {
+                        restore::record::TargetState::Unknown
+                    }
+                    _ => restore::record::TargetState::RolledBack,
+                };
+                restore::record::fail(tx, &id, FailureCode::TimedOut, why, state, now)?;
+            }
+        }
+        JobKind::Create => {
+            use crate::instance::Status;
+            instance::record::transition(
+                tx,
+                &claim.instance_id,
+                Status::Creating,
+                Status::CreateFailed,
+                Some(why),
+                now,
+            )?;
+        }
+        JobKind::Delete | JobKind::Restart | JobKind::Flush | JobKind::Password => {}
+    }
+    Ok(())
+}
+
+/// The wire code of a failure of the data plane; `moved` says whether data had begun to move.
+pub fn failure_code(error: &engine::Error, moved: bool, restoring: bool) -> backup::record::FailureCode {
+    use crate::backup::record::FailureCode;
+    match error.kind {
+        Kind::Idle | Kind::Deadline => FailureCode::TimedOut,
+        Kind::Key => FailureCode::NoCredentials,
+        Kind::NotFound => FailureCode::NotReadable,
+        Kind::Cancelled | Kind::EngineStart | Kind::Auth => FailureCode::NotStarted,
+        Kind::Store | Kind::StoreFull if !restoring => FailureCode::NoStore,
+        Kind::Store => FailureCode::NotReadable,
+        Kind::Tampered
+        | Kind::Malformed
+        | Kind::Mismatch
+        | Kind::Memory
+        | Kind::PortTaken
+        | Kind::StoreFull
+        | Kind::EngineExited
+        | Kind::Connection
+        | Kind::Refused
+        | Kind::Protocol
+        | Kind::Io => match (restoring, moved) {
+            (true, _) => FailureCode::NotLoaded,
+            (false, true) => FailureCode::TimedOut,
+            (false, false) => FailureCode::NotStarted,
+        },
+    }
+}

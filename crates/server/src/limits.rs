@@ -1,0 +1,56 @@
+//! Every maximum of the control plane, with its unit and its reason.
+
+use std::time::Duration;
+
+/// Longest remark, in characters (DCS.4098 beyond).
+pub const REMARK_CHARS_MAX: usize = 128;
+/// Longest description of an instance, in characters (DCS.4011 beyond).
+pub const DESCRIPTION_CHARS_MAX: usize = 1024;
+/// Rows of one list page: contract §4.7.
+pub const PAGE_ROWS_MAX: u64 = 1000;
+/// Rows of one list page where the caller names no limit.
+pub const PAGE_ROWS_DEFAULT: u64 = 10;
+/// Rows of a v1.0 instance list where the caller names no limit: contract §9.1.
+pub const INSTANCE_ROWS_DEFAULT_V1: u64 = 1000;
+/// Bytes of a request body: no call of the API needs more than a few KiB.
+pub const BODY_BYTES_MAX: usize = 1024 * 1024;
+/// A request must be answered, its body read included, within this time.
+pub const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
+/// A client gets this long to send its request head: a slow one must not hold a connection.
+pub const HEADER_TIME_MAX: Duration = Duration::from_secs(10);
+/// Open connections at once; one more waits in the listen queue.
+pub const CONNECTIONS_MAX: usize = 4096;
+/// Instances named in one batch call (DCS.4100 beyond).
+pub const BATCH_INSTANCES_MAX: usize = 50;
+/// Life of a token: contract §2.1.
+pub const TOKEN_SECONDS: i64 = 24 * 3600;
+/// How far the date of a signed request may be off: contract §2.2.
+pub const SIGNATURE_SKEW_SECONDS: i64 = 15 * 60;
+/// Download links live this long: contract §4.4.
+pub const LINK_SECONDS: std::ops::RangeInclusive<i64> = 300..=86_400;
+/// Password hashes computed at once: each needs 19 MiB and some 20 ms of a core.
+pub const PASSWORD_HASHES_AT_ONCE: usize = 2;
+/// Jobs that run at once in one process: each owns a handful of threads and at most 64 MiB.
+pub const JOBS_AT_ONCE: usize = 4;
+/// A job interrupted by a crash is begun anew at most this many times before it is settled as failed: a job that
+/// brings the process down must not do so for ever.
+pub const JOB_ATTEMPTS_MAX: i64 = 5;
+/// A backup or restore must end within this time plus a second for each 4 MiB expected.
+pub const OPERATION_TIME_BASE: Duration = Duration::from_secs(30 * 60);
+/// Silence of an engine during an operation.
+pub const ENGINE_IDLE: Duration = Duration::from_secs(60);
+/// A new engine process must answer within this time; loading does not count.
+pub const ENGINE_STOP: Duration = Duration::from_secs(30);
+/// Writes on the old generation are paused at most this long by a switch; it needs about a millisecond.
+pub const SWITCH_PAUSE: Duration = Duration::from_millis(2000);
+/// Local spool of one capture: more than this behind means that the store is too slow, and the capture is given
+/// up before the source suffers.
+pub const SPOOL_BYTES_MAX: u64 = 64 * 1024 * 1024 * 1024;
+/// Memory that must stay free on the host beside a new generation, for page tables, buffers and ourselves.
+pub const MEMORY_RESERVE_BYTES: u64 = 128 * 1024 * 1024;
+/// Retired generations kept for undo, per instance: each holds its whole data in memory.
+pub const RETIRED_GENERATIONS_MAX: usize = 1;
+/// How often the reconciler looks at every instance.
+pub const RECONCILE_EVERY: Duration = Duration::from_secs(5);
+/// How often a running job writes its progress to the catalogue.
+pub const PROGRESS_EVERY: Duration = Duration::from_millis(500);

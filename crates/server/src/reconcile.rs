@@ -1,0 +1,253 @@
+//! Makes the machine agree with the catalogue: at the start before anything else, and every few seconds after.
+//!
+//! Takes no hints and remembers nothing: it reads the catalogue, looks at processes and directories, and mends what
+//! differs. An instance with an unsettled job is that job's business.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use engine::{Control, process};
+
+use crate::app::App;
+use crate::backup::record as backups;
+use crate::catalog;
+use crate::ids::{BackupId, InstanceId, Moment};
+use crate::instance::generation::{self, Generation, State};
+use crate::instance::{Instance, Status, job as instances, record};
+use crate::jobs::queue;
+use crate::limits;
+
+/// Once, before the first job runs: nothing of an earlier process is at work any more.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn at_start(app: &App) -> Result<(), catalog::Error> {
+    let now = Moment::now();
+    let taken_up = app.catalog.write(|tx| {
+        let taken_up = queue::release_all(tx)?;
+        backups::fail_interrupted_safety(tx, now)?;
+        Ok::<_, catalog::Error>(taken_up)
+    })?;
+    if taken_up > 0 {
+        tracing::info!(
+            jobs = taken_up,
+            "taking up jobs that an earlier process left behind"
+        );
+    }
+    remove_orphans(app)?;
+    sweep_store(app)?;
+    Ok(())
+}
+
+/// For ever, every [`limits::RECONCILE_EVERY`]; one thread calls this.
+pub fn run(app: &Arc<App>, closing: &std::sync::atomic::AtomicBool) {
+    while !closing.load(std::sync::atomic::Ordering::SeqCst) {
+        if let Err(error) = once(app) {
+            tracing::error!(
+                error = engine::chain(&error),
+                "the reconciler could not read the catalogue"
+            );
+        }
+        std::thread::sleep(limits::RECONCILE_EVERY);
+    }
+}
+
+/// One look at everything.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn once(app: &App) -> Result<(), catalog::Error> {
+    let living = app.catalog.read(record::all_living)?;
+    for instance in &living {
+        mend(app, instance)?;
+    }
+    Ok(())
+}
+
+fn mend(app: &App, instance: &Instance) -> Result<(), catalog::Error> {
+    let (active, existing) = app.catalog.read(|tx| {
+        Ok::<_, catalog::Error>((
+            queue::active(tx, &instance.id)?,
+            generation::existing(tx, &instance.id)?,
+        ))
+    })?;
+    if active.is_some() {
+        return Ok(());
+    }
+    if matches!(instance.status, Status::Running | Status::Error)
+        && let Some(serving) = existing.iter().find(|found| found.state == State::Serving)
+    {
+        keep_serving(app, instance, serving)?;
+    }
+    let now = Moment::now();
+    let mut retired_kept = 0;
+    for found in &existing {
+        let superfluous = match found.state {
+            State::Loading => true,
+            State::Removing => true,
+            State::Retired => {
+                retired_kept += 1;
+                retired_kept > limits::RETIRED_GENERATIONS_MAX || found.expires_at.is_some_and(|at| at <= now)
+            }
+            State::Serving | State::Removed => false,
+        };
+        // Looked at again: a job may have been accepted since.
+        let idle = || {
+            app.catalog
+                .read(|tx| queue::active(tx, &instance.id))
+                .map(|active| active.is_none())
+        };
+        if superfluous
+            && idle()?
+            && let Err(stop) = instances::take_down(app, instance, &found.id)
+        {
+            tracing::warn!(instance.id = %instance.id, generation.id = %found.id, ?stop, "a generation does not go; trying again");
+        }
+    }
+    Ok(())
+}
+
+/// Brings the serving engine back where it is gone, and gives it its port where it has not got it.
+fn keep_serving(app: &App, instance: &Instance, serving: &Generation) -> Result<(), catalog::Error> {
+    let directory = app.config.generation_dir(&instance.id, &serving.id);
+    let healthy = instances::admin_password(app, instance)
+        .and_then(|password| process::find(&directory, &password))
+        .and_then(|found| match found {
+            Some(engine) => engine.current_port().map(|port| port == instance.port),
+            None => Ok(false),
+        });
+    let now = Moment::now();
+    if matches!(healthy, Ok(true)) {
+        if instance.status == Status::Error {
+            app.catalog.write(|tx| {
+                record::transition(tx, &instance.id, Status::Error, Status::Running, None, now)
+            })?;
+        }
+        return Ok(());
+    }
+    tracing::warn!(instance.id = %instance.id, "the engine is not serving: bringing it back");
+    let control = Control::new(Some(limits::OPERATION_TIME_BASE));
+    match instances::bring_up(app, instance, &serving.id, Some(instance.port), &control) {
+        Ok(engine) => {
+            tracing::info!(instance.id = %instance.id, engine.pid = engine.pid(), "the engine serves again");
+            app.catalog.write(|tx| {
+                record::transition(tx, &instance.id, Status::Error, Status::Running, None, now)
+            })?;
+        }
+        Err(error) => {
+            let why = engine::chain(&error);
+            tracing::error!(instance.id = %instance.id, why, "the engine cannot be brought back; trying again");
+            app.catalog.write(|tx| {
+                record::transition(tx, &instance.id, Status::Running, Status::Error, Some(&why), now)
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Ends engine processes and removes directories that no generation of the catalogue owns.
+fn remove_orphans(app: &App) -> Result<(), catalog::Error> {
+    let root = app.config.instances_dir();
+    let existing = app.catalog.read(generation::all_existing)?;
+    let owned: HashSet<PathBuf> = existing
+        .iter()
+        .map(|found| app.config.generation_dir(&found.instance_id, &found.id))
+        .collect();
+    for (pid, directory) in process::find_orphans(&root) {
+        if !owned.contains(&directory) {
+            tracing::warn!(engine.pid = pid, directory = %directory.display(), "ending an engine that no instance owns");
+            end_process(pid);
+        }
+    }
+    let instances: HashSet<String> = app
+        .catalog
+        .read(record::all_living)?
+        .iter()
+        .map(|found| found.id.to_string())
+        .collect();
+    for instance in subdirectories(&root) {
+        let name = instance
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        if InstanceId::parse(&name).is_none() {
+            continue;
+        }
+        if !instances.contains(&name) {
+            remove(&instance);
+            continue;
+        }
+        for directory in subdirectories(&instance)
+            .into_iter()
+            .filter(|path| !owned.contains(path))
+        {
+            remove(&directory);
+        }
+    }
+    Ok(())
+}
+
+fn end_process(pid: u32) {
+    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+    if let Some(pid) = pid
+        && let Err(error) = rustix::process::kill_process(pid, rustix::process::Signal::KILL)
+    {
+        tracing::warn!(%error, "an orphaned engine does not end");
+    }
+}
+
+fn remove(directory: &std::path::Path) {
+    tracing::warn!(directory = %directory.display(), "removing a directory that no instance owns");
+    if let Err(error) = std::fs::remove_dir_all(directory) {
+        tracing::warn!(%error, directory = %directory.display(), "a directory does not go");
+    }
+}
+
+fn subdirectories(root: &std::path::Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(root) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.is_dir())
+        .collect()
+}
+
+/// Removes stored objects that the catalogue knows to be of no backup: attempts of records that failed, were
+/// deleted, or succeeded with another attempt. What it does not know is left alone: it may be newer than the
+/// catalogue.
+fn sweep_store(app: &App) -> Result<(), catalog::Error> {
+    let names = match app.vault.store.list("") {
+        Ok(names) => names,
+        Err(error) => {
+            tracing::error!(error = engine::chain(&error), "cannot look into the store");
+            return Ok(());
+        }
+    };
+    let mut prefixes: Vec<String> = names
+        .iter()
+        .map(|name| name.splitn(5, '/').take(4).collect::<Vec<_>>().join("/"))
+        .collect();
+    prefixes.dedup();
+    for prefix in prefixes {
+        let Some(id) = prefix.split('/').nth(2).and_then(BackupId::parse) else {
+            continue;
+        };
+        let useless = match app.catalog.read(|tx| backups::kept_prefix(tx, &id))? {
+            None => false,
+            Some((kept, backups::Status::Succeeded)) => kept.as_deref() != Some(prefix.as_str()),
+            Some((_, backups::Status::Waiting | backups::Status::Running)) => false,
+            Some((_, backups::Status::Failed | backups::Status::Expired | backups::Status::Deleted)) => true,
+        };
+        if useless && let Err(error) = engine::archive::delete(&app.vault.store, &prefix) {
+            tracing::warn!(
+                prefix,
+                error = engine::chain(&error),
+                "left-over objects do not go"
+            );
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,99 @@
+//! Every way in which a command is refused: the client acts. One `match` in `api/error.rs` gives each its status
+//! and code.
+
+use crate::catalog;
+use crate::jobs::JobKind;
+
+/// Why a command was refused, or could not be carried out. Nothing was changed.
+#[derive(Debug)]
+pub enum Refusal {
+    /// No such instance in this project.
+    InstanceUnknown,
+    /// No such backup of this instance.
+    BackupUnknown,
+    /// No such restore record of this instance.
+    RestoreUnknown,
+    /// Another management operation has the instance.
+    Busy(JobKind),
+    /// The instance is not running.
+    NotRunning,
+    /// The instance cannot be deleted while it is being made.
+    DeleteWhileCreating,
+    /// The backup is not restorable: not finished, failed, expired, or its data is gone.
+    NotRestorable,
+    /// The backup has no file to hand out: it is a retired generation.
+    NoFile,
+    /// The remark is too long.
+    RemarkTooLong,
+    /// A field of the request is missing or has a value that is not allowed.
+    Parameter(&'static str),
+    /// A query parameter has a value that is not allowed (times).
+    Query(&'static str),
+    /// A paging parameter is no number in range.
+    Paging(&'static str),
+    /// `begin_time` is after `end_time`.
+    WindowReversed,
+    /// The body is empty but needed.
+    BodyEmpty,
+    /// The body is not a JSON object.
+    BodyNotJson,
+    /// The name breaks the rules.
+    NameInvalid,
+    /// The description is too long.
+    DescriptionTooLong,
+    /// The engine is not offered.
+    EngineUnsupported,
+    /// The engine version is not offered.
+    EngineVersionUnsupported,
+    /// No such flavor.
+    SpecUnknown,
+    /// The capacity does not exist or is not that of the flavor.
+    CapacityInvalid,
+    /// The password breaks the rules.
+    PasswordWeak,
+    /// The port is taken, by an instance of ours or by a stranger.
+    PortTaken(u16),
+    /// No port of the configured range is free.
+    PortsExhausted,
+    /// The host has too little memory: megabytes needed and free.
+    MemoryShort {
+        /// What the operation needs.
+        needed_mb: u64,
+        /// What the host has.
+        free_mb: u64,
+    },
+    /// The instances list of a batch call is missing.
+    InstancesMissing,
+    /// Too many instances in a batch call.
+    InstancesTooMany,
+    /// Unknown action.
+    ActionInvalid,
+    /// Backup policy: save_days.
+    PolicySaveDays,
+    /// Backup policy: backup_type.
+    PolicyType,
+    /// Backup policy: period_type.
+    PolicyPeriod,
+    /// Backup policy: backup_at.
+    PolicyDays,
+    /// Backup policy: begin_at.
+    PolicyBegin,
+    /// The maintenance window is incomplete or not an hour.
+    MaintenanceWindow,
+    /// Nothing left to undo: the generation is gone, or the restore did not succeed.
+    NothingToUndo(&'static str),
+    /// The stored files of the backup could not be removed.
+    DeleteFailed,
+    /// Single-node instances have no backup and restore in strict mode.
+    SingleNode,
+    /// The catalogue failed.
+    Catalog(catalog::Error),
+    /// Something of ours failed; the text is for the log.
+    Internal(String),
+}
+
+impl From<catalog::Error> for Refusal {
+    fn from(error: catalog::Error) -> Self {
+        Refusal::Catalog(error)
+    }
+}

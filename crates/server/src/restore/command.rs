@@ -1,0 +1,204 @@
+//! What people ask of restores: every refusal typed, record and job in one transaction.
+
+use super::record::{self, Method, NewRestore, Restore, Status};
+use crate::app::App;
+use crate::backup::record::{self as backups, Backup, Kind};
+use crate::catalog::Tx;
+use crate::ids::{BackupId, InstanceId, Moment, ProjectId, RestoreId};
+use crate::instance::generation::{self, State};
+use crate::instance::{self, Instance, command as instances};
+use crate::jobs::{JobKind, queue};
+use crate::limits;
+use crate::refusal::Refusal;
+
+/// A wish to restore.
+#[derive(Debug)]
+pub struct RestoreRequest {
+    /// What to restore: a backup of this instance.
+    pub backup_id: BackupId,
+    /// Free text.
+    pub remark: Option<String>,
+    /// Compare the digest of everything after loading, not only the counters and a sample.
+    pub verify_full: bool,
+    /// Where two generations do not fit in memory: stop the old one first.
+    pub allow_downtime: bool,
+}
+
+/// Accepts a restore: everything is checked, then record and job are written in one transaction.
+///
+/// # Errors
+/// Every [`Refusal`] of a restore; nothing is recorded then.
+pub fn submit(
+    app: &App,
+    project: &ProjectId,
+    id: &InstanceId,
+    request: &RestoreRequest,
+    now: Moment,
+) -> Result<RestoreId, Refusal> {
+    crate::backup::command::check_remark(request.remark.as_deref())?;
+    let restore = app.catalog.write(|tx| {
+        let (instance, backup, method) = check(app, tx, project, id, request)?;
+        let undo_of = match &backup.generation_id {
+            Some(generation) => record::that_replaced(tx, id, generation)?,
+            None => None,
+        };
+        let new = NewRestore {
+            backup_id: &backup.id,
+            backup_name: &backup.name,
+            backup_remark: backup.remark.as_deref(),
+            remark: request.remark.as_deref(),
+            source_instance_name: &instance.name,
+            method,
+            verify: if request.verify_full { "full" } else { "sample" },
+            undo_of: undo_of.as_ref(),
+        };
+        let restore = record::insert_waiting(tx, project, id, &new, now)?;
+        queue::insert(tx, id, JobKind::Restore, Some(restore.as_str()), now)?;
+        Ok::<_, Refusal>(restore)
+    })?;
+    app.board.wake();
+    Ok(restore)
+}
+
+fn check(
+    app: &App,
+    tx: &Tx<'_>,
+    project: &ProjectId,
+    id: &InstanceId,
+    request: &RestoreRequest,
+) -> Result<(Instance, Backup, Method), Refusal> {
+    let instance = instances::find(tx, project, id)?;
+    if app.config.strict_dcs {
+        return Err(Refusal::SingleNode);
+    }
+    instances::check_idle(tx, id)?;
+    instances::check_running(&instance)?;
+    let backup = backups::find(tx, id, &request.backup_id)?.ok_or(Refusal::BackupUnknown)?;
+    if !is_restorable(tx, &backup)? {
+        return Err(Refusal::NotRestorable);
+    }
+    let method = if backup.kind == Kind::Generation {
+        Method::SwitchBack
+    } else {
+        match memory_short(tx, &instance, &backup)? {
+            None => Method::SideLoad,
+            Some(_) if request.allow_downtime => Method::InPlace,
+            Some(refusal) => return Err(refusal),
+        }
+    };
+    Ok((instance, backup, method))
+}
+
+/// Whether a restore of this backup can be accepted now; shown as `is_support_restore`.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn is_restorable(tx: &Tx<'_>, backup: &Backup) -> Result<bool, crate::catalog::Error> {
+    if backup.status != backups::Status::Succeeded {
+        return Ok(false);
+    }
+    match &backup.generation_id {
+        None => Ok(true),
+        Some(id) => Ok(generation::find(tx, id)?.is_some_and(|found| found.state == State::Retired)),
+    }
+}
+
+/// The refusal where a second generation with this backup's data does not fit beside the present one. Retired
+/// generations do not count: they give way.
+fn memory_short(tx: &Tx<'_>, instance: &Instance, backup: &Backup) -> Result<Option<Refusal>, Refusal> {
+    let mut free = available_memory();
+    for generation in generation::existing(tx, &instance.id)? {
+        if generation.state == State::Retired
+            && let Some(record) = backups::of_generation(tx, &generation.id)?
+        {
+            free += u64::try_from(record.used_memory_bytes).unwrap_or(0);
+        }
+    }
+    let needed = memory_needed(backup);
+    Ok((needed > free).then_some(Refusal::MemoryShort {
+        needed_mb: needed >> 20,
+        free_mb: free >> 20,
+    }))
+}
+
+/// Memory for a generation with this backup's data: what it took in the source and a tenth for fragmentation, and
+/// the reserve of the host.
+pub fn memory_needed(backup: &Backup) -> u64 {
+    let used = u64::try_from(backup.used_memory_bytes.max(backup.plain_bytes)).unwrap_or(0);
+    used + used / 10 + limits::MEMORY_RESERVE_BYTES
+}
+
+/// What the host can give without swapping: `MemAvailable`, or what the test hook says.
+pub fn available_memory() -> u64 {
+    if let Some(told) = std::env::var("CACHEKEEP_MEMORY_AVAILABLE")
+        .ok()
+        .and_then(|text| text.parse().ok())
+    {
+        return told;
+    }
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kilobytes = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))
+        .and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kilobytes.map_or(u64::MAX, |kilobytes| kilobytes * 1024)
+}
+
+/// Accepts an undo: the restore of the generation that the named restore replaced.
+///
+/// # Errors
+/// As [`submit`]; [`Refusal::NothingToUndo`] where that generation is gone.
+pub fn undo(
+    app: &App,
+    project: &ProjectId,
+    id: &InstanceId,
+    restore: &RestoreId,
+    remark: Option<String>,
+    now: Moment,
+) -> Result<RestoreId, Refusal> {
+    let backup_id = app.catalog.read(|tx| {
+        instances::find(tx, project, id)?;
+        let restore = record::find(tx, id, restore)?.ok_or(Refusal::RestoreUnknown)?;
+        if restore.status != Status::Succeeded {
+            return Err(Refusal::NothingToUndo(
+                "only a restore that succeeded can be undone",
+            ));
+        }
+        if restore.undone_by.is_some() {
+            return Err(Refusal::NothingToUndo("it has been undone already"));
+        }
+        let kept = match &restore.old_generation_id {
+            Some(generation) => backups::of_generation(tx, generation)?,
+            None => None,
+        };
+        match kept {
+            Some(backup) if is_restorable(tx, &backup)? => Ok(backup.id),
+            _ => Err(Refusal::NothingToUndo(
+                "the data from before it is no longer kept",
+            )),
+        }
+    })?;
+    let request = RestoreRequest {
+        backup_id,
+        remark,
+        verify_full: false,
+        allow_downtime: false,
+    };
+    submit(app, project, id, &request, now)
+}
+
+/// One restore record; the instance may be deleted, its records outlive it.
+///
+/// # Errors
+/// Unknown instance, unknown restore.
+pub fn find(
+    app: &App,
+    project: &ProjectId,
+    id: &InstanceId,
+    restore: &RestoreId,
+) -> Result<Restore, Refusal> {
+    app.catalog.read(|tx| {
+        instance::record::find_with_deleted(tx, project, id)?.ok_or(Refusal::InstanceUnknown)?;
+        record::find(tx, id, restore)?.ok_or(Refusal::RestoreUnknown)
+    })
+}

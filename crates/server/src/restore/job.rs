@@ -1,0 +1,537 @@
+//! The job that restores: read [`run`] first.
+
+use engine::keys::Identity;
+use engine::process::{self, Engine};
+use engine::sideload::{self, Expectation};
+use engine::switch::{self, SwitchPlan};
+use engine::verify::{self, VerifyLevel};
+use engine::{Control, Error, Kind, failpoint};
+
+use super::command::{available_memory, memory_needed};
+use super::record::{self, Method, Restore, TargetState};
+use crate::app::App;
+use crate::backup::job::capture;
+use crate::backup::record::{self as backups, Backup};
+use crate::identity::record as identity;
+use crate::ids::{GenerationId, Moment, RestoreId};
+use crate::instance::generation::{self, State};
+use crate::instance::job as instances;
+use crate::instance::{self, Instance};
+use crate::jobs::Claim;
+use crate::jobs::worker::{Ended, Stop, failure_code, settle, step, with_progress};
+use crate::limits;
+
+/// One restore at work.
+struct Work<'a> {
+    app: &'a App,
+    claim: &'a Claim,
+    control: &'a Control,
+    instance: Instance,
+    restore: Restore,
+    backup: Backup,
+}
+
+/// Why an attempt ended without the new data serving.
+enum Halt {
+    /// The data plane failed; the record is settled as failed.
+    Failed(Error),
+    /// Nothing is settled.
+    Stop(Stop),
+}
+
+impl From<Error> for Halt {
+    fn from(error: Error) -> Self {
+        Halt::Failed(error)
+    }
+}
+
+impl From<Stop> for Halt {
+    fn from(stop: Stop) -> Self {
+        Halt::Stop(stop)
+    }
+}
+
+/// Restores, and settles the record with what is true then.
+///
+/// # Errors
+/// [`Stop`]: nothing is settled, the job is taken up again.
+pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
+    let work = load(app, claim, control)?;
+    failpoint::hit("restore.claimed")?;
+    let attempt = with_progress(
+        control,
+        |seen| work.report(seen),
+        || {
+            let switch_intended = work.restore.target_state == TargetState::Switching;
+            let prepared = match work.restore.method {
+                _ if switch_intended => work.prepared_before()?,
+                Method::SideLoad => work.prepare_beside()?,
+                Method::InPlace => work.prepare_in_place()?,
+                Method::SwitchBack => work.prepare_retired()?,
+            };
+            if !switch_intended {
+                work.enter(TargetState::Switching)?;
+            }
+            failpoint::hit("restore.switch_intended")?;
+            work.switch(&prepared)
+        },
+    );
+    match attempt {
+        Ok(()) => Ok(Ended::Done),
+        Err(Halt::Stop(stop)) => Err(stop),
+        Err(Halt::Failed(error)) => work.give_up(&error),
+    }
+}
+
+fn load<'a>(app: &'a App, claim: &'a Claim, control: &'a Control) -> Result<Work<'a>, Stop> {
+    let missing = || Stop::Broken("a restore job without its rows".to_owned());
+    let id = claim
+        .subject_id
+        .as_deref()
+        .and_then(RestoreId::parse)
+        .ok_or_else(missing)?;
+    app.catalog.read(|tx| {
+        let restore = record::load(tx, &id)?.ok_or_else(missing)?;
+        let backup = backups::load(tx, &restore.backup_id)?.ok_or_else(missing)?;
+        let instance = instance::record::load(tx, &claim.instance_id)?.ok_or_else(missing)?;
+        Ok(Work {
+            app,
+            claim,
+            control,
+            instance,
+            restore,
+            backup,
+        })
+    })
+}
+
+/// The two generations of a switch.
+struct Generations {
+    old: GenerationId,
+    new: GenerationId,
+}
+
+impl Work<'_> {
+    /// The new generation beside the old one: placed, validated to the last byte, loaded, verified. The old one
+    /// serves all the while.
+    fn prepare_beside(&self) -> Result<Generations, Halt> {
+        self.remove_left_behind()?;
+        self.make_room()?;
+        let pair = self.begin(None)?;
+        let expectation = self.place(&pair.new)?;
+        self.enter(TargetState::Loading)?;
+        failpoint::hit("restore.placed")?;
+        let engine = process::start_standby(&instances::spec(self.app, &self.instance, &pair.new)?)?;
+        engine.wait_loaded(self.control)?;
+        failpoint::hit("restore.loaded")?;
+        self.verify(&engine, &expectation)?;
+        failpoint::hit("restore.verified")?;
+        sideload::sync(engine.directory())?;
+        Ok(pair)
+    }
+
+    /// As [`Self::prepare_beside`], but the old generation is backed up and stopped before the new one loads.
+    fn prepare_in_place(&self) -> Result<Generations, Halt> {
+        self.remove_left_behind()?;
+        let pair = self.begin(None)?;
+        let expectation = self.place(&pair.new)?;
+        self.take_safety_backup()?;
+        let old = instances::serving(self.app, &self.instance)?;
+        self.enter(TargetState::Loading)?;
+        failpoint::hit("restore.before_stop_old")?;
+        old.stop(true, limits::ENGINE_STOP)?;
+        failpoint::hit("restore.old_stopped")?;
+        let engine = process::start_standby(&instances::spec(self.app, &self.instance, &pair.new)?)?;
+        engine.wait_loaded(self.control)?;
+        self.verify(&engine, &expectation)?;
+        sideload::sync(engine.directory())?;
+        Ok(pair)
+    }
+
+    /// The retired generation itself: alive, or started again from its directory.
+    fn prepare_retired(&self) -> Result<Generations, Halt> {
+        let retired = self
+            .backup
+            .generation_id
+            .clone()
+            .ok_or_else(|| Stop::Broken("a switch back without a generation".to_owned()))?;
+        let pair = self.begin(Some(retired))?;
+        self.control.enter("loading", 0);
+        instances::bring_up(self.app, &self.instance, &pair.new, None, self.control)?;
+        Ok(pair)
+    }
+
+    /// The generations of a switch that was intended before a crash.
+    fn prepared_before(&self) -> Result<Generations, Halt> {
+        match (
+            self.restore.old_generation_id.clone(),
+            self.restore.new_generation_id.clone(),
+        ) {
+            (Some(old), Some(new)) => Ok(Generations { old, new }),
+            _ => Err(Stop::Broken("a switch was intended without its generations".to_owned()).into()),
+        }
+    }
+
+    /// Moves the port and settles. Also finishes what a crash left half done, from any point.
+    fn switch(&self, pair: &Generations) -> Result<(), Halt> {
+        self.control.enter("switching", 0);
+        let admin = instances::admin_password(self.app, &self.instance)?;
+        let directory = |id| self.app.config.generation_dir(&self.instance.id, id);
+        let old = process::find(&directory(&pair.old), &admin)?;
+        let new = match process::find(&directory(&pair.new), &admin)? {
+            Some(engine) => engine,
+            // It died after it was verified; its file is on disk.
+            None => instances::bring_up(self.app, &self.instance, &pair.new, None, self.control)?,
+        };
+        new.wait_loaded(self.control)?;
+        new.promote(instances::max_memory_bytes(&self.instance))?;
+        new.set_client_password(
+            instance::command::client_password(self.app, &self.instance)
+                .map_err(Error::from)?
+                .map(engine::Secret::new)
+                .as_ref(),
+        )?;
+        failpoint::hit("restore.promoted")?;
+        let plan = SwitchPlan {
+            old: old.as_ref(),
+            new: &new,
+            port: self.instance.port,
+            write_pause_limit: limits::SWITCH_PAUSE,
+        };
+        let report = match switch::run(&plan) {
+            Ok(report) => report,
+            Err(error) => {
+                // Finishing forward was tried; the old data must serve, or nobody knows.
+                if switch::reverse(&plan).is_err() {
+                    tracing::error!(restore.id = %self.restore.id, "the old generation did not take its port back");
+                }
+                return Err(error.into());
+            }
+        };
+        failpoint::hit("restore.switched")?;
+        let gap_us = u64::try_from(report.gap.as_micros()).unwrap_or(u64::MAX);
+        let used = old
+            .as_ref()
+            .and_then(|engine| engine.used_memory().ok())
+            .unwrap_or(0);
+        self.settle_succeeded(pair, old.is_some().then_some(gap_us), used)?;
+        failpoint::hit("restore.settled")?;
+        Ok(())
+    }
+
+    fn settle_succeeded(&self, pair: &Generations, gap_us: Option<u64>, used_bytes: u64) -> Result<(), Stop> {
+        let now = Moment::now();
+        let expires_at = now.plus_seconds(self.app.config.undo_keep_seconds);
+        let used_bytes = i64::try_from(used_bytes).unwrap_or(0);
+        settle(self.app, self.claim, |tx| {
+            let id = &self.instance.id;
+            backups::expire_generation(tx, &pair.new, now)?;
+            if generation::retire(tx, &pair.old, now, expires_at)? {
+                backups::insert_generation(tx, &self.instance.project_id, id, &pair.old, used_bytes, now)?;
+            }
+            for state in [State::Loading, State::Retired] {
+                generation::transition(tx, &pair.new, state, State::Serving)?;
+            }
+            if let Some(undone) = &self.restore.undo_of {
+                record::mark_undone(tx, undone, &self.restore.id)?;
+            }
+            record::succeed(tx, &self.restore.id, gap_us, now).map(drop)
+        })
+    }
+
+    /// The new data does not serve: the old data must, and the record says what is true.
+    fn give_up(&self, error: &Error) -> Result<Ended, Stop> {
+        let seen = self.app.catalog.read(|tx| record::load(tx, &self.restore.id))?;
+        let seen = seen.ok_or_else(|| Stop::Broken("a restore record is gone".to_owned()))?;
+        let moved = seen.target_state != TargetState::Untouched;
+        // Out of time or told to stop is no reason to leave the instance down.
+        let patient = Control::new(None);
+        let old = seen.old_generation_id.clone();
+        let back = match &old {
+            Some(old) => {
+                instances::bring_up(self.app, &self.instance, old, Some(self.instance.port), &patient)
+                    .map(drop)
+            }
+            None => Ok(()),
+        };
+        failpoint::hit("restore.rolled_back")?;
+        if let Some(new) = &seen.new_generation_id
+            && self.restore.method != Method::SwitchBack
+        {
+            instances::take_down(self.app, &self.instance, new)?;
+        }
+        let state = match (&back, moved) {
+            (Err(_), _) => TargetState::Unknown,
+            (Ok(()), false) => TargetState::Untouched,
+            (Ok(()), true) => TargetState::RolledBack,
+        };
+        let mut why = engine::chain(error);
+        if let Err(failed) = &back {
+            why = format!(
+                "{why}; and the old data does not serve: {}",
+                engine::chain(failed)
+            );
+        }
+        let code = failure_code(error, moved, true);
+        let now = Moment::now();
+        failpoint::hit("restore.before_fail")?;
+        settle(self.app, self.claim, |tx| {
+            if back.is_err() {
+                use instance::Status;
+                instance::record::transition(
+                    tx,
+                    &self.instance.id,
+                    Status::Running,
+                    Status::Error,
+                    Some(&why),
+                    now,
+                )?;
+            }
+            record::fail(tx, &self.restore.id, code, &why, state, now).map(drop)
+        })?;
+        Ok(Ended::Failed(why))
+    }
+
+    /// Generations that an earlier attempt, or a restore that was never settled, began to fill.
+    fn remove_left_behind(&self) -> Result<(), Stop> {
+        let existing = self
+            .app
+            .catalog
+            .read(|tx| generation::existing(tx, &self.instance.id))?;
+        for left in existing
+            .iter()
+            .filter(|left| matches!(left.state, State::Loading | State::Removing))
+        {
+            instances::take_down(self.app, &self.instance, &left.id)?;
+        }
+        // An earlier attempt may have stopped the old generation.
+        if let Some(serving) = existing.iter().find(|found| found.state == State::Serving) {
+            instances::bring_up(
+                self.app,
+                &self.instance,
+                &serving.id,
+                Some(self.instance.port),
+                self.control,
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Retired generations give way where memory is short.
+    fn make_room(&self) -> Result<(), Halt> {
+        let needed = memory_needed(&self.backup);
+        if available_memory() < needed {
+            let existing = self
+                .app
+                .catalog
+                .read(|tx| generation::existing(tx, &self.instance.id))
+                .map_err(Stop::from)?;
+            for retired in existing.iter().filter(|found| found.state == State::Retired) {
+                instances::take_down(self.app, &self.instance, &retired.id)?;
+            }
+        }
+        let free = available_memory();
+        if free < needed {
+            return Err(Error::new(
+                Kind::Memory,
+                "load beside",
+                format!(
+                    "a second generation needs {} MB, {} MB are free",
+                    needed >> 20,
+                    free >> 20
+                ),
+            )
+            .into());
+        }
+        Ok(())
+    }
+
+    /// Writes the pair of generations and that the work has begun.
+    fn begin(&self, retired: Option<GenerationId>) -> Result<Generations, Stop> {
+        let now = Moment::now();
+        let fresh = retired.is_none();
+        let new = retired.unwrap_or_else(GenerationId::random);
+        let old = self
+            .app
+            .catalog
+            .read(|tx| generation::serving(tx, &self.instance.id))?
+            .ok_or_else(|| Stop::Broken("a running instance has no serving generation".to_owned()))?
+            .id;
+        let begun = step(self.app, self.claim, |tx| {
+            if fresh {
+                generation::insert(tx, &new, &self.instance.id, now)?;
+            }
+            record::begin(tx, &self.restore.id, &new, Some(&old), self.restore.method, now)
+        })?;
+        if !begun {
+            return Err(Stop::ClaimLost);
+        }
+        failpoint::hit("restore.begun")?;
+        Ok(Generations { old, new })
+    }
+
+    /// Reads the whole backup, validates it to its last byte and places it for the new generation to load.
+    fn place(&self, new: &GenerationId) -> Result<Expectation, Halt> {
+        let archive = self.open_archive()?;
+        let identity = self.project_identity()?;
+        let total = archive.manifest().plain_bytes;
+        self.control.enter("validating", total);
+        instances::prepare_directory(self.app, &self.instance.id)?;
+        let directory = self.app.config.generation_dir(&self.instance.id, new);
+        let expectation = sideload::place(
+            &directory,
+            self.instance.persistence,
+            self.app.config.run_as,
+            self.control,
+            |push| archive.read(&identity, self.control, DECODE_WORKERS, push),
+        )?;
+        Ok(expectation)
+    }
+
+    fn open_archive(&self) -> Result<engine::archive::Archive, Error> {
+        let (Some(prefix), Some(digest)) = (&self.backup.prefix, &self.backup.manifest_blake3) else {
+            return Err(Error::new(
+                Kind::NotFound,
+                "open backup",
+                "the record names no stored objects",
+            ));
+        };
+        let keys = [self.app.vault.signer.verifying_key()];
+        engine::archive::Archive::open(&self.app.vault.store, prefix, &keys, Some(digest.as_str()))
+    }
+
+    fn project_identity(&self) -> Result<Identity, Error> {
+        project_identity(self.app, &self.instance.project_id)
+    }
+
+    /// Compares what the new generation loaded with what the backup holds.
+    fn verify(&self, engine: &Engine, expectation: &Expectation) -> Result<(), Halt> {
+        self.enter(TargetState::Verifying)?;
+        self.control.enter("verifying", 0);
+        let level = if self.restore.verify == "full" {
+            VerifyLevel::Full
+        } else {
+            VerifyLevel::Sample
+        };
+        let seen = verify::verify(engine, expectation, level, self.control)?;
+        step(self.app, self.claim, |tx| {
+            record::verified(
+                tx,
+                &self.restore.id,
+                seen.keys_loaded,
+                seen.keys_compared,
+                seen.keys_expired_meanwhile,
+            )
+        })?;
+        Ok(())
+    }
+
+    /// A validated backup of the present data before an in-place restore stops it.
+    fn take_safety_backup(&self) -> Result<(), Halt> {
+        let now = Moment::now();
+        let instance = &self.instance;
+        let remark = format!("before {}", self.restore.name);
+        let id = step(self.app, self.claim, |tx| {
+            backups::insert_waiting(
+                tx,
+                &instance.project_id,
+                &instance.id,
+                backups::Kind::Safety,
+                backups::Format::Rdb,
+                Some(&remark),
+                now,
+            )
+        })?;
+        let prefix = format!(
+            "{}/{}/{}/{}",
+            instance.project_id, instance.id, id, self.claim.fence
+        );
+        let backup = step(self.app, self.claim, |tx| {
+            backups::begin(tx, &id, &prefix, now)?;
+            backups::load(tx, &id)
+        })?
+        .ok_or_else(|| Stop::Broken("a safety backup has no row".to_owned()))?;
+        let made = capture(
+            self.app,
+            instance,
+            &backup,
+            &prefix,
+            self.claim.fence,
+            self.control,
+        );
+        let now = Moment::now();
+        step(self.app, self.claim, |tx| match &made {
+            Ok(made) => {
+                let finished = backups::Finished {
+                    size_bytes: made.stored_bytes,
+                    plain_bytes: made.plain_bytes,
+                    keys: made.keys,
+                    used_memory_bytes: made.used_memory_bytes,
+                    manifest_blake3: made.manifest_blake3.clone(),
+                };
+                backups::succeed(tx, &id, &finished, now)
+            }
+            Err(error) => backups::fail(
+                tx,
+                &id,
+                failure_code(error, true, false),
+                &engine::chain(error),
+                now,
+            ),
+        })?;
+        made?;
+        failpoint::hit("restore.safety_taken")?;
+        Ok(())
+    }
+
+    fn enter(&self, state: TargetState) -> Result<(), Stop> {
+        let running = step(self.app, self.claim, |tx| {
+            record::enter(tx, &self.restore.id, state, Moment::now())
+        })?;
+        if running { Ok(()) } else { Err(Stop::ClaimLost) }
+    }
+
+    fn report(&self, seen: &engine::Progress) {
+        // Where each phase begins and how much of the whole it is, in hundredths of a percent: loading is the
+        // engine's single thread and takes most of the time.
+        let (base, span) = match seen.phase {
+            "validating" => (100, 2900),
+            "loading" => (3000, 5500),
+            "verifying" => (8500, 1200),
+            "switching" => (9800, 0),
+            _ => (0, 0),
+        };
+        let share = if seen.bytes_total == 0 {
+            0
+        } else {
+            seen.bytes_done.min(seen.bytes_total) * span / seen.bytes_total
+        };
+        let progress = i64::try_from(base + share).unwrap_or(0);
+        let written = step(self.app, self.claim, |tx| {
+            record::progress(tx, &self.restore.id, progress, seen, Moment::now())
+        });
+        if let Err(Stop::ClaimLost) = written {
+            self.control.cancel();
+        }
+    }
+}
+
+/// Threads that decode segments: two keep ahead of the parser, more would only hold buffers.
+const DECODE_WORKERS: usize = 2;
+
+/// The private half of the project's archive key.
+///
+/// # Errors
+/// [`Kind::Key`].
+pub fn project_identity(app: &App, project: &crate::ids::ProjectId) -> Result<Identity, Error> {
+    let sealed = app
+        .catalog
+        .read(|tx| identity::project_identity(tx, project))
+        .map_err(instances::catalog_failed)?
+        .ok_or_else(|| Error::new(Kind::Key, "find key", "the project has no archive key"))?;
+    let text = app
+        .vault
+        .master
+        .open(&format!("project.identity:{project}"), &sealed)?;
+    Identity::parse(&text)
+}

@@ -1,0 +1,558 @@
+//! The restore record: append-only, for ever. Its states, changed only here and by compare-and-set, and its SQL.
+
+use crate::backup::record::FailureCode;
+use crate::catalog::{Error, Tx};
+use crate::ids::{BackupId, GenerationId, InstanceId, Moment, ProjectId, RestoreId};
+
+/// ```text
+/// Waiting ──> Running ──> Succeeded
+///     └──────────┴──────> Failed
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// Accepted.
+    Waiting,
+    /// A job works on it.
+    Running,
+    /// The instance holds exactly the backup's data (or, for an undo, the generation from before).
+    Succeeded,
+    /// It does not; `target_state` says what it holds.
+    Failed,
+}
+
+impl Status {
+    const ALL: [Status; 4] = [
+        Status::Waiting,
+        Status::Running,
+        Status::Succeeded,
+        Status::Failed,
+    ];
+
+    /// The word in the table.
+    pub fn word(self) -> &'static str {
+        match self {
+            Status::Waiting => "waiting",
+            Status::Running => "running",
+            Status::Succeeded => "succeeded",
+            Status::Failed => "failed",
+        }
+    }
+}
+
+impl rusqlite::types::FromSql for Status {
+    fn column_result(value: rusqlite::types::ValueRef<'_>) -> rusqlite::types::FromSqlResult<Self> {
+        let word = value.as_str()?;
+        Self::ALL
+            .into_iter()
+            .find(|s| s.word() == word)
+            .ok_or(rusqlite::types::FromSqlError::InvalidType)
+    }
+}
+
+/// What the instance's clients see, written before the phase that may change it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TargetState {
+    /// The old data, and no step has come near it.
+    Untouched,
+    /// The old data (side load), or nothing yet (in place).
+    Loading,
+    /// As `Loading`, and the new generation is loaded.
+    Verifying,
+    /// The switch is intended: old until the port has moved, new from then on. A crash here is finished forward.
+    Switching,
+    /// The new data.
+    Replaced,
+    /// The old data again, after an attempt that had gone past `Untouched`.
+    RolledBack,
+    /// Nobody knows: the old generation could not be brought back.
+    Unknown,
+}
+
+impl TargetState {
+    const ALL: [TargetState; 7] = [
+        TargetState::Untouched,
+        TargetState::Loading,
+        TargetState::Verifying,
+        TargetState::Switching,
+        TargetState::Replaced,
+        TargetState::RolledBack,
+        TargetState::Unknown,
+    ];
+
+    /// The word in the table and on the wire.
+    pub fn word(self) -> &'static str {
+        match self {
+            TargetState::Untouched => "untouched",
+            TargetState::Loading => "loading",
+            TargetState::Verifying => "verifying",
+            TargetState::Switching => "switching",
+            TargetState::Replaced => "replaced",
+            TargetState::RolledBack => "rolled_back",
+            TargetState::Unknown => "unknown",
+        }
+    }
+}
+
+impl rusqlite::types::FromSql for TargetState {
+    fn column_result(value: rusqlite::types::ValueRef<'_>) -> rusqlite::types::FromSqlResult<Self> {
+        let word = value.as_str()?;
+        Self::ALL
+            .into_iter()
+            .find(|s| s.word() == word)
+            .ok_or(rusqlite::types::FromSqlError::InvalidType)
+    }
+}
+
+/// How the data gets into the instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// A new generation beside the old one, then the switch.
+    SideLoad,
+    /// The old generation is stopped first: two do not fit in memory and downtime was allowed.
+    InPlace,
+    /// The backup is a retired generation: only the switch, backwards.
+    SwitchBack,
+}
+
+impl Method {
+    const ALL: [Method; 3] = [Method::SideLoad, Method::InPlace, Method::SwitchBack];
+
+    /// The word in the table and on the wire.
+    pub fn word(self) -> &'static str {
+        match self {
+            Method::SideLoad => "side_load",
+            Method::InPlace => "in_place",
+            Method::SwitchBack => "switch_back",
+        }
+    }
+}
+
+impl rusqlite::types::FromSql for Method {
+    fn column_result(value: rusqlite::types::ValueRef<'_>) -> rusqlite::types::FromSqlResult<Self> {
+        let word = value.as_str()?;
+        Self::ALL
+            .into_iter()
+            .find(|m| m.word() == word)
+            .ok_or(rusqlite::types::FromSqlError::InvalidType)
+    }
+}
+
+/// A row of the table.
+#[derive(Debug, Clone)]
+pub struct Restore {
+    /// The instance restored.
+    pub instance_id: InstanceId,
+    /// 1 for the instance's first restore, and so on without a gap.
+    pub ordinal: i64,
+    /// Its id.
+    pub id: RestoreId,
+    /// `restore_20260102030405`.
+    pub name: String,
+    /// What was restored; stays after the backup is gone.
+    pub backup_id: BackupId,
+    /// Copied when it was accepted.
+    pub backup_name: String,
+    /// Copied when it was accepted.
+    pub backup_remark: Option<String>,
+    /// Free text of who asked.
+    pub remark: Option<String>,
+    /// See [`Status`].
+    pub status: Status,
+    /// Hundredths of a percent.
+    pub progress_bp: i64,
+    /// `dcs.08.000x`.
+    pub error_code: Option<String>,
+    /// The chain of causes, for the operator.
+    pub failure: Option<String>,
+    /// The instance that the backup was made of.
+    pub source_instance_id: InstanceId,
+    /// Its name when the restore was accepted.
+    pub source_instance_name: String,
+    /// See [`Method`].
+    pub method: Method,
+    /// `sample` or `full`.
+    pub verify: String,
+    /// See [`TargetState`].
+    pub target_state: TargetState,
+    /// What is going on now.
+    pub phase: Option<String>,
+    /// Acknowledged bytes of the phase.
+    pub bytes_done: i64,
+    /// Expected bytes of the phase.
+    pub bytes_total: i64,
+    /// Keys that the new generation loaded.
+    pub keys_applied: i64,
+    /// Keys compared one by one after loading.
+    pub keys_compared: i64,
+    /// Keys of the backup whose time had passed.
+    pub keys_expired: i64,
+    /// The switch as we measured it.
+    pub unavailable_us: Option<i64>,
+    /// The restore that this one took back.
+    pub undo_of: Option<RestoreId>,
+    /// The restore that took this one back.
+    pub undone_by: Option<RestoreId>,
+    /// The generation with the backup's data.
+    pub new_generation_id: Option<GenerationId>,
+    /// The generation that it replaced.
+    pub old_generation_id: Option<GenerationId>,
+    /// Accepted; never before the record before it.
+    pub created_at: Moment,
+    /// What the clock said then.
+    pub clock_at: Moment,
+    /// Begun.
+    pub started_at: Option<Moment>,
+    /// Ended.
+    pub finished_at: Option<Moment>,
+    /// Last change.
+    pub updated_at: Moment,
+}
+
+macro_rules! columns {
+    () => {
+        "instance_id, ordinal, id, name, backup_id, backup_name, backup_remark, remark, status, progress_bp, error_code, failure, \
+         source_instance_id, source_instance_name, method, verify, target_state, phase, bytes_done, bytes_total, keys_applied, \
+         keys_compared, keys_expired, unavailable_us, undo_of, undone_by, new_generation_id, old_generation_id, created_at_ms, \
+         clock_at_ms, started_at_ms, finished_at_ms, updated_at_ms"
+    };
+}
+
+fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Restore> {
+    Ok(Restore {
+        instance_id: row.get(0)?,
+        ordinal: row.get(1)?,
+        id: row.get(2)?,
+        name: row.get(3)?,
+        backup_id: row.get(4)?,
+        backup_name: row.get(5)?,
+        backup_remark: row.get(6)?,
+        remark: row.get(7)?,
+        status: row.get(8)?,
+        progress_bp: row.get(9)?,
+        error_code: row.get(10)?,
+        failure: row.get(11)?,
+        source_instance_id: row.get(12)?,
+        source_instance_name: row.get(13)?,
+        method: row.get(14)?,
+        verify: row.get(15)?,
+        target_state: row.get(16)?,
+        phase: row.get(17)?,
+        bytes_done: row.get(18)?,
+        bytes_total: row.get(19)?,
+        keys_applied: row.get(20)?,
+        keys_compared: row.get(21)?,
+        keys_expired: row.get(22)?,
+        unavailable_us: row.get(23)?,
+        undo_of: row.get(24)?,
+        undone_by: row.get(25)?,
+        new_generation_id: row.get(26)?,
+        old_generation_id: row.get(27)?,
+        created_at: row.get(28)?,
+        clock_at: row.get(29)?,
+        started_at: row.get(30)?,
+        finished_at: row.get(31)?,
+        updated_at: row.get(32)?,
+    })
+}
+
+/// What a new record is told.
+#[derive(Debug)]
+pub struct NewRestore<'a> {
+    /// See [`Restore::backup_id`].
+    pub backup_id: &'a BackupId,
+    /// See [`Restore::backup_name`].
+    pub backup_name: &'a str,
+    /// See [`Restore::backup_remark`].
+    pub backup_remark: Option<&'a str>,
+    /// See [`Restore::remark`].
+    pub remark: Option<&'a str>,
+    /// See [`Restore::source_instance_name`].
+    pub source_instance_name: &'a str,
+    /// See [`Restore::method`].
+    pub method: Method,
+    /// See [`Restore::verify`].
+    pub verify: &'a str,
+    /// See [`Restore::undo_of`].
+    pub undo_of: Option<&'a RestoreId>,
+}
+
+/// Adds a record in state Waiting with the instance's next ordinal.
+///
+/// The counter row is changed in this transaction, so ordinals have no gap even when a transaction is rolled
+/// back, and the created moment never runs backwards.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn insert_waiting(
+    tx: &Tx<'_>,
+    project: &ProjectId,
+    instance: &InstanceId,
+    new: &NewRestore<'_>,
+    now: Moment,
+) -> Result<RestoreId, Error> {
+    let id = RestoreId::random();
+    let (ordinal, created_at): (i64, Moment) = tx
+        .one(
+            "UPDATE instance SET restore_ordinal = restore_ordinal + 1, restore_created_at_ms = max(restore_created_at_ms, ?2) \
+             WHERE id = ?1 RETURNING restore_ordinal, restore_created_at_ms",
+            (instance, now),
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )?
+        .ok_or_else(|| Error::Constraint("restore of an unknown instance".to_owned()))?;
+    let name = free_name(tx, instance, created_at)?;
+    tx.execute(
+        "INSERT INTO restore (instance_id, ordinal, id, project_id, name, backup_id, backup_name, backup_remark, remark, status, \
+         source_instance_id, source_instance_name, method, verify, target_state, undo_of, created_at_ms, clock_at_ms, updated_at_ms) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 'waiting', ?1, ?10, ?11, ?12, 'untouched', ?13, ?14, ?15, ?14)",
+        rusqlite::params![
+            instance,
+            ordinal,
+            id,
+            project,
+            name,
+            new.backup_id,
+            new.backup_name,
+            new.backup_remark,
+            new.remark,
+            new.source_instance_name,
+            new.method.word(),
+            new.verify,
+            new.undo_of,
+            created_at,
+            now,
+        ],
+    )?;
+    Ok(id)
+}
+
+fn free_name(tx: &Tx<'_>, instance: &InstanceId, now: Moment) -> Result<String, Error> {
+    let base = format!("restore_{}", now.compact());
+    let second = Moment(now.0 - now.0.rem_euclid(1000));
+    let same_second: i64 = tx
+        .one(
+            "SELECT count(*) FROM restore WHERE instance_id = ?1 AND created_at_ms >= ?2 AND created_at_ms < ?3",
+            (instance, second, second.plus_seconds(1)),
+            |row| row.get(0),
+        )?
+        .unwrap_or(0);
+    Ok(if same_second == 0 {
+        base
+    } else {
+        format!("{base}_{}", same_second + 1)
+    })
+}
+
+/// One record of the instance.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn find(tx: &Tx<'_>, instance: &InstanceId, id: &RestoreId) -> Result<Option<Restore>, Error> {
+    tx.one(
+        concat!(
+            "SELECT ",
+            columns!(),
+            " FROM restore WHERE id = ?1 AND instance_id = ?2"
+        ),
+        (id, instance),
+        row,
+    )
+}
+
+/// The record a job names.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn load(tx: &Tx<'_>, id: &RestoreId) -> Result<Option<Restore>, Error> {
+    tx.one(
+        concat!("SELECT ", columns!(), " FROM restore WHERE id = ?1"),
+        (id,),
+        row,
+    )
+}
+
+/// A page of the instance's records, newest first, and how many the window holds. `from` and `to` bound
+/// `created_at` (inclusive, exclusive).
+///
+/// Ordinals are dense and grow with `created_at`, so a window is a range of ordinals: its ends are two index
+/// look-ups, the total a subtraction, any page one scan of its own rows. No count, no skipped rows.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn list(
+    tx: &Tx<'_>,
+    instance: &InstanceId,
+    from: Option<Moment>,
+    to: Option<Moment>,
+    offset: u64,
+    limit: u64,
+) -> Result<(u64, Vec<Restore>), Error> {
+    let first = match from {
+        None => Some(1),
+        Some(from) => tx.one(
+            "SELECT ordinal FROM restore WHERE instance_id = ?1 AND created_at_ms >= ?2 ORDER BY created_at_ms, ordinal LIMIT 1",
+            (instance, from),
+            |row| row.get::<_, i64>(0),
+        )?,
+    };
+    let last = match to {
+        None => tx.one(
+            "SELECT ordinal FROM restore WHERE instance_id = ?1 ORDER BY ordinal DESC LIMIT 1",
+            (instance,),
+            |row| row.get::<_, i64>(0),
+        )?,
+        Some(to) => tx.one(
+            "SELECT ordinal FROM restore WHERE instance_id = ?1 AND created_at_ms < ?2 ORDER BY created_at_ms DESC, ordinal DESC LIMIT 1",
+            (instance, to),
+            |row| row.get(0),
+        )?,
+    };
+    let (Some(first), Some(last)) = (first, last) else {
+        return Ok((0, Vec::new()));
+    };
+    let total = u64::try_from(last - first + 1).unwrap_or(0);
+    if offset >= total {
+        return Ok((total, Vec::new()));
+    }
+    let top = last - i64::try_from(offset).unwrap_or(i64::MAX);
+    let bottom = top
+        .saturating_sub(i64::try_from(limit).unwrap_or(i64::MAX) - 1)
+        .max(first);
+    let rows = tx.all(
+        concat!(
+            "SELECT ",
+            columns!(),
+            " FROM restore WHERE instance_id = ?1 AND ordinal BETWEEN ?2 AND ?3 ORDER BY ordinal DESC"
+        ),
+        (instance, bottom, top),
+        row,
+    )?;
+    Ok((total, rows))
+}
+
+/// Waiting → Running, or Running again after a crash before the switch was intended. `false`: the record has
+/// ended, and the caller must stop without touching the instance.
+///
+/// `started_at` is set here and never again, so a job begun anew keeps its first start.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn begin(
+    tx: &Tx<'_>,
+    id: &RestoreId,
+    new: &GenerationId,
+    old: Option<&GenerationId>,
+    method: Method,
+    now: Moment,
+) -> Result<bool, Error> {
+    let changed = tx.execute(
+        "UPDATE restore SET status = 'running', new_generation_id = ?2, old_generation_id = ?3, method = ?4, target_state = 'untouched', \
+         phase = 'preparing', started_at_ms = coalesce(started_at_ms, ?5), updated_at_ms = ?5 \
+         WHERE id = ?1 AND status IN ('waiting', 'running') AND target_state <> 'switching'",
+        (id, new, old, method.word(), now),
+    )?;
+    Ok(changed == 1)
+}
+
+/// Writes the target state of a running record, before the phase that it announces. `false`: the record has ended.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn enter(tx: &Tx<'_>, id: &RestoreId, state: TargetState, now: Moment) -> Result<bool, Error> {
+    let changed = tx.execute(
+        "UPDATE restore SET target_state = ?2, updated_at_ms = ?3 WHERE id = ?1 AND status = 'running'",
+        (id, state.word(), now),
+    )?;
+    Ok(changed == 1)
+}
+
+/// Writes what the verification counted.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn verified(tx: &Tx<'_>, id: &RestoreId, applied: u64, compared: u64, expired: u64) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE restore SET keys_applied = ?2, keys_compared = ?3, keys_expired = ?4 WHERE id = ?1 AND status = 'running'",
+        (id, applied, compared, expired),
+    )?;
+    Ok(())
+}
+
+/// Writes how far a running record is; progress never falls.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn progress(
+    tx: &Tx<'_>,
+    id: &RestoreId,
+    progress_bp: i64,
+    seen: &engine::Progress,
+    now: Moment,
+) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE restore SET phase = ?2, progress_bp = max(progress_bp, ?3), bytes_done = ?4, bytes_total = ?5, updated_at_ms = ?6 \
+         WHERE id = ?1 AND status = 'running'",
+        (id, seen.phase, progress_bp, seen.bytes_done, seen.bytes_total, now),
+    )?;
+    Ok(())
+}
+
+/// Running → Succeeded. `false`: the record has ended otherwise.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn succeed(tx: &Tx<'_>, id: &RestoreId, unavailable_us: Option<u64>, now: Moment) -> Result<bool, Error> {
+    let changed = tx.execute(
+        "UPDATE restore SET status = 'succeeded', target_state = 'replaced', progress_bp = 10000, phase = NULL, \
+         unavailable_us = coalesce(?2, unavailable_us), finished_at_ms = ?3, updated_at_ms = ?3 WHERE id = ?1 AND status = 'running'",
+        (id, unavailable_us, now),
+    )?;
+    Ok(changed == 1)
+}
+
+/// Waiting or Running → Failed, with what the instance holds now. `false`: the record has ended otherwise.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn fail(
+    tx: &Tx<'_>,
+    id: &RestoreId,
+    code: FailureCode,
+    why: &str,
+    state: TargetState,
+    now: Moment,
+) -> Result<bool, Error> {
+    let changed = tx.execute(
+        "UPDATE restore SET status = 'failed', error_code = ?2, failure = ?3, target_state = ?4, phase = NULL, finished_at_ms = ?5, \
+         updated_at_ms = ?5 WHERE id = ?1 AND status IN ('waiting', 'running')",
+        (id, code.text(), why, state.word(), now),
+    )?;
+    Ok(changed == 1)
+}
+
+/// Writes on the restore that was taken back which one did it.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn mark_undone(tx: &Tx<'_>, undone: &RestoreId, by: &RestoreId) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE restore SET undone_by = ?2 WHERE id = ?1 AND undone_by IS NULL",
+        (undone, by),
+    )?;
+    Ok(())
+}
+
+/// The restore that replaced this generation: the one that a switch back to it takes back.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn that_replaced(
+    tx: &Tx<'_>,
+    instance: &InstanceId,
+    old: &GenerationId,
+) -> Result<Option<RestoreId>, Error> {
+    tx.one(
+        "SELECT id FROM restore WHERE instance_id = ?1 AND old_generation_id = ?2 AND status = 'succeeded' ORDER BY ordinal DESC LIMIT 1",
+        (instance, old),
+        |row| row.get(0),
+    )
+}

@@ -1,0 +1,332 @@
+//! Puts the service together and runs it until it is told to stop.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+use crate::api::router;
+use crate::app::{App, Vault};
+use crate::catalog::Catalog;
+use crate::config::Config;
+use crate::identity::record::{self, AccessKey, Account, DOMAIN, Project};
+use crate::ids::{Moment, ProjectId, UserId};
+use crate::jobs::worker::{self, Board};
+use crate::secrets::{self, MasterKey};
+use crate::{limits, reconcile};
+
+/// Opens everything below the data directory. Used by `serve` and by the administrator's commands.
+///
+/// # Errors
+/// What cannot be made, read or opened, and what to do about it.
+pub fn open(config: Config) -> anyhow::Result<App> {
+    let data_dir = &config.data_dir;
+    for directory in [
+        data_dir.clone(),
+        data_dir.join("keys"),
+        config.spool_dir(),
+        config.store_dir(),
+    ] {
+        std::fs::create_dir_all(&directory)
+            .with_context(|| format!("cannot make {}: choose another --data-dir", directory.display()))?;
+        restrict(&directory)?;
+    }
+    std::fs::create_dir_all(config.instances_dir())?;
+    let master = MasterKey::load(&data_dir.join("keys/master.key")).context("cannot load the master key")?;
+    let signer = load_signer(&data_dir.join("keys/signing.key"))?;
+    let store = engine::store::Store::open(config.store_dir())?;
+    let catalog = Catalog::open(&config.catalog_file())
+        .with_context(|| format!("cannot open the catalogue {}", config.catalog_file().display()))?;
+    restrict_file(&config.catalog_file())?;
+    Ok(App {
+        config,
+        catalog,
+        vault: Vault {
+            master,
+            signer,
+            store,
+        },
+        board: Board::new(),
+    })
+}
+
+fn restrict(directory: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o711))?;
+    if directory.ends_with("keys") || directory.ends_with("store") || directory.ends_with("spool") {
+        std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o700))?;
+    }
+    Ok(())
+}
+
+fn restrict_file(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+}
+
+fn load_signer(path: &Path) -> anyhow::Result<engine::keys::SigningKey> {
+    if !path.exists() {
+        let key = engine::keys::SigningKey::generate()?;
+        secrets::write_private(path, key.to_secret().expose().as_bytes())?;
+    }
+    let text = std::fs::read_to_string(path)?;
+    Ok(engine::keys::SigningKey::parse(text.trim())?)
+}
+
+/// Makes a project with its archive key.
+///
+/// # Errors
+/// The name is taken, or the catalogue failed.
+pub fn make_project(app: &App, name: &str) -> anyhow::Result<Project> {
+    anyhow::ensure!(
+        (1..=64).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic()),
+        "a project's name has 1 to 64 printable characters without blanks"
+    );
+    let identity = engine::keys::Identity::generate();
+    let project = Project {
+        id: ProjectId::random(),
+        name: name.to_owned(),
+        created_at: Moment::now(),
+    };
+    let place = format!("project.identity:{}", project.id);
+    let sealed = app
+        .vault
+        .master
+        .seal(&place, identity.to_secret().expose().as_bytes());
+    app.catalog
+        .write(|tx| record::insert_project(tx, &project, &identity.recipient().to_string(), &sealed))
+        .map_err(|error| taken(error, "project", name))?;
+    Ok(project)
+}
+
+fn taken(error: crate::catalog::Error, what: &str, name: &str) -> anyhow::Error {
+    match error {
+        crate::catalog::Error::Constraint(_) => {
+            anyhow::anyhow!("there is a {what} {name} already: choose another name")
+        }
+        other => other.into(),
+    }
+}
+
+/// Makes a user with a random password, which is returned.
+///
+/// # Errors
+/// The name is taken, or the catalogue failed.
+pub fn make_account(app: &App, project: &ProjectId, name: &str) -> anyhow::Result<String> {
+    let password = secrets::random_password();
+    let account = Account {
+        id: UserId::random(),
+        project_id: project.clone(),
+        name: name.to_owned(),
+        password_hash: secrets::hash_password(&password),
+        created_at: Moment::now(),
+        revoked_at: None,
+    };
+    app.catalog
+        .write(|tx| record::insert_account(tx, &account))
+        .map_err(|error| taken(error, "user", name))?;
+    Ok(password)
+}
+
+/// Makes an access key and returns both halves.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn make_access_key(app: &App, project: &ProjectId) -> anyhow::Result<(String, String)> {
+    let (ak, sk) = (secrets::random_access_key(), secrets::random_hex(20));
+    let key = AccessKey {
+        sk_sealed: app
+            .vault
+            .master
+            .seal(&format!("access_key.sk:{ak}"), sk.as_bytes()),
+        ak: ak.clone(),
+        project_id: project.clone(),
+        created_at: Moment::now(),
+        revoked_at: None,
+    };
+    app.catalog.write(|tx| record::insert_access_key(tx, &key))?;
+    Ok((ak, sk))
+}
+
+/// Runs the service until SIGTERM or SIGINT.
+///
+/// # Errors
+/// It cannot start, and what to do about it.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    let _lock = lock(&config.data_dir)?;
+    let app = Arc::new(open(config)?);
+    reconcile::at_start(&app)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let listener = runtime
+        .block_on(TcpListener::bind(app.config.listen))
+        .with_context(|| {
+            format!(
+                "cannot listen on {}: choose another --listen, port 0 for any free one",
+                app.config.listen
+            )
+        })?;
+    let address = listener.local_addr()?;
+    write_admin(&app, address)?;
+    let closing = Arc::new(AtomicBool::new(false));
+    let jobs = std::thread::Builder::new().name("jobs".to_owned()).spawn({
+        let app = app.clone();
+        move || worker::run(&app)
+    })?;
+    std::thread::Builder::new().name("reconciler".to_owned()).spawn({
+        let (app, closing) = (app.clone(), closing.clone());
+        move || reconcile::run(&app, &closing)
+    })?;
+    let scheme = if app.config.tls.is_some() { "https" } else { "http" };
+    println!("cachekeep serves {scheme}://{address}");
+    println!("credentials: {}", app.config.admin_file().display());
+    tracing::info!(%address, data_dir = %app.config.data_dir.display(), engine = app.config.engine_version, "serving");
+    runtime.block_on(accept(app.clone(), listener))?;
+    closing.store(true, Ordering::SeqCst);
+    app.board.close();
+    tracing::info!("stopping: engines stay up, jobs that run are taken up at the next start");
+    if !app.board.drain(Duration::from_secs(10)) {
+        tracing::warn!(
+            jobs = app.board.running(),
+            "jobs are still running: they begin anew at the next start"
+        );
+    }
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    drop(jobs);
+    Ok(())
+}
+
+/// One process per data directory: every running job in the catalogue is then known to be nobody else's.
+fn lock(data_dir: &Path) -> anyhow::Result<std::fs::File> {
+    std::fs::create_dir_all(data_dir)
+        .with_context(|| format!("cannot make {}: choose another --data-dir", data_dir.display()))?;
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(data_dir.join("lock"))?;
+    file.try_lock().map_err(|_| {
+        anyhow::anyhow!(
+            "another cachekeep runs on {}: stop it, or use another --data-dir",
+            data_dir.display()
+        )
+    })?;
+    Ok(file)
+}
+
+async fn accept(app: Arc<App>, listener: TcpListener) -> anyhow::Result<()> {
+    let tls = match &app.config.tls {
+        Some((certificate, key)) => Some(crate::tls::acceptor(certificate, key)?),
+        None => None,
+    };
+    let service = router::build(app);
+    let connections = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
+    let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    loop {
+        let permit = connections.clone().acquire_owned().await?;
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = tokio::signal::ctrl_c() => return Ok(()),
+            _ = term.recv() => return Ok(()),
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of descriptors: connections will close.
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let (service, tls) = (TowerToHyperService::new(service.clone()), tls.clone());
+        tokio::spawn(async move {
+            let _held = permit;
+            // Small answers go out at once.
+            let _unsupported_is_fine = stream.set_nodelay(true);
+            let mut http = hyper::server::conn::http1::Builder::new();
+            http.timer(TokioTimer::new())
+                .header_read_timeout(limits::HEADER_TIME_MAX)
+                .keep_alive(true);
+            let ended = match tls {
+                None => http.serve_connection(TokioIo::new(stream), service).await,
+                Some(acceptor) => {
+                    match tokio::time::timeout(limits::HEADER_TIME_MAX, acceptor.accept(stream)).await {
+                        Ok(Ok(stream)) => http.serve_connection(TokioIo::new(stream), service).await,
+                        _ => return,
+                    }
+                }
+            };
+            if let Err(error) = ended {
+                tracing::debug!(%error, "a connection ended early");
+            }
+        });
+    }
+}
+
+/// Makes the first project with its credentials, once; writes where the service listens, at every start.
+fn write_admin(app: &App, address: SocketAddr) -> anyhow::Result<()> {
+    let path = app.config.admin_file();
+    let scheme = if app.config.tls.is_some() { "https" } else { "http" };
+    let reachable = if address.ip().is_unspecified() {
+        SocketAddr::new(
+            if address.is_ipv4() {
+                "127.0.0.1".parse()?
+            } else {
+                "::1".parse()?
+            },
+            address.port(),
+        )
+    } else {
+        address
+    };
+    let endpoint = format!("{scheme}://{reachable}");
+    let known: Option<serde_json::Value> = std::fs::read(&path)
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let admin = match known {
+        Some(mut admin) => {
+            admin["endpoint"] = serde_json::json!(endpoint);
+            admin
+        }
+        None => {
+            // A crash between these steps leaves a project without a file: it is found here by its name.
+            let region = &app.config.region;
+            let existing = app
+                .catalog
+                .read(record::projects)?
+                .into_iter()
+                .find(|project| project.name == *region);
+            let project = match existing {
+                Some(project) => project,
+                None => make_project(app, region)?,
+            };
+            let user = "admin";
+            let exists = app
+                .catalog
+                .read(|tx| record::account_by_name(tx, user))?
+                .is_some();
+            let user = if exists {
+                format!("admin-{}", secrets::random_hex(3))
+            } else {
+                user.to_owned()
+            };
+            let password = make_account(app, &project.id, &user)?;
+            let (ak, sk) = make_access_key(app, &project.id)?;
+            serde_json::json!({
+                "endpoint": endpoint, "region": region, "project": project.name, "project_id": project.id.as_str(),
+                "ak": ak, "sk": sk, "user": user, "password": password, "domain": DOMAIN,
+            })
+        }
+    };
+    secrets::write_private(
+        &path,
+        format!("{}\n", serde_json::to_string_pretty(&admin)?).as_bytes(),
+    )?;
+    Ok(())
+}
