@@ -485,7 +485,7 @@ fn connect_tcp(host: &str, port: u16, limit: Duration) -> io::Result<TcpStream> 
 
 /// A Unix socket address holds 107 bytes of path; a data directory may lie deeper. The directory is opened and
 /// the socket named through `/proc/self/fd`, which is short.
-fn connect_unix(path: &std::path::Path) -> io::Result<UnixStream> {
+pub(crate) fn connect_unix(path: &std::path::Path) -> io::Result<UnixStream> {
     use std::os::fd::AsRawFd;
     let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
         return UnixStream::connect(path);

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::error::{Error, Kind, chain};
+use crate::error::{Error, Kind};
 use crate::failpoint;
 use crate::node::{Address, Endpoint, Node, Secret};
 
@@ -158,8 +158,8 @@ pub fn version(binary: &Path) -> Result<String, Error> {
 /// port 0, which [`find`] finds.
 ///
 /// # Errors
-/// [`Kind::PortTaken`]; [`Kind::EngineStart`] with the end of its log, also where an engine lives in the directory
-/// already; [`Kind::Io`]. No process of ours is left; a directory that was created stays.
+/// [`Kind::PortTaken`]; [`Kind::EngineExited`] with the end of its log where it refuses its files;
+/// [`Kind::EngineStart`], also where an engine lives in the directory already; [`Kind::Io`]. No process of ours is left; a directory that was created stays.
 pub fn start(spec: &EngineSpec) -> Result<Engine, Error> {
     launch(spec, settings::Role::Serving)
 }
@@ -264,10 +264,7 @@ fn spawn(spec: &EngineSpec, role: settings::Role) -> Result<Process, Error> {
         Error::new(
             Kind::EngineStart,
             "start engine",
-            format!(
-                "the process was gone at once; its log ends: {}",
-                lifetime::log_tail(&spec.directory, 5)
-            ),
+            format!("{} ended at once", spec.binary.display()),
         )
     })
 }
@@ -323,10 +320,9 @@ pub(crate) fn inhabitant(directory: &Path) -> Result<Option<u32>, Error> {
 /// was deleted meanwhile). Whose they are is the caller's to know.
 pub fn find_orphans(root: &Path) -> Vec<(u32, PathBuf)> {
     let root = root.canonicalize().unwrap_or_else(|_gone| root.to_owned());
-    table::engines()
+    table::living_below(&root)
         .into_iter()
-        .filter(|(_, home)| home.path.starts_with(&root))
-        .map(|(process, home)| (process.pid, home.path))
+        .map(|(process, directory)| (process.pid, directory))
         .collect()
 }
 
@@ -374,20 +370,17 @@ impl Engine {
                 Ok(_) => return Ok(()),
                 Err(e) => e,
             };
+            if !self.is_alive() {
+                return Err(self.exited("start engine").because(refusal));
+            }
             let hopeless = match refusal.kind {
-                _ if !self.is_alive() => Some("it ended at once"),
                 Kind::Auth => Some("it refuses our password"),
                 _ if Instant::now() >= limit => Some("it did not answer in 30 s"),
                 _ => None,
             };
             if let Some(what) = hopeless {
-                let context = format!(
-                    "{}: {what} ({}); its log ends: {}",
-                    self.directory.display(),
-                    chain(&refusal),
-                    self.log_tail(5)
-                );
-                return Err(Error::new(Kind::EngineStart, "start engine", context));
+                let context = format!("{}: {what}: {}", self.directory.display(), self.last_words());
+                return Err(Error::new(Kind::EngineStart, "start engine", context).because(refusal));
             }
             std::thread::sleep(POLL);
         }
@@ -399,13 +392,23 @@ impl Engine {
         if !broken || !self.gone_soon() {
             return error;
         }
+        self.exited(error.operation).because(error)
+    }
+
+    /// The error for a process that is gone. One that never came to log anything could not be started.
+    fn exited(&self, operation: &'static str) -> Error {
+        let last_words = self.last_words();
+        let kind = if last_words.is_empty() {
+            Kind::EngineStart
+        } else {
+            Kind::EngineExited
+        };
         let context = format!(
-            "process {} in {} ended; its log ends: {}",
+            "process {} in {} ended; its log says: {last_words}",
             self.process.pid,
-            self.directory.display(),
-            self.log_tail(10)
+            self.directory.display()
         );
-        Error::new(Kind::EngineExited, error.operation, context).because(error)
+        Error::new(kind, operation, context)
     }
 
     /// A connection breaks a moment before its process is gone: waits a little for the truth.

@@ -15,6 +15,10 @@ use crate::failpoint;
 use crate::node::{Node, Reply};
 use crate::process::{Engine, port_of, take_port};
 
+/// How long the new generation tries to take the port. A child that the old engine forked this very moment, for a
+/// snapshot or a rewrite, still has the old listening socket until it is scheduled for the first time.
+const TAKE_OVER_LIMIT: Duration = Duration::from_millis(100);
+const TAKE_OVER_POLL: Duration = Duration::from_micros(200);
 /// How long [`run`] tries to give a port back that somebody took in the moment when nobody held it.
 const GIVE_BACK_LIMIT: Duration = Duration::from_secs(2);
 const GIVE_BACK_POLL: Duration = Duration::from_millis(5);
@@ -153,14 +157,18 @@ fn give_up_port(plan: &SwitchPlan<'_>, old: &mut Node) -> Result<(Instant, u64),
 
 /// Gives the port to the new generation. Where the answer got lost, a look at its port tells.
 fn take_over(plan: &SwitchPlan<'_>, new: &mut Node) -> Result<(), Error> {
-    let Err(error) = take_port(new, plan.port) else {
-        return Ok(());
-    };
-    let is_answer = matches!(error.kind, Kind::PortTaken | Kind::Refused);
-    if !is_answer && plan.new.current_port().is_ok_and(|port| port == plan.port) {
-        return Ok(());
+    let until = Instant::now() + TAKE_OVER_LIMIT;
+    loop {
+        let Err(error) = take_port(new, plan.port) else {
+            return Ok(());
+        };
+        match error.kind {
+            Kind::PortTaken if Instant::now() < until => std::thread::sleep(TAKE_OVER_POLL),
+            Kind::PortTaken | Kind::Refused => return Err(error),
+            _ if plan.new.current_port().is_ok_and(|port| port == plan.port) => return Ok(()),
+            _ => return Err(plan.new.explain(error)),
+        }
     }
-    Err(plan.new.explain(error))
 }
 
 fn ended(reply: Reply) -> u64 {

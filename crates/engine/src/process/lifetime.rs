@@ -17,6 +17,8 @@ use super::{Engine, LOG, settings};
 
 /// Most of the log that is looked at for its last lines.
 const LOG_TAIL_BYTES: u64 = 64 * 1024;
+/// Lines of the log that go into a message.
+const LAST_WORDS: usize = 5;
 /// Longest wait between two looks at a loading engine: progress moves far more often than each second.
 const LOAD_POLL_MAX: Duration = Duration::from_millis(20);
 /// A process that was killed is gone after this, unless the kernel itself is stuck.
@@ -199,7 +201,36 @@ impl Engine {
 
     /// The last lines of its log, joined by ` | `; empty where there is none.
     pub fn log_tail(&self, lines: usize) -> String {
-        log_tail(&self.directory, lines)
+        let log = read_log_end(&self.directory);
+        let mut last: Vec<&str> = log
+            .lines()
+            .rev()
+            .filter(|line| !line.trim().is_empty())
+            .take(lines)
+            .collect();
+        last.reverse();
+        last.join(" | ")
+    }
+
+    /// What this process itself said last of importance, for messages; empty where it never logged.
+    pub(super) fn last_words(&self) -> String {
+        let log = read_log_end(&self.directory);
+        let own = format!("{}:", self.process.pid);
+        let spoken: Vec<&str> = log.lines().filter(|line| line.starts_with(&own)).collect();
+        // Level `#` is a warning or worse; those in capitals are about the machine and come at each start.
+        let grave = |line: &&&str| line.contains(" # ") && !line.contains(" # WARNING");
+        let mut words: Vec<&str> = spoken
+            .iter()
+            .rev()
+            .filter(grave)
+            .take(LAST_WORDS)
+            .copied()
+            .collect();
+        if words.is_empty() {
+            words = spoken.iter().rev().take(LAST_WORDS).copied().collect();
+        }
+        words.reverse();
+        words.join(" | ")
     }
 
     /// Whether the process is gone, waiting up to `limit` for it.
@@ -290,8 +321,7 @@ pub(crate) fn take_port(node: &mut Node, port: u16) -> Result<(), Error> {
     }
 }
 
-/// See [`Engine::log_tail`].
-pub(super) fn log_tail(directory: &Path, lines: usize) -> String {
+fn read_log_end(directory: &Path) -> String {
     let read = || -> std::io::Result<Vec<u8>> {
         let mut file = std::fs::File::open(directory.join(LOG))?;
         let len = file.metadata()?.len();
@@ -301,14 +331,5 @@ pub(super) fn log_tail(directory: &Path, lines: usize) -> String {
         Ok(bytes)
     };
     // A log that cannot be read says nothing; the caller reports an error of its own.
-    let bytes = read().unwrap_or_default();
-    let text = String::from_utf8_lossy(&bytes);
-    let mut last: Vec<&str> = text
-        .lines()
-        .rev()
-        .filter(|line| !line.trim().is_empty())
-        .take(lines)
-        .collect();
-    last.reverse();
-    last.join(" | ")
+    String::from_utf8_lossy(&read().unwrap_or_default()).into_owned()
 }

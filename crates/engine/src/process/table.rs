@@ -1,12 +1,22 @@
 //! The kernel's process table, as far as engines are concerned.
+//!
+//! An engine belongs to its working directory. The kernel shows that of another user's process only to who may trace
+//! it: root in a container often may not. Then the control socket in the directory tells, for its peer is the process
+//! that listens.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Kind};
+use crate::node::connect_unix;
+
+use super::SOCKET;
 
 /// First words of the command lines of engines. A process that we started calls itself `redis-server`.
 const PROGRAMS: [&str; 2] = ["redis-server", "valkey-server"];
+
+/// How far below a root a generation's directory is looked for.
+const DEPTH_MAX: u32 = 5;
 
 /// One process, told from a later one with the same id by its start time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,16 +59,17 @@ pub(super) fn readable() -> Result<(), Error> {
     }
 }
 
-/// Every engine process with its working directory, oldest first, without the children that engines fork.
-pub(super) fn engines() -> Vec<(Process, Home)> {
+/// Every engine process, oldest first, without the children that engines fork; with its working directory where the
+/// kernel shows that.
+fn engines() -> Vec<(Process, Option<Home>)> {
     let Ok(entries) = std::fs::read_dir("/proc") else {
         return Vec::new();
     };
-    let mut found: Vec<(Stat, Home)> = entries
+    let mut found: Vec<(Stat, Option<Home>)> = entries
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .filter(|&pid| is_engine(pid))
-        .filter_map(|pid| Some((stat(pid)?, home(pid)?)))
+        .filter_map(|pid| Some((stat(pid)?, home(pid))))
         .collect();
     // A child that was forked for a snapshot bears its parent's name until it has given itself another one.
     let pids: Vec<u32> = found.iter().map(|(stat, _)| stat.process.pid).collect();
@@ -76,13 +87,60 @@ pub(super) fn living_in(directory: &Path) -> Vec<Process> {
         .ok()
         .map(|meta| (meta.dev(), meta.ino()));
     let path = resolve(directory);
-    engines()
+    let engines = engines();
+    let hidden = engines.iter().any(|(_, home)| home.is_none());
+    let listener = if hidden { listener(directory) } else { None };
+    engines
         .into_iter()
-        .filter(|(_, home)| {
-            (identity.is_some() && home.identity == identity) || (home.is_deleted && home.path == path)
+        .filter(|(process, home)| match home {
+            Some(home) => {
+                (identity.is_some() && home.identity == identity) || (home.is_deleted && home.path == path)
+            }
+            None => listener == Some(process.pid),
         })
         .map(|(process, _)| process)
         .collect()
+}
+
+/// The engines whose working directory lies below `root`, which must be a name as the kernel shows it.
+pub(super) fn living_below(root: &Path) -> Vec<(Process, PathBuf)> {
+    let (shown, hidden): (Vec<_>, Vec<_>) = engines().into_iter().partition(|(_, home)| home.is_some());
+    let mut found: Vec<(Process, PathBuf)> = shown
+        .into_iter()
+        .filter_map(|(process, home)| Some((process, home?.path)))
+        .filter(|(_, path)| path.starts_with(root))
+        .collect();
+    if !hidden.is_empty() {
+        for directory in directories_with_socket(root, DEPTH_MAX) {
+            let pid = listener(&directory);
+            let owner = hidden.iter().find(|(process, _)| pid == Some(process.pid));
+            found.extend(owner.map(|(process, _)| (*process, directory)));
+        }
+    }
+    found
+}
+
+/// The process that listens at the control socket of this directory.
+fn listener(directory: &Path) -> Option<u32> {
+    let stream = connect_unix(&directory.join(SOCKET)).ok()?;
+    let peer = rustix::net::sockopt::socket_peercred(&stream).ok()?;
+    u32::try_from(peer.pid.as_raw_nonzero().get()).ok()
+}
+
+fn directories_with_socket(root: &Path, depth: u32) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    if root.join(SOCKET).symlink_metadata().is_ok() {
+        found.push(root.to_owned());
+    }
+    if depth == 0 {
+        return found;
+    }
+    for entry in std::fs::read_dir(root).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            found.extend(directories_with_socket(&entry.path(), depth - 1));
+        }
+    }
+    found
 }
 
 fn is_engine(pid: u32) -> bool {

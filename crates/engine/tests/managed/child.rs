@@ -1,5 +1,6 @@
 //! This program once more, as a process that may die.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -9,7 +10,7 @@ use engine::sideload;
 use engine::switch::{self, SwitchPlan};
 use engine::{Control, Secret};
 
-use crate::harness::{ADMIN_PASSWORD, in_pieces, wait_until};
+use crate::harness::{ADMIN_PASSWORD, wait_until};
 
 /// What the child is to do; unset in the tests themselves.
 const BEHAVIOUR: &str = "CACHEKEEP_TEST_BEHAVIOUR";
@@ -56,6 +57,16 @@ pub fn answer(home: &Path) -> String {
     std::fs::read_to_string(home.join("answer")).unwrap_or_default()
 }
 
+/// The most memory that this process ever had resident.
+fn peak_memory_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
 /// Nothing, but in a child.
 #[test]
 fn behave() {
@@ -85,15 +96,26 @@ fn behave() {
             "was not killed".to_owned()
         }
         "place" => {
-            let bytes = std::fs::read(home.join("data.rdb")).unwrap();
+            let mut file = std::fs::File::open(home.join("data.rdb")).unwrap();
             let placed = sideload::place(
                 &home.join("g1"),
                 Persistence::Aof,
                 None,
                 &Control::new(None),
-                in_pieces(&bytes),
+                |push| {
+                    let mut piece = vec![0; 64 * 1024];
+                    loop {
+                        match file.read(&mut piece).unwrap() {
+                            0 => return Ok(()),
+                            count => push(&piece[..count])?,
+                        }
+                    }
+                },
             );
-            format!("{:?}", placed.map(|expectation| expectation.keys()))
+            match placed {
+                Ok(_) => peak_memory_kib().to_string(),
+                Err(e) => e.kind.word().to_owned(),
+            }
         }
         "switch" => {
             let (old, new) = (engine("old"), engine("new"));

@@ -189,32 +189,24 @@ pub fn data(home: &Home, fill: impl FnOnce(&mut Node)) -> (Vec<u8>, String) {
 }
 
 /// Pushes bytes in pieces of changing size.
-pub fn in_pieces(
-    bytes: &[u8],
-) -> impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<(), Error>) -> Result<(), Error> + '_ {
-    move |push| {
-        let mut rest = bytes;
-        let mut size = 1;
-        while !rest.is_empty() {
-            let (piece, later) = rest.split_at(size.min(rest.len()));
-            push(piece)?;
-            rest = later;
-            size = size % 300_000 * 3 + 1;
-        }
-        Ok(())
+pub fn in_pieces(bytes: &[u8], push: &mut dyn FnMut(&[u8]) -> Result<(), Error>) -> Result<(), Error> {
+    let mut rest = bytes;
+    let mut size = 1;
+    while !rest.is_empty() {
+        let (piece, later) = rest.split_at(size.min(rest.len()));
+        push(piece)?;
+        rest = later;
+        size = size % 300_000 * 3 + 1;
     }
+    Ok(())
 }
 
 /// Places the bytes for the generation and loads them.
 pub fn side_load(spec: &EngineSpec, bytes: &[u8]) -> (Engine, Expectation) {
     let control = Control::new(None);
-    let expectation = sideload::place(
-        &spec.directory,
-        spec.persistence,
-        spec.run_as,
-        &control,
-        in_pieces(bytes),
-    )
+    let expectation = sideload::place(&spec.directory, spec.persistence, spec.run_as, &control, |push| {
+        in_pieces(bytes, push)
+    })
     .unwrap();
     let engine = process::start_standby(spec).unwrap();
     engine.wait_loaded(&control).unwrap();

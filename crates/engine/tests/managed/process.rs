@@ -335,6 +335,23 @@ fn engine_runs_as_its_own_user_below_a_directory_that_only_root_can_enter() {
     let meta = std::fs::metadata(&spec.directory).unwrap();
     assert_eq!((meta.uid(), meta.mode() & 0o777), (65534, 0o700));
 
+    // Root in a container may often not see the working directory of another user's process.
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut own = rustix::thread::capabilities(None).unwrap();
+            own.effective.remove(rustix::thread::CapabilitySet::SYS_PTRACE);
+            rustix::thread::set_capabilities(None, own).unwrap();
+            assert!(std::fs::read_link(format!("/proc/{}/cwd", engine.pid())).is_err());
+            let found = process::find(&spec.directory, &spec.admin_password).unwrap();
+            assert_eq!(found.map(|engine| engine.pid()), Some(engine.pid()));
+            assert_eq!(
+                process::find_orphans(home.path()),
+                [(engine.pid(), spec.directory.clone())]
+            );
+            assert_eq!(process::start(&spec).err().unwrap().kind, Kind::EngineStart);
+        });
+    });
+
     // It can write its files, and start again on them.
     let mut node = engine.control().unwrap();
     run(&mut node, "SET k2 v");
@@ -357,13 +374,9 @@ fn an_engine_that_dies_while_it_loads_is_reported_with_its_log() {
     let (bytes, _) = data(&home, |node| drop(run(node, "DEBUG POPULATE 50000 key 1000")));
     let spec = home.spec("g1");
     let control = Control::new(None);
-    engine::sideload::place(
-        &spec.directory,
-        spec.persistence,
-        None,
-        &control,
-        crate::harness::in_pieces(&bytes),
-    )
+    engine::sideload::place(&spec.directory, spec.persistence, None, &control, |push| {
+        crate::harness::in_pieces(&bytes, push)
+    })
     .unwrap();
     let engine = process::start_standby(&spec).unwrap();
     config(&engine, "key-load-delay", "100");
@@ -378,8 +391,44 @@ fn an_engine_that_dies_while_it_loads_is_reported_with_its_log() {
     });
     let error = waiting.err().unwrap();
     assert_eq!(error.kind, Kind::EngineExited);
-    assert!(error.context.contains("log ends: "), "{error}");
     assert!(error.context.contains("Server initialized"), "{error}");
+}
+
+#[test]
+fn an_engine_that_refuses_its_file_is_reported_with_the_reason() {
+    let home = Home::new();
+    let (mut bytes, _) = data(&home, |node| drop(run(node, "SET k v")));
+    // The next version of the format, which this engine does not know.
+    let version: u32 = std::str::from_utf8(&bytes[5..9]).unwrap().parse().unwrap();
+    bytes[5..9].copy_from_slice(format!("{:04}", version + 1).as_bytes());
+    let end = bytes.len() - 8;
+    let checksum = rdb::crc64(&bytes[..end]);
+    bytes[end..].copy_from_slice(&checksum.to_le_bytes());
+    let spec = home.spec("g1");
+    let control = Control::new(None);
+    let push_all = |push: &mut dyn FnMut(&[u8]) -> Result<(), engine::Error>| push(&bytes);
+    engine::sideload::place(&spec.directory, spec.persistence, None, &control, push_all).unwrap();
+    let loaded = process::start_standby(&spec).and_then(|engine| engine.wait_loaded(&control));
+    let error = loaded.err().unwrap();
+    assert_eq!(error.kind, Kind::EngineExited);
+    assert!(
+        error.context.contains("Can't handle RDB format version"),
+        "{error}"
+    );
+    assert!(process::find_orphans(home.path()).is_empty());
+}
+
+#[test]
+fn an_engine_that_hangs_is_ended_all_the_same() {
+    let home = Home::new();
+    for save in [false, true] {
+        let spec = home.spec("g1");
+        let engine = process::start(&spec).unwrap();
+        let pid = rustix::process::Pid::from_raw(i32::try_from(engine.pid()).unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+        engine.stop(save, Duration::from_millis(400)).unwrap();
+        assert!(!is_alive(engine.pid()));
+    }
 }
 
 #[test]

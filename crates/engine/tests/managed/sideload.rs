@@ -79,13 +79,9 @@ fn bytes_that_are_not_valid_leave_nothing() {
     });
     let directory = home.path().join("g1");
     let place = |bytes: &[u8]| {
-        sideload::place(
-            &directory,
-            Persistence::Aof,
-            None,
-            &Control::new(None),
-            in_pieces(bytes),
-        )
+        sideload::place(&directory, Persistence::Aof, None, &Control::new(None), |push| {
+            in_pieces(bytes, push)
+        })
     };
     let mut damaged: Vec<Vec<u8>> = Vec::new();
     for step in 0..40 {
@@ -134,7 +130,7 @@ fn a_directory_that_exists_is_left_alone_and_one_with_an_engine_is_not_discarded
         spec.persistence,
         None,
         &Control::new(None),
-        in_pieces(&bytes),
+        |push| in_pieces(&bytes, push),
     );
     assert_eq!(placed.err().unwrap().kind, Kind::Io);
     assert_eq!(sideload::discard(&spec.directory).err().unwrap().kind, Kind::Io);
@@ -176,6 +172,30 @@ fn death_while_placing_never_leaves_half_a_file_under_the_engines_name() {
         child::run_to(&format!("{failpoint}:error"), "place", home.path(), 0);
         assert!(!spec.directory.exists(), "{failpoint}");
     }
+}
+
+#[test]
+fn placing_needs_little_memory_whatever_the_keys_and_values_are() {
+    let home = Home::new();
+    let (bytes, _) = data(&home, |node| {
+        run(node, "DEBUG POPULATE 200000 small 100");
+        run(node, "DEBUG POPULATE 1 huge 100000000");
+        for number in 0..8_000 {
+            run(node, &format!("SET {number}:{} v", "k".repeat(8_000)));
+        }
+        for number in 0..40 {
+            run(node, &format!("SET {number}:{} v", "k".repeat(500_000)));
+        }
+    });
+    assert!(bytes.len() > 200_000_000);
+    std::fs::write(home.path().join("data.rdb"), &bytes).unwrap();
+    child::spawn("place", home.path(), 0, None).wait().unwrap();
+    let peak_kib: u64 = child::answer(home.path()).parse().unwrap();
+    println!(
+        "placed {} MB with a peak of {peak_kib} KiB",
+        bytes.len() / 1_000_000
+    );
+    assert!(peak_kib < 64 * 1024, "{peak_kib} KiB");
 }
 
 /// Prints what the steps take; `cargo test --release -p engine --test managed half_a_gigabyte -- --ignored --nocapture`.
