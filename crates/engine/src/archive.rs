@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::control::Control;
 use crate::error::{Error, Kind};
 use crate::keys::{Identity, SigningKey, VerifyingKey, from_hex, to_hex};
-use crate::segment::{Expected, Opener, PLAIN_BYTES_MAX, stored_bytes_max};
+use crate::segment::{Expected, Opener, PLAIN_BYTES_MAX, Sealed, stored_bytes_max};
 use crate::store::Store;
 
 /// Version of the manifest and of the layout that this code writes.
@@ -101,6 +101,17 @@ pub struct ObjectRecord {
 }
 
 impl ObjectRecord {
+    /// The record of a piece that was stored under `name`.
+    pub fn new(name: impl Into<String>, sealed: Sealed) -> Self {
+        Self {
+            name: name.into(),
+            plain_bytes: sealed.plain_bytes,
+            stored_bytes: sealed.stored_bytes,
+            plain_blake3: sealed.plain_blake3,
+            stored_blake3: sealed.stored_blake3,
+        }
+    }
+
     fn expected<'a>(&'a self, name: &'a str) -> Expected<'a> {
         Expected {
             name,

@@ -490,6 +490,12 @@ pub(crate) fn connect_unix(path: &std::path::Path) -> io::Result<UnixStream> {
     let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
         return UnixStream::connect(path);
     };
+    let here = std::path::Path::new(".");
+    let directory = if directory.as_os_str().is_empty() {
+        here
+    } else {
+        directory
+    };
     let directory = std::fs::File::open(directory)?;
     let short = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd())).join(name);
     UnixStream::connect(short)

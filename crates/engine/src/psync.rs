@@ -258,9 +258,9 @@ impl Snapshot {
     ) -> Result<bool, Error> {
         assert!(limit > MARK_BYTES, "a chunk must hold more than the mark");
         let mut end = self.held.len();
-        chunk.clear();
-        chunk.append(&mut self.held);
         chunk.resize(limit, 0);
+        chunk[..end].copy_from_slice(&self.held);
+        self.held.clear();
         while !self.is_finished && end < limit {
             let room = match self.framing {
                 Framing::Length(left) => (limit - end).min(usize::try_from(left).unwrap_or(usize::MAX)),

@@ -12,7 +12,8 @@ use crate::keys::{Identity, Recipient};
 
 /// Plain bytes of a segment of a snapshot, as a target: it ends before the key that crosses it.
 ///
-/// Measured with 4, 8 and 16 MiB: see the figures at [`crate::backup`].
+/// Measured on 630 MB with two sealers: 4, 8 and 16 MiB take the same time and compress the same (0.01 %), and
+/// raise the peak of a backup's memory by 29, 46 and 80 MiB. Fewer objects, then, within 64 MiB.
 pub const SEGMENT_BYTES: usize = 8 * 1024 * 1024;
 /// Most plain bytes a reader takes from one piece: twice the largest target any version wrote.
 pub const PLAIN_BYTES_MAX: u64 = 32 * 1024 * 1024;
@@ -21,23 +22,28 @@ pub fn stored_bytes_max(plain: u64) -> u64 {
     plain + plain / 128 + 64 * 1024
 }
 
-/// zstd level. On snapshots without LZF level 1 is the last one that one core compresses faster than an engine
-/// delivers.
+/// zstd level. On 630 MB of snapshot without LZF, one core: level 1 gives 0.46 of the size at 417 MB/s, level 2
+/// 0.45 at 327, level 3 0.46 at 210, the fast level -1 0.68 at 536.
 const LEVEL: i32 = 1;
 
-/// Closes pieces; one per thread, its buffers are used again.
+/// Closes pieces; one per thread.
+///
+/// Memory: one buffer for the compressed form, used again; the stored form takes the place of the plain one.
 pub struct Sealer<'a> {
     recipient: &'a Recipient,
     context: CCtx<'static>,
-    stored: Vec<u8>,
+    compressed: Vec<u8>,
 }
 
-/// A closed piece.
-pub struct Sealed<'a> {
-    /// The bytes to store.
-    pub stored: &'a [u8],
+/// The digests of a closed piece.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sealed {
+    /// Plain size.
+    pub plain_bytes: u64,
     /// BLAKE3 of the plain bytes, hexadecimal.
     pub plain_blake3: String,
+    /// Stored size.
+    pub stored_bytes: u64,
     /// BLAKE3 of the stored bytes, hexadecimal.
     pub stored_blake3: String,
 }
@@ -48,7 +54,6 @@ impl<'a> Sealer<'a> {
     /// # Errors
     /// [`Kind::Memory`].
     pub fn new(recipient: &'a Recipient) -> Result<Self, Error> {
-        let no_memory = || Error::new(Kind::Memory, "seal segment", "no memory for the compressor");
         let mut context = CCtx::try_create().ok_or_else(no_memory)?;
         context
             .set_parameter(CParameter::CompressionLevel(LEVEL))
@@ -56,35 +61,44 @@ impl<'a> Sealer<'a> {
         Ok(Self {
             recipient,
             context,
-            stored: Vec::new(),
+            compressed: Vec::new(),
         })
     }
 
-    /// Compresses, encrypts and hashes.
+    /// Compresses, encrypts and hashes: `piece` holds the plain bytes before and the stored ones after.
     ///
     /// # Errors
     /// [`Kind::Memory`] where the compressor gets none, [`Kind::Key`] where the recipient cannot be encrypted to.
-    pub fn seal(&mut self, plain: &[u8]) -> Result<Sealed<'_>, Error> {
-        self.stored.clear();
+    pub fn seal(&mut self, piece: &mut Vec<u8>) -> Result<Sealed, Error> {
+        let plain_bytes = piece.len() as u64;
+        let plain_blake3 = blake3::hash(piece).to_string();
+        // In one call, not as a stream: the stream would copy everything through a window of its own.
+        self.compressed.clear();
+        self.compressed
+            .reserve(zstd::zstd_safe::compress_bound(piece.len()));
+        self.context
+            .compress2(&mut self.compressed, piece)
+            .map_err(|_code| no_memory())?;
+
+        piece.clear();
         let encryptor = age::Encryptor::with_recipients(std::iter::once(self.recipient.as_age()))
             .map_err(|e| Error::new(Kind::Key, "seal segment", "the recipient is refused").because(e))?;
-        // Everything below writes to memory only.
-        let failed = |e: io::Error| Error::io(Kind::Memory, "seal segment", "compressor", e);
-        let encrypted = encryptor.wrap_output(&mut self.stored).map_err(failed)?;
-        let mut frame = zstd::stream::raw::Encoder::with_context(&mut self.context);
-        frame
-            .set_pledged_src_size(Some(plain.len() as u64))
-            .map_err(failed)?;
-        let mut compressed = zstd::stream::write::Encoder::with_encoder(encrypted, frame);
-        compressed.write_all(plain).map_err(failed)?;
-        let encrypted = compressed.finish().map_err(failed)?;
+        // Writes to memory only.
+        let failed = |e: io::Error| Error::io(Kind::Memory, "seal segment", "encryption", e);
+        let mut encrypted = encryptor.wrap_output(&mut *piece).map_err(failed)?;
+        encrypted.write_all(&self.compressed).map_err(failed)?;
         encrypted.finish().map_err(failed)?;
         Ok(Sealed {
-            plain_blake3: blake3::hash(plain).to_string(),
-            stored_blake3: blake3::hash(&self.stored).to_string(),
-            stored: &self.stored,
+            plain_bytes,
+            plain_blake3,
+            stored_bytes: piece.len() as u64,
+            stored_blake3: blake3::hash(piece).to_string(),
         })
     }
+}
+
+fn no_memory() -> Error {
+    Error::new(Kind::Memory, "seal segment", "no memory for the compressor")
 }
 
 /// What a signed manifest says about a piece.

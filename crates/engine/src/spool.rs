@@ -67,8 +67,8 @@ impl Spool {
         })
     }
 
-    /// An empty chunk for the producer, [`CHUNK_BYTES`] of capacity.
-    pub fn take_empty(&self) -> Vec<u8> {
+    /// A chunk for the producer to overwrite, [`CHUNK_BYTES`] of capacity.
+    pub fn take_used(&self) -> Vec<u8> {
         let free = self.lock().free.pop();
         free.unwrap_or_else(|| Vec::with_capacity(CHUNK_BYTES))
     }
@@ -78,7 +78,7 @@ impl Spool {
     /// # Errors
     /// [`Kind::StoreFull`] where neither memory nor the file has room; [`Kind::Io`] where the file cannot be
     /// written; [`Kind::Cancelled`] after [`Spool::abandon`].
-    pub fn push(&self, mut chunk: Vec<u8>) -> Result<(), Error> {
+    pub fn push(&self, chunk: Vec<u8>) -> Result<(), Error> {
         let mut state = self.lock();
         if state.is_abandoned {
             return Err(Error::new(
@@ -110,7 +110,6 @@ impl Spool {
             state.bytes_filed += chunk.len() as u64;
             state.filed.push_back(chunk.len());
             state.next_slot = (slot + 1) % self.slots;
-            chunk.clear();
             state.free.push(chunk);
         }
         drop(state);
@@ -144,7 +143,6 @@ impl Spool {
     /// # Errors
     /// What [`Spool::close`] was given; [`Kind::Io`] where the file cannot be read.
     pub fn pop(&self, chunk: &mut Vec<u8>, patience: Duration) -> Result<Popped, Error> {
-        chunk.clear();
         let mut state = self.lock();
         if state.memory.is_empty() && state.filed.is_empty() && state.end.is_none() {
             let waited = self.changed.wait_timeout(state, patience);
@@ -166,7 +164,7 @@ impl Spool {
             let slot = state.first_slot;
             // Stays in `filed` while it is read: its slot must not be written.
             drop(state);
-            chunk.reserve_exact(CHUNK_BYTES);
+            chunk.reserve_exact(CHUNK_BYTES.saturating_sub(chunk.len()));
             chunk.resize(len, 0);
             self.file
                 .read_exact_at(chunk, slot * CHUNK_BYTES as u64)
@@ -210,7 +208,7 @@ mod tests {
 
     #[test]
     fn order_is_kept_over_memory_and_file_and_again() {
-        let spool = Spool::create(&std::env::temp_dir(), 40 * CHUNK_BYTES as u64).unwrap();
+        let spool = Spool::create(&std::env::temp_dir(), 60 * CHUNK_BYTES as u64).unwrap();
         let mut chunk = Vec::new();
         let (mut pushed, mut popped) = (0, 0);
         for (pushes, pops) in [(10, 5), (40, 10), (20, 45), (30, 39), (10, 0), (0, 11)] {

@@ -227,9 +227,9 @@ impl Cutter {
         Ok((captured, self.jobs))
     }
 
-    fn emit(&mut self, plain: Vec<u8>) -> Result<(), Error> {
+    fn emit(&mut self, piece: Vec<u8>) -> Result<(), Error> {
         let index = self.gathered.segments.len();
-        let plain_bytes = plain.len() as u64;
+        let plain_bytes = piece.len() as u64;
         self.gathered.segments.push(SegmentRecord {
             object: ObjectRecord {
                 name: segment_name(index),
@@ -243,7 +243,7 @@ impl Cutter {
             db: 0,
         });
         self.first_offset += plain_bytes;
-        self.jobs.send(Job { index, plain })
+        self.jobs.send(Job { index, piece })
     }
 }
 

@@ -24,7 +24,8 @@ const BUFFERS: usize = SEALERS + 1;
 /// A segment to store.
 pub(super) struct Job {
     pub(super) index: usize,
-    pub(super) plain: Vec<u8>,
+    /// Its plain bytes.
+    pub(super) piece: Vec<u8>,
 }
 
 /// The cutter's end: where segments go and emptied buffers come from.
@@ -61,8 +62,9 @@ impl Jobs {
 
     fn make_buffer(&mut self) -> Vec<u8> {
         self.unmade -= 1;
-        // The rest of an earlier cut is below a segment, and a chunk comes on top of it.
-        Vec::with_capacity(SEGMENT_BYTES + CHUNK_BYTES)
+        // The rest of an earlier cut is below a segment, and a chunk comes on top of it; what does not compress
+        // grows by a little more when it is sealed in place.
+        Vec::with_capacity(SEGMENT_BYTES + 2 * CHUNK_BYTES)
     }
 }
 
@@ -120,28 +122,21 @@ impl<'a> Sealing<'a> {
                 .lock()
                 .unwrap_or_else(|poisoned| poisoned.into_inner())
                 .recv();
-            let Ok(Job { index, mut plain }) = next else {
+            let Ok(Job { index, mut piece }) = next else {
                 return Ok(());
             };
             if self.is_stopped.load(Ordering::Relaxed) {
                 return Ok(());
             }
             let name = segment_name(index);
-            let sealed = sealer.seal(&plain)?;
-            self.store
-                .put(&format!("{}/{name}", self.prefix), sealed.stored)?;
-            let record = ObjectRecord {
-                name,
-                plain_bytes: plain.len() as u64,
-                stored_bytes: sealed.stored.len() as u64,
-                plain_blake3: sealed.plain_blake3,
-                stored_blake3: sealed.stored_blake3,
-            };
+            let sealed = sealer.seal(&mut piece)?;
+            self.store.put(&format!("{}/{name}", self.prefix), &piece)?;
+            let record = ObjectRecord::new(name, sealed);
             self.lock().stored.push((index, record));
             failpoint::hit("backup.first_segment_stored")?;
-            plain.clear();
+            piece.clear();
             // Nobody waits for it where the cutter has gone.
-            let _gone = freed.send(plain);
+            let _gone = freed.send(piece);
         }
     }
 

@@ -280,20 +280,15 @@ fn piece_that_expands_beyond_its_manifest_is_refused() {
     let bench = Bench::new(redis.endpoint());
     let recipient = bench.identity.recipient();
     let mut sealer = Sealer::new(&recipient).unwrap();
-    let zeros = vec![0; 64 << 20];
-    let sealed = sealer.seal(&zeros).unwrap();
+    let mut piece = vec![0; 64 << 20];
+    let sealed = sealer.seal(&mut piece).unwrap();
     for claimed in [0, 10, 33 << 20, 64 << 20] {
         let prefix = format!("bomb-{claimed}");
-        let object = ObjectRecord {
-            name: segment_name(0),
-            plain_bytes: claimed,
-            stored_bytes: sealed.stored.len() as u64,
-            plain_blake3: sealed.plain_blake3.clone(),
-            stored_blake3: sealed.stored_blake3.clone(),
-        };
+        let mut object = ObjectRecord::new(segment_name(0), sealed.clone());
+        object.plain_bytes = claimed;
         bench
             .store
-            .put(&format!("{prefix}/{}", object.name), sealed.stored)
+            .put(&format!("{prefix}/{}", object.name), &piece)
             .unwrap();
         let manifest = manifest_of(object);
         let digest = write_manifest(&bench.store, &prefix, &manifest, &bench.signer).unwrap();
