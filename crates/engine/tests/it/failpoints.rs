@@ -3,8 +3,9 @@
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
-use engine::{Address, Kind, Store, archive};
+use engine::{Address, Endpoint, Kind, Store, archive};
 
 use crate::harness::{Bench, Redis, fill};
 
@@ -27,10 +28,13 @@ fn child_makes_a_backup() {
     let (Some(socket), Some(root)) = (std::env::var_os("IT_SOCKET"), std::env::var_os("IT_STORE")) else {
         return;
     };
-    let redis = Redis::start(&[]);
-    let mut endpoint = redis.endpoint();
-    drop(redis);
-    endpoint.address = Address::Unix(PathBuf::from(socket));
+    let endpoint = Endpoint {
+        address: Address::Unix(PathBuf::from(socket)),
+        user: None,
+        password: None,
+        tls: None,
+        timeout: Duration::from_secs(5),
+    };
     let mut bench = Bench::new(endpoint);
     bench.store = Store::open(PathBuf::from(root)).unwrap();
     let before = peak_kib();
@@ -56,7 +60,9 @@ fn child(redis: &Redis, store: &Store) -> Command {
     command
         .args(["--exact", "failpoints::child_makes_a_backup", "--nocapture"])
         .env("IT_SOCKET", redis.scratch.join("s"))
-        .env("IT_STORE", store.root());
+        .env("IT_STORE", store.root())
+        // A child that is killed cannot remove its scratch directory: it lies in ours.
+        .env("TMPDIR", store.root().parent().unwrap());
     command
 }
 
