@@ -13,8 +13,10 @@
 mod sample;
 mod writer;
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use crate::control::Control;
 use crate::error::{Error, Kind};
@@ -34,6 +36,10 @@ const AOF_DIRECTORY: &str = "appendonlydir";
 const AOF_BASE: &str = "appendonly.aof.1.base.rdb";
 const AOF_MANIFEST: &str = "appendonly.aof.manifest";
 const AOF_MANIFEST_INCOMING: &str = "incoming.manifest";
+
+/// How long [`discard`] waits for the last child of a killed engine.
+const DISCARD_LIMIT: Duration = Duration::from_secs(2);
+const DISCARD_POLL: Duration = Duration::from_millis(5);
 
 /// What an engine must hold that loaded the placed file.
 #[derive(Debug)]
@@ -113,11 +119,22 @@ pub fn discard(directory: &Path) -> Result<(), Error> {
     if let Some(pid) = process::inhabitant(directory)? {
         return Err(failed(format!("process {pid} lives in {}", directory.display())));
     }
-    match std::fs::remove_dir_all(directory) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            Err(failed(directory.display().to_string()).because(e))
+    let until = Instant::now() + DISCARD_LIMIT;
+    loop {
+        match std::fs::remove_dir_all(directory) {
+            Ok(()) => return Ok(()),
+            Err(e) if e.kind() == ErrorKind::NotFound && directory.symlink_metadata().is_err() => {
+                return Ok(());
+            }
+            // A child of an engine that was killed wrote a file meanwhile.
+            Err(e)
+                if matches!(e.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::NotFound)
+                    && Instant::now() < until =>
+            {
+                std::thread::sleep(DISCARD_POLL);
+            }
+            Err(e) => return Err(failed(directory.display().to_string()).because(e)),
         }
-        _ => Ok(()),
     }
 }
 
@@ -129,7 +146,7 @@ pub fn discard(directory: &Path) -> Result<(), Error> {
 pub(crate) fn forget_snapshot(directory: &Path) -> Result<(), Error> {
     let snapshot = directory.join(SNAPSHOT);
     match std::fs::remove_file(&snapshot) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::io(
             Kind::Io,
             "remove placed file",
             snapshot.display().to_string(),
@@ -210,7 +227,7 @@ pub fn sync(directory: &Path) -> Result<(), Error> {
         let done = std::fs::File::open(&path).and_then(|file| file.sync_all());
         match done {
             // The other kind of persistence, or a base that the engine has rewritten and synced itself.
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
             done => {
                 done.map_err(|e| Error::io(Kind::Io, "sync placed data", path.display().to_string(), e))?
             }

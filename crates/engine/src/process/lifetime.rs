@@ -13,7 +13,7 @@ use crate::failpoint;
 use crate::node::{Node, Reply, Secret};
 use crate::sideload;
 
-use super::{Engine, LOG, settings};
+use super::{Engine, LOG, settings, table};
 
 /// Most of the log that is looked at for its last lines.
 const LOG_TAIL_BYTES: u64 = 64 * 1024;
@@ -186,11 +186,16 @@ impl Engine {
         failpoint::hit("process.after_stop")
     }
 
-    /// Ends the process at once (`SIGKILL`) and waits until it is gone.
+    /// Ends the process at once (`SIGKILL`), with the children that it forked, and waits until it is gone. A child may
+    /// end a moment later.
     ///
     /// # Errors
     /// As [`Engine::stop`].
     pub fn kill(&self) -> Result<(), Error> {
+        if table::leads_group(self.process) {
+            // The engine itself is signalled below in any case, so what this came to does not matter.
+            let _gone = rustix::process::kill_process_group(self.raw_pid(), Signal::KILL);
+        }
         self.signal(Signal::KILL)?;
         if self.wait_gone(KILL_LIMIT) {
             return Ok(());
@@ -266,12 +271,16 @@ impl Engine {
         }
     }
 
+    fn raw_pid(&self) -> Pid {
+        match i32::try_from(self.process.pid).ok().and_then(Pid::from_raw) {
+            Some(pid) => pid,
+            None => unreachable!("process ids of the kernel are positive"),
+        }
+    }
+
     /// Signals this very process and no later one with its id.
     fn signal(&self, signal: Signal) -> Result<(), Error> {
-        let raw = i32::try_from(self.process.pid).ok().and_then(Pid::from_raw);
-        let Some(pid) = raw else {
-            unreachable!("process ids of the kernel are positive");
-        };
+        let pid = self.raw_pid();
         let sent = match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
             // The descriptor stands for whichever process has the id now; the start time says whether that is ours.
             Ok(descriptor) if self.is_alive() => rustix::process::pidfd_send_signal(&descriptor, signal),

@@ -38,11 +38,18 @@ pub(super) struct Home {
 struct Stat {
     process: Process,
     parent: u32,
+    group: u32,
 }
 
 /// The live process with this id; a zombie is none.
 pub(super) fn process(pid: u32) -> Option<Process> {
     stat(pid).map(|stat| stat.process)
+}
+
+/// Whether this very process lives and leads a process group: as every engine that we started, with the children that
+/// it forks in it.
+pub(super) fn leads_group(process: Process) -> bool {
+    stat(process.pid).is_some_and(|stat| stat.process == process && stat.group == process.pid)
 }
 
 /// # Errors
@@ -187,10 +194,12 @@ fn stat(pid: u32) -> Option<Stat> {
     let mut fields = fields.split_ascii_whitespace();
     let state = fields.next()?;
     let parent = fields.next()?.parse().ok()?;
-    let start_ticks = fields.nth(17)?.parse().ok()?;
+    let group = fields.next()?.parse().ok()?;
+    let start_ticks = fields.nth(16)?.parse().ok()?;
     let is_live = !matches!(state, "Z" | "X" | "x");
     is_live.then_some(Stat {
         process: Process { pid, start_ticks },
         parent,
+        group,
     })
 }

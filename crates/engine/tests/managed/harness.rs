@@ -51,7 +51,7 @@ impl Drop for Home {
                 engine.kill().unwrap();
             }
         }
-        std::fs::remove_dir_all(&self.0).unwrap();
+        sideload::discard(&self.0).unwrap();
     }
 }
 
