@@ -9,6 +9,7 @@ macro_rules! id {
         #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub struct $name(String);
 
+        #[allow(dead_code, reason = "one macro for all identifiers; not each comes from outside or goes there")]
         impl $name {
             /// Reads an identifier from outside; `None` where it is malformed.
             pub fn parse(text: &str) -> Option<Self> {

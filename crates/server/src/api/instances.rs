@@ -240,7 +240,7 @@ pub fn show(request: &Request) -> Result<Reply, ApiError> {
     let project = request.project()?;
     let shown = request.app.catalog.read(|tx| {
         let instance = command::find(tx, project, &id)?;
-        Ok::<_, Refusal>(InstanceShown::new(request, tx, &instance)?)
+        InstanceShown::new(request, tx, &instance)
     })?;
     Ok(json_response(200, &shown.into_value(request.version)))
 }

@@ -189,6 +189,8 @@ pub struct RestoreRecord {
 /// What we tell beyond DCS about a restore.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct RestoreDetails {
+    /// 1 for the instance's first restore, and so on without a gap.
+    pub ordinal: i64,
     /// What is going on now.
     pub phase: Option<String>,
     /// Acknowledged bytes of the phase.
@@ -252,6 +254,7 @@ impl RestoreRecord {
             source_instance_id: v1.then(|| row.source_instance_id.to_string()),
             source_instance_name: v1.then(|| row.source_instance_name.clone()),
             ext: (!strict).then(|| RestoreDetails {
+                ordinal: row.ordinal,
                 phase: row.phase.clone(),
                 bytes_done: row.bytes_done,
                 bytes_total: row.bytes_total,

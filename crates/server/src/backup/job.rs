@@ -48,11 +48,9 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
     failpoint::hit("backup.begun")?;
 
     let report = |seen: &engine::Progress| {
-        let share = if seen.bytes_total == 0 {
-            0
-        } else {
-            seen.bytes_done.min(seen.bytes_total) * 9500 / seen.bytes_total
-        };
+        let share = (seen.bytes_done.min(seen.bytes_total) * 9500)
+            .checked_div(seen.bytes_total)
+            .unwrap_or(0);
         let share = i64::try_from(share).unwrap_or(0);
         let written = step(app, claim, |tx| {
             record::progress(

@@ -120,15 +120,14 @@ impl Format {
     }
 }
 
-/// Why a record failed: the documented codes of the wire, contract §7.2.
+/// Why a record failed: the documented codes of the wire that something here gives. (3: objects of a failed attempt
+/// could not be removed; 8: a scheduled run found the instance busy.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureCode {
     /// The tool did not start, or stopped before data moved.
     NotStarted = 1,
     /// Timed out, or its worker is gone.
     TimedOut = 2,
-    /// Stored files could not be removed.
-    NotRemoved = 3,
     /// Credentials or keys missing or wrong.
     NoCredentials = 4,
     /// The store has no room or cannot be prepared.
@@ -137,8 +136,6 @@ pub enum FailureCode {
     NotReadable = 6,
     /// Loading failed: data, format, memory.
     NotLoaded = 7,
-    /// A scheduled run found the instance busy.
-    Busy = 8,
 }
 
 impl FailureCode {

@@ -105,7 +105,7 @@ fn plan_of(plan: &Map<String, Value>) -> Result<Value, Refusal> {
     let bounds = window
         .split_once('-')
         .and_then(|(from, to)| Some((hour(from)?, hour(to)?)));
-    if !bounds.is_some_and(|(from, _)| from <= 23) {
+    if bounds.is_none_or(|(from, _)| from > 23) {
         return Err(Refusal::PolicyBegin);
     }
     let zone = match plan.get("timezone_offset") {

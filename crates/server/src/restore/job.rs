@@ -501,11 +501,9 @@ impl Work<'_> {
             "switching" => (9800, 0),
             _ => (0, 0),
         };
-        let share = if seen.bytes_total == 0 {
-            0
-        } else {
-            seen.bytes_done.min(seen.bytes_total) * span / seen.bytes_total
-        };
+        let share = (seen.bytes_done.min(seen.bytes_total) * span)
+            .checked_div(seen.bytes_total)
+            .unwrap_or(0);
         let progress = i64::try_from(base + share).unwrap_or(0);
         let written = step(self.app, self.claim, |tx| {
             record::progress(tx, &self.restore.id, progress, seen, Moment::now())

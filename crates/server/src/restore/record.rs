@@ -140,8 +140,6 @@ impl rusqlite::types::FromSql for Method {
 /// A row of the table.
 #[derive(Debug, Clone)]
 pub struct Restore {
-    /// The instance restored.
-    pub instance_id: InstanceId,
     /// 1 for the instance's first restore, and so on without a gap.
     pub ordinal: i64,
     /// Its id.
@@ -210,7 +208,7 @@ pub struct Restore {
 
 macro_rules! columns {
     () => {
-        "instance_id, ordinal, id, name, backup_id, backup_name, backup_remark, remark, status, progress_bp, error_code, failure, \
+        "ordinal, id, name, backup_id, backup_name, backup_remark, remark, status, progress_bp, error_code, failure, \
          source_instance_id, source_instance_name, method, verify, target_state, phase, bytes_done, bytes_total, keys_applied, \
          keys_compared, keys_expired, unavailable_us, undo_of, undone_by, new_generation_id, old_generation_id, created_at_ms, \
          clock_at_ms, started_at_ms, finished_at_ms, updated_at_ms"
@@ -219,39 +217,38 @@ macro_rules! columns {
 
 fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Restore> {
     Ok(Restore {
-        instance_id: row.get(0)?,
-        ordinal: row.get(1)?,
-        id: row.get(2)?,
-        name: row.get(3)?,
-        backup_id: row.get(4)?,
-        backup_name: row.get(5)?,
-        backup_remark: row.get(6)?,
-        remark: row.get(7)?,
-        status: row.get(8)?,
-        progress_bp: row.get(9)?,
-        error_code: row.get(10)?,
-        failure: row.get(11)?,
-        source_instance_id: row.get(12)?,
-        source_instance_name: row.get(13)?,
-        method: row.get(14)?,
-        verify: row.get(15)?,
-        target_state: row.get(16)?,
-        phase: row.get(17)?,
-        bytes_done: row.get(18)?,
-        bytes_total: row.get(19)?,
-        keys_applied: row.get(20)?,
-        keys_compared: row.get(21)?,
-        keys_expired: row.get(22)?,
-        unavailable_us: row.get(23)?,
-        undo_of: row.get(24)?,
-        undone_by: row.get(25)?,
-        new_generation_id: row.get(26)?,
-        old_generation_id: row.get(27)?,
-        created_at: row.get(28)?,
-        clock_at: row.get(29)?,
-        started_at: row.get(30)?,
-        finished_at: row.get(31)?,
-        updated_at: row.get(32)?,
+        ordinal: row.get(0)?,
+        id: row.get(1)?,
+        name: row.get(2)?,
+        backup_id: row.get(3)?,
+        backup_name: row.get(4)?,
+        backup_remark: row.get(5)?,
+        remark: row.get(6)?,
+        status: row.get(7)?,
+        progress_bp: row.get(8)?,
+        error_code: row.get(9)?,
+        failure: row.get(10)?,
+        source_instance_id: row.get(11)?,
+        source_instance_name: row.get(12)?,
+        method: row.get(13)?,
+        verify: row.get(14)?,
+        target_state: row.get(15)?,
+        phase: row.get(16)?,
+        bytes_done: row.get(17)?,
+        bytes_total: row.get(18)?,
+        keys_applied: row.get(19)?,
+        keys_compared: row.get(20)?,
+        keys_expired: row.get(21)?,
+        unavailable_us: row.get(22)?,
+        undo_of: row.get(23)?,
+        undone_by: row.get(24)?,
+        new_generation_id: row.get(25)?,
+        old_generation_id: row.get(26)?,
+        created_at: row.get(27)?,
+        clock_at: row.get(28)?,
+        started_at: row.get(29)?,
+        finished_at: row.get(30)?,
+        updated_at: row.get(31)?,
     })
 }
 
