@@ -50,6 +50,8 @@ pub const SPOOL_BYTES_MAX: u64 = 64 * 1024 * 1024 * 1024;
 pub const MEMORY_RESERVE_BYTES: u64 = 128 * 1024 * 1024;
 /// Retired generations kept for undo, per instance: each holds its whole data in memory.
 pub const RETIRED_GENERATIONS_MAX: usize = 1;
+/// Instances that the reconciler brings back side by side; each loads with one core.
+pub const MENDED_AT_ONCE: usize = 4;
 /// How often the reconciler looks at every instance.
 pub const RECONCILE_EVERY: Duration = Duration::from_secs(5);
 /// How often a running job writes its progress to the catalogue.

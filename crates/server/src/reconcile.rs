@@ -59,13 +59,29 @@ pub fn run(app: &Arc<App>, closing: &std::sync::atomic::AtomicBool) {
 /// The catalogue failed.
 pub fn once(app: &App) -> Result<(), catalog::Error> {
     let living = app.catalog.read(record::all_living)?;
-    for instance in &living {
-        mend(app, instance)?;
+    // Side by side: after a reboot each of them may load for minutes.
+    for some in living.chunks(limits::MENDED_AT_ONCE) {
+        let mended: Vec<Result<(), catalog::Error>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = some
+                .iter()
+                .map(|instance| scope.spawn(|| mend(app, instance)))
+                .collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or(Ok(())))
+                .collect()
+        });
+        mended.into_iter().collect::<Result<(), _>>()?;
     }
     Ok(())
 }
 
 fn mend(app: &App, instance: &Instance) -> Result<(), catalog::Error> {
+    let whole = app.board.instance_lock(&instance.id);
+    // A job is at work; while we hold the lock none can begin.
+    let Ok(_alone) = whole.try_lock() else {
+        return Ok(());
+    };
     let (active, existing) = app.catalog.read(|tx| {
         Ok::<_, catalog::Error>((
             queue::active(tx, &instance.id)?,
@@ -92,16 +108,7 @@ fn mend(app: &App, instance: &Instance) -> Result<(), catalog::Error> {
             }
             State::Serving | State::Removed => false,
         };
-        // Looked at again: a job may have been accepted since.
-        let idle = || {
-            app.catalog
-                .read(|tx| queue::active(tx, &instance.id))
-                .map(|active| active.is_none())
-        };
-        if superfluous
-            && idle()?
-            && let Err(stop) = instances::take_down(app, instance, &found.id)
-        {
+        if superfluous && let Err(stop) = instances::take_down(app, instance, &found.id) {
             tracing::warn!(instance.id = %instance.id, generation.id = %found.id, ?stop, "a generation does not go; trying again");
         }
     }
@@ -114,7 +121,10 @@ fn keep_serving(app: &App, instance: &Instance, serving: &Generation) -> Result<
     let healthy = instances::admin_password(app, instance)
         .and_then(|password| process::find(&directory, &password))
         .and_then(|found| match found {
-            Some(engine) => engine.current_port().map(|port| port == instance.port),
+            Some(engine) => {
+                app.board.note_memory(&instance.id, engine.used_memory()?);
+                engine.current_port().map(|port| port == instance.port)
+            }
             None => Ok(false),
         });
     let now = Moment::now();

@@ -629,7 +629,7 @@ impl InstanceShown {
                 _ => None,
             },
             max_memory: capacity_mb,
-            used_memory: 0,
+            used_memory: i64::try_from(request.app.board.memory_of(&instance.id) >> 20).unwrap_or(0),
             ip: instance.bind.clone(),
             port: instance.port,
             domain_name: instance.bind.clone(),

@@ -20,6 +20,11 @@ pub(crate) enum ProjectVerb {
     },
     /// List all projects
     List,
+    /// Revoke every user, token and access key of a project, at once; its instances and records stay
+    Revoke {
+        /// Name or id of the project
+        project: String,
+    },
 }
 
 /// Verbs on users.
@@ -134,6 +139,16 @@ pub(crate) fn project(global: &Global, verb: &ProjectVerb) -> anyhow::Result<()>
                 .map(|p| json!({"project_id": p.id.as_str(), "project": p.name, "created_at": p.created_at.iso()}))
                 .collect();
             print(global, &["project_id", "project", "created_at"], &rows);
+        }
+        ProjectVerb::Revoke { project } => {
+            let project = find_project(&app, project)?;
+            let revoked = app
+                .catalog
+                .write(|tx| record::revoke_project(tx, &project.id, Moment::now()))?;
+            print_one(
+                global,
+                &json!({"project": project.name, "revoked_credentials": revoked}),
+            );
         }
     }
     Ok(())

@@ -62,7 +62,7 @@ pub(crate) enum Output {
 enum Verb {
     /// Run the service: API, jobs and managed engines
     Serve(Serve),
-    /// Make, list projects (works on the data directory, no service needed)
+    /// Make, list, revoke projects (works on the data directory, no service needed)
     #[command(subcommand)]
     Project(admin::ProjectVerb),
     /// Make, list, revoke users with passwords (works on the data directory)

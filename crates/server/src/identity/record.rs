@@ -254,6 +254,26 @@ pub fn revoke_access_key(tx: &Tx<'_>, ak: &str, now: Moment) -> Result<bool, Err
     Ok(changed == 1)
 }
 
+/// Revokes every user, token and access key of a project; how many users and keys that were.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn revoke_project(tx: &Tx<'_>, id: &ProjectId, now: Moment) -> Result<usize, Error> {
+    tx.execute(
+        "DELETE FROM token WHERE account_id IN (SELECT id FROM account WHERE project_id = ?1)",
+        (id,),
+    )?;
+    let users = tx.execute(
+        "UPDATE account SET revoked_at_ms = ?2 WHERE project_id = ?1 AND revoked_at_ms IS NULL",
+        (id, now),
+    )?;
+    let keys = tx.execute(
+        "UPDATE access_key SET revoked_at_ms = ?2 WHERE project_id = ?1 AND revoked_at_ms IS NULL",
+        (id, now),
+    )?;
+    Ok(users + keys)
+}
+
 /// Remembers a token by its hash, and forgets the expired ones.
 ///
 /// # Errors

@@ -11,7 +11,7 @@ use super::JobKind;
 use super::queue::{self, Claim};
 use crate::app::App;
 use crate::catalog::{self, Tx};
-use crate::ids::{InstanceId, Moment};
+use crate::ids::{InstanceId, JobId, Moment};
 use crate::{backup, instance, limits, restore};
 
 /// How a job ended, for the log; the records say the rest.
@@ -131,7 +131,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// What runs now, and the bell that wakes the loop.
 pub struct Board {
-    running: Mutex<HashMap<InstanceId, Arc<Control>>>,
+    running: Mutex<HashMap<JobId, (InstanceId, Arc<Control>)>>,
+    locks: Mutex<HashMap<InstanceId, Arc<Mutex<()>>>>,
+    memory: Mutex<HashMap<InstanceId, u64>>,
     rung: AtomicU64,
     bell: (Mutex<()>, Condvar),
     closing: AtomicBool,
@@ -143,6 +145,8 @@ impl Board {
     pub fn new() -> Self {
         Self {
             running: Mutex::new(HashMap::new()),
+            locks: Mutex::new(HashMap::new()),
+            memory: Mutex::new(HashMap::new()),
             rung: AtomicU64::new(0),
             bell: (Mutex::new(()), Condvar::new()),
             closing: AtomicBool::new(false),
@@ -157,11 +161,27 @@ impl Board {
         self.bell.1.notify_all();
     }
 
-    /// Asks the instance's running job to stop.
+    /// Asks the instance's running jobs to stop.
     pub fn cancel(&self, instance: &InstanceId) {
-        if let Some(control) = lock(&self.running).get(instance) {
+        for (_, control) in lock(&self.running).values().filter(|(of, _)| of == instance) {
             control.cancel();
         }
+    }
+
+    /// Whoever touches an instance's engines holds this: a job, or the reconciler. The catalogue admits one
+    /// operation at a time, but one that was ended from outside may still be on its way out.
+    pub fn instance_lock(&self, instance: &InstanceId) -> Arc<Mutex<()>> {
+        lock(&self.locks).entry(instance.clone()).or_default().clone()
+    }
+
+    /// Remembers what the instance's engine last said that its data takes, in bytes.
+    pub fn note_memory(&self, instance: &InstanceId, bytes: u64) {
+        lock(&self.memory).insert(instance.clone(), bytes);
+    }
+
+    /// What [`Board::note_memory`] was last told; at most some seconds old while the instance runs.
+    pub fn memory_of(&self, instance: &InstanceId) -> u64 {
+        lock(&self.memory).get(instance).copied().unwrap_or(0)
     }
 
     /// No new job is begun from now on.
@@ -221,11 +241,13 @@ fn claim(app: &App) -> Option<Claim> {
 
 fn start(app: &Arc<App>, claim: Claim) {
     let control = Arc::new(Control::new(Some(limits::OPERATION_TIME_BASE)));
-    lock(&app.board.running).insert(claim.instance_id.clone(), control.clone());
+    lock(&app.board.running).insert(claim.job_id.clone(), (claim.instance_id.clone(), control.clone()));
     let shared = app.clone();
     let name = format!("job-{}", claim.kind.word());
     let thread = std::thread::Builder::new().name(name).spawn(move || {
         let app = shared;
+        let whole = app.board.instance_lock(&claim.instance_id);
+        let _alone = lock(&whole);
         let fenced =
             std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run_one(&app, &claim, &control)));
         if let Err(panic) = fenced {
@@ -237,7 +259,7 @@ fn start(app: &Arc<App>, claim: Claim) {
             tracing::error!(job.id = %claim.job_id, panic = text, "a job panicked: this is a bug");
             give_back(&app, &claim);
         }
-        lock(&app.board.running).remove(&claim.instance_id);
+        lock(&app.board.running).remove(&claim.job_id);
         app.board.wake();
     });
     if let Err(error) = thread {

@@ -121,12 +121,13 @@ impl Work<'_> {
         let expectation = self.place(&pair.new)?;
         self.enter(TargetState::Loading)?;
         failpoint::hit("restore.placed")?;
+        let durable = sideload::sync_behind(&self.app.config.generation_dir(&self.instance.id, &pair.new))?;
         let engine = process::start_standby(&instances::spec(self.app, &self.instance, &pair.new)?)?;
         engine.wait_loaded(self.control)?;
         failpoint::hit("restore.loaded")?;
         self.verify(&engine, &expectation)?;
         failpoint::hit("restore.verified")?;
-        sideload::sync(engine.directory())?;
+        durable.wait()?;
         Ok(pair)
     }
 
