@@ -14,7 +14,7 @@ use crate::ids::{BackupId, Moment};
 use crate::instance::record::Instance;
 use crate::instance::{self, job as instances};
 use crate::jobs::Claim;
-use crate::jobs::worker::{Ended, Stop, failure_code, settle, step, with_progress};
+use crate::jobs::worker::{Ended, Stop, begun_too_often, failure_code, settle, step, with_progress};
 use crate::limits;
 
 /// Captures the instance into the store and settles the record.
@@ -67,9 +67,12 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
             control.cancel();
         }
     };
-    let made = with_progress(control, report, || {
-        capture(app, &instance, &backup, &prefix, claim.fence, control)
-    });
+    let made = match begun_too_often(claim) {
+        Some(error) => Err(error),
+        None => with_progress(control, report, || {
+            capture(app, &instance, &backup, &prefix, claim.fence, control)
+        }),
+    };
     let now = Moment::now();
     match made {
         Ok(made) => {

@@ -13,7 +13,7 @@ use crate::app::App;
 use crate::backup;
 use crate::catalog;
 use crate::ids::{GenerationId, InstanceId, Moment};
-use crate::jobs::worker::{Ended, Stop, settle};
+use crate::jobs::worker::{Ended, Stop, begun_too_often, settle};
 use crate::jobs::{Claim, JobKind};
 use crate::limits;
 
@@ -54,21 +54,32 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
 }
 
 fn create(app: &App, claim: &Claim, instance: &Instance, control: &Control) -> Result<Ended, Stop> {
-    let generation = app
-        .catalog
-        .read(|tx| generation::existing(tx, &instance.id))?
+    let existing = app.catalog.read(|tx| generation::existing(tx, &instance.id))?;
+    let generation = existing
         .into_iter()
-        .find(|generation| matches!(generation.state, State::Loading | State::Serving))
-        .ok_or_else(|| Stop::Broken("a new instance has no generation".to_owned()))?;
-    let started = bring_up(app, instance, &generation.id, Some(instance.port), control).map(drop);
+        .find(|found| matches!(found.state, State::Loading | State::Serving));
+    let started = match (&generation, begun_too_often(claim)) {
+        (Some(generation), None) => {
+            bring_up(app, instance, &generation.id, Some(instance.port), control).map(drop)
+        }
+        (_, Some(error)) => Err(error),
+        // An earlier attempt failed, took it down, and was interrupted before it could say so.
+        (None, None) => Err(Error::new(
+            Kind::EngineStart,
+            "create instance",
+            "its engine did not start",
+        )),
+    };
     let now = Moment::now();
-    if started.is_err() {
+    if let (Err(_), Some(generation)) = (&started, &generation) {
         take_down(app, instance, &generation.id)?;
     }
     settle(app, claim, |tx| {
         match &started {
             Ok(()) => {
-                generation::transition(tx, &generation.id, State::Loading, State::Serving)?;
+                if let Some(generation) = &generation {
+                    generation::transition(tx, &generation.id, State::Loading, State::Serving)?;
+                }
                 record::transition(tx, &instance.id, Status::Creating, Status::Running, None, now)?;
             }
             Err(error) => {

@@ -302,56 +302,20 @@ fn run_one(app: &App, claim: &Claim, control: &Control) {
     }
 }
 
-/// A job that stopped unsettled waits again; one that did so too often is settled as failed with its record.
+/// A job that stopped unsettled waits again.
 fn give_back(app: &App, claim: &Claim) {
-    let now = Moment::now();
-    let given = if claim.fence >= limits::JOB_ATTEMPTS_MAX && claim.kind != JobKind::Delete {
-        settle(app, claim, |tx| give_up(tx, claim, now))
-    } else {
-        app.catalog
-            .write(|tx| queue::release(tx, claim).map_err(Stop::Catalog))
-    };
-    if let Err(stop) = given {
-        tracing::error!(job.id = %claim.job_id, ?stop, "cannot give a job back; the next start does");
+    if let Err(error) = app.catalog.write(|tx| queue::release(tx, claim)) {
+        tracing::error!(job.id = %claim.job_id, error = engine::chain(&error), "cannot give a job back; the next start does");
     }
 }
 
-fn give_up(tx: &Tx<'_>, claim: &Claim, now: Moment) -> Result<(), catalog::Error> {
-    use crate::backup::record::FailureCode;
-    use crate::ids::{BackupId, RestoreId};
-    let why = "begun too often without coming to an end";
-    let subject = claim.subject_id.as_deref().unwrap_or_default();
-    match claim.kind {
-        JobKind::Backup => {
-            if let Some(id) = BackupId::parse(subject) {
-                backup::record::fail(tx, &id, FailureCode::TimedOut, why, now)?;
-            }
-        }
-        JobKind::Restore => {
-            if let Some(id) = RestoreId::parse(subject) {
-                let state = match restore::record::load(tx, &id)? {
-                    Some(seen) if seen.target_state == restore::record::TargetState::Switching => {
-                        restore::record::TargetState::Unknown
-                    }
-                    _ => restore::record::TargetState::RolledBack,
-                };
-                restore::record::fail(tx, &id, FailureCode::TimedOut, why, state, now)?;
-            }
-        }
-        JobKind::Create => {
-            use crate::instance::Status;
-            instance::record::transition(
-                tx,
-                &claim.instance_id,
-                Status::Creating,
-                Status::CreateFailed,
-                Some(why),
-                now,
-            )?;
-        }
-        JobKind::Delete | JobKind::Restart | JobKind::Flush | JobKind::Password => {}
-    }
-    Ok(())
+/// Whether the job was begun too often without coming to an end: one that brings the process down must not do so
+/// for ever. It is settled as failed then, by its own code for failures.
+pub fn begun_too_often(claim: &Claim) -> Option<engine::Error> {
+    (claim.fence > limits::JOB_ATTEMPTS_MAX).then(|| {
+        let context = format!("begun {} times without coming to an end", claim.fence - 1);
+        engine::Error::new(Kind::Deadline, "run job", context)
+    })
 }
 
 /// The wire code of a failure of the data plane; `moved` says whether data had begun to move.

@@ -18,7 +18,7 @@ use crate::instance::generation::{self, State};
 use crate::instance::job as instances;
 use crate::instance::{self, Instance};
 use crate::jobs::Claim;
-use crate::jobs::worker::{Ended, Stop, failure_code, settle, step, with_progress};
+use crate::jobs::worker::{Ended, Stop, begun_too_often, failure_code, settle, step, with_progress};
 use crate::limits;
 
 /// One restore at work.
@@ -63,6 +63,9 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
         |seen| work.report(seen),
         || {
             let switch_intended = work.restore.target_state == TargetState::Switching;
+            if !switch_intended && let Some(error) = begun_too_often(claim) {
+                return Err(Halt::Failed(error));
+            }
             let prepared = match work.restore.method {
                 _ if switch_intended => work.prepared_before()?,
                 Method::SideLoad => work.prepare_beside()?,
