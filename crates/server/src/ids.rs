@@ -160,8 +160,9 @@ impl Moment {
             0,
         )
         .ok()?;
-        let at = jiff::tz::Offset::UTC.to_timestamp(date).ok()?;
-        Some(Self(at.as_millisecond()))
+        // Not through a timestamp: that ends a day before the year 9999 does, which people write for "no end".
+        let since = date.duration_since(jiff::civil::DateTime::constant(1970, 1, 1, 0, 0, 0, 0));
+        i64::try_from(since.as_millis()).ok().map(Self)
     }
 
     /// This moment and `seconds` more.
@@ -192,6 +193,11 @@ mod tests {
         assert_eq!(at.iso(), "2017-07-18T21:41:20.000Z");
         assert_eq!(at.compact(), "20170718214120");
         assert_eq!(Moment::from_compact("20170718214120"), Some(at));
+        assert_eq!(Moment::from_compact("19700101000000"), Some(Moment(0)));
+        assert_eq!(
+            Moment::from_compact("99991231235959"),
+            Some(Moment(253_402_300_799_000))
+        );
     }
 
     #[test]

@@ -17,6 +17,17 @@ pub enum Version {
     V1,
 }
 
+impl Version {
+    /// The version that a path belongs to.
+    pub fn of(path: &str) -> Self {
+        if path.starts_with("/v1.0") {
+            Version::V1
+        } else {
+            Version::V2
+        }
+    }
+}
+
 /// An answer that is not a success.
 #[derive(Debug)]
 pub enum ApiError {

@@ -68,11 +68,13 @@ pub fn create_token(request: &Request) -> Result<Reply, ApiError> {
     let auth = body.get("auth").ok_or_else(malformed)?;
     let methods = auth["identity"]["methods"].as_array().ok_or_else(malformed)?;
     let method = methods.first().and_then(Value::as_str).ok_or_else(malformed)?;
-    let account = match method {
+    // A token made from a token ends with it: a leaked one must not live for ever.
+    let (account, expires_at) = match method {
         "password" => {
             let user = &auth["identity"]["password"]["user"];
             let password = user["password"].as_str().ok_or_else(malformed)?;
-            by_password(request, user, password)?.ok_or_else(denied)?
+            let account = by_password(request, user, password)?.ok_or_else(denied)?;
+            (account, request.now.plus_seconds(limits::TOKEN_SECONDS))
         }
         "token" => {
             let token = auth["identity"]["token"]["id"].as_str().ok_or_else(malformed)?;
@@ -82,7 +84,6 @@ pub fn create_token(request: &Request) -> Result<Reply, ApiError> {
     };
     let project = scope(request, &auth["scope"], &account)?.ok_or_else(denied)?;
     let token = secrets::random_hex(32);
-    let expires_at = request.now.plus_seconds(limits::TOKEN_SECONDS);
     let scope = TokenScope {
         account_id: account.id.clone(),
         project_id: project.as_ref().map(|project| project.id.clone()),
@@ -129,15 +130,19 @@ fn by_password(request: &Request, user: &Value, password: &str) -> Result<Option
     })
 }
 
-fn by_token(request: &Request, token: &str) -> Result<Option<Account>, ApiError> {
+/// The token's account and the end of its life.
+fn by_token(request: &Request, token: &str) -> Result<Option<(Account, Moment)>, ApiError> {
     let hash = secrets::sha256(token.as_bytes());
-    Ok(request.app.catalog.read(|tx| {
+    let read = request.app.catalog.read(|tx| {
         let scope = record::token(tx, &hash)?.filter(|scope| scope.expires_at > request.now);
-        match scope {
-            Some(scope) => record::account_by_id(tx, &scope.account_id),
-            None => Ok(None),
-        }
-    })?)
+        let Some(scope) = scope else {
+            return Ok::<_, crate::catalog::Error>(None);
+        };
+        let account = record::account_by_id(tx, &scope.account_id)?;
+        let usable = account.filter(|account| account.revoked_at.is_none());
+        Ok(usable.map(|account| (account, scope.expires_at)))
+    });
+    Ok(read?)
 }
 
 /// The project that the token is scoped to: `Some(None)` for a domain token, `None` for a scope that is not the
@@ -151,6 +156,12 @@ fn scope(request: &Request, scope: &Value, account: &Account) -> Result<Option<O
         .catalog
         .read(|tx| record::project(tx, &account.project_id))?;
     let wanted = &scope["project"];
+    if wanted["domain"]["name"]
+        .as_str()
+        .is_some_and(|name| name != DOMAIN)
+    {
+        return Ok(None);
+    }
     let fits = |project: &Project| match (wanted["id"].as_str(), wanted["name"].as_str()) {
         (Some(id), _) => ProjectId::parse(id).as_ref() == Some(&project.id),
         (None, Some(name)) => name == project.name,

@@ -73,10 +73,12 @@ fn decode_create(request: &Request) -> Result<Create, Refusal> {
         None => fields.text("product_id")?.ok_or(Refusal::SpecUnknown)?,
     };
     let flavor = Flavor::find(&spec).ok_or(Refusal::SpecUnknown)?;
-    if let Some(capacity) = fields.number("capacity")?
-        && (capacity * 1024.0 - flavor.capacity_mb as f64).abs() > 1.0
-    {
-        return Err(Refusal::CapacityInvalid);
+    if let Some(capacity) = fields.number("capacity")? {
+        let off = (capacity * 1024.0 - flavor.capacity_mb as f64).abs();
+        // The text "NaN" reads as a number too, and is the capacity of nothing.
+        if off.is_nan() || off > 1.0 {
+            return Err(Refusal::CapacityInvalid);
+        }
     }
     let open = fields.boolean("no_password_access")?.unwrap_or(false);
     let password = match (fields.text("password")?, open) {

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 use utoipa::{PartialSchema, ToSchema};
 
-use super::error::{ApiError, json_response};
+use super::error::{ApiError, Version, json_response};
 use super::request::Request;
 use super::router::{Access, Reply, Route, routes};
 use super::{backups, instances, restores};
@@ -40,7 +40,11 @@ pub enum Answer {
 }
 
 impl Answer {
-    fn schema(self) -> Option<Value> {
+    fn schema(self, version: Version) -> Option<Value> {
+        let instance = match version {
+            Version::V2 => "InstanceShown",
+            Version::V1 => "InstanceShownV1",
+        };
         let reference = |name: &str| json!({"$ref": format!("#/components/schemas/{name}")});
         Some(match self {
             Answer::Nothing | Answer::Bytes => return None,
@@ -52,12 +56,12 @@ impl Answer {
             Answer::BackupStarted => reference("BackupStarted"),
             Answer::Backup => reference("BackupRecord"),
             Answer::BackupLinks => reference("BackupLinks"),
-            Answer::Instance => reference("InstanceShown"),
+            Answer::Instance => reference(instance),
             Answer::BatchResults => reference("BatchResults"),
             Answer::InstanceList => json!({
                 "type": "object", "required": ["instance_num", "instances"],
                 "properties": {"instance_num": {"type": "integer"},
-                               "instances": {"type": "array", "items": reference("InstanceShown")}}}),
+                               "instances": {"type": "array", "items": reference(instance)}}}),
         })
     }
 }
@@ -105,7 +109,8 @@ fn operation(route: &Route) -> Value {
             .push(json!({"name": name, "in": "query", "required": false, "schema": {"type": "string"}}));
     }
     let mut success = json!({"description": "Success"});
-    match route.answer.schema() {
+    let version = Version::of(&route.path);
+    match route.answer.schema(version) {
         Some(schema) => success["content"] = json!({"application/json": {"schema": schema}}),
         None if route.answer == Answer::Bytes => {
             success["content"] = json!({"application/octet-stream": {}});
@@ -116,10 +121,9 @@ fn operation(route: &Route) -> Value {
         json!({"description": text,
                "content": {"application/json": {"schema": {"$ref": format!("#/components/schemas/{name}")}}}})
     };
-    let refused = if route.path.starts_with("/v1.0") {
-        "ErrorV1"
-    } else {
-        "Error"
+    let refused = match version {
+        Version::V1 => "ErrorV1",
+        Version::V2 => "Error",
     };
     let mut responses = json!({ route.success.to_string(): success });
     if route.access == Access::Project {
@@ -163,6 +167,18 @@ fn schemas() -> Value {
         all.insert(name, serde_json::to_value(schema).unwrap_or_default());
     }
     let text = || json!({"type": "string"});
+    let mut instance_v1 = all["InstanceShown"].clone();
+    for (name, schema) in [
+        ("backend_addrs", json!({"type": "array", "items": text()})),
+        ("domainName", text()),
+        ("resource_spec_code", text()),
+        ("product_id", text()),
+        ("internal_version", json!({"type": ["string", "null"]})),
+        ("error_code", json!({"type": ["string", "null"]})),
+    ] {
+        instance_v1["properties"][name] = schema;
+    }
+    all.insert("InstanceShownV1".to_owned(), instance_v1);
     let flat = json!({"type": "object", "required": ["error_code", "error_msg"], "properties": {
         "error_code": text(), "error_msg": text(), "error_ext_msg": {"type": ["string", "null"]}}});
     let nested = json!({"type": "object", "required": ["error"], "properties": {"error": {

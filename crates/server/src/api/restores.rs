@@ -21,14 +21,23 @@ use crate::restore::record::{self, Restore, Status};
 pub fn create(request: &Request) -> Result<Reply, ApiError> {
     let project = request.project()?;
     let instance = request.instance_id()?;
-    let wish = decode(request)?;
-    let id = command::submit(&request.app, project, &instance, &wish, request.now)?;
+    let wish = decode(request).map_err(|refusal| of_body(refusal, request.version))?;
+    let id = command::submit(&request.app, project, &instance, &wish, request.now)
+        .map_err(|refusal| of_body(refusal, request.version))?;
     Ok(json_response(
         200,
         &RestoreStarted {
             restore_id: id.to_string(),
         },
     ))
+}
+
+/// On v1.0 a backup that is unknown is a wrong field where the body names it, and a 404 only in a path.
+fn of_body(refusal: Refusal, version: Version) -> Refusal {
+    match refusal {
+        Refusal::BackupUnknown if version == Version::V1 => Refusal::Parameter("backup_id"),
+        other => other,
+    }
 }
 
 fn decode(request: &Request) -> Result<RestoreRequest, Refusal> {

@@ -472,11 +472,7 @@ pub fn build(app: Arc<App>) -> Router {
     let mut router = Router::new();
     let mut places: Vec<(String, Place)> = Vec::new();
     for route in routes() {
-        let version = if route.path.starts_with("/v1.0") {
-            Version::V1
-        } else {
-            Version::V2
-        };
+        let version = Version::of(&route.path);
         match places.iter_mut().find(|(path, _)| *path == route.path) {
             Some((_, place)) => place.routes.push(route),
             None => places.push((
@@ -513,8 +509,7 @@ async fn dispatch(
     let request_id = uuid::Uuid::new_v4().simple().to_string();
     let version = match &place {
         Some(place) => place.version,
-        None if request.uri().path().starts_with("/v1.0") => Version::V1,
-        None => Version::V2,
+        None => Version::of(request.uri().path()),
     };
     let mut reply = match handle(app, place, params, request, version).await {
         Ok(reply) => reply,

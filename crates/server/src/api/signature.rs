@@ -77,7 +77,8 @@ pub fn canonical_request(signed: &Signed<'_>) -> String {
         .collect();
     let names: Vec<&str> = signed.headers.iter().map(|(name, _)| *name).collect();
     [
-        signed.method.to_ascii_uppercase(),
+        // As it came: `get` is another method than `GET`, and no client signs it as the same.
+        signed.method.to_owned(),
         canonical_path(signed.path),
         canonical_query(signed.query),
         headers,
@@ -154,7 +155,8 @@ pub fn decode(text: &str, plus_is_space: bool) -> Vec<u8> {
     out
 }
 
-fn encode(bytes: &[u8]) -> String {
+/// Percent-encoding of all but the unreserved characters.
+pub fn encode(bytes: &[u8]) -> String {
     let mut out = String::with_capacity(bytes.len());
     for byte in bytes {
         match byte {

@@ -181,11 +181,7 @@ pub fn healthy(_request: &Request) -> Result<Reply, ApiError> {
 /// # Errors
 /// 503 otherwise.
 pub fn ready(request: &Request) -> Result<Reply, ApiError> {
-    let catalog = request
-        .app
-        .catalog
-        .read(|tx| tx.one("SELECT 1", (), |_| Ok(())))
-        .is_ok();
+    let catalog = request.app.catalog.is_readable();
     let store = request.app.config.store_dir().is_dir();
     let status = if catalog && store { 200 } else { 503 };
     Ok(json_response(

@@ -113,6 +113,12 @@ impl Catalog {
         })
     }
 
+    /// Whether the file answers at all.
+    pub fn is_readable(&self) -> bool {
+        self.read(|tx| tx.one("SELECT count(*) FROM project", (), |_| Ok(())))
+            .is_ok()
+    }
+
     /// Runs `work` alone; what it did is durable when this returns `Ok`, and undone where it returns `Err`.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::client::Client;
 use super::{Global, Output, watch};
+use crate::api::signature::encode;
 use crate::api::system::Flavor;
 use crate::secrets;
 
@@ -215,7 +216,7 @@ impl Page {
         let mut query = format!("include_deleted=true&limit={}&offset={}", self.limit, self.offset);
         for (name, value) in [("begin_time", &self.begin_time), ("end_time", &self.end_time)] {
             if let Some(value) = value {
-                query.push_str(&format!("&{name}={value}"));
+                query.push_str(&format!("&{name}={}", encode(value.as_bytes())));
             }
         }
         query
@@ -281,7 +282,8 @@ impl Target {
                 id: instance.to_owned(),
             });
         }
-        let query = format!("name={instance}&name_equal=true&include_failure=true&limit=2");
+        let name = encode(instance.as_bytes());
+        let query = format!("name={name}&name_equal=true&include_failure=true&limit=2");
         let found = client.call("GET", "v2", "/instances", &query, None)?;
         let found = found["instances"].as_array().cloned().unwrap_or_default();
         match found.as_slice() {

@@ -1,0 +1,373 @@
+//! A service of the test's own: its process, its data, its engines, and callers with every kind of credential.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use xtask::resp;
+use xtask::scratch::Scratch;
+use xtask::service::processes_in;
+
+use crate::http::{Answer, Connection, Request};
+use crate::signer::Key;
+
+/// Longest wait for anything; the machine may be busy with other tests.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Looks until `look` finds something.
+#[track_caller]
+pub fn wait<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let since = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(since.elapsed() < PATIENCE, "in vain waited for: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// 20 ports for the engines of one service, out of 22000 to 29979, away from those that services take by default.
+/// Test binaries that run at the same time start at different places.
+fn engine_ports() -> String {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let block = u16::try_from(std::process::id() % 399).unwrap() * 7 + NEXT.fetch_add(1, Ordering::Relaxed);
+    let first = 22_000 + block % 399 * 20;
+    format!("{first}-{}", first + 19)
+}
+
+/// A running service; killed with its engines on drop.
+pub struct Service {
+    child: Child,
+    folder: Scratch,
+    admin: Value,
+}
+
+impl Service {
+    pub fn start() -> Self {
+        Self::start_with(&[], &[])
+    }
+
+    /// Starts with further words of the command line and with variables.
+    pub fn start_with(words: &[&str], variables: &[(&str, &str)]) -> Self {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = Scratch::new("api").unwrap();
+        // Engines that run as another user must be able to reach their folder.
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
+        let log = File::create(folder.path().join("log")).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_cachekeep"))
+            .args([
+                "serve",
+                "--listen",
+                "127.0.0.1:0",
+                "--engine-ports",
+                &engine_ports(),
+            ])
+            .arg("--data-dir")
+            .arg(folder.path().join("data"))
+            .args(words)
+            .envs(variables.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let mut service = Self {
+            child,
+            folder,
+            admin: Value::Null,
+        };
+        service.admin = wait("a service that serves", || {
+            if let Some(status) = service.child.try_wait().unwrap() {
+                panic!("the service ended with {status}: {}", service.log());
+            }
+            let serves = service.log().contains("cachekeep serves ");
+            serves.then(|| {
+                serde_json::from_slice(&std::fs::read(service.data().join("admin.json")).unwrap()).unwrap()
+            })
+        });
+        service
+    }
+
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    /// A field of `admin.json`.
+    pub fn admin(&self, name: &str) -> &str {
+        self.admin[name]
+            .as_str()
+            .unwrap_or_else(|| panic!("admin.json has no {name}"))
+    }
+
+    /// `127.0.0.1:12345`
+    pub fn address(&self) -> &str {
+        let (_, address) = self.admin("endpoint").split_once("://").unwrap();
+        address
+    }
+
+    pub fn connect(&self) -> Connection {
+        Connection::new(self.address())
+    }
+
+    pub fn key(&self) -> Key {
+        Key {
+            ak: self.admin("ak").to_owned(),
+            sk: self.admin("sk").to_owned(),
+        }
+    }
+
+    /// Who signs with the first key.
+    pub fn caller(&self) -> Caller {
+        self.caller_with(self.admin("project_id"), Credential::Key(self.key()))
+    }
+
+    pub fn caller_with(&self, project: &str, credential: Credential) -> Caller {
+        Caller {
+            connection: Mutex::new(self.connect()),
+            credential,
+            project: project.to_owned(),
+        }
+    }
+
+    /// Runs a verb of the command line on this service.
+    pub fn run(&self, words: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_cachekeep"))
+            .args(words)
+            .arg("--data-dir")
+            .arg(self.data())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    }
+
+    /// Runs a verb that must succeed and returns its JSON.
+    #[track_caller]
+    pub fn run_json(&self, words: &[&str]) -> Value {
+        let output = self.run(&[words, &["-o", "json"]].concat());
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{words:?}: {errors}");
+        serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("{words:?}: {error}: {}", String::from_utf8_lossy(&output.stdout)))
+    }
+
+    /// Another project with a user and a key, and who signs with that key.
+    pub fn second_project(&self, name: &str) -> Second {
+        let made = self.run_json(&["project", "create", name]);
+        let user = self.run_json(&[
+            "user",
+            "create",
+            "--project",
+            name,
+            "--name",
+            &format!("user-of-{name}"),
+        ]);
+        let key = self.run_json(&["key", "create", "--project", name]);
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        Second {
+            project: text(&made["project_id"]),
+            user: text(&user["user"]),
+            password: text(&user["password"]),
+            key: Key {
+                ak: text(&key["ak"]),
+                sk: text(&key["sk"]),
+            },
+        }
+    }
+
+    /// Changes the catalogue behind the service's back.
+    pub fn sql(&self, text: &str) {
+        let database = rusqlite::Connection::open(self.data().join("catalog.sqlite")).unwrap();
+        database.busy_timeout(Duration::from_secs(10)).unwrap();
+        database.execute_batch(text).unwrap();
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _already_gone = self.child.kill();
+        let _reaped = self.child.wait();
+        let log = self.log();
+        // Engines outlive their service by design: they are found by the folder they work in.
+        let data = self.data();
+        let since = Instant::now();
+        loop {
+            let engines = processes_in(&data);
+            if engines.is_empty() || since.elapsed() > PATIENCE {
+                break;
+            }
+            for engine in engines {
+                let _already_gone = Command::new("kill").args(["-9", &engine.to_string()]).status();
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        if std::thread::panicking() {
+            eprintln!("--- log of the service ---\n{log}");
+        } else {
+            // What a client does may be refused, but never troubles the operator.
+            let trouble: Vec<&str> = log
+                .lines()
+                .filter(|line| line.contains("ERROR") || line.contains("panicked"))
+                .collect();
+            assert!(trouble.is_empty(), "the service's log: {trouble:#?}");
+        }
+    }
+}
+
+/// What `second_project` made.
+pub struct Second {
+    pub project: String,
+    pub user: String,
+    pub password: String,
+    pub key: Key,
+}
+
+/// What a request shows.
+#[derive(Clone)]
+pub enum Credential {
+    Key(Key),
+    Token(String),
+    Nothing,
+}
+
+impl Credential {
+    pub fn put_on(&self, request: Request) -> Request {
+        match self {
+            Credential::Key(key) => key.sign(request, &[]),
+            Credential::Token(token) => request.with("X-Auth-Token", token),
+            Credential::Nothing => request,
+        }
+    }
+}
+
+/// A credential on a connection, and the project it asks for.
+pub struct Caller {
+    connection: Mutex<Connection>,
+    credential: Credential,
+    pub project: String,
+}
+
+impl Caller {
+    pub fn send(&self, request: Request) -> Answer {
+        let request = self.credential.put_on(request);
+        self.connection.lock().unwrap().send(&request)
+    }
+
+    fn call(&self, method: &str, target: &str, body: Option<&Value>) -> Answer {
+        self.send(match body {
+            Some(body) => Request::json(method, target, body),
+            None => Request::new(method, target),
+        })
+    }
+
+    /// `/v2/{project}` and this.
+    pub fn v2(&self, method: &str, path: &str, body: Option<&Value>) -> Answer {
+        self.call(method, &format!("/v2/{}{path}", self.project), body)
+    }
+
+    /// `/v1.0/{project}` and this.
+    pub fn v1(&self, method: &str, path: &str, body: Option<&Value>) -> Answer {
+        self.call(method, &format!("/v1.0/{}{path}", self.project), body)
+    }
+
+    /// `/ck/v1/{project}` and this.
+    pub fn ck(&self, method: &str, path: &str, body: Option<&Value>) -> Answer {
+        self.call(method, &format!("/ck/v1/{}{path}", self.project), body)
+    }
+
+    pub fn get(&self, path: &str) -> Answer {
+        self.v2("GET", path, None)
+    }
+
+    /// An accepted instance that is not waited for.
+    #[track_caller]
+    pub fn ask_for_instance(&self, name: &str) -> String {
+        let wish = json!({"name": name, "engine": "Redis", "capacity": 0.125,
+                          "spec_code": "redis.single.xu1.tiny.128", "no_password_access": true});
+        let made = self.v2("POST", "/instances", Some(&wish)).expect(200).json();
+        made["instances"][0]["instance_id"].as_str().unwrap().to_owned()
+    }
+
+    /// An instance that runs.
+    #[track_caller]
+    pub fn make_instance(&self, name: &str) -> String {
+        let id = self.ask_for_instance(name);
+        self.wait_idle(&id);
+        id
+    }
+
+    /// Waits as Terraform does: status RUNNING and no task.
+    #[track_caller]
+    pub fn wait_idle(&self, instance: &str) -> Value {
+        wait("an idle instance", || {
+            let shown = self.get(&format!("/instances/{instance}")).expect(200).json();
+            assert_ne!(shown["status"], "ERROR", "{shown}");
+            assert_ne!(shown["status"], "CREATEFAILED", "{shown}");
+            (shown["status"] == "RUNNING" && shown["task"].is_null()).then_some(shown)
+        })
+    }
+
+    #[track_caller]
+    pub fn start_backup(&self, instance: &str, remark: &str) -> String {
+        let path = format!("/instances/{instance}/backups");
+        let started = self
+            .v2("POST", &path, Some(&json!({"remark": remark})))
+            .expect(200)
+            .json();
+        started["backup_id"].as_str().unwrap().to_owned()
+    }
+
+    /// A backup that succeeded.
+    #[track_caller]
+    pub fn make_backup(&self, instance: &str, remark: &str) -> String {
+        let id = self.start_backup(instance, remark);
+        let record = self.wait_end(instance, "backups", &id);
+        assert_eq!(record["status"], "succeed", "{record}");
+        id
+    }
+
+    #[track_caller]
+    pub fn start_restore(&self, instance: &str, backup: &str, remark: &str) -> String {
+        let path = format!("/instances/{instance}/restores");
+        let wish = json!({"backup_id": backup, "remark": remark});
+        let started = self.v2("POST", &path, Some(&wish)).expect(200).json();
+        started["restore_id"].as_str().unwrap().to_owned()
+    }
+
+    /// A restore that succeeded.
+    #[track_caller]
+    pub fn make_restore(&self, instance: &str, backup: &str, remark: &str) -> String {
+        let id = self.start_restore(instance, backup, remark);
+        let record = self.wait_end(instance, "restores", &id);
+        assert_eq!(record["status"], "succeed", "{record}");
+        id
+    }
+
+    /// The record of a backup or restore that has ended, and the instance idle again.
+    #[track_caller]
+    pub fn wait_end(&self, instance: &str, list: &str, id: &str) -> Value {
+        let path = format!("/instances/{instance}/{list}/{id}");
+        let record = wait("the end of a record", || {
+            let record = self.ck("GET", &path, None).expect(200).json();
+            let ended = record["status"] == "succeed" || record["status"] == "failed";
+            ended.then_some(record)
+        });
+        self.wait_idle(instance);
+        record
+    }
+
+    /// A connection to the engine.
+    pub fn engine(&self, instance: &str) -> resp::Connection {
+        let shown = self.get(&format!("/instances/{instance}")).expect(200).json();
+        let port = u16::try_from(shown["port"].as_u64().unwrap()).unwrap();
+        resp::Connection::open(&resp::Target::local(port, None)).unwrap()
+    }
+}
