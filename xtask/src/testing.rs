@@ -102,7 +102,7 @@ fn shown(time: Duration) -> String {
 }
 
 fn run_cargo(words: &[&str]) -> Result<(), Stop> {
-    run_visibly(cargo().args(words))
+    run_visibly(Command::new(cargo()).args(words).current_dir(repository()))
 }
 
 fn check_licences() -> Result<(), Stop> {
@@ -116,8 +116,10 @@ fn check_licences() -> Result<(), Stop> {
 }
 
 fn test_workspace(selection: &Selection) -> Result<(), Stop> {
-    let mut command = cargo();
-    command.args(["test", "--release", "--workspace"]);
+    let mut command = Command::new(cargo());
+    command
+        .args(["test", "--release", "--workspace"])
+        .current_dir(repository());
     if selection.long {
         command.env("CACHEKEEP_TEST_LONG", "1");
     }

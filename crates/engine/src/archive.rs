@@ -249,6 +249,7 @@ pub fn write_manifest(
 /// [`Kind::Store`].
 pub fn delete(store: &Store, prefix: &str) -> Result<(), Error> {
     store.delete(&format!("{prefix}/{MANIFEST}"))?;
+    crate::failpoint::hit("archive.manifest_deleted")?;
     store.delete_prefix(prefix)
 }
 

@@ -1,9 +1,11 @@
 //! Named places at which a test makes the process die, fail or stall.
 //!
-//! Armed only by the environment at start: `CACHEKEEP_FAILPOINT=<name>[:kill|:error|:stall]` and
-//! `CACHEKEEP_FAILPOINT_MARK=<file>`, which receives the name when the place is reached: a test that saw no mark
-//! has proven nothing. Unarmed, a place costs one load.
+//! Armed only by the environment at start: `CACHEKEEP_FAILPOINT=<name>[:kill|:error|:stall]`, several separated by
+//! commas (an error first, a kill while it is being cleaned up), and `CACHEKEEP_FAILPOINT_MARK=<file>`, which
+//! receives the name of each place that is reached, a line each: a test that saw no mark has proven nothing.
+//! Unarmed, a place costs one load.
 
+use std::io::Write;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -26,15 +28,21 @@ enum Action {
 /// # Errors
 /// [`Kind::Io`] where the place is armed with `error`.
 pub fn hit(name: &'static str) -> Result<(), Error> {
-    static ARMED: OnceLock<Option<Armed>> = OnceLock::new();
-    let Some(armed) = ARMED.get_or_init(read_environment) else {
+    static ARMED: OnceLock<Vec<Armed>> = OnceLock::new();
+    let armed = ARMED.get_or_init(read_environment);
+    let Some(armed) = armed.iter().find(|armed| armed.name == name) else {
         return Ok(());
     };
-    if armed.name != name || armed.fired.swap(true, Ordering::SeqCst) {
+    if armed.fired.swap(true, Ordering::SeqCst) {
         return Ok(());
     }
     if let Some(mark) = std::env::var_os("CACHEKEEP_FAILPOINT_MARK") {
-        std::fs::write(&mark, name).map_err(|e| Error::io(Kind::Io, "write failpoint mark", name, e))?;
+        std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&mark)
+            .and_then(|mut file| writeln!(file, "{name}"))
+            .map_err(|e| Error::io(Kind::Io, "write failpoint mark", name, e))?;
     }
     match armed.action {
         Action::Kill => {
@@ -52,17 +60,22 @@ pub fn hit(name: &'static str) -> Result<(), Error> {
     }
 }
 
-fn read_environment() -> Option<Armed> {
-    let text = std::env::var("CACHEKEEP_FAILPOINT").ok()?;
-    let (name, action) = match text.split_once(':') {
-        Some((name, "error")) => (name, Action::Error),
-        Some((name, "stall")) => (name, Action::Stall),
-        Some((name, _)) => (name, Action::Kill),
-        None => (text.as_str(), Action::Kill),
-    };
-    Some(Armed {
-        name: name.to_owned(),
-        action,
-        fired: AtomicBool::new(false),
-    })
+fn read_environment() -> Vec<Armed> {
+    let text = std::env::var("CACHEKEEP_FAILPOINT").unwrap_or_default();
+    text.split(',')
+        .filter(|place| !place.is_empty())
+        .map(|place| {
+            let (name, action) = match place.split_once(':') {
+                Some((name, "error")) => (name, Action::Error),
+                Some((name, "stall")) => (name, Action::Stall),
+                Some((name, _)) => (name, Action::Kill),
+                None => (place, Action::Kill),
+            };
+            Armed {
+                name: name.to_owned(),
+                action,
+                fired: AtomicBool::new(false),
+            }
+        })
+        .collect()
 }

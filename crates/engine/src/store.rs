@@ -251,6 +251,42 @@ impl Store {
         Ok(names)
     }
 
+    /// The directories `depth` levels below the root, sorted: also those that hold nothing but remains of broken
+    /// puts, which [`Store::list`] does not show.
+    ///
+    /// # Errors
+    /// [`Kind::Store`].
+    pub fn directories(&self, depth: usize) -> Result<Vec<String>, Error> {
+        let failed = |e: io::Error| Error::io(Kind::Store, "list directories", "", e);
+        let mut level = vec![String::new()];
+        for _ in 0..depth {
+            let mut below = Vec::new();
+            for name in level {
+                let entries = match fs::read_dir(self.root.join(&name)) {
+                    Ok(entries) => entries,
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                    Err(e) => return Err(failed(e)),
+                };
+                for entry in entries {
+                    let entry = entry.map_err(failed)?;
+                    let Ok(component) = entry.file_name().into_string() else {
+                        continue;
+                    };
+                    if entry.file_type().map_err(failed)?.is_dir() && check_name(&component).is_ok() {
+                        below.push(if name.is_empty() {
+                            component
+                        } else {
+                            format!("{name}/{component}")
+                        });
+                    }
+                }
+            }
+            level = below;
+        }
+        level.sort();
+        Ok(level)
+    }
+
     fn path(&self, name: &str) -> Result<PathBuf, Error> {
         check_name(name)?;
         Ok(self.root.join(name))

@@ -96,7 +96,8 @@ pub fn run(plan: &SwitchPlan<'_>) -> Result<SwitchReport, Error> {
     // Nobody waits for these. A replica that a client attached would follow the old generation for ever.
     let settled = old
         .run(&["CLIENT", "KILL", "TYPE", "replica", "USER", "default"])
-        .and_then(|_count| old.run(&["CLIENT", "UNPAUSE"]));
+        .and_then(|_count| failpoint::hit("switch.after_kill_replica"))
+        .and_then(|()| old.run(&["CLIENT", "UNPAUSE"]));
     if let Err(e) = settled
         && old_engine.is_alive()
     {
@@ -118,11 +119,13 @@ pub fn reverse(plan: &SwitchPlan<'_>) -> Result<SwitchReport, Error> {
             "there is no old generation to go back to",
         )
     })?;
+    failpoint::hit("switch.before_reverse")?;
     let report = run(&SwitchPlan {
         old: Some(plan.new),
         new: old,
         ..*plan
     })?;
+    failpoint::hit("switch.reversed")?;
     // The run that is turned back may have died while the old one's writers waited.
     old.control()?
         .run(&["CLIENT", "UNPAUSE"])

@@ -43,6 +43,11 @@ pub const ENGINE_IDLE: Duration = Duration::from_secs(60);
 pub const ENGINE_STOP: Duration = Duration::from_secs(30);
 /// Writes on the old generation are paused at most this long by a switch; it needs about a millisecond.
 pub const SWITCH_PAUSE: Duration = Duration::from_millis(2000);
+/// How often a failed restore tries to let the old data serve again before it says that it could not; the
+/// reconciler goes on then.
+pub const ROLL_BACK_TRIES: u32 = 3;
+/// Between two of these tries.
+pub const ROLL_BACK_PAUSE: Duration = Duration::from_millis(500);
 /// Local spool of one capture: more than this behind means that the store is too slow, and the capture is given
 /// up before the source suffers.
 pub const SPOOL_BYTES_MAX: u64 = 64 * 1024 * 1024 * 1024;

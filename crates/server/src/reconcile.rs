@@ -5,7 +5,8 @@
 
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, TryLockError};
+use std::time::{Duration, Instant};
 
 use engine::{Control, process};
 
@@ -26,7 +27,7 @@ pub fn at_start(app: &App) -> Result<(), catalog::Error> {
     let now = Moment::now();
     let taken_up = app.catalog.write(|tx| {
         let taken_up = queue::release_all(tx)?;
-        backups::fail_interrupted_safety(tx, now)?;
+        backups::fail_interrupted_safety(tx, None, now)?;
         Ok::<_, catalog::Error>(taken_up)
     })?;
     if taken_up > 0 {
@@ -40,8 +41,9 @@ pub fn at_start(app: &App) -> Result<(), catalog::Error> {
     Ok(())
 }
 
-/// For ever, every [`limits::RECONCILE_EVERY`]; one thread calls this.
+/// For ever, after each job and every [`limits::RECONCILE_EVERY`]; one thread calls this.
 pub fn run(app: &Arc<App>, closing: &std::sync::atomic::AtomicBool) {
+    let mut seen = 0;
     while !closing.load(std::sync::atomic::Ordering::SeqCst) {
         if let Err(error) = once(app) {
             tracing::error!(
@@ -49,7 +51,7 @@ pub fn run(app: &Arc<App>, closing: &std::sync::atomic::AtomicBool) {
                 "the reconciler could not read the catalogue"
             );
         }
-        std::thread::sleep(limits::RECONCILE_EVERY);
+        seen = app.board.wait_to_tidy(seen, limits::RECONCILE_EVERY);
     }
 }
 
@@ -77,19 +79,28 @@ pub fn once(app: &App) -> Result<(), catalog::Error> {
 }
 
 fn mend(app: &App, instance: &Instance) -> Result<(), catalog::Error> {
-    let whole = app.board.instance_lock(&instance.id);
-    // A job is at work; while we hold the lock none can begin.
-    let Ok(_alone) = whole.try_lock() else {
-        return Ok(());
+    let gate = app.board.instance_lock(&instance.id);
+    // Held means that a job is at work. What is read below stays true while we hold it.
+    let _held = match gate.try_lock() {
+        Ok(held) => held,
+        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+        Err(TryLockError::WouldBlock) => return Ok(()),
     };
-    let (active, existing) = app.catalog.read(|tx| {
+    let (active, existing, instance) = app.catalog.read(|tx| {
         Ok::<_, catalog::Error>((
             queue::active(tx, &instance.id)?,
             generation::existing(tx, &instance.id)?,
+            record::load(tx, &instance.id)?,
         ))
     })?;
-    if active.is_some() {
+    let (None, Some(instance)) = (active, &instance) else {
         return Ok(());
+    };
+    // First, because one of them may have the port or the memory that the serving one needs.
+    for found in &existing {
+        if matches!(found.state, State::Loading | State::Removing) {
+            remove_generation(app, instance, found);
+        }
     }
     if matches!(instance.status, Status::Running | Status::Error)
         && let Some(serving) = existing.iter().find(|found| found.state == State::Serving)
@@ -97,22 +108,21 @@ fn mend(app: &App, instance: &Instance) -> Result<(), catalog::Error> {
         keep_serving(app, instance, serving)?;
     }
     let now = Moment::now();
-    let mut retired_kept = 0;
-    for found in &existing {
-        let superfluous = match found.state {
-            State::Loading => true,
-            State::Removing => true,
-            State::Retired => {
-                retired_kept += 1;
-                retired_kept > limits::RETIRED_GENERATIONS_MAX || found.expires_at.is_some_and(|at| at <= now)
-            }
-            State::Serving | State::Removed => false,
-        };
-        if superfluous && let Err(stop) = instances::take_down(app, instance, &found.id) {
-            tracing::warn!(instance.id = %instance.id, generation.id = %found.id, ?stop, "a generation does not go; trying again");
+    let retired = existing.iter().filter(|found| found.state == State::Retired);
+    for (newer, found) in retired.enumerate() {
+        let superfluous =
+            newer >= limits::RETIRED_GENERATIONS_MAX || found.expires_at.is_some_and(|at| at <= now);
+        if superfluous || !instances::holds_data(app, instance, &found.id) {
+            remove_generation(app, instance, found);
         }
     }
     Ok(())
+}
+
+fn remove_generation(app: &App, instance: &Instance, found: &Generation) {
+    if let Err(stop) = instances::take_down(app, instance, &found.id) {
+        tracing::warn!(instance.id = %instance.id, generation.id = %found.id, ?stop, "a generation does not go; trying again");
+    }
 }
 
 /// Brings the serving engine back where it is gone, and gives it its port where it has not got it.
@@ -130,9 +140,7 @@ fn keep_serving(app: &App, instance: &Instance, serving: &Generation) -> Result<
     let now = Moment::now();
     if matches!(healthy, Ok(true)) {
         if instance.status == Status::Error {
-            app.catalog.write(|tx| {
-                record::transition(tx, &instance.id, Status::Error, Status::Running, None, now)
-            })?;
+            serves_again(app, instance, now)?;
         }
         return Ok(());
     }
@@ -141,9 +149,7 @@ fn keep_serving(app: &App, instance: &Instance, serving: &Generation) -> Result<
     match instances::bring_up(app, instance, &serving.id, Some(instance.port), &control) {
         Ok(engine) => {
             tracing::info!(instance.id = %instance.id, engine.pid = engine.pid(), "the engine serves again");
-            app.catalog.write(|tx| {
-                record::transition(tx, &instance.id, Status::Error, Status::Running, None, now)
-            })?;
+            serves_again(app, instance, now)?;
         }
         Err(error) => {
             let why = engine::chain(&error);
@@ -156,6 +162,13 @@ fn keep_serving(app: &App, instance: &Instance, serving: &Generation) -> Result<
     Ok(())
 }
 
+fn serves_again(app: &App, instance: &Instance, now: Moment) -> Result<(), catalog::Error> {
+    app.catalog.write(|tx| {
+        crate::restore::record::settle_unknown(tx, &instance.id, now)?;
+        record::transition(tx, &instance.id, Status::Error, Status::Running, None, now).map(drop)
+    })
+}
+
 /// Ends engine processes and removes directories that no generation of the catalogue owns.
 fn remove_orphans(app: &App) -> Result<(), catalog::Error> {
     let root = app.config.instances_dir();
@@ -164,11 +177,19 @@ fn remove_orphans(app: &App) -> Result<(), catalog::Error> {
         .iter()
         .map(|found| app.config.generation_dir(&found.instance_id, &found.id))
         .collect();
-    for (pid, directory) in process::find_orphans(&root) {
-        if !owned.contains(&directory) {
-            tracing::warn!(engine.pid = pid, directory = %directory.display(), "ending an engine that no instance owns");
-            end_process(pid);
-        }
+    let unowned = || {
+        let mut found = process::find_orphans(&root);
+        found.retain(|(_, directory)| !owned.contains(directory));
+        found
+    };
+    for (pid, directory) in unowned() {
+        tracing::warn!(engine.pid = pid, directory = %directory.display(), "ending an engine that no instance owns");
+        end_process(pid);
+    }
+    // One that is still ending may write into the directory that is to go.
+    let until = Instant::now() + limits::ENGINE_STOP;
+    while !unowned().is_empty() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(5));
     }
     let instances: HashSet<String> = app
         .catalog
@@ -229,18 +250,14 @@ fn subdirectories(root: &std::path::Path) -> Vec<PathBuf> {
 /// deleted, or succeeded with another attempt. What it does not know is left alone: it may be newer than the
 /// catalogue.
 fn sweep_store(app: &App) -> Result<(), catalog::Error> {
-    let names = match app.vault.store.list("") {
-        Ok(names) => names,
+    // An object's name is project/instance/backup/attempt/...
+    let prefixes = match app.vault.store.directories(4) {
+        Ok(prefixes) => prefixes,
         Err(error) => {
             tracing::error!(error = engine::chain(&error), "cannot look into the store");
             return Ok(());
         }
     };
-    let mut prefixes: Vec<String> = names
-        .iter()
-        .map(|name| name.splitn(5, '/').take(4).collect::<Vec<_>>().join("/"))
-        .collect();
-    prefixes.dedup();
     for prefix in prefixes {
         let Some(id) = prefix.split('/').nth(2).and_then(BackupId::parse) else {
             continue;

@@ -85,7 +85,9 @@ impl Engine {
         let mut node = self.control()?;
         let mut run = |words: &[&str]| node.run(words).map_err(|e| self.explain(e));
         run(&["CONFIG", "SET", "maxmemory", &max_memory_bytes.to_string()])?;
+        failpoint::hit("promote.after_limit")?;
         run(&["REPLICAOF", "NO", "ONE"])?;
+        failpoint::hit("promote.after_primary")?;
         run(&["DEBUG", "SET-ACTIVE-EXPIRE", "1"])?;
         let keeps_nothing = node.config_get("appendonly")?.as_deref() == Some("no")
             && node.config_get("save")?.as_deref() == Some("");

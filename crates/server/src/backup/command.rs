@@ -32,6 +32,7 @@ pub fn create(
         queue::insert(tx, id, JobKind::Backup, Some(backup.as_str()), now)?;
         Ok::<_, Refusal>(backup)
     })?;
+    engine::failpoint::hit("backup.accepted").map_err(|error| Refusal::Internal(engine::chain(&error)))?;
     app.board.wake();
     Ok(backup)
 }
@@ -91,12 +92,17 @@ pub fn delete(
         if matches!(backup.status, Status::Waiting | Status::Running) || !record::delete(tx, id, now)? {
             return Err(Refusal::Busy(JobKind::Backup));
         }
+        if let Some(generation) = &backup.generation_id {
+            use instance::generation::{State, transition};
+            transition(tx, generation, State::Retired, State::Removing)?;
+        }
         Ok::<_, Refusal>(backup)
     })?;
+    app.board.tidy();
     remove_data(app, &backup)
 }
 
-/// Removes what a deleted backup held: its objects, or the retired generation it stood for.
+/// Removes the objects of a deleted backup. The retired generation that it may have stood for is the reconciler's.
 fn remove_data(app: &App, backup: &Backup) -> Result<(), Refusal> {
     let points = || engine::failpoint::hit("backup_delete.after_commit");
     points().map_err(|error| Refusal::Internal(engine::chain(&error)))?;
@@ -105,15 +111,6 @@ fn remove_data(app: &App, backup: &Backup) -> Result<(), Refusal> {
     {
         tracing::error!(backup.id = %backup.id, error = engine::chain(&error), "cannot remove the files of a deleted backup");
         return Err(Refusal::DeleteFailed);
-    }
-    if let Some(generation) = &backup.generation_id {
-        let retired = app.catalog.write(|tx| {
-            use instance::generation::{State, transition};
-            transition(tx, generation, State::Retired, State::Removing)
-        })?;
-        if retired {
-            app.board.wake();
-        }
     }
     Ok(())
 }

@@ -531,15 +531,16 @@ pub fn kept_prefix(tx: &Tx<'_>, id: &BackupId) -> Result<Option<(Option<String>,
     })
 }
 
-/// Safety backups have no job of their own: one that is unfinished when no process is at work was interrupted.
+/// Safety backups have no job of their own: one that is unfinished when no process is at work, or when the restore
+/// that takes them begins anew (`instance`), was interrupted.
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn fail_interrupted_safety(tx: &Tx<'_>, now: Moment) -> Result<(), Error> {
+pub fn fail_interrupted_safety(tx: &Tx<'_>, instance: Option<&InstanceId>, now: Moment) -> Result<(), Error> {
     tx.execute(
         "UPDATE backup SET status = 'failed', error_code = ?1, failure = 'interrupted', phase = NULL, updated_at_ms = ?2 \
-         WHERE kind = 'safety' AND status IN ('waiting', 'running')",
-        (FailureCode::TimedOut.text(), now),
+         WHERE kind = 'safety' AND status IN ('waiting', 'running') AND instance_id = coalesce(?3, instance_id)",
+        (FailureCode::TimedOut.text(), now, instance),
     )?;
     Ok(())
 }

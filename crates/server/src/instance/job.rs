@@ -36,6 +36,7 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
                 _ => serving(app, &instance).and_then(|engine| give_password(app, &instance, &engine)),
             };
             let now = Moment::now();
+            failpoint::hit("operation.before_settle")?;
             settle(app, claim, |tx| match &done {
                 Ok(()) if instance.status == Status::Error => {
                     record::transition(tx, &instance.id, Status::Error, Status::Running, None, now).map(drop)
@@ -74,6 +75,7 @@ fn create(app: &App, claim: &Claim, instance: &Instance, control: &Control) -> R
     if let (Err(_), Some(generation)) = (&started, &generation) {
         take_down(app, instance, &generation.id)?;
     }
+    failpoint::hit("create.before_settle")?;
     settle(app, claim, |tx| {
         match &started {
             Ok(()) => {
@@ -208,6 +210,21 @@ pub fn bring_up(
     Ok(engine)
 }
 
+/// Whether the generation can still be served: its engine lives, or its data is on disk.
+///
+/// An instance without persistence keeps its data in its process alone, so a retired generation is lost with that.
+pub fn holds_data(app: &App, instance: &Instance, generation: &GenerationId) -> bool {
+    if instance.persistence != Persistence::None {
+        return true;
+    }
+    let directory = app.config.generation_dir(&instance.id, generation);
+    directory.join("dump.rdb").exists()
+        || !matches!(
+            admin_password(app, instance).and_then(|password| process::find(&directory, &password)),
+            Ok(None)
+        )
+}
+
 /// Makes the instance's directory: engines of another user must be able to have their working directory below it,
 /// but nobody else may list it.
 ///
@@ -274,6 +291,7 @@ pub fn take_down(app: &App, instance: &Instance, id: &GenerationId) -> Result<()
     }
     failpoint::hit("generation.killed")?;
     remove_directory(&directory)?;
+    failpoint::hit("generation.directory_removed")?;
     app.catalog
         .write(|tx| generation::transition(tx, id, State::Removing, State::Removed).map(drop))?;
     Ok(())

@@ -136,6 +136,7 @@ pub struct Board {
     memory: Mutex<HashMap<InstanceId, u64>>,
     rung: AtomicU64,
     bell: (Mutex<()>, Condvar),
+    untidy: (Mutex<u64>, Condvar),
     closing: AtomicBool,
     owner: String,
 }
@@ -149,6 +150,7 @@ impl Board {
             memory: Mutex::new(HashMap::new()),
             rung: AtomicU64::new(0),
             bell: (Mutex::new(()), Condvar::new()),
+            untidy: (Mutex::new(0), Condvar::new()),
             closing: AtomicBool::new(false),
             owner: uuid::Uuid::new_v4().to_string(),
         }
@@ -172,6 +174,19 @@ impl Board {
     /// operation at a time, but one that was ended from outside may still be on its way out.
     pub fn instance_lock(&self, instance: &InstanceId) -> Arc<Mutex<()>> {
         lock(&self.locks).entry(instance.clone()).or_default().clone()
+    }
+
+    /// Tells the reconciler that there may be something to tidy up.
+    pub fn tidy(&self) {
+        *lock(&self.untidy.0) += 1;
+        self.untidy.1.notify_all();
+    }
+
+    /// Waits for the next [`Board::tidy`] after the one `seen`, up to `limit`; returns the last one.
+    pub fn wait_to_tidy(&self, seen: u64, limit: Duration) -> u64 {
+        let (mutex, condition) = &self.untidy;
+        let waited = condition.wait_timeout_while(lock(mutex), limit, |count| *count == seen);
+        *waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0
     }
 
     /// Remembers what the instance's engine last said that its data takes, in bytes.
@@ -242,12 +257,12 @@ fn claim(app: &App) -> Option<Claim> {
 fn start(app: &Arc<App>, claim: Claim) {
     let control = Arc::new(Control::new(Some(limits::OPERATION_TIME_BASE)));
     lock(&app.board.running).insert(claim.job_id.clone(), (claim.instance_id.clone(), control.clone()));
-    let shared = app.clone();
+    let (shared, unstarted) = (app.clone(), claim.clone());
     let name = format!("job-{}", claim.kind.word());
     let thread = std::thread::Builder::new().name(name).spawn(move || {
         let app = shared;
         let whole = app.board.instance_lock(&claim.instance_id);
-        let _alone = lock(&whole);
+        let alone = lock(&whole);
         let fenced =
             std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run_one(&app, &claim, &control)));
         if let Err(panic) = fenced {
@@ -259,12 +274,21 @@ fn start(app: &Arc<App>, claim: Claim) {
             tracing::error!(job.id = %claim.job_id, panic = text, "a job panicked: this is a bug");
             give_back(&app, &claim);
         }
-        lock(&app.board.running).remove(&claim.job_id);
-        app.board.wake();
+        drop(alone);
+        leave(&app, &claim.job_id);
     });
     if let Err(error) = thread {
-        tracing::error!(%error, "cannot start a thread for a job");
+        tracing::error!(%error, "cannot start a thread for a job; it is taken up again");
+        std::thread::sleep(Duration::from_secs(1));
+        give_back(app, &unstarted);
+        leave(app, &unstarted.job_id);
     }
+}
+
+fn leave(app: &App, job: &JobId) {
+    lock(&app.board.running).remove(job);
+    app.board.wake();
+    app.board.tidy();
 }
 
 fn run_one(app: &App, claim: &Claim, control: &Control) {
@@ -303,9 +327,16 @@ fn run_one(app: &App, claim: &Claim, control: &Control) {
 }
 
 /// A job that stopped unsettled waits again.
+///
+/// Goes on until the catalogue has it: it may be the catalogue that failed, for want of room, and a job that is
+/// neither worked on nor waiting would block its instance until the next start.
 fn give_back(app: &App, claim: &Claim) {
-    if let Err(error) = app.catalog.write(|tx| queue::release(tx, claim)) {
-        tracing::error!(job.id = %claim.job_id, error = engine::chain(&error), "cannot give a job back; the next start does");
+    while let Err(error) = app.catalog.write(|tx| queue::release(tx, claim)) {
+        tracing::error!(job.id = %claim.job_id, error = engine::chain(&error), "cannot give a job back; trying again");
+        if app.board.closing.load(Ordering::SeqCst) {
+            return;
+        }
+        std::thread::sleep(Duration::from_secs(1));
     }
 }
 

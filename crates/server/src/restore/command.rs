@@ -56,6 +56,7 @@ pub fn submit(
         queue::insert(tx, id, JobKind::Restore, Some(restore.as_str()), now)?;
         Ok::<_, Refusal>(restore)
     })?;
+    engine::failpoint::hit("restore.accepted").map_err(|error| Refusal::Internal(engine::chain(&error)))?;
     app.board.wake();
     Ok(restore)
 }

@@ -1,7 +1,7 @@
 //! The job that restores: read [`run`] first.
 
 use engine::keys::Identity;
-use engine::process::{self, Engine};
+use engine::process::{self, Engine, Persistence};
 use engine::sideload::{self, Expectation};
 use engine::switch::{self, SwitchPlan};
 use engine::verify::{self, VerifyLevel};
@@ -58,6 +58,9 @@ impl From<Stop> for Halt {
 pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
     let work = load(app, claim, control)?;
     failpoint::hit("restore.claimed")?;
+    if let Some(why) = work.was_given_up()? {
+        return work.give_up(&why);
+    }
     let attempt = with_progress(
         control,
         |seen| work.report(seen),
@@ -143,7 +146,16 @@ impl Work<'_> {
         let old = instances::serving(self.app, &self.instance)?;
         self.enter(TargetState::Loading)?;
         failpoint::hit("restore.before_stop_old")?;
+        if self.instance.persistence == Persistence::None {
+            // It would end without saving, and then neither a failure nor an undo could bring its data back.
+            old.control()?.config_set("save", "3600 1")?;
+        }
         old.stop(true, limits::ENGINE_STOP)?;
+        if !instances::holds_data(self.app, &self.instance, &pair.old) {
+            // Nothing is lost: the safety backup holds it. But going on would leave nothing to go back to.
+            let context = "the old data could not be saved before the engine was stopped";
+            return Err(Error::new(Kind::Io, "stop the old generation", context).into());
+        }
         failpoint::hit("restore.old_stopped")?;
         let engine = process::start_standby(&instances::spec(self.app, &self.instance, &pair.new)?)?;
         engine.wait_loaded(self.control)?;
@@ -160,6 +172,10 @@ impl Work<'_> {
             .clone()
             .ok_or_else(|| Stop::Broken("a switch back without a generation".to_owned()))?;
         let pair = self.begin(Some(retired))?;
+        if !instances::holds_data(self.app, &self.instance, &pair.new) {
+            let context = "the retired generation ended, and the instance has no persistence";
+            return Err(Error::new(Kind::NotFound, "switch back", context).into());
+        }
         self.control.enter("loading", 0);
         instances::bring_up(self.app, &self.instance, &pair.new, None, self.control)?;
         Ok(pair)
@@ -212,14 +228,15 @@ impl Work<'_> {
                 return Err(error.into());
             }
         };
-        failpoint::hit("restore.switched")?;
+        // From here on the new data serves: no failure may turn it back any more, only the record is missing.
+        failpoint::hit("restore.switched").map_err(Stop::from)?;
         let gap_us = u64::try_from(report.gap.as_micros()).unwrap_or(u64::MAX);
         let used = old
             .as_ref()
             .and_then(|engine| engine.used_memory().ok())
             .unwrap_or(0);
         self.settle_succeeded(pair, old.is_some().then_some(gap_us), used)?;
-        failpoint::hit("restore.settled")?;
+        failpoint::hit("restore.settled").map_err(Stop::from)?;
         Ok(())
     }
 
@@ -243,27 +260,57 @@ impl Work<'_> {
         })
     }
 
+    /// Why the restore was being given up when a crash came in between. The new generation may be half removed then:
+    /// going forward would switch to what is left of it.
+    fn was_given_up(&self) -> Result<Option<Error>, Stop> {
+        let Some(new) = &self.restore.new_generation_id else {
+            return Ok(None);
+        };
+        let intended = self.restore.target_state == TargetState::Switching;
+        let state = self.app.catalog.read(|tx| generation::find(tx, new))?;
+        let lives = state.is_some_and(|new| !matches!(new.state, State::Removing | State::Removed));
+        if !intended || lives {
+            return Ok(None);
+        }
+        let why = self.restore.failure.clone();
+        let why = why.unwrap_or_else(|| "an earlier attempt failed".to_owned());
+        Ok(Some(Error::new(Kind::Mismatch, "restore", why)))
+    }
+
     /// The new data does not serve: the old data must, and the record says what is true.
     fn give_up(&self, error: &Error) -> Result<Ended, Stop> {
         let seen = self.app.catalog.read(|tx| record::load(tx, &self.restore.id))?;
         let seen = seen.ok_or_else(|| Stop::Broken("a restore record is gone".to_owned()))?;
         let moved = seen.target_state != TargetState::Untouched;
-        // Out of time or told to stop is no reason to leave the instance down.
-        let patient = Control::new(None);
-        let old = seen.old_generation_id.clone();
-        let back = match &old {
-            Some(old) => {
-                instances::bring_up(self.app, &self.instance, old, Some(self.instance.port), &patient)
-                    .map(drop)
-            }
-            None => Ok(()),
-        };
-        failpoint::hit("restore.rolled_back")?;
+        step(self.app, self.claim, |tx| {
+            record::giving_up(tx, &self.restore.id, &engine::chain(error))
+        })?;
+        // First, because it may have the port or the memory that the old one needs.
         if let Some(new) = &seen.new_generation_id
             && self.restore.method != Method::SwitchBack
         {
             instances::take_down(self.app, &self.instance, new)?;
         }
+        failpoint::hit("restore.new_removed")?;
+        // The one that serves is the old one, until a restore has succeeded.
+        let serving = self
+            .app
+            .catalog
+            .read(|tx| generation::serving(tx, &self.instance.id))?;
+        let mut back = Ok(());
+        if let Some(old) = &serving {
+            for attempt in 1..=limits::ROLL_BACK_TRIES {
+                back = self.bring_back(&old.id, seen.new_generation_id.as_ref());
+                match &back {
+                    Err(failed) if attempt < limits::ROLL_BACK_TRIES => {
+                        tracing::warn!(restore.id = %self.restore.id, error = engine::chain(failed), "the old data does not serve yet; trying again");
+                        std::thread::sleep(limits::ROLL_BACK_PAUSE);
+                    }
+                    _ => break,
+                }
+            }
+        }
+        failpoint::hit("restore.rolled_back")?;
         let state = match (&back, moved) {
             (Err(_), _) => TargetState::Unknown,
             (Ok(()), false) => TargetState::Untouched,
@@ -296,12 +343,41 @@ impl Work<'_> {
         Ok(Ended::Failed(why))
     }
 
+    /// Lets the old generation serve, whatever was done to it.
+    fn bring_back(&self, old: &GenerationId, new: Option<&GenerationId>) -> Result<(), Error> {
+        // Out of time or told to stop is no reason to leave the instance down.
+        let patient = Control::new(None);
+        let admin = instances::admin_password(self.app, &self.instance)?;
+        let new = match new {
+            Some(new) => process::find(&self.app.config.generation_dir(&self.instance.id, new), &admin)?,
+            None => None,
+        };
+        let port = self.instance.port;
+        if let Some(new) = new
+            && new.current_port()? == port
+        {
+            let old = instances::bring_up(self.app, &self.instance, old, None, &patient)?;
+            let plan = SwitchPlan {
+                old: Some(&old),
+                new: &new,
+                port,
+                write_pause_limit: limits::SWITCH_PAUSE,
+            };
+            return switch::reverse(&plan).map(drop);
+        }
+        instances::bring_up(self.app, &self.instance, old, Some(port), &patient).map(drop)
+    }
+
     /// Generations that an earlier attempt, or a restore that was never settled, began to fill.
-    fn remove_left_behind(&self) -> Result<(), Stop> {
+    fn remove_left_behind(&self) -> Result<(), Halt> {
+        step(self.app, self.claim, |tx| {
+            backups::fail_interrupted_safety(tx, Some(&self.instance.id), Moment::now())
+        })?;
         let existing = self
             .app
             .catalog
-            .read(|tx| generation::existing(tx, &self.instance.id))?;
+            .read(|tx| generation::existing(tx, &self.instance.id))
+            .map_err(Stop::from)?;
         for left in existing
             .iter()
             .filter(|left| matches!(left.state, State::Loading | State::Removing))

@@ -443,7 +443,7 @@ pub fn begin(
 ) -> Result<bool, Error> {
     let changed = tx.execute(
         "UPDATE restore SET status = 'running', new_generation_id = ?2, old_generation_id = ?3, method = ?4, target_state = 'untouched', \
-         phase = 'preparing', started_at_ms = coalesce(started_at_ms, ?5), updated_at_ms = ?5 \
+         failure = NULL, phase = 'preparing', started_at_ms = coalesce(started_at_ms, ?5), updated_at_ms = ?5 \
          WHERE id = ?1 AND status IN ('waiting', 'running') AND target_state <> 'switching'",
         (id, new, old, method.word(), now),
     )?;
@@ -506,6 +506,19 @@ pub fn succeed(tx: &Tx<'_>, id: &RestoreId, unavailable_us: Option<u64>, now: Mo
     Ok(changed == 1)
 }
 
+/// Writes why a running record is about to fail, before anything is turned back: a crash meanwhile must not make a
+/// failure into something else.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn giving_up(tx: &Tx<'_>, id: &RestoreId, why: &str) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE restore SET failure = ?2 WHERE id = ?1 AND status IN ('waiting', 'running')",
+        (id, why),
+    )?;
+    Ok(())
+}
+
 /// Waiting or Running → Failed, with what the instance holds now. `false`: the record has ended otherwise.
 ///
 /// # Errors
@@ -524,6 +537,19 @@ pub fn fail(
         (id, code.text(), why, state.word(), now),
     )?;
     Ok(changed == 1)
+}
+
+/// Unknown → RolledBack on failed records: the serving generation, which a failed restore never changes, serves again.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn settle_unknown(tx: &Tx<'_>, instance: &InstanceId, now: Moment) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE restore SET target_state = 'rolled_back', updated_at_ms = ?2 \
+         WHERE instance_id = ?1 AND status = 'failed' AND target_state = 'unknown'",
+        (instance, now),
+    )?;
+    Ok(())
 }
 
 /// Writes on the restore that was taken back which one did it.

@@ -85,13 +85,13 @@ impl Answer {
     /// The error code of whichever of the three shapes the body has; empty where it has none.
     pub fn code(&self) -> String {
         let body: Value = serde_json::from_slice(&self.body).unwrap_or_default();
-        let code = match (&body["error_code"], &body["error"]["code"]) {
+
+        match (&body["error_code"], &body["error"]["code"]) {
             (Value::String(flat), _) => flat.clone(),
             (_, Value::String(nested)) => nested.clone(),
             (_, Value::Number(identity)) => identity.to_string(),
             _ => String::new(),
-        };
-        code
+        }
     }
 
     /// Status and code in one word: `400 DCS.4096`.

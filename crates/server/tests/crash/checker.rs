@@ -1,0 +1,442 @@
+//! The independent judge. It reads the catalogue with its own SQL, the store and the directories with its own eyes,
+//! the engines over the clients' port and the process table, and compares all of them with what the test knows.
+//!
+//! A lie is: a backup that says it succeeded and whose objects are missing, of another size or digest, or (once per
+//! backup, [`Form::Full`]) do not decode to a file that a stock engine loads to the very data of that moment; objects
+//! without a backup; a restore that says it succeeded while clients find anything else than the backup's data, or
+//! failed while they find anything else than the data of before; anything unfinished a minute after the last crash.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rusqlite::{Connection, OpenFlags, OptionalExtension};
+use serde_json::Value;
+use xtask::plain_engine::PlainEngine;
+
+use crate::world::World;
+
+/// Everything must have come to its end this long after a start.
+const SETTLE_MAX: Duration = Duration::from_secs(60);
+
+/// How much is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// Records, sizes and digests of objects, data of instances, processes, directories.
+    Cheap,
+    /// That, and every backup once decoded, checked by the stock program and loaded into a stock engine.
+    Full,
+}
+
+/// The catalogue, read only.
+pub struct Catalogue(Connection);
+
+/// A backup's row.
+#[derive(Debug, Clone)]
+pub struct Backup {
+    pub id: String,
+    pub instance: String,
+    pub kind: String,
+    pub status: String,
+    pub error_code: Option<String>,
+    pub failure: Option<String>,
+    pub prefix: Option<String>,
+    pub manifest_blake3: Option<String>,
+    pub generation: Option<String>,
+    pub remark: Option<String>,
+}
+
+/// A restore's row.
+#[derive(Debug, Clone)]
+pub struct Restore {
+    pub id: String,
+    pub name: String,
+    pub ordinal: i64,
+    pub backup: String,
+    pub status: String,
+    pub error_code: Option<String>,
+    pub failure: Option<String>,
+    pub method: String,
+    pub target_state: String,
+    pub old_generation: Option<String>,
+}
+
+impl Catalogue {
+    /// Opens the file below the world's data directory.
+    pub fn open(world: &World) -> Self {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY;
+        let connection = Connection::open_with_flags(world.data().join("catalog.sqlite"), flags).unwrap();
+        connection.busy_timeout(Duration::from_secs(10)).unwrap();
+        Self(connection)
+    }
+
+    /// The one number that the query gives.
+    pub fn count(&self, sql: &str) -> i64 {
+        self.0.query_row(sql, (), |row| row.get(0)).unwrap()
+    }
+
+    /// Id and port of the living instance of this name.
+    pub fn instance(&self, name: &str) -> Option<(String, u16)> {
+        self.0
+            .query_row(
+                "SELECT id, port FROM instance WHERE name = ?1 AND deleted_at_ms IS NULL",
+                (format!("test-{name}"),),
+                |row| Ok((row.get(0)?, row.get(1)?)),
+            )
+            .optional()
+            .unwrap()
+    }
+
+    /// `(id, status)` of all that are not deleted.
+    pub fn instances(&self) -> Vec<(String, String)> {
+        self.pairs("SELECT id, status FROM instance WHERE status <> 'deleted'")
+    }
+
+    /// `(id, state)` of the instance's generations that are not removed.
+    pub fn generations(&self, instance: &str) -> Vec<(String, String)> {
+        self.pairs(&format!(
+            "SELECT id, state FROM generation WHERE instance_id = '{instance}' AND state <> 'removed'"
+        ))
+    }
+
+    fn pairs(&self, sql: &str) -> Vec<(String, String)> {
+        let mut statement = self.0.prepare(sql).unwrap();
+        let rows = statement.query_map((), |row| Ok((row.get(0)?, row.get(1)?)));
+        rows.unwrap().map(Result::unwrap).collect()
+    }
+
+    /// The serving generation.
+    pub fn serving(&self, instance: &str) -> Option<String> {
+        self.0
+            .query_row(
+                "SELECT id FROM generation WHERE instance_id = ?1 AND state = 'serving'",
+                (instance,),
+                |row| row.get(0),
+            )
+            .optional()
+            .unwrap()
+    }
+
+    /// Every backup.
+    pub fn backups(&self) -> Vec<Backup> {
+        let sql = "SELECT id, instance_id, kind, status, error_code, failure, prefix, manifest_blake3, generation_id, \
+                   remark \
+                   FROM backup ORDER BY created_at_ms, ordinal";
+        let mut statement = self.0.prepare(sql).unwrap();
+        let rows = statement.query_map((), |row| {
+            Ok(Backup {
+                id: row.get(0)?,
+                instance: row.get(1)?,
+                kind: row.get(2)?,
+                status: row.get(3)?,
+                error_code: row.get(4)?,
+                failure: row.get(5)?,
+                prefix: row.get(6)?,
+                manifest_blake3: row.get(7)?,
+                generation: row.get(8)?,
+                remark: row.get(9)?,
+            })
+        });
+        rows.unwrap().map(Result::unwrap).collect()
+    }
+
+    /// One backup.
+    pub fn backup(&self, id: &str) -> Backup {
+        self.backups().into_iter().find(|backup| backup.id == id).unwrap()
+    }
+
+    /// The instance's restores, oldest first.
+    pub fn restores(&self, instance: &str) -> Vec<Restore> {
+        let sql = "SELECT id, ordinal, backup_id, status, error_code, failure, method, target_state, old_generation_id, name \
+                   FROM restore WHERE instance_id = ?1 ORDER BY ordinal";
+        let mut statement = self.0.prepare(sql).unwrap();
+        let rows = statement.query_map((instance,), |row| {
+            Ok(Restore {
+                id: row.get(0)?,
+                ordinal: row.get(1)?,
+                backup: row.get(2)?,
+                status: row.get(3)?,
+                error_code: row.get(4)?,
+                failure: row.get(5)?,
+                method: row.get(6)?,
+                target_state: row.get(7)?,
+                old_generation: row.get(8)?,
+                name: row.get(9)?,
+            })
+        });
+        rows.unwrap().map(Result::unwrap).collect()
+    }
+
+    /// What has not come to an end.
+    fn unfinished(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for (what, sql) in [
+            ("jobs", "SELECT count(*) FROM job WHERE state <> 'done'"),
+            (
+                "backups",
+                "SELECT count(*) FROM backup WHERE status IN ('waiting', 'running')",
+            ),
+            (
+                "restores",
+                "SELECT count(*) FROM restore WHERE status IN ('waiting', 'running')",
+            ),
+            (
+                "generations",
+                "SELECT count(*) FROM generation WHERE state IN ('loading', 'removing')",
+            ),
+            (
+                "instances with more than one retired generation",
+                "SELECT count(*) FROM (SELECT 1 FROM generation WHERE state = 'retired' GROUP BY instance_id HAVING count(*) > 1)",
+            ),
+            (
+                "instances neither running nor gone",
+                "SELECT count(*) FROM instance WHERE status NOT IN ('running', 'deleted', 'create_failed')",
+            ),
+        ] {
+            let count = self.count(sql);
+            if count > 0 {
+                found.push(format!("{count} {what}"));
+            }
+        }
+        found
+    }
+}
+
+/// Waits until everything has come to its end, then compares everything. `label` says where in a failure.
+pub fn check(world: &mut World, form: Form, label: &str) {
+    settle(world, label);
+    let catalogue = Catalogue::open(world);
+    learn_restores(world, &catalogue, label);
+    check_instances(world, &catalogue, label);
+    check_machine(world, &catalogue, label);
+    check_store(world, &catalogue, label);
+    if form == Form::Full {
+        prove_backups(world, &catalogue, label);
+    }
+}
+
+/// Waits until nothing is unfinished.
+pub fn settle(world: &mut World, label: &str) {
+    let started = Instant::now();
+    loop {
+        assert!(world.ended().is_none(), "{label}: the service is gone");
+        let catalogue = Catalogue::open(world);
+        let left = catalogue.unfinished();
+        if left.is_empty() {
+            return;
+        }
+        assert!(
+            started.elapsed() < SETTLE_MAX,
+            "{label}: a minute later there are still {left:?}"
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Takes the new restore records at their word: what each instance must hold now follows from them.
+fn learn_restores(world: &mut World, catalogue: &Catalogue, label: &str) {
+    let names: Vec<String> = world.instances.keys().cloned().collect();
+    let backups = catalogue.backups();
+    for name in names {
+        let id = world.id(&name);
+        let restores = catalogue.restores(&id);
+        for (index, restore) in restores.iter().enumerate() {
+            let expected = i64::try_from(index).unwrap() + 1;
+            assert_eq!(
+                restore.ordinal, expected,
+                "{label}: ordinals have a gap: {restore:?}"
+            );
+            if !world.seen_restores.insert(restore.id.clone()) {
+                continue;
+            }
+            let before = world.instances[&name].digest.clone();
+            // A safety backup holds what was there before the restore that took it.
+            let remark = Some(format!("before {}", restore.name));
+            for safety in backups.iter().filter(|backup| backup.kind == "safety") {
+                if safety.instance == id
+                    && safety.remark == remark
+                    && let Some(before) = &before
+                {
+                    world.backups.insert(safety.id.clone(), before.clone());
+                }
+            }
+            match restore.status.as_str() {
+                "succeeded" => {
+                    assert_eq!(restore.target_state, "replaced", "{label}: {restore:?}");
+                    assert_eq!(restore.error_code, None, "{label}: {restore:?}");
+                    let retired = backups.iter().find(|backup| {
+                        backup.generation.is_some() && backup.generation == restore.old_generation
+                    });
+                    if let (Some(retired), Some(before)) = (retired, before) {
+                        world.backups.insert(retired.id.clone(), before);
+                    }
+                    let now = world.backups.get(&restore.backup).cloned();
+                    world.instances.get_mut(&name).unwrap().digest = now;
+                }
+                "failed" => {
+                    let state = restore.target_state.as_str();
+                    assert!(
+                        matches!(state, "untouched" | "rolled_back"),
+                        "{label}: {restore:?}"
+                    );
+                    assert!(restore.error_code.is_some(), "{label}: {restore:?}");
+                }
+                other => panic!("{label}: {other} is no end: {restore:?}"),
+            }
+        }
+        let counter = catalogue.count(&format!("SELECT restore_ordinal FROM instance WHERE id = '{id}'"));
+        assert_eq!(counter, i64::try_from(restores.len()).unwrap(), "{label}: {name}");
+    }
+}
+
+/// Running, reachable, and holding exactly the data that is expected; for the API as well.
+fn check_instances(world: &World, catalogue: &Catalogue, label: &str) {
+    let living: BTreeMap<String, String> = catalogue.instances().into_iter().collect();
+    for (name, known) in &world.instances {
+        let status = living.get(&known.id).map(String::as_str);
+        assert_eq!(status, Some("running"), "{label}: {name}");
+        let now = world.digest(name);
+        if let Some(expected) = &known.digest {
+            assert_eq!(
+                &now, expected,
+                "{label}: {name} holds other data than its records say"
+            );
+        }
+        let shown = world.call("GET", &format!("/v2/{{project}}/instances/{}", known.id), None);
+        assert_eq!(shown["status"], "RUNNING", "{label}: {shown}");
+        assert_eq!(shown["task"], Value::Null, "{label}: {shown}");
+        let listed = world.call(
+            "GET",
+            &format!("/v2/{{project}}/instances/{}/restores", known.id),
+            None,
+        );
+        let restores = catalogue.restores(&known.id);
+        assert_eq!(listed["total_num"], restores.len(), "{label}: {listed}");
+    }
+}
+
+/// Processes and directories: exactly those of serving and retired generations.
+fn check_machine(world: &World, catalogue: &Catalogue, label: &str) {
+    let root = world.data().join("instances").canonicalize().unwrap();
+    let mut directories = BTreeSet::new();
+    let mut serving = BTreeSet::new();
+    for (id, status) in catalogue.instances() {
+        let generations = catalogue.generations(&id);
+        let count = |wanted: &str| generations.iter().filter(|(_, state)| state == wanted).count();
+        if status == "create_failed" {
+            assert!(generations.is_empty(), "{label}: {generations:?}");
+            continue;
+        }
+        assert_eq!(count("serving"), 1, "{label}: {generations:?}");
+        assert!(count("retired") <= 1, "{label}: {generations:?}");
+        for (generation, state) in generations {
+            let home = root.join(&id).join(&generation);
+            if state == "serving" {
+                serving.insert(home.clone());
+            }
+            directories.insert(home);
+        }
+    }
+    let mut homes = BTreeSet::new();
+    for (pid, home) in world.engines() {
+        assert!(
+            directories.contains(&home),
+            "{label}: process {pid} lives in {}",
+            home.display()
+        );
+        assert!(
+            homes.insert(home.clone()),
+            "{label}: two engines in {}",
+            home.display()
+        );
+    }
+    assert!(
+        serving.is_subset(&homes),
+        "{label}: {serving:?} should live, {homes:?} do"
+    );
+    let mut found = BTreeSet::new();
+    for instance in entries(&root) {
+        assert!(instance.is_dir(), "{label}: {}", instance.display());
+        found.extend(entries(&instance));
+    }
+    assert_eq!(found, directories, "{label}: directories");
+    let left: Vec<_> = entries(&world.data().join("spool"));
+    assert!(left.is_empty(), "{label}: the spool holds {left:?}");
+}
+
+fn entries(directory: &Path) -> Vec<std::path::PathBuf> {
+    std::fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect()
+}
+
+/// Every object belongs to a backup that succeeded, and is what its manifest says.
+fn check_store(world: &World, catalogue: &Catalogue, label: &str) {
+    let store = world.data().join("store");
+    let mut objects = BTreeSet::new();
+    collect(&store, &store, &mut objects);
+    for backup in catalogue.backups() {
+        if backup.kind == "generation" || backup.status != "succeeded" {
+            continue;
+        }
+        let prefix = backup.prefix.clone().unwrap();
+        let bytes = std::fs::read(store.join(&prefix).join("manifest.json"))
+            .unwrap_or_else(|e| panic!("{label}: {backup:?} has no manifest: {e}"));
+        assert!(objects.remove(&format!("{prefix}/manifest.json")));
+        let digest = blake3::hash(&bytes).to_string();
+        assert_eq!(Some(digest), backup.manifest_blake3, "{label}: {backup:?}");
+        let signed: Value = serde_json::from_slice(&bytes).unwrap();
+        let manifest: Value = serde_json::from_str(signed["manifest"].as_str().unwrap()).unwrap();
+        let segments = manifest["segments"].as_array().unwrap();
+        for object in segments.iter().chain([&manifest["details"]]) {
+            let name = format!("{prefix}/{}", object["name"].as_str().unwrap());
+            assert!(objects.remove(&name), "{label}: {name} is missing");
+            let bytes = std::fs::read(store.join(&name)).unwrap();
+            assert_eq!(object["stored_bytes"], bytes.len(), "{label}: {name}");
+            assert_eq!(
+                object["stored_blake3"],
+                blake3::hash(&bytes).to_string(),
+                "{label}: {name}"
+            );
+        }
+    }
+    assert!(objects.is_empty(), "{label}: objects of no backup: {objects:?}");
+}
+
+fn collect(root: &Path, directory: &Path, into: &mut BTreeSet<String>) {
+    for path in entries(directory) {
+        if path.is_dir() {
+            collect(root, &path, into);
+        } else {
+            into.insert(path.strip_prefix(root).unwrap().to_str().unwrap().to_owned());
+        }
+    }
+}
+
+/// Decodes every backup that was not yet, lets the stock checker read it and a stock engine load it.
+fn prove_backups(world: &mut World, catalogue: &Catalogue, label: &str) {
+    for backup in catalogue.backups() {
+        if backup.kind == "generation"
+            || backup.status != "succeeded"
+            || !world.proven.insert(backup.id.clone())
+        {
+            continue;
+        }
+        let file = world.folder().join("proof.rdb");
+        world.download(&backup.instance, &backup.id, &file);
+        let checked = Command::new("redis-check-rdb").arg(&file).output().unwrap();
+        let said = String::from_utf8_lossy(&checked.stdout);
+        assert!(checked.status.success(), "{label}: {backup:?}: {said}");
+        if let Some(expected) = world.backups.get(&backup.id) {
+            let engine = PlainEngine::start_on(&file, &[]).unwrap();
+            assert_eq!(
+                &engine.digest().unwrap(),
+                expected,
+                "{label}: {backup:?} holds other data"
+            );
+        }
+        std::fs::remove_file(&file).unwrap();
+    }
+}

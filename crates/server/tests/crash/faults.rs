@@ -1,0 +1,435 @@
+//! Faults of engines, stored objects, keys, disks, ports and memory: the operation fails with the right code, the old
+//! data serves, nothing is left behind, and the next operation works.
+
+use std::collections::BTreeSet;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use xtask::fill::Random;
+use xtask::scratch::Scratch;
+
+use crate::checker::{self, Catalogue, Form, Restore};
+use crate::lifecycle::wait_until;
+use crate::world::{Run, World, kill, text};
+
+#[test]
+fn a_new_engine_killed_in_mid_load_leaves_the_old_data() {
+    let mut world = World::start(&[]);
+    world.create("one", "redis.single.xu1.large.1", "aof");
+    world
+        .client("one")
+        .ask(&["DEBUG", "POPULATE", "1500000", "key", "16"])
+        .unwrap();
+    let backup = world.backup("one");
+    world.change("one");
+    let old = world.serving_pid("one").unwrap();
+    let (status, _) = world.ask_for_restore("one", &backup, false).unwrap();
+    assert_eq!(status, 200);
+    wait_until("the new engine loads", || {
+        Catalogue::open(&world)
+            .count("SELECT count(*) FROM restore WHERE status = 'running' AND target_state = 'loading'")
+            == 1
+            && world
+                .engines()
+                .iter()
+                .any(|(pid, home)| *pid != old && logs(home))
+    });
+    let new = world.engines().into_iter().find(|(pid, _)| *pid != old);
+    kill(new.expect("it is loading").0);
+    checker::check(&mut world, Form::Cheap, "mid-load");
+    let last = last_restore(&world);
+    assert_eq!(last.status, "failed", "{last:?}");
+    assert_eq!(last.error_code.as_deref(), Some("dcs.08.0007"), "{last:?}");
+    assert_eq!(last.target_state, "rolled_back", "{last:?}");
+    assert_eq!(world.serving_pid("one"), Some(old));
+}
+
+/// Whether the engine has written to its log.
+fn logs(home: &Path) -> bool {
+    std::fs::metadata(home.join("redis.log")).is_ok_and(|log| log.len() > 0)
+}
+
+fn last_restore(world: &World) -> Restore {
+    Catalogue::open(world).restores(&world.id("one")).pop().unwrap()
+}
+
+/// Asks for a restore that must fail with this code, and checks that nothing has changed.
+fn fails_with(world: &mut World, backup: &str, codes: &[&str], what: &str) -> Restore {
+    let count = Catalogue::open(world).restores(&world.id("one")).len();
+    let (status, answer) = world.ask_for_restore("one", backup, false).unwrap();
+    assert_eq!(status, 200, "{what}: {answer}");
+    checker::settle(world, what);
+    let restores = Catalogue::open(world).restores(&world.id("one"));
+    assert_eq!(restores.len(), count + 1);
+    let last = last_restore(world);
+    assert_eq!(last.status, "failed", "{what}: {last:?}");
+    let code = last.error_code.clone().unwrap();
+    assert!(codes.contains(&code.as_str()), "{what}: {last:?}");
+    last
+}
+
+#[test]
+fn no_engine_sees_a_byte_of_a_damaged_backup() {
+    let mut world = World::start(&[]);
+    world.create("one", "redis.single.xu1.tiny.256", "aof");
+    world.fill("one", 22, 500);
+    world
+        .client("one")
+        .ask(&["DEBUG", "POPULATE", "30000", "key", "1000"])
+        .unwrap();
+    let backup = world.backup("one");
+    let other = world.backup("one");
+    world.change("one");
+    // Reaching this place means that an engine is about to be started.
+    world.restart(&Run::armed("process.before_spawn:error"));
+    let folder = |backup: &str| {
+        let prefix = Catalogue::open(&world).backup(backup).prefix.unwrap();
+        world.data().join("store").join(prefix)
+    };
+    let (here, there) = (folder(&backup), folder(&other));
+    let segment = |folder: &Path, number: u32| folder.join(format!("shard-0/seg-{number:06}.rdb.zst.age"));
+    let (first, second, manifest) = (segment(&here, 0), segment(&here, 1), here.join("manifest.json"));
+    assert!(second.exists(), "the test needs two segments");
+    let mut damages: Vec<(String, PathBuf, Vec<u8>)> = Vec::new();
+    for file in [&first, &second, &manifest] {
+        let name = file.file_name().unwrap().to_str().unwrap().to_owned();
+        let whole = std::fs::read(file).unwrap();
+        for keep in [0, 1, whole.len() / 2, whole.len() - 1] {
+            damages.push((
+                format!("{name} cut to {keep} bytes"),
+                file.clone(),
+                whole[..keep].to_vec(),
+            ));
+        }
+        let mut longer = whole.clone();
+        longer.push(0);
+        damages.push((format!("{name} with one byte more"), file.clone(), longer));
+        let mut random = Random::new(9, whole.len() as u64);
+        for _ in 0..6 {
+            let (at, bit) = (random.below(whole.len() as u64), random.below(8));
+            let mut flipped = whole.clone();
+            flipped[usize::try_from(at).unwrap()] ^= 1 << bit;
+            damages.push((
+                format!("{name} with bit {bit} of byte {at} flipped"),
+                file.clone(),
+                flipped,
+            ));
+        }
+    }
+    let read = |file: &Path| std::fs::read(file).unwrap();
+    damages.push((
+        "the second segment in the place of the first".to_owned(),
+        first.clone(),
+        read(&second),
+    ));
+    damages.push((
+        "the same segment of another backup".to_owned(),
+        first.clone(),
+        read(&segment(&there, 0)),
+    ));
+    damages.push((
+        "the manifest of another backup".to_owned(),
+        manifest.clone(),
+        read(&there.join("manifest.json")),
+    ));
+    let count = damages.len();
+    for (what, file, bytes) in damages {
+        let whole = read(&file);
+        std::fs::write(&file, bytes).unwrap();
+        fails_with(&mut world, &backup, &["dcs.08.0007"], &what);
+        std::fs::write(&file, whole).unwrap();
+        checker::check(&mut world, Form::Cheap, &what);
+    }
+    for file in [&first, &second, &manifest] {
+        let what = format!("{} is missing", file.display());
+        let whole = read(file);
+        std::fs::remove_file(file).unwrap();
+        fails_with(&mut world, &backup, &["dcs.08.0006"], &what);
+        std::fs::write(file, whole).unwrap();
+        checker::check(&mut world, Form::Cheap, &what);
+    }
+    assert!(world.marks().is_empty(), "an engine was started on damaged data");
+    println!("{} damages refused", count + 3);
+    world.restart(&Run::default());
+    let (status, _) = world.ask_for_restore("one", &backup, false).unwrap();
+    assert_eq!(status, 200);
+    checker::check(&mut world, Form::Full, "mended");
+    assert_eq!(last_restore(&world).status, "succeeded");
+}
+
+#[test]
+fn a_backup_is_not_opened_with_the_key_of_another_project() {
+    let mut world = World::start(&[]);
+    world.create("one", "redis.single.xu1.tiny.128", "aof");
+    world.fill("one", 23, 500);
+    let backup = world.backup("one");
+    world.change("one");
+    world.kill();
+    let made = Command::new(env!("CARGO_BIN_EXE_cachekeep"))
+        .args(["project", "create", "other", "--data-dir"])
+        .arg(world.data())
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let swap = "UPDATE project SET identity_sealed = (SELECT identity_sealed FROM project WHERE name = 'other') \
+                WHERE name <> 'other'";
+    let catalogue = rusqlite::Connection::open(world.data().join("catalog.sqlite")).unwrap();
+    catalogue.execute(swap, ()).unwrap();
+    drop(catalogue);
+    world.run(&Run::armed("process.before_spawn:error"));
+    fails_with(&mut world, &backup, &["dcs.08.0004"], "another project's key");
+    checker::check(&mut world, Form::Cheap, "another project's key");
+    assert!(world.marks().is_empty(), "an engine was started");
+}
+
+#[test]
+fn too_little_memory_is_refused_with_what_it_needs() {
+    let mut world = World::start(&[]);
+    world.create("one", "redis.single.xu1.tiny.128", "aof");
+    world.fill("one", 24, 1000);
+    let backup = world.backup("one");
+    world.change("one");
+    world.restart(&Run {
+        memory_available: Some(1 << 20),
+        ..Run::default()
+    });
+    let (status, answer) = world.ask_for_restore("one", &backup, false).unwrap();
+    assert_eq!(status, 400, "{answer}");
+    let message = text(&answer, "error_msg").unwrap();
+    assert!(message.contains("MB"), "{message}");
+    checker::check(&mut world, Form::Cheap, "refused");
+    assert!(
+        Catalogue::open(&world).restores(&world.id("one")).is_empty(),
+        "a refusal is no record"
+    );
+    let (status, answer) = world.ask_for_restore("one", &backup, true).unwrap();
+    assert_eq!(status, 200, "{answer}");
+    checker::check(&mut world, Form::Full, "in place");
+    let last = last_restore(&world);
+    assert_eq!(
+        (last.status.as_str(), last.method.as_str()),
+        ("succeeded", "in_place"),
+        "{last:?}"
+    );
+}
+
+#[test]
+fn a_stranger_on_the_port_in_mid_switch_does_not_cost_the_old_data() {
+    let mut world = World::start(&[]);
+    world.create("one", "redis.single.xu1.tiny.128", "aof");
+    world.fill("one", 25, 1000);
+    let backup = world.backup("one");
+    let port = world.instances["one"].port;
+    for engine_dies in [false, true] {
+        world.change("one");
+        let old = world.serving_pid("one").unwrap();
+        world.restart(&Run::armed("switch.after_old_port:stall"));
+        let (status, _) = world.ask_for_restore("one", &backup, false).unwrap();
+        assert_eq!(status, 200);
+        let asked = Instant::now();
+        let stranger = loop {
+            match TcpListener::bind(("127.0.0.1", port)) {
+                Ok(stranger) => break stranger,
+                Err(_) => assert!(
+                    asked.elapsed() < Duration::from_secs(30),
+                    "the port never came free"
+                ),
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        std::thread::sleep(Duration::from_secs(if engine_dies { 9 } else { 6 }));
+        if engine_dies {
+            kill(old);
+        }
+        drop(stranger);
+        let label = format!("a stranger was there, engine dies: {engine_dies}");
+        checker::settle(&mut world, &label);
+        wait_until("it answers", || world.try_digest("one").is_some());
+        checker::check(&mut world, Form::Cheap, &label);
+        let last = last_restore(&world);
+        assert_eq!(last.status, "failed", "{last:?}");
+        assert_eq!(last.target_state, "rolled_back", "{last:?}");
+    }
+    world.restart(&Run::default());
+    let (status, _) = world.ask_for_restore("one", &backup, false).unwrap();
+    assert_eq!(status, 200);
+    checker::check(&mut world, Form::Cheap, "the port is free again");
+    assert_eq!(last_restore(&world).status, "succeeded");
+}
+
+/// A small file system, gone on drop.
+struct SmallDisk {
+    at: PathBuf,
+    ballast: PathBuf,
+    /// Outlives the mount.
+    _folder: Scratch,
+}
+
+impl SmallDisk {
+    /// `None` where we may not mount.
+    fn mount(megabytes: u32) -> Option<Self> {
+        let folder = Scratch::new("disk").unwrap();
+        let at = folder.path().join("disk");
+        std::fs::create_dir(&at).unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o"])
+            .arg(format!("size={megabytes}m,mode=755"))
+            .args(["tmpfs"])
+            .arg(&at)
+            .status();
+        // Engines of another user live below it.
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        mounted.is_ok_and(|status| status.success()).then(|| Self {
+            ballast: at.join("ballast"),
+            at,
+            _folder: folder,
+        })
+    }
+
+    fn free_bytes(&self) -> u64 {
+        let output = Command::new("stat")
+            .args(["-f", "-c", "%a %S"])
+            .arg(&self.at)
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let (blocks, size) = text.trim().split_once(' ').unwrap();
+        blocks.parse::<u64>().unwrap() * size.parse::<u64>().unwrap()
+    }
+
+    /// Leaves this much room.
+    fn leave(&self, bytes: u64) {
+        let free = self.free_bytes();
+        let ballast = vec![1; usize::try_from(free.saturating_sub(bytes)).unwrap()];
+        std::fs::write(&self.ballast, ballast).unwrap();
+    }
+
+    fn give_back(&self) {
+        std::fs::remove_file(&self.ballast).unwrap();
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _reported_by_the_folder = Command::new("umount").arg("-l").arg(&self.at).status();
+    }
+}
+
+#[test]
+fn a_full_disk_fails_clearly_at_any_point_and_all_works_again_with_room() {
+    let Some(disk) = SmallDisk::mount(64) else {
+        eprintln!("skipped: only root can mount a small file system");
+        return;
+    };
+    let mut world = World::start_on(Scratch::new("crash").unwrap(), disk.at.join("data"), &[]);
+    world.create("one", "redis.single.xu1.tiny.128", "aof");
+    world.fill("one", 26, 3000);
+    world
+        .client("one")
+        .ask(&["DEBUG", "POPULATE", "3000", "key", "1000"])
+        .unwrap();
+    // The file of an engine that was only told so is on disk after a rewrite.
+    world.client("one").ask(&["BGREWRITEAOF"]).unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    let backup = world.backup("one");
+    let mut outcomes = Vec::new();
+    for kib in [
+        0, 16, 64, 128, 256, 512, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288,
+    ] {
+        for restore in [false, true] {
+            world.change("one");
+            let before = backups(&world);
+            disk.leave(kib * 1024);
+            let answer = match restore {
+                true => world.ask_for_restore("one", &backup, false),
+                false => world.ask_for_backup("one"),
+            };
+            let what = format!(
+                "{} with {kib} KiB of room",
+                if restore { "restore" } else { "backup" }
+            );
+            let (status, said) = answer.unwrap();
+            if status < 300 {
+                wait_for_end(&world);
+            }
+            disk.give_back();
+            checker::settle(&mut world, &what);
+            learn(&mut world, &before);
+            checker::check(&mut world, Form::Full, &what);
+            outcomes.push(format!(
+                "{what}: {}",
+                outcome(&world, restore, status, &said, &before)
+            ));
+        }
+    }
+    println!("{}", outcomes.join("\n"));
+    let failed = |word: &str| {
+        outcomes
+            .iter()
+            .any(|outcome| outcome.starts_with(word) && outcome.contains("dcs.08"))
+    };
+    assert!(
+        failed("backup") && failed("restore"),
+        "the disk was never full: {outcomes:#?}"
+    );
+    assert!(outcomes.last().unwrap().ends_with("succeeded"), "{outcomes:#?}");
+}
+
+fn backups(world: &World) -> BTreeSet<String> {
+    Catalogue::open(world)
+        .backups()
+        .into_iter()
+        .map(|backup| backup.id)
+        .collect()
+}
+
+/// Gives the operation some time with the full disk; it may need room to come to its end.
+fn wait_for_end(world: &World) {
+    let started = Instant::now();
+    while Catalogue::open(world).count("SELECT count(*) FROM job WHERE state <> 'done'") > 0
+        && started.elapsed() < Duration::from_secs(4)
+    {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn learn(world: &mut World, before: &BTreeSet<String>) {
+    let digest = world.instances["one"].digest.clone().unwrap();
+    for id in backups(world) {
+        if !before.contains(&id) && Catalogue::open(world).backup(&id).kind == "manual" {
+            world.backups.insert(id, digest.clone());
+        }
+    }
+}
+
+/// In words; asserts that a failure has one of the codes for it.
+fn outcome(world: &World, restore: bool, status: u16, said: &Value, before: &BTreeSet<String>) -> String {
+    if status >= 300 {
+        assert!(status >= 500, "{status} {said}");
+        return format!(
+            "refused with {status} {}",
+            text(said, "error_code").unwrap_or_default()
+        );
+    }
+    let (status, code, failure) = if restore {
+        let last = last_restore(world);
+        (last.status, last.error_code, last.failure)
+    } else {
+        let all = Catalogue::open(world).backups();
+        let new = all
+            .into_iter()
+            .find(|backup| backup.kind == "manual" && !before.contains(&backup.id));
+        let new = new.unwrap();
+        (new.status, new.error_code, new.failure)
+    };
+    let Some(code) = code else {
+        return status;
+    };
+    let right = if restore { "dcs.08.0007" } else { "dcs.08.0005" };
+    assert_eq!(code, right, "{failure:?}");
+    format!("{status} {code} {}", failure.unwrap_or_default())
+}

@@ -1,0 +1,357 @@
+//! Kills and errors at every named place of the program.
+//!
+//! Each place is tried in every operation that passes it: the service is started with the place armed, the operation
+//! is asked for, the mark file proves that the place was reached. After a kill the service is started again; after an
+//! error it goes on. Then everything must have come to its end, with data all old or all new and records that say
+//! which ([`crate::checker`]).
+//!
+//! No client writes during an operation, so that the expected data is known to the byte.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+
+use Operation::{
+    Backup, Create, CreateFails, DeleteBackup, DeleteInstance, InPlace, InPlaceFails, Restart, Restore,
+    RestoreFails, SwitchFails, Undo, UndoFails,
+};
+
+use crate::checker::{self, Catalogue, Form};
+use crate::world::{Run, World, text};
+
+/// What the service does when it is hit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Operation {
+    Backup,
+    Restore,
+    /// The verification fails, so the new generation is removed.
+    RestoreFails,
+    /// The last step of the switch fails, so the switch is turned back.
+    SwitchFails,
+    Undo,
+    UndoFails,
+    /// Two generations do not fit.
+    InPlace,
+    /// Fails with the old engine stopped.
+    InPlaceFails,
+    DeleteBackup,
+    DeleteInstance,
+    Restart,
+    Create,
+    CreateFails,
+}
+
+/// Every place in the sources, and the operations that pass it. A test below compares this with the sources.
+const PLACES: &[(&str, &[Operation])] = &[
+    ("archive.manifest_deleted", &[DeleteBackup]),
+    ("backup.accepted", &[Backup]),
+    ("backup.after_details", &[Backup]),
+    ("backup.after_fullresync", &[Backup, InPlace]),
+    ("backup.after_last_segment", &[Backup]),
+    ("backup.after_manifest", &[Backup, InPlace]),
+    ("backup.before_connect", &[Backup]),
+    ("backup.before_manifest", &[Backup]),
+    ("backup.before_settle", &[Backup]),
+    ("backup.begun", &[Backup]),
+    ("backup.claimed", &[Backup]),
+    ("backup.first_segment_stored", &[Backup]),
+    ("backup.mid_capture", &[Backup, InPlace]),
+    ("backup.settled", &[Backup]),
+    ("backup_delete.after_commit", &[DeleteBackup]),
+    ("create.before_settle", &[Create, CreateFails]),
+    ("delete.after_generation", &[DeleteInstance]),
+    ("delete.before_settle", &[DeleteInstance]),
+    ("delete.before_take_down", &[DeleteInstance]),
+    (
+        "generation.directory_removed",
+        &[
+            DeleteInstance,
+            RestoreFails,
+            SwitchFails,
+            InPlaceFails,
+            CreateFails,
+        ],
+    ),
+    (
+        "generation.killed",
+        &[
+            DeleteInstance,
+            RestoreFails,
+            SwitchFails,
+            InPlaceFails,
+            CreateFails,
+        ],
+    ),
+    (
+        "generation.removing",
+        &[
+            DeleteInstance,
+            RestoreFails,
+            SwitchFails,
+            InPlaceFails,
+            CreateFails,
+        ],
+    ),
+    ("operation.before_settle", &[Restart]),
+    (
+        "process.after_ready",
+        &[Create, Restore, Restart, InPlace, InPlaceFails],
+    ),
+    (
+        "process.after_spawn",
+        &[Create, Restore, Restart, InPlace, InPlaceFails],
+    ),
+    ("process.after_stop", &[Restart, InPlace]),
+    (
+        "process.before_spawn",
+        &[Create, Restore, Restart, InPlace, InPlaceFails],
+    ),
+    ("process.before_stop", &[Restart, InPlace]),
+    ("promote.after_limit", &[Restore]),
+    ("promote.after_primary", &[Restore]),
+    ("restart.after_stop", &[Restart]),
+    ("restart.before_stop", &[Restart]),
+    ("restore.accepted", &[Restore]),
+    (
+        "restore.before_fail",
+        &[RestoreFails, SwitchFails, UndoFails, InPlaceFails],
+    ),
+    ("restore.before_stop_old", &[InPlace]),
+    ("restore.begun", &[Restore, Undo, InPlace]),
+    ("restore.claimed", &[Restore, Undo, InPlace]),
+    ("restore.loaded", &[Restore]),
+    (
+        "restore.new_removed",
+        &[RestoreFails, SwitchFails, UndoFails, InPlaceFails],
+    ),
+    ("restore.old_stopped", &[InPlace]),
+    ("restore.placed", &[Restore]),
+    ("restore.promoted", &[Restore, Undo, InPlace]),
+    (
+        "restore.rolled_back",
+        &[RestoreFails, SwitchFails, UndoFails, InPlaceFails],
+    ),
+    ("restore.safety_taken", &[InPlace]),
+    ("restore.settled", &[Restore, Undo, InPlace]),
+    ("restore.switch_intended", &[Restore, Undo, InPlace]),
+    ("restore.switched", &[Restore, Undo, InPlace]),
+    ("restore.verified", &[Restore]),
+    ("sideload.after_place", &[Restore, InPlace]),
+    ("sideload.after_rename", &[Restore, InPlace]),
+    ("sideload.before_place", &[Restore, InPlace]),
+    ("sideload.mid_place", &[Restore, InPlace]),
+    ("store.after_link", &[Backup, InPlace]),
+    ("store.after_temp_write", &[Backup, InPlace]),
+    ("switch.after_kill_normal", &[Restore, Undo]),
+    ("switch.after_kill_pubsub", &[Restore, Undo]),
+    ("switch.after_kill_replica", &[Restore, Undo]),
+    ("switch.after_new_port", &[Restore, Undo]),
+    ("switch.after_old_port", &[Restore, Undo]),
+    ("switch.after_pause", &[Restore, Undo]),
+    ("switch.after_unpause", &[Restore, Undo]),
+    ("switch.before_pause", &[Restore, Undo]),
+    ("switch.before_reverse", &[SwitchFails, UndoFails]),
+    ("switch.reversed", &[SwitchFails, UndoFails]),
+    ("verify.after", &[Restore, InPlace]),
+    ("verify.before", &[Restore, InPlace]),
+];
+
+#[test]
+fn every_place_in_the_sources_has_its_operation() {
+    let mut named = BTreeSet::new();
+    let crates = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    for member in ["engine", "server"] {
+        find_places(&crates.join(member).join("src"), &mut named);
+    }
+    let listed: BTreeSet<String> = PLACES.iter().map(|(name, _)| (*name).to_owned()).collect();
+    assert_eq!(named, listed);
+    assert!(listed.len() >= 40);
+}
+
+fn find_places(directory: &Path, into: &mut BTreeSet<String>) {
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            find_places(&path, into);
+        } else {
+            let source = std::fs::read_to_string(&path).unwrap();
+            let calls = source.split("failpoint::hit(\"").skip(1);
+            into.extend(
+                calls
+                    .filter_map(|rest| rest.split_once('"'))
+                    .map(|(name, _)| name.to_owned()),
+            );
+        }
+    }
+}
+
+#[test]
+fn a_backup_hit_anywhere_is_whole_or_gone() {
+    hit_everywhere(Backup, "aof");
+}
+
+#[test]
+fn a_restore_hit_anywhere_leaves_all_old_or_all_new_data() {
+    hit_everywhere(Restore, "aof");
+}
+
+#[test]
+fn a_failing_restore_hit_anywhere_leaves_the_old_data() {
+    hit_everywhere(RestoreFails, "aof");
+    hit_everywhere(SwitchFails, "rdb");
+}
+
+#[test]
+fn an_undo_hit_anywhere_leaves_all_old_or_all_new_data() {
+    hit_everywhere(Undo, "aof");
+    hit_everywhere(UndoFails, "none");
+}
+
+#[test]
+fn an_in_place_restore_hit_anywhere_leaves_all_old_or_all_new_data() {
+    hit_everywhere(InPlace, "aof");
+}
+
+#[test]
+fn a_failing_in_place_restore_hit_anywhere_brings_the_old_data_back() {
+    hit_everywhere(InPlaceFails, "aof");
+    hit_everywhere(InPlaceFails, "none");
+}
+
+#[test]
+fn creating_restarting_and_deleting_hit_anywhere_come_to_their_end() {
+    for operation in [Create, CreateFails, Restart, DeleteBackup, DeleteInstance] {
+        hit_everywhere(operation, "aof");
+    }
+}
+
+/// Kill and error at every place of one operation, on one data directory.
+fn hit_everywhere(operation: Operation, persistence: &str) {
+    let mut world = World::start(&[]);
+    world.create("one", "redis.single.xu1.tiny.256", persistence);
+    world.fill("one", 11, 3000);
+    let backup = world.backup("one");
+    let mut fired = 0;
+    for (place, operations) in PLACES {
+        if !operations.contains(&operation) {
+            continue;
+        }
+        for action in ["kill", "error"] {
+            hit(&mut world, operation, place, action, &backup);
+            fired += 1;
+        }
+    }
+    checker::check(&mut world, Form::Full, &format!("{operation:?} at the end"));
+    println!("{operation:?} ({persistence}): {fired} hits");
+    assert!(fired > 0);
+}
+
+fn hit(world: &mut World, operation: Operation, place: &str, action: &str, backup: &str) {
+    let label = format!("{operation:?} {place}:{action}");
+    let (subject, before) = prepare(world, operation, backup);
+    let failure = match operation {
+        RestoreFails => "verify.after:error,",
+        SwitchFails | UndoFails => "switch.after_new_port:error,",
+        InPlaceFails => "restore.old_stopped:error,",
+        CreateFails => "process.after_ready:error,",
+        _ => "",
+    };
+    world.restart(&Run {
+        failpoints: format!("{failure}{place}:{action}"),
+        memory_available: matches!(operation, InPlace | InPlaceFails).then_some(1 << 20),
+    });
+    ask(world, operation, &subject, backup);
+    let died = world.wait_idle_or_dead(Duration::from_secs(60));
+    let marks = world.marks();
+    assert!(
+        marks.iter().any(|mark| mark == place),
+        "{label}: reached only {marks:?}"
+    );
+    assert_eq!(died, action == "kill", "{label}");
+    if died || operation == DeleteBackup {
+        // What a failed deletion leaves in the store is swept at the next start.
+        world.restart(&Run::default());
+    }
+    checker::settle(world, &label);
+    forget(world, operation, &subject);
+    let form = if operation == Backup {
+        Form::Full
+    } else {
+        Form::Cheap
+    };
+    learn_backups(world, &before);
+    checker::check(world, form, &label);
+    clean_up(world, operation);
+}
+
+/// A backup made in between holds what is there now.
+fn learn_backups(world: &mut World, before: &BTreeSet<String>) {
+    let digest = world.instances["one"].digest.clone().unwrap();
+    for backup in Catalogue::open(world).backups() {
+        if backup.kind == "manual" && !before.contains(&backup.id) {
+            world.backups.insert(backup.id, digest.clone());
+        }
+    }
+}
+
+/// Brings about what the operation needs; returns what it is about, and the backups that there are.
+fn prepare(world: &mut World, operation: Operation, backup: &str) -> (String, BTreeSet<String>) {
+    let subject = match operation {
+        Undo | UndoFails => {
+            let (status, answer) = world.ask_for_restore("one", backup, false).unwrap();
+            assert_eq!(status, 200, "{answer}");
+            checker::check(world, Form::Cheap, "before an undo");
+            text(&answer, "restore_id").unwrap()
+        }
+        DeleteBackup => world.backup("one"),
+        DeleteInstance => world.create("two", "redis.single.xu1.tiny.128", "aof"),
+        _ => String::new(),
+    };
+    world.change("one");
+    let before = Catalogue::open(world)
+        .backups()
+        .into_iter()
+        .map(|backup| backup.id)
+        .collect();
+    (subject, before)
+}
+
+/// Asks for the operation; the service may die before it answers.
+fn ask(world: &World, operation: Operation, subject: &str, backup: &str) {
+    let answer = match operation {
+        Backup => world.ask_for_backup("one"),
+        Restore | RestoreFails | SwitchFails => world.ask_for_restore("one", backup, false),
+        InPlace | InPlaceFails => world.ask_for_restore("one", backup, true),
+        Undo | UndoFails => world.ask_for_undo("one", subject),
+        DeleteBackup => world.ask_to_delete_backup("one", subject),
+        DeleteInstance => world.ask_to_delete(subject),
+        Restart => world.ask_to_restart("one"),
+        Create | CreateFails => world.ask_for_instance("new", "redis.single.xu1.tiny.128", "aof"),
+    };
+    if let Ok((status, answer)) = answer {
+        let meant = !(300..500).contains(&status);
+        assert!(meant, "{operation:?}: {status} {answer}");
+    }
+}
+
+/// What is not there any more.
+fn forget(world: &mut World, operation: Operation, subject: &str) {
+    if operation == DeleteInstance {
+        world.instances.remove("two");
+    }
+    if operation == DeleteBackup {
+        let row = Catalogue::open(world).backup(subject);
+        assert_eq!(row.status, "deleted");
+    }
+}
+
+/// Removes what a creation made, or began to make.
+fn clean_up(world: &mut World, operation: Operation) {
+    if matches!(operation, Create | CreateFails)
+        && let Some((id, _)) = Catalogue::open(world).instance("new")
+    {
+        let (status, answer) = world.ask_to_delete(&id).unwrap();
+        assert!(status < 300, "{answer}");
+        checker::check(world, Form::Cheap, "after a new instance is deleted");
+    }
+}

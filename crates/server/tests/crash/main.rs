@@ -1,0 +1,23 @@
+//! What survives: kills at named places and at any moment, faults of engines, disks and ports, and how much memory
+//! it takes. The names of the tests are the claims.
+//!
+//! Nothing of the program under test judges itself: [`checker`] reads the catalogue, the store, the engines and the
+//! process table on its own. Run with `CACHEKEEP_TEST_LONG=1` for all 200 random kills and the big values.
+
+#![allow(
+    clippy::unwrap_used,
+    missing_docs,
+    reason = "a test that cannot go on fails; its names are the claims"
+)]
+
+mod checker;
+mod faults;
+mod kill_points;
+mod lifecycle;
+mod random_kills;
+mod world;
+
+/// Whether the long form is wanted.
+fn long() -> bool {
+    std::env::var_os("CACHEKEEP_TEST_LONG").is_some_and(|value| value == "1")
+}
