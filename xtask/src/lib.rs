@@ -4,6 +4,7 @@
 //! anything but the standard library is used: `cargo xtask` must be there after a few seconds on a fresh machine.
 
 pub mod args;
+pub mod bench;
 pub mod fill;
 pub mod plain_engine;
 pub mod resp;

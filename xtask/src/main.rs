@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use xtask::args::Args;
-use xtask::{Stop, fill, setup, testing};
+use xtask::{Stop, bench, fill, setup, testing};
 
 const HELP: &str = "\
 Developer commands of cachekeep.
@@ -11,6 +11,7 @@ Developer commands of cachekeep.
   cargo xtask run [-- OPTIONS]      install what is missing, build, start the service with these options
   cargo xtask setup [run|test|bench]  only install; without a word: everything
   cargo xtask test [--long] [ONLY...]  all checks and tests, or some of them
+  cargo xtask bench [--quick] [NAME...]  measure beside the engine's own tools
   cargo xtask fill --port P ...     load an engine with data of every type
   cargo xtask damage --port P ...   damage an engine's data, so that a restore has something to show
 
@@ -38,6 +39,7 @@ fn dispatch(name: &str, mut args: Args) -> Result<(), Stop> {
         "run" => setup::run(args),
         "setup" => setup::command(args),
         "test" => testing::command(args),
+        "bench" => bench::command(args),
         "fill" => fill::cli::fill(args),
         "damage" => fill::cli::damage_command(args),
         "help" | "--help" | "-h" => {
@@ -51,6 +53,7 @@ fn dispatch(name: &str, mut args: Args) -> Result<(), Stop> {
 fn help(name: &str) -> &'static str {
     match name {
         "test" => testing::HELP,
+        "bench" => bench::HELP,
         "fill" => fill::cli::FILL_HELP,
         "damage" => fill::cli::DAMAGE_HELP,
         _ => HELP,

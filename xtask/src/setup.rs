@@ -163,11 +163,7 @@ pub fn prepare(purpose: Purpose) -> Result<(), Stop> {
 /// The build failed; the compiler has said why.
 pub fn build_service() -> Result<(), Stop> {
     println!("building cachekeep in release mode (a few minutes the first time)");
-    run_visibly(
-        Command::new(cargo())
-            .args(["build", "--release", "--package", "cachekeep"])
-            .current_dir(repository()),
-    )
+    run_visibly(cargo().args(["build", "--release", "--package", "cachekeep"]))
 }
 
 /// Where the built service lies.
@@ -186,9 +182,21 @@ pub fn python() -> PathBuf {
     repository().join(".venv/bin/python")
 }
 
-/// The cargo that runs this command.
-pub fn cargo() -> PathBuf {
-    std::env::var_os("CARGO").map_or_else(|| PathBuf::from("cargo"), PathBuf::from)
+/// The cargo that runs this command, in the repository, as if called from a shell.
+///
+/// `cargo run` tells this program about itself in variables like CARGO_PKG_NAME. Build scripts watch some of them:
+/// passed on, they would make the next build of the same crates start from scratch, and the one after that again.
+pub fn cargo() -> Command {
+    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(program);
+    command.current_dir(repository());
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
+    command
 }
 
 /// Runs a program with its output going to ours.
@@ -330,7 +338,7 @@ fn install_cargo_deny() -> Result<(), Stop> {
         root.display()
     );
     run_visibly(
-        Command::new(cargo())
+        cargo()
             .args([
                 "install",
                 "--quiet",
@@ -343,8 +351,7 @@ fn install_cargo_deny() -> Result<(), Stop> {
             .arg(&root)
             .args(["--version", CARGO_DENY_VERSION, "cargo-deny"])
             .env("CARGO_PROFILE_DEV_DEBUG", "0")
-            .env_remove("CARGO_TARGET_DIR")
-            .current_dir(repository()),
+            .env_remove("CARGO_TARGET_DIR"),
     )
     .map_err(|e| e.advice("cargo-deny comes from the crate registry: is it reachable?"))
 }

@@ -102,7 +102,7 @@ fn shown(time: Duration) -> String {
 }
 
 fn run_cargo(words: &[&str]) -> Result<(), Stop> {
-    run_visibly(Command::new(cargo()).args(words).current_dir(repository()))
+    run_visibly(cargo().args(words))
 }
 
 fn check_licences() -> Result<(), Stop> {
@@ -116,10 +116,8 @@ fn check_licences() -> Result<(), Stop> {
 }
 
 fn test_workspace(selection: &Selection) -> Result<(), Stop> {
-    let mut command = Command::new(cargo());
-    command
-        .args(["test", "--release", "--workspace"])
-        .current_dir(repository());
+    let mut command = cargo();
+    command.args(["test", "--release", "--workspace"]);
     if selection.long {
         command.env("CACHEKEEP_TEST_LONG", "1");
     }

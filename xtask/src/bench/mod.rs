@@ -1,0 +1,96 @@
+//! `cargo xtask bench`: what the service costs beside the engine's own tools, measured in pairs in one run.
+
+mod client;
+mod clients;
+mod data;
+mod listing;
+mod report;
+
+use std::time::Duration;
+
+use crate::Stop;
+use crate::args::Args;
+use crate::setup::{Purpose, build_service, prepare};
+use report::Section;
+
+/// `cargo xtask bench --help`.
+pub const HELP: &str = "\
+Measures backup, restore and the restore list beside the engine's own tools and a bare HTTP route.
+
+  cargo xtask bench [--quick] [NAME...]
+
+  --quick   one pair of small data: shows that the measurement works, says nothing about speed
+  NAME      some of: backup, small-backup, restore, switch, listing; without any: all
+
+A full run of all takes about 15 minutes on 2 cores, needs 6 GiB of memory and 5 GiB of disk, and writes
+docs/benchmarks.md. Nothing else should run on the machine meanwhile.
+";
+
+const NAMES: [&str; 5] = ["backup", "small-backup", "restore", "switch", "listing"];
+
+/// How much is measured.
+#[derive(Debug, Clone, Copy)]
+struct Scale {
+    /// Pairs per figure.
+    pairs: usize,
+    /// Memory that the data of the large instance takes.
+    size_mb: u64,
+    /// Records of the long list.
+    records: u64,
+    /// Requests timed together for one figure of the list.
+    requests: u32,
+    /// Time of one run of wrk.
+    load: Duration,
+}
+
+const FULL: Scale = Scale {
+    pairs: 5,
+    size_mb: 1024,
+    records: 1_000_000,
+    requests: 500,
+    load: Duration::from_secs(8),
+};
+const QUICK: Scale = Scale {
+    pairs: 1,
+    size_mb: 64,
+    records: 20_000,
+    requests: 50,
+    load: Duration::from_secs(1),
+};
+
+/// Runs the measurements.
+///
+/// # Errors
+/// Something did not work; a figure that is worse than wanted is no error.
+pub fn command(mut args: Args) -> Result<(), Stop> {
+    let quick = args.flag("--quick");
+    let chosen = args.names()?;
+    if let Some(unknown) = chosen.iter().find(|name| !NAMES.contains(&name.as_str())) {
+        return Err(
+            Stop::new(format!("no measurement is called {unknown}")).advice("cargo xtask bench --help")
+        );
+    }
+    let wants = |name: &str| chosen.is_empty() || chosen.iter().any(|chosen| chosen == name);
+    prepare(Purpose::Bench)?;
+    build_service()?;
+    print!("{}", report::machine());
+    let scale = if quick { QUICK } else { FULL };
+    let mut sections: Vec<Section> = Vec::new();
+    if wants("backup") || wants("restore") {
+        data::measure_large(&scale, wants("backup"), wants("restore"), &mut sections)?;
+    }
+    if wants("small-backup") {
+        sections.push(data::measure_small_backup(&scale)?);
+    }
+    if wants("switch") {
+        sections.push(data::measure_switch(&scale)?);
+    }
+    if wants("listing") {
+        sections.push(listing::measure(&scale)?);
+    }
+    if quick || !chosen.is_empty() {
+        println!("docs/benchmarks.md is written by a full run of all only");
+        return Ok(());
+    }
+    report::write(&sections, scale.pairs)
+}
