@@ -41,9 +41,10 @@ pub fn run_to(failpoint: &str, behaviour: &str, home: &Path, port: u16) {
     let _absent = std::fs::remove_file(mark(home));
     spawn(behaviour, home, port, Some(failpoint)).wait().unwrap();
     let name = failpoint.split(':').next().unwrap();
+    // A line a place, as the failpoint writes them.
     assert_eq!(
         std::fs::read_to_string(mark(home)).unwrap_or_default(),
-        name,
+        format!("{name}\n"),
         "never came to the failpoint"
     );
 }
