@@ -137,11 +137,19 @@ impl Stream {
 }
 
 impl Read for Stream {
+    /// A signal, or a stop and continue of this process, interrupts a read that has a timeout (signal(7)): that is
+    /// no failure of the connection.
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Stream::Tcp(s) => s.read(buf),
-            Stream::Unix(s) => s.read(buf),
-            Stream::Tls(s) => s.read(buf),
+        loop {
+            let done = match self {
+                Stream::Tcp(s) => s.read(buf),
+                Stream::Unix(s) => s.read(buf),
+                Stream::Tls(s) => s.read(buf),
+            };
+            match done {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                done => return done,
+            }
         }
     }
 }

@@ -102,6 +102,8 @@ impl Catalog {
                 readers.insert(self.path.clone(), reader);
             }
             let reader = &readers[&self.path];
+            // A panic inside an earlier `work` left its transaction open.
+            roll_back(reader);
             begin(reader, "BEGIN").map_err(E::from)?;
             let result = work(&Tx(reader));
             let ended = begin(reader, "COMMIT");

@@ -13,7 +13,7 @@ use xtask::scratch::Scratch;
 
 use crate::checker::{self, Catalogue, Form, Restore};
 use crate::lifecycle::wait_until;
-use crate::world::{Run, World, kill, text};
+use crate::world::{Run, World, kill, signal, text};
 
 #[test]
 fn a_new_engine_killed_in_mid_load_leaves_the_old_data() {
@@ -45,6 +45,54 @@ fn a_new_engine_killed_in_mid_load_leaves_the_old_data() {
     assert_eq!(last.error_code.as_deref(), Some("dcs.08.0007"), "{last:?}");
     assert_eq!(last.target_state, "rolled_back", "{last:?}");
     assert_eq!(world.serving_pid("one"), Some(old));
+}
+
+#[test]
+fn an_engine_killed_in_mid_capture_fails_the_backup_and_comes_back_with_its_data() {
+    let mut world = World::start(&[]);
+    world.create("one", "redis.single.xu1.large.1", "aof");
+    // So much that the snapshot takes a good part of a second.
+    world
+        .client("one")
+        .ask(&["DEBUG", "POPULATE", "200000", "key", "1000"])
+        .unwrap();
+    // What DEBUG made is in no append-only file.
+    world.client("one").ask(&["BGREWRITEAOF"]).unwrap();
+    wait_until("the file is rewritten", || {
+        let info = world.client("one").ask(&["INFO", "persistence"]).unwrap();
+        let info = info.text().unwrap().to_owned();
+        info.contains("aof_rewrite_in_progress:0") && info.contains("aof_last_bgrewrite_status:ok")
+    });
+    world.note("one");
+    let before = backups(&world);
+    let engine = world.serving_pid("one").unwrap();
+    let (status, _) = world.ask_for_backup("one").unwrap();
+    assert!(status < 300);
+    let mut child = None;
+    wait_until("it has forked", || {
+        child = world.child_of(engine);
+        child.is_some()
+    });
+    let child = child.unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    signal(child, "STOP");
+    wait_until("bytes have arrived", || {
+        Catalogue::open(&world)
+            .count("SELECT count(*) FROM backup WHERE status = 'running' AND plain_bytes > 0")
+            == 1
+    });
+    kill(engine);
+    kill(child);
+    checker::settle(&mut world, "mid-capture");
+    wait_until("the engine is back", || world.try_digest("one").is_some());
+    checker::check(&mut world, Form::Cheap, "mid-capture");
+    let all = Catalogue::open(&world).backups();
+    let failed = all.iter().find(|backup| !before.contains(&backup.id)).unwrap();
+    assert_eq!(failed.status, "failed", "{failed:?}");
+    assert_eq!(failed.error_code.as_deref(), Some("dcs.08.0002"), "{failed:?}");
+    assert_ne!(world.serving_pid("one"), Some(engine));
+    world.backup("one");
+    checker::check(&mut world, Form::Full, "the next backup");
 }
 
 /// Whether the engine has written to its log.

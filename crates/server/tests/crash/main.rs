@@ -14,6 +14,7 @@ mod checker;
 mod faults;
 mod kill_points;
 mod lifecycle;
+mod memory;
 mod random_kills;
 mod world;
 

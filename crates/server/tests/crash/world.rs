@@ -191,6 +191,11 @@ impl World {
         self.child.as_mut().and_then(|child| child.try_wait().unwrap())
     }
 
+    /// The service's process.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
     /// Kills the service (`SIGKILL`); its engines go on.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
@@ -484,6 +489,13 @@ impl World {
             .collect()
     }
 
+    /// The child that an engine has forked, if it has one.
+    pub fn child_of(&self, engine: u32) -> Option<u32> {
+        processes_in(&self.data.join("instances"))
+            .into_iter()
+            .find(|pid| parent(*pid) == Some(engine))
+    }
+
     /// The engine that serves an instance: whoever lives in the serving generation's directory.
     pub fn serving_pid(&self, name: &str) -> Option<u32> {
         let generation = crate::checker::Catalogue::open(self).serving(&self.id(name))?;
@@ -518,8 +530,13 @@ impl Drop for World {
 
 /// `SIGKILL`.
 pub fn kill(pid: u32) {
+    signal(pid, "KILL");
+}
+
+/// Any signal, by its name without SIG.
+pub fn signal(pid: u32, name: &str) {
     let _gone_already = Command::new("kill")
-        .args(["-9", &pid.to_string()])
+        .args(["-s", name, &pid.to_string()])
         .stderr(Stdio::null())
         .status();
 }

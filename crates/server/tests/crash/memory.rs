@@ -1,0 +1,87 @@
+//! How much memory a backup and a restore take: no more for a big instance with one huge value than for any other.
+
+use crate::checker::{self, Catalogue, Form};
+use crate::world::World;
+
+/// Growth of the service's resident memory during one backup or restore, at most: ARCHITECTURE.md, invariant 9.
+const GROWTH_MAX_MIB: f64 = 64.0;
+
+#[test]
+fn a_backup_and_a_restore_stay_within_64_mib_whatever_the_data() {
+    // MiB in all, MiB of one value.
+    let (whole, giant) = if crate::long() { (2048, 500) } else { (384, 200) };
+    let mut world = World::start(&[]);
+    world.create("big", "redis.single.xu1.large.4", "aof");
+    fill_with_noise(&world, giant, whole);
+    // The first operations of a process pay for what all later ones share.
+    world.create("small", "redis.single.xu1.tiny.128", "aof");
+    world.fill("small", 30, 1000);
+    let backup = world.backup("small");
+    restore(&mut world, "small", &backup, "full");
+
+    let before = resident_mib(&world, "VmRSS");
+    forget_peak(&world);
+    let backup = world.backup("big");
+    let grown = resident_mib(&world, "VmHWM") - before;
+    println!("backup of {whole} MiB with one value of {giant} MiB: {grown:.1} MiB more than before");
+    assert!(grown <= GROWTH_MAX_MIB, "the backup took {grown:.1} MiB");
+
+    for verify in ["sample", "full"] {
+        world.change("big");
+        let before = resident_mib(&world, "VmRSS");
+        forget_peak(&world);
+        restore(&mut world, "big", &backup, verify);
+        let grown = resident_mib(&world, "VmHWM") - before;
+        println!("restore of it, verified by {verify}: {grown:.1} MiB more than before");
+        assert!(grown <= GROWTH_MAX_MIB, "the restore took {grown:.1} MiB");
+    }
+    checker::check(&mut world, Form::Cheap, "after all");
+}
+
+/// Bytes that nothing compresses, so that no buffer is small by luck.
+fn fill_with_noise(world: &World, giant_mib: u64, whole_mib: u64) {
+    const PIECE: usize = 1024 * 1024;
+    let mut random = xtask::fill::Random::new(30, 0);
+    let mut piece = Vec::new();
+    let mut client = world.client("big");
+    for _ in 0..giant_mib {
+        piece.clear();
+        random.noise(PIECE, &mut piece);
+        client.ask(&[b"APPEND".as_slice(), b"giant", &piece]).unwrap();
+    }
+    for number in giant_mib..whole_mib {
+        piece.clear();
+        random.noise(PIECE, &mut piece);
+        for (part, value) in piece.chunks(PIECE / 64).enumerate() {
+            let key = format!("noise:{number}:{part}");
+            client.send(&[b"SET".as_slice(), key.as_bytes(), value]).unwrap();
+        }
+    }
+    client.settle().unwrap();
+}
+
+fn restore(world: &mut World, name: &str, backup: &str, verify: &str) {
+    let path = format!("/ck/v1/{{project}}/instances/{}/restores", world.id(name));
+    let body = serde_json::json!({"backup_id": backup, "verify": verify});
+    world.call("POST", &path, Some(&body));
+    checker::settle(world, "restore");
+    let last = Catalogue::open(world).restores(&world.id(name)).pop().unwrap();
+    assert_eq!(last.status, "succeeded", "{last:?}");
+}
+
+fn resident_mib(world: &World, field: &str) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", world.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+    let kib: f64 = line
+        .trim_start_matches(':')
+        .trim()
+        .trim_end_matches(" kB")
+        .parse()
+        .unwrap();
+    kib / 1024.0
+}
+
+/// Lets the kernel's high-water mark start anew.
+fn forget_peak(world: &World) {
+    std::fs::write(format!("/proc/{}/clear_refs", world.pid()), "5").unwrap();
+}
