@@ -13,6 +13,8 @@ use crate::service::Service;
 
 /// How often a record under way is looked at.
 const POLL_EVERY: Duration = Duration::from_millis(10);
+/// A connection that was idle for longer is made anew: the service closes one after ten seconds.
+const IDLE_MAX: Duration = Duration::from_secs(5);
 
 /// A connection with the headers that authenticate it.
 pub struct Client {
@@ -20,6 +22,7 @@ pub struct Client {
     stream: BufReader<TcpStream>,
     project: String,
     headers: String,
+    used: Instant,
 }
 
 /// An answer.
@@ -56,14 +59,12 @@ impl Client {
     /// # Errors
     /// Nobody listens there.
     pub fn connect(address: &str, project: &str) -> Result<Self, Stop> {
-        let stream = TcpStream::connect(address)?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
         Ok(Self {
             host: address.to_owned(),
-            stream: BufReader::with_capacity(64 * 1024, stream),
+            stream: dial(address)?,
             project: project.to_owned(),
             headers: String::new(),
+            used: Instant::now(),
         })
     }
 
@@ -112,8 +113,13 @@ impl Client {
             "{method} {path} HTTP/1.1\r\nHost: {}\r\n{}{kind}{length}\r\n{body}",
             self.host, self.headers
         );
+        if self.used.elapsed() > IDLE_MAX {
+            self.stream = dial(&self.host)?;
+        }
         self.stream.get_mut().write_all(request.as_bytes())?;
-        self.read_answer()
+        let answer = self.read_answer();
+        self.used = Instant::now();
+        answer
     }
 
     /// A call that must succeed; its JSON.
@@ -269,6 +275,13 @@ impl Client {
         self.stream.read_exact(&mut body)?;
         Ok(Answer { status, token, body })
     }
+}
+
+fn dial(address: &str) -> Result<BufReader<TcpStream>, Stop> {
+    let stream = TcpStream::connect(address)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    Ok(BufReader::with_capacity(64 * 1024, stream))
 }
 
 /// A running instance.
