@@ -1,7 +1,7 @@
 //! The two-way channel between a running operation and whoever watches it: progress out, cancel in.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Kind};
@@ -11,13 +11,21 @@ use crate::error::{Error, Kind};
 pub struct Control {
     cancelled: AtomicBool,
     deadline: Option<Instant>,
-    phase: Mutex<&'static str>,
+    phases: Mutex<Phases>,
     /// Plain bytes acknowledged by whatever the phase waits for.
     pub bytes_done: AtomicU64,
     /// Plain bytes expected; 0 while unknown.
     pub bytes_total: AtomicU64,
     /// Keys seen or applied.
     pub keys_done: AtomicU64,
+}
+
+/// The phase that is under way and the time that earlier ones took.
+#[derive(Debug)]
+struct Phases {
+    now: &'static str,
+    since: Instant,
+    past: Vec<(&'static str, Duration)>,
 }
 
 /// A reading of [`Control`].
@@ -39,7 +47,11 @@ impl Control {
         Self {
             cancelled: AtomicBool::new(false),
             deadline: deadline.and_then(|limit| Instant::now().checked_add(limit)),
-            phase: Mutex::new("starting"),
+            phases: Mutex::new(Phases {
+                now: "starting",
+                since: Instant::now(),
+                past: Vec::new(),
+            }),
             bytes_done: AtomicU64::new(0),
             bytes_total: AtomicU64::new(0),
             keys_done: AtomicU64::new(0),
@@ -53,7 +65,13 @@ impl Control {
 
     /// Enters a phase and starts its byte counters anew.
     pub fn enter(&self, phase: &'static str, bytes_total: u64) {
-        *self.phase.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = phase;
+        let mut phases = self.phases();
+        let took = phases.since.elapsed();
+        let before = phases.now;
+        phases.past.push((before, took));
+        phases.now = phase;
+        phases.since = Instant::now();
+        drop(phases);
         self.bytes_done.store(0, Ordering::Relaxed);
         self.keys_done.store(0, Ordering::Relaxed);
         self.bytes_total.store(bytes_total, Ordering::Relaxed);
@@ -62,11 +80,29 @@ impl Control {
     /// Where the operation stands.
     pub fn progress(&self) -> Progress {
         Progress {
-            phase: *self.phase.lock().unwrap_or_else(|poisoned| poisoned.into_inner()),
+            phase: self.phases().now,
             bytes_done: self.bytes_done.load(Ordering::Relaxed),
             bytes_total: self.bytes_total.load(Ordering::Relaxed),
             keys_done: self.keys_done.load(Ordering::Relaxed),
         }
+    }
+
+    /// How long each phase took, in words: `connecting 2 ms, capturing 4310 ms`. The last one counts up to now.
+    pub fn phases_taken(&self) -> String {
+        let phases = self.phases();
+        let last = (phases.now, phases.since.elapsed());
+        let all = phases.past.iter().chain(std::iter::once(&last));
+        let words: Vec<String> = all
+            .filter(|(_, took)| took.as_millis() > 0)
+            .map(|(phase, took)| format!("{phase} {} ms", took.as_millis()))
+            .collect();
+        words.join(", ")
+    }
+
+    fn phases(&self) -> MutexGuard<'_, Phases> {
+        self.phases
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Called often by every loop of an operation.

@@ -304,10 +304,10 @@ fn run_one(app: &App, claim: &Claim, control: &Control) {
     let duration_ms = began.elapsed().as_millis();
     match ended {
         Ok(Ended::Done) => {
-            tracing::info!(job.id = %claim.job_id, job.kind = claim.kind.word(), duration_ms, "job done");
+            tracing::info!(job.id = %claim.job_id, job.kind = claim.kind.word(), duration_ms, phases = control.phases_taken(), "job done");
         }
         Ok(Ended::Failed(why)) => {
-            tracing::warn!(job.id = %claim.job_id, job.kind = claim.kind.word(), duration_ms, why, "job failed");
+            tracing::warn!(job.id = %claim.job_id, job.kind = claim.kind.word(), duration_ms, phases = control.phases_taken(), why, "job failed");
         }
         Err(Stop::ClaimLost) => {
             tracing::info!(job.id = %claim.job_id, "job was ended from outside");
