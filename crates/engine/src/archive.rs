@@ -14,6 +14,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -342,6 +343,63 @@ impl Archive {
         Ok(())
     }
 
+    /// Whether every stored byte is the one that was stored: hashes all objects, on `workers` threads, against the
+    /// signed manifest, and that `identity` is the one they were sealed to. Nothing is decoded.
+    ///
+    /// The manifest is written only after the validator accepted the whole RDB, so this says of the stored bytes that
+    /// they are those of a valid RDB. Memory: a stored segment per worker. Counts stored bytes in `control`.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`], [`Kind::Tampered`], both with the name; [`Kind::Key`]; [`Kind::Store`]; those of
+    /// [`Control::check`].
+    pub fn prove(&self, identity: &Identity, control: &Control, workers: usize) -> Result<(), Error> {
+        if identity.recipient().to_string() != self.manifest.recipient {
+            let context = format!("{}: it is sealed to another key than this one", self.prefix);
+            return Err(Error::new(Kind::Key, "prove archive", context));
+        }
+        let objects: Vec<&ObjectRecord> = std::iter::once(&self.manifest.details)
+            .chain(self.manifest.segments.iter().map(|segment| &segment.object))
+            .collect();
+        let next = AtomicUsize::new(0);
+        let failure = Mutex::new(None);
+        let hash_all = || {
+            let mut stored = Vec::new();
+            while let Some(object) = objects.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let proven = control
+                    .check("prove archive")
+                    .and_then(|()| self.prove_object(object, &mut stored));
+                if let Err(e) = proven {
+                    // The others stop as well.
+                    next.store(objects.len(), Ordering::Relaxed);
+                    lock(&failure).get_or_insert(e);
+                }
+                control
+                    .bytes_done
+                    .fetch_add(object.stored_bytes, Ordering::Relaxed);
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..workers {
+                scope.spawn(hash_all);
+            }
+            hash_all();
+        });
+        lock(&failure).take().map_or(Ok(()), Err)
+    }
+
+    fn prove_object(&self, object: &ObjectRecord, stored: &mut Vec<u8>) -> Result<(), Error> {
+        let name = self.full_name(object);
+        let bytes_max = object.stored_bytes.min(stored_bytes_max(PLAIN_BYTES_MAX));
+        self.store.get_into(&name, bytes_max, stored)?;
+        if stored.len() as u64 == object.stored_bytes
+            && blake3::hash(stored).to_string() == object.stored_blake3
+        {
+            return Ok(());
+        }
+        let context = format!("{name}: its stored bytes are not those of the manifest");
+        Err(Error::new(Kind::Tampered, "prove archive", context))
+    }
+
     /// Reads the census.
     ///
     /// # Errors
@@ -567,8 +625,12 @@ impl Window {
     }
 
     fn lock(&self) -> MutexGuard<'_, WindowState> {
-        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        lock(&self.state)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 /// Ends the workers however the delivery ends.

@@ -6,6 +6,7 @@
 pub mod archive;
 pub mod backup;
 pub mod control;
+mod direct;
 pub mod error;
 pub mod failpoint;
 pub mod keys;

@@ -1,8 +1,12 @@
-//! Placing a backup's data where a new engine will load it as its own.
+//! Bringing a backup's data into a new generation: the engine loads it, and its directory holds it for every later
+//! start.
 //!
 //! The plain RDB is written to a file of the new generation's directory while it is validated, in one pass and in
 //! bounded memory. The file gets the name under which an engine looks for it only after its last byte was found
 //! valid: an engine ends itself on a bad file, and one that is started too early finds nothing.
+//!
+//! [`load`] lets an empty engine load through a pipe while that goes on, each piece after the validator accepted it.
+//! [`place`] only leaves the file, for an engine that is started later, where two do not fit in memory.
 //!
 //! With an append-only file an engine ignores `dump.rdb` and would start empty: there the RDB becomes the base of
 //! `appendonlydir`.
@@ -10,6 +14,7 @@
 //! The pass also yields the [`Expectation`]: what the engine must hold once it has loaded, see
 //! [`verify`](crate::verify).
 
+mod pipe;
 mod sample;
 mod writer;
 
@@ -21,8 +26,9 @@ use std::time::{Duration, Instant};
 use crate::control::Control;
 use crate::error::{Error, Kind};
 use crate::failpoint;
-use crate::process::{self, Persistence};
+use crate::process::{self, Engine, EngineSpec, Persistence};
 
+use pipe::Pipe;
 pub(crate) use sample::Sampled;
 use sample::Sampler;
 use writer::Writer;
@@ -90,24 +96,63 @@ pub fn place(
     control: &Control,
     feed: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<(), Error>) -> Result<(), Error>,
 ) -> Result<Expectation, Error> {
+    new_directory(directory, run_as)?;
+    let placed = receive(directory, control, feed, None).and_then(|expectation| {
+        publish(directory, persistence, run_as)?;
+        failpoint::hit("sideload.after_rename")?;
+        Ok(expectation)
+    });
+    placed.inspect_err(|_| give_up(directory))
+}
+
+/// Starts a standby ([`process::start_standby`]) in a new directory and lets it load the data while that is validated
+/// and written for its later starts. On return the engine has loaded all of it, and its directory holds it.
+///
+/// `feed` and what is said of durability, memory and counters: as [`place`]. `feed` must push only bytes that are
+/// known to be those of a whole, valid RDB: the engine sees each piece as soon as the validator has accepted it, before
+/// the last one is there. An engine is lost where that turns out wrong, and nothing else.
+///
+/// # Errors
+/// As [`place`]; [`Kind::EngineStart`]; [`Kind::EngineExited`] and [`Kind::Refused`] where the engine does not take
+/// what the validator took. Neither the engine nor its directory is left.
+pub fn load(
+    spec: &EngineSpec,
+    control: &Control,
+    feed: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<(), Error>) -> Result<(), Error>,
+) -> Result<(Engine, Expectation), Error> {
+    let directory = &spec.directory;
+    new_directory(directory, spec.run_as)?;
+    let engine = process::start_standby(spec).inspect_err(|_| give_up(directory))?;
+    let loaded = Pipe::open(&engine, &directory.join(SNAPSHOT), spec.run_as, control).and_then(|mut pipe| {
+        let expectation = receive(directory, control, feed, Some(&mut pipe))?;
+        pipe.finish(control)?;
+        publish(directory, spec.persistence, spec.run_as)?;
+        failpoint::hit("sideload.after_rename")?;
+        Ok(expectation)
+    });
+    match loaded {
+        Ok(expectation) => Ok((engine, expectation)),
+        Err(error) => {
+            engine.kill()?;
+            give_up(directory);
+            Err(error)
+        }
+    }
+}
+
+fn new_directory(directory: &Path, run_as: Option<(u32, u32)>) -> Result<(), Error> {
     failpoint::hit("sideload.before_place")?;
     if directory.symlink_metadata().is_ok() {
         let context = format!("{} exists already", directory.display());
         return Err(Error::new(Kind::Io, "place data", context));
     }
-    let placed = process::create_directory(directory, run_as).and_then(|()| {
-        let expectation = receive(directory, control, feed)?;
-        failpoint::hit("sideload.after_place")?;
-        publish(directory, persistence, run_as)?;
-        failpoint::hit("sideload.after_rename")?;
-        Ok(expectation)
-    });
-    if placed.is_err()
-        && let Err(e) = discard(directory)
-    {
+    process::create_directory(directory, run_as)
+}
+
+fn give_up(directory: &Path) {
+    if let Err(e) = discard(directory) {
         tracing::warn!(directory = %directory.display(), error = %e, "cannot remove what was placed");
     }
-    placed
 }
 
 /// Removes a generation's directory with all that is in it; one that does not exist is fine.
@@ -156,11 +201,12 @@ pub(crate) fn forget_snapshot(directory: &Path) -> Result<(), Error> {
     }
 }
 
-/// Validates and writes.
+/// Validates, hands on to an engine that loads, and writes.
 fn receive(
     directory: &Path,
     control: &Control,
     feed: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<(), Error>) -> Result<(), Error>,
+    mut pipe: Option<&mut Pipe<'_>>,
 ) -> Result<Expectation, Error> {
     let malformed = |e: rdb::Error| Error::new(Kind::Malformed, "validate data", e.to_string());
     let mut validator = rdb::Validator::new();
@@ -170,6 +216,9 @@ fn receive(
         control.check("place data")?;
         validator.feed(piece, &mut sampler).map_err(malformed)?;
         writer.write(piece)?;
+        if let Some(pipe) = &mut pipe {
+            pipe.write(piece, control)?;
+        }
         control
             .bytes_done
             .fetch_add(piece.len() as u64, Ordering::Relaxed);
@@ -178,6 +227,7 @@ fn receive(
     })?;
     let report = validator.finish().map_err(malformed)?;
     writer.finish()?;
+    failpoint::hit("sideload.after_place")?;
     let (sample, functions) = sampler.finish();
     Ok(Expectation {
         report,
@@ -187,6 +237,9 @@ fn receive(
 }
 
 /// Gives the valid file the name under which the engine looks for it.
+///
+/// An engine that was started empty with an append-only file has made an empty base and a manifest: the base is
+/// replaced, and the manifest stays as the engine wrote it, because it goes on with the file of increments named there.
 fn publish(directory: &Path, persistence: Persistence, run_as: Option<(u32, u32)>) -> Result<(), Error> {
     let incoming = directory.join(INCOMING);
     process::give(&incoming, run_as)?;
@@ -196,6 +249,17 @@ fn publish(directory: &Path, persistence: Persistence, run_as: Option<(u32, u32)
     let home = directory.join(AOF_DIRECTORY);
     process::create_directory(&home, run_as)?;
     rename(&incoming, &home.join(AOF_BASE))?;
+    if let Ok(theirs) = std::fs::read_to_string(home.join(AOF_MANIFEST)) {
+        let base = format!("file {AOF_BASE} seq 1 type b");
+        return match theirs.lines().any(|line| line == base) {
+            true => Ok(()),
+            false => Err(Error::new(
+                Kind::Protocol,
+                "name placed file",
+                format!("the engine keeps another base than {AOF_BASE}: {theirs:?}"),
+            )),
+        };
+    }
     let manifest = home.join(AOF_MANIFEST_INCOMING);
     std::fs::write(&manifest, format!("file {AOF_BASE} seq 1 type b\n"))
         .map_err(|e| Error::io(Kind::Io, "write manifest", manifest.display().to_string(), e))?;

@@ -3,13 +3,14 @@
 //! An object is written beside its name, synced, and linked to the name, which fails where the name exists: so a
 //! name never shows half an object and never changes what it means. There is no update and no rename.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::direct::DirectFile;
 use crate::error::{Error, Kind};
 use crate::failpoint;
 
@@ -68,8 +69,8 @@ impl Store {
         let directory = path.parent().unwrap_or(&self.root);
         let (temporary, mut file) = self.create_temporary(directory).map_err(failed)?;
         let written = file
-            .write_all(bytes)
-            .and_then(|()| file.sync_all())
+            .write(bytes)
+            .and_then(|()| file.finish()?.sync_all())
             .map_err(failed)
             .and_then(|()| failpoint::hit("store.after_temp_write"))
             .and_then(|()| fs::hard_link(&temporary, &path).map_err(failed));
@@ -81,21 +82,21 @@ impl Store {
     }
 
     /// Makes the missing directories and a new file in the last one.
-    fn create_temporary(&self, directory: &Path) -> io::Result<(PathBuf, File)> {
+    fn create_temporary(&self, directory: &Path) -> io::Result<(PathBuf, DirectFile)> {
         static COUNTER: AtomicU64 = AtomicU64::new(0);
         let unique = COUNTER.fetch_add(1, Ordering::Relaxed);
         let temporary = directory.join(format!("{TEMPORARY_PREFIX}{}-{unique}", std::process::id()));
         let mut tries = 0;
         loop {
-            let created = self.create_directories(directory).and_then(|()| {
-                OpenOptions::new()
-                    .write(true)
-                    .create(true)
-                    .truncate(true)
-                    .open(&temporary)
-            });
+            let created = self
+                .create_directories(directory)
+                .and_then(|()| DirectFile::create(&temporary));
             tries += 1;
             match created {
+                // A process of the same number left it behind when it died.
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists && tries < DIRECTORY_TRIES => {
+                    fs::remove_file(&temporary)?;
+                }
                 Err(e) if e.kind() == io::ErrorKind::NotFound && tries < DIRECTORY_TRIES => {}
                 Err(e) => return Err(e),
                 Ok(file) => return Ok((temporary, file)),

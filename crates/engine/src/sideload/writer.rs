@@ -1,16 +1,15 @@
-//! Writes a file on a thread of its own, so that validating and copying into the page cache go on side by side.
+//! Writes a file on a thread of its own, so that validating goes on while the disk is written.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
+use crate::direct::DirectFile;
 use crate::error::{Error, Kind};
 
-/// Memory: `BUFFER_BYTES` times (`BUFFERS` in flight, one that is filled, one that is written) = 6 MiB.
-const BUFFER_BYTES: usize = 1024 * 1024;
+/// Memory: `BUFFER_BYTES` times (`BUFFERS` in flight, one that is filled, one that is written) and the file's own
+/// buffer = 4 MiB. Enough to bridge the moments in which the disk is busy with something else.
+const BUFFER_BYTES: usize = 512 * 1024;
 const BUFFERS: usize = 4;
 
 pub(super) struct Writer {
@@ -26,12 +25,7 @@ impl Writer {
     /// [`Kind::Io`] where the file exists already or cannot be made.
     pub(super) fn create(path: &Path) -> Result<Self, Error> {
         let failed = |e| Error::io(Kind::Io, "write placed data", path.display().to_string(), e);
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(failed)?;
+        let file = DirectFile::create(path).map_err(failed)?;
         let (filled, to_write) = sync_channel::<Vec<u8>>(BUFFERS);
         let (give_back, emptied) = sync_channel(BUFFERS + 2);
         let thread = std::thread::Builder::new()
@@ -110,15 +104,15 @@ impl Drop for Writer {
 }
 
 fn write_all(
-    mut file: File,
+    mut file: DirectFile,
     to_write: &Receiver<Vec<u8>>,
     give_back: &SyncSender<Vec<u8>>,
 ) -> std::io::Result<()> {
     for mut buffer in to_write {
-        file.write_all(&buffer)?;
+        file.write(&buffer)?;
         buffer.clear();
         // A full or closed channel: the buffer is simply freed.
         let _freed = give_back.try_send(buffer);
     }
-    Ok(())
+    file.finish().map(drop)
 }

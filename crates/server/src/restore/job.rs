@@ -118,19 +118,24 @@ struct Generations {
 }
 
 impl Work<'_> {
-    /// The new generation beside the old one: placed, validated to the last byte, loaded, verified. The old one
-    /// serves all the while.
+    /// The new generation beside the old one: the whole backup is proven to be what was validated, then an engine
+    /// loads it while it is validated once more, and is verified. The old generation serves all the while.
     fn prepare_beside(&self) -> Result<Generations, Halt> {
         self.remove_left_behind()?;
         self.make_room()?;
         let pair = self.begin(None)?;
-        let expectation = self.place(&pair.new)?;
+        let archive = self.prove()?;
+        failpoint::hit("restore.proven")?;
         self.enter(TargetState::Loading)?;
-        failpoint::hit("restore.placed")?;
-        let durable = sideload::sync_behind(&self.app.config.generation_dir(&self.instance.id, &pair.new))?;
-        let engine = process::start_standby(&instances::spec(self.app, &self.instance, &pair.new)?)?;
-        engine.wait_loaded(self.control)?;
+        let identity = self.project_identity()?;
+        self.control.enter("loading", archive.manifest().plain_bytes);
+        instances::prepare_directory(self.app, &self.instance.id)?;
+        let spec = instances::spec(self.app, &self.instance, &pair.new)?;
+        let (engine, expectation) = sideload::load(&spec, self.control, |push| {
+            archive.read(&identity, self.control, DECODE_WORKERS, push)
+        })?;
         failpoint::hit("restore.loaded")?;
+        let durable = sideload::sync_behind(engine.directory())?;
         self.verify(&engine, &expectation)?;
         failpoint::hit("restore.verified")?;
         durable.wait()?;
@@ -450,6 +455,17 @@ impl Work<'_> {
         Ok(Generations { old, new })
     }
 
+    /// Reads every stored byte of the backup and compares it with what was recorded when it had been validated: no
+    /// engine is started for a backup that is not whole.
+    fn prove(&self) -> Result<engine::archive::Archive, Halt> {
+        let archive = self.open_archive()?;
+        let identity = self.project_identity()?;
+        let stored_bytes = archive.manifest().stored_bytes + archive.manifest().details.stored_bytes;
+        self.control.enter("proving", stored_bytes);
+        archive.prove(&identity, self.control, DECODE_WORKERS)?;
+        Ok(archive)
+    }
+
     /// Reads the whole backup, validates it to its last byte and places it for the new generation to load.
     fn place(&self, new: &GenerationId) -> Result<Expectation, Halt> {
         let archive = self.open_archive()?;
@@ -573,9 +589,11 @@ impl Work<'_> {
 
     fn report(&self, seen: &engine::Progress) {
         // Where each phase begins and how much of the whole it is, in hundredths of a percent: loading is the
-        // engine's single thread and takes most of the time.
+        // engine's single thread and takes most of the time. In place, validating comes first.
         let (base, span) = match seen.phase {
+            "proving" => (100, 400),
             "validating" => (100, 2900),
+            "loading" if self.restore.method == Method::SideLoad => (500, 8000),
             "loading" => (3000, 5500),
             "verifying" => (8500, 1200),
             "switching" => (9800, 0),

@@ -125,7 +125,7 @@ const PLACES: &[(&str, &[Operation])] = &[
         &[RestoreFails, SwitchFails, UndoFails, InPlaceFails],
     ),
     ("restore.old_stopped", &[InPlace]),
-    ("restore.placed", &[Restore]),
+    ("restore.proven", &[Restore]),
     ("restore.promoted", &[Restore, Undo, InPlace]),
     (
         "restore.rolled_back",
