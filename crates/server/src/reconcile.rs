@@ -171,11 +171,18 @@ fn serves_again(app: &App, instance: &Instance, now: Moment) -> Result<(), catal
 
 /// Ends engine processes and removes directories that no generation of the catalogue owns.
 fn remove_orphans(app: &App) -> Result<(), catalog::Error> {
-    let root = app.config.instances_dir();
+    // As the kernel shows it: what is compared with is the working directory of a process.
+    let root = match app.config.instances_dir().canonicalize() {
+        Ok(root) => root,
+        Err(error) => {
+            tracing::error!(%error, "cannot look for orphans");
+            return Ok(());
+        }
+    };
     let existing = app.catalog.read(generation::all_existing)?;
     let owned: HashSet<PathBuf> = existing
         .iter()
-        .map(|found| app.config.generation_dir(&found.instance_id, &found.id))
+        .map(|found| root.join(found.instance_id.as_str()).join(found.id.as_str()))
         .collect();
     let unowned = || {
         let mut found = process::find_orphans(&root);

@@ -26,7 +26,15 @@ use crate::{limits, reconcile};
 ///
 /// # Errors
 /// What cannot be made, read or opened, and what to do about it.
-pub fn open(config: Config) -> anyhow::Result<App> {
+pub fn open(mut config: Config) -> anyhow::Result<App> {
+    std::fs::create_dir_all(&config.data_dir).with_context(|| {
+        format!(
+            "cannot make {}: choose another --data-dir",
+            config.data_dir.display()
+        )
+    })?;
+    // By the name that the kernel shows for it: processes are known by their working directories.
+    config.data_dir = config.data_dir.canonicalize()?;
     let data_dir = &config.data_dir;
     for directory in [
         data_dir.clone(),

@@ -58,6 +58,9 @@ pub struct World {
     /// First port for engines; ten are ours.
     pub first_port: u16,
     settings: Vec<String>,
+    /// As the service is told.
+    named: PathBuf,
+    /// As the kernel shows it.
     data: PathBuf,
     /// Where `CACHEKEEP_FAILPOINT_MARK` goes.
     pub mark: PathBuf,
@@ -92,7 +95,8 @@ impl World {
             project: String::new(),
             first_port: free_ports(),
             settings: settings.iter().map(|word| (*word).to_owned()).collect(),
-            data,
+            data: data.canonicalize().unwrap_or_else(|_not_yet| data.clone()),
+            named: data,
             mark: scratch.path().join("mark"),
             instances: BTreeMap::new(),
             backups: BTreeMap::new(),
@@ -140,7 +144,7 @@ impl World {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cachekeep"));
         command
             .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
-            .arg(&self.data)
+            .arg(&self.named)
             .arg("--engine-ports")
             .arg(format!("{}-{}", self.first_port, self.first_port + 9))
             .args(&self.settings)
@@ -479,9 +483,15 @@ impl World {
         panic!("neither done nor dead:{}", self.log_tail());
     }
 
+    /// Where engines live, as the kernel shows it.
+    fn instances_dir(&self) -> PathBuf {
+        let named = self.data.join("instances");
+        named.canonicalize().unwrap_or(named)
+    }
+
     /// Engine processes below the data directory, without their forked children.
     pub fn engines(&self) -> Vec<(u32, PathBuf)> {
-        let found = processes_in(&self.data.join("instances"));
+        let found = processes_in(&self.instances_dir());
         found
             .iter()
             .filter(|pid| !parent(**pid).is_some_and(|parent| found.contains(&parent)))
@@ -491,7 +501,7 @@ impl World {
 
     /// The child that an engine has forked, if it has one.
     pub fn child_of(&self, engine: u32) -> Option<u32> {
-        processes_in(&self.data.join("instances"))
+        processes_in(&self.instances_dir())
             .into_iter()
             .find(|pid| parent(*pid) == Some(engine))
     }
@@ -516,7 +526,7 @@ impl Drop for World {
         self.kill();
         let gone_by = Instant::now() + Duration::from_secs(20);
         loop {
-            let left = processes_in(&self.data);
+            let left = processes_in(&self.instances_dir());
             if left.is_empty() || Instant::now() > gone_by {
                 break;
             }
