@@ -50,9 +50,9 @@ pub fn open(mut config: Config) -> anyhow::Result<App> {
     let master = MasterKey::load(&data_dir.join("keys/master.key")).context("cannot load the master key")?;
     let signer = load_signer(&data_dir.join("keys/signing.key"))?;
     let store = engine::store::Store::open(config.store_dir())?;
+    make_private(&config.catalog_file())?;
     let catalog = Catalog::open(&config.catalog_file())
         .with_context(|| format!("cannot open the catalogue {}", config.catalog_file().display()))?;
-    restrict_file(&config.catalog_file())?;
     Ok(App {
         config,
         catalog,
@@ -74,12 +74,28 @@ fn restrict(directory: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-fn restrict_file(path: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+/// Makes the catalogue's file with mode 0600 before the database sees it: the database gives the files that it keeps
+/// beside it (`-wal`, `-shm`) the mode of the file itself. Those of an earlier version are mended.
+fn make_private(catalog: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+    std::fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(catalog)?;
+    for ending in ["", "-wal", "-shm"] {
+        let mut file = catalog.as_os_str().to_owned();
+        file.push(ending);
+        match std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            done => done?,
+        }
+    }
+    Ok(())
 }
 
-fn load_signer(path: &Path) -> anyhow::Result<engine::keys::SigningKey> {
+fn load_signer(path: &Path, may_make: bool) -> anyhow::Result<engine::keys::SigningKey> {
     if !path.exists() {
         let key = engine::keys::SigningKey::generate()?;
         secrets::write_private(path, key.to_secret().expose().as_bytes())?;
