@@ -47,12 +47,17 @@ pub fn open(mut config: Config) -> anyhow::Result<App> {
         restrict(&directory)?;
     }
     std::fs::create_dir_all(config.instances_dir())?;
-    let master = MasterKey::load(&data_dir.join("keys/master.key")).context("cannot load the master key")?;
-    let signer = load_signer(&data_dir.join("keys/signing.key"))?;
+    // Keys are made before the catalogue: where that exists and they do not, somebody has lost them.
+    let is_new = !config.catalog_file().exists();
+    let master =
+        MasterKey::load(&data_dir.join("keys/master.key"), is_new).context("cannot load the master key")?;
+    let signer =
+        load_signer(&data_dir.join("keys/signing.key"), is_new).context("cannot load the signing key")?;
     let store = engine::store::Store::open(config.store_dir())?;
     make_private(&config.catalog_file())?;
     let catalog = Catalog::open(&config.catalog_file())
         .with_context(|| format!("cannot open the catalogue {}", config.catalog_file().display()))?;
+    check_master_key(&catalog, &master)?;
     Ok(App {
         config,
         catalog,
@@ -97,11 +102,34 @@ fn make_private(catalog: &Path) -> std::io::Result<()> {
 
 fn load_signer(path: &Path, may_make: bool) -> anyhow::Result<engine::keys::SigningKey> {
     if !path.exists() {
+        anyhow::ensure!(
+            may_make,
+            "{} is missing, and without it no backup can be verified: put it back from your copy",
+            path.display()
+        );
         let key = engine::keys::SigningKey::generate()?;
         secrets::write_private(path, key.to_secret().expose().as_bytes())?;
     }
     let text = std::fs::read_to_string(path)?;
     Ok(engine::keys::SigningKey::parse(text.trim())?)
+}
+
+/// Opens one sealed value: with a wrong key everything would seem to work until the first restore.
+fn check_master_key(catalog: &Catalog, master: &MasterKey) -> anyhow::Result<()> {
+    let Some(project) = catalog.read(record::projects)?.into_iter().next() else {
+        return Ok(());
+    };
+    let sealed = catalog.read(|tx| record::project_identity(tx, &project.id))?;
+    if let Some(sealed) = sealed {
+        master.open(&identity_place(&project.id), &sealed).context(
+            "the master key is not the one of this catalogue: put the right one back from your copy",
+        )?;
+    }
+    Ok(())
+}
+
+fn identity_place(project: &ProjectId) -> String {
+    format!("project.identity:{project}")
 }
 
 /// Makes a project with its archive key.
@@ -119,11 +147,10 @@ pub fn make_project(app: &App, name: &str) -> anyhow::Result<Project> {
         name: name.to_owned(),
         created_at: Moment::now(),
     };
-    let place = format!("project.identity:{}", project.id);
-    let sealed = app
-        .vault
-        .master
-        .seal(&place, identity.to_secret().expose().as_bytes());
+    let sealed = app.vault.master.seal(
+        &identity_place(&project.id),
+        identity.to_secret().expose().as_bytes(),
+    );
     app.catalog
         .write(|tx| record::insert_project(tx, &project, &identity.recipient().to_string(), &sealed))
         .map_err(|error| taken(error, "project", name))?;
@@ -315,6 +342,17 @@ fn write_admin(app: &App, address: SocketAddr) -> anyhow::Result<()> {
         .and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let admin = match known {
         Some(mut admin) => {
+            let project = admin["project_id"].as_str().and_then(ProjectId::parse);
+            let is_ours = match &project {
+                Some(id) => app.catalog.read(|tx| record::project(tx, id))?.is_some(),
+                None => false,
+            };
+            anyhow::ensure!(
+                is_ours,
+                "{} names a project that this catalogue does not know: put the catalog.sqlite back that it belongs to, \
+                 or move it away to have new credentials made",
+                path.display()
+            );
             admin["endpoint"] = serde_json::json!(endpoint);
             admin
         }
