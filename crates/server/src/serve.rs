@@ -11,6 +11,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
 
 use crate::api::router;
 use crate::app::{App, Vault};
@@ -224,6 +225,10 @@ pub fn run(config: Config) -> anyhow::Result<()> {
             )
         })?;
     let address = listener.local_addr()?;
+    let tls = match &app.config.tls {
+        Some((certificate, key)) => Some(crate::tls::acceptor(certificate, key)?),
+        None => None,
+    };
     write_admin(&app, address)?;
     let closing = Arc::new(AtomicBool::new(false));
     let jobs = std::thread::Builder::new().name("jobs".to_owned()).spawn({
@@ -238,7 +243,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     println!("cachekeep serves {scheme}://{address}");
     println!("credentials: {}", app.config.admin_file().display());
     tracing::info!(%address, data_dir = %app.config.data_dir.display(), engine = app.config.engine_version, "serving");
-    runtime.block_on(accept(app.clone(), listener))?;
+    runtime.block_on(accept(app.clone(), listener, tls))?;
     closing.store(true, Ordering::SeqCst);
     app.board.close();
     tracing::info!("stopping: engines stay up, jobs that run are taken up at the next start");
@@ -271,18 +276,18 @@ fn lock(data_dir: &Path) -> anyhow::Result<std::fs::File> {
     Ok(file)
 }
 
-async fn accept(app: Arc<App>, listener: TcpListener) -> anyhow::Result<()> {
-    let tls = match &app.config.tls {
-        Some((certificate, key)) => Some(crate::tls::acceptor(certificate, key)?),
-        None => None,
-    };
+async fn accept(app: Arc<App>, listener: TcpListener, tls: Option<TlsAcceptor>) -> anyhow::Result<()> {
     let service = router::build(app);
     let connections = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
     let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     loop {
-        let permit = connections.clone().acquire_owned().await?;
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+        let next = async {
+            // Not accepted before there is a place: it waits in the listen queue.
+            let permit = connections.clone().acquire_owned().await?;
+            Ok::<_, anyhow::Error>((permit, listener.accept().await))
+        };
+        let (permit, accepted) = tokio::select! {
+            next = next => next?,
             _ = tokio::signal::ctrl_c() => return Ok(()),
             _ = term.recv() => return Ok(()),
         };
