@@ -54,7 +54,10 @@ pub(super) fn text(spec: &EngineSpec, role: Role) -> Result<String, Error> {
     line(format_args!("logfile {LOG}"));
     line(format_args!("always-show-logo no"));
     line(format_args!("daemonize no"));
-    line(format_args!("oom-score-adj no"));
+    // Where memory runs out all the same, first a snapshot's child goes, then a standby, which nobody misses yet: an
+    // engine that serves last.
+    line(format_args!("oom-score-adj relative"));
+    line(format_args!("oom-score-adj-values 0 500 800"));
     line(format_args!("tcp-backlog 511"));
     line(format_args!("databases {DATABASES}"));
     line(format_args!("maxmemory {max_memory_bytes}"));

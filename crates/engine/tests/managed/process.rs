@@ -71,11 +71,50 @@ fn restart_keeps_what_the_persistence_promises() {
         engine.stop(true, LIMIT).unwrap();
         let engine = process::start(&spec).unwrap();
         engine.wait_loaded(&Control::new(None)).unwrap();
-        assert_eq!(
-            run(&mut engine.control().unwrap(), "DBSIZE").int(),
-            Some(kept),
-            "{persistence:?}"
-        );
+        let mut node = engine.control().unwrap();
+        assert_eq!(run(&mut node, "DBSIZE").int(), Some(1), "{persistence:?}");
+        if persistence == Persistence::None {
+            engine.forget_snapshot().unwrap();
+            engine.stop(LIMIT).unwrap();
+            let engine = process::start(&spec).unwrap();
+            engine.wait_loaded(&Control::new(None)).unwrap();
+            assert_eq!(run(&mut engine.control().unwrap(), "DBSIZE").int(), Some(0));
+        }
+    }
+}
+
+#[test]
+fn a_standby_goes_before_an_engine_that_serves_where_memory_runs_out() {
+    let home = Home::new();
+    let score = |engine: &process::Engine| -> i32 {
+        let text = std::fs::read_to_string(format!("/proc/{}/oom_score_adj", engine.pid())).unwrap();
+        text.trim().parse().unwrap()
+    };
+    let serving = process::start(&home.spec("serving")).unwrap();
+    let standby = process::start_standby(&home.spec("standby")).unwrap();
+    wait_until("it says so", || score(&standby) == score(&serving) + 500);
+    standby.promote(0).unwrap();
+    wait_until("it serves", || score(&standby) == score(&serving));
+}
+
+#[test]
+fn an_engine_that_cannot_save_serves_on_and_is_not_killed() {
+    for persistence in [Persistence::Rdb, Persistence::None] {
+        let home = Home::new();
+        let mut spec = home.spec("g1");
+        spec.persistence = persistence;
+        let engine = process::start(&spec).unwrap();
+        let mut node = engine.control().unwrap();
+        run(&mut node, "SET k v");
+        // A directory in the place of the file that a save writes last.
+        let in_the_way = spec.directory.join("dump.rdb");
+        std::fs::create_dir(&in_the_way).unwrap();
+        assert_eq!(engine.stop_saved(LIMIT).err().unwrap().kind, Kind::Refused);
+        assert!(engine.is_alive());
+        assert_eq!(text(&mut node, "GET k"), "v");
+        std::fs::remove_dir(&in_the_way).unwrap();
+        engine.stop_saved(LIMIT).unwrap();
+        assert!(!engine.is_alive());
     }
 }
 
