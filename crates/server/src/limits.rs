@@ -59,5 +59,7 @@ pub const RETIRED_GENERATIONS_MAX: usize = 1;
 pub const MENDED_AT_ONCE: usize = 4;
 /// How often the reconciler looks at every instance.
 pub const RECONCILE_EVERY: Duration = Duration::from_secs(5);
+/// How often the store is swept for objects of no backup. Nobody waits for it: what is left there takes room only.
+pub const SWEEP_EVERY: Duration = Duration::from_secs(10 * 60);
 /// How often a running job writes its progress to the catalogue.
 pub const PROGRESS_EVERY: Duration = Duration::from_millis(500);
