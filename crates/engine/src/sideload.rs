@@ -138,8 +138,14 @@ pub fn discard(directory: &Path) -> Result<(), Error> {
     }
 }
 
-/// Removes the placed file of a generation without persistence once it is loaded: a restart would load it again,
-/// however old it is by then.
+/// Device, inode and time of an engine's snapshot: another one after each save.
+pub(crate) fn snapshot_identity(directory: &Path) -> Option<(u64, u64, i64)> {
+    use std::os::unix::fs::MetadataExt;
+    let meta = std::fs::metadata(directory.join(SNAPSHOT)).ok()?;
+    Some((meta.dev(), meta.ino(), meta.mtime_nsec()))
+}
+
+/// See [`Engine::forget_snapshot`](process::Engine::forget_snapshot).
 ///
 /// # Errors
 /// [`Kind::Io`].

@@ -37,9 +37,13 @@ pub const JOBS_AT_ONCE: usize = 4;
 pub const JOB_ATTEMPTS_MAX: i64 = 5;
 /// A backup or restore must end within this time plus a second for each 4 MiB expected.
 pub const OPERATION_TIME_BASE: Duration = Duration::from_secs(30 * 60);
+/// How long moving so many bytes may take: a second for each 4 MiB, the slowest disk that is worth waiting for.
+pub fn time_for(bytes: u64) -> Duration {
+    Duration::from_secs(bytes / (4 * 1024 * 1024))
+}
 /// Silence of an engine during an operation.
 pub const ENGINE_IDLE: Duration = Duration::from_secs(60);
-/// A new engine process must answer within this time; loading does not count.
+/// An engine must end within this time when it is told to; where it saves first, plus [`time_for`] its data.
 pub const ENGINE_STOP: Duration = Duration::from_secs(30);
 /// Writes on the old generation are paused at most this long by a switch; it needs about a millisecond.
 pub const SWITCH_PAUSE: Duration = Duration::from_millis(2000);

@@ -32,7 +32,12 @@ fn data_of_every_type_is_whole_in_the_new_generation_and_after_its_restart() {
 
         run(&mut engine.control().unwrap(), "SET written:later v");
         let before = digest(&engine);
-        engine.stop(true, LIMIT).unwrap();
+        if persistence == Persistence::None {
+            engine.forget_snapshot().unwrap();
+            engine.stop(LIMIT).unwrap();
+        } else {
+            engine.stop_saved(LIMIT).unwrap();
+        }
         let engine = process::start(&spec).unwrap();
         engine.wait_loaded(&Control::new(None)).unwrap();
         if persistence == Persistence::None {

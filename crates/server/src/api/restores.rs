@@ -228,7 +228,8 @@ pub struct RestoreDetails {
     pub method: &'static str,
     /// `sample` or `full`
     pub verify: String,
-    /// The switch in microseconds: old port closed to new port open.
+    /// The switch in microseconds: writes to the old generation paused to new port open. Absent where that is not
+    /// known: a crash came in between, or the old generation had ended before.
     pub unavailable_us: Option<i64>,
     /// Why it failed, for the operator.
     pub failure: Option<String>,

@@ -66,7 +66,7 @@ pub struct Claim {
     pub instance_id: InstanceId,
     /// What it does.
     pub kind: JobKind,
-    /// The backup's or restore's id.
+    /// The backup's or restore's id; of a restart or flush the process that it acts on, once it is about to.
     pub subject_id: Option<String>,
     /// Grows by one with each claim; 1 at the first.
     pub fence: i64,
@@ -124,6 +124,19 @@ pub fn claim(tx: &Tx<'_>, owner: &str) -> Result<Option<Claim>, Error> {
             })
         },
     )
+}
+
+/// Writes on which process a restart or flush is about to act: whoever takes the job up again knows by that how far it
+/// came.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn intend(tx: &Tx<'_>, claim: &Claim, process: &str) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE job SET subject_id = ?2 WHERE id = ?1",
+        (&claim.job_id, process),
+    )?;
+    Ok(())
 }
 
 /// Ends the job, in the transaction that ends its record. `false`: another claim has it, and the caller must roll
