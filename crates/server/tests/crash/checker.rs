@@ -60,6 +60,7 @@ pub struct Restore {
     pub method: String,
     pub target_state: String,
     pub old_generation: Option<String>,
+    pub unavailable_us: Option<i64>,
 }
 
 impl Catalogue {
@@ -148,8 +149,8 @@ impl Catalogue {
 
     /// The instance's restores, oldest first.
     pub fn restores(&self, instance: &str) -> Vec<Restore> {
-        let sql = "SELECT id, ordinal, backup_id, status, error_code, failure, method, target_state, old_generation_id, name \
-                   FROM restore WHERE instance_id = ?1 ORDER BY ordinal";
+        let sql = "SELECT id, ordinal, backup_id, status, error_code, failure, method, target_state, old_generation_id, name, \
+                   unavailable_us FROM restore WHERE instance_id = ?1 ORDER BY ordinal";
         let mut statement = self.0.prepare(sql).unwrap();
         let rows = statement.query_map((instance,), |row| {
             Ok(Restore {
@@ -163,6 +164,7 @@ impl Catalogue {
                 target_state: row.get(7)?,
                 old_generation: row.get(8)?,
                 name: row.get(9)?,
+                unavailable_us: row.get(10)?,
             })
         });
         rows.unwrap().map(Result::unwrap).collect()
@@ -265,6 +267,7 @@ fn learn_restores(world: &mut World, catalogue: &Catalogue, label: &str) {
                 "succeeded" => {
                     assert_eq!(restore.target_state, "replaced", "{label}: {restore:?}");
                     assert_eq!(restore.error_code, None, "{label}: {restore:?}");
+                    assert_eq!(restore.failure, None, "{label}: {restore:?}");
                     let retired = backups.iter().find(|backup| {
                         backup.generation.is_some() && backup.generation == restore.old_generation
                     });

@@ -435,8 +435,36 @@ impl World {
 
     /// Asks to restart an instance.
     pub fn ask_to_restart(&self, name: &str) -> Answer {
-        let body = json!({"instances": [self.id(name)], "action": "restart"});
+        self.ask_to_act(name, "restart")
+    }
+
+    /// Asks to remove all keys of an instance.
+    pub fn ask_to_flush(&self, name: &str) -> Answer {
+        self.ask_to_act(name, "flush")
+    }
+
+    fn ask_to_act(&self, name: &str, action: &str) -> Answer {
+        let body = json!({"instances": [self.id(name)], "action": action});
         self.try_call("PUT", "/v2/{project}/instances/status", Some(&body))
+    }
+
+    /// Asks to give an instance its clients' password anew: the one that it has.
+    pub fn ask_to_reset_password(&self, name: &str) -> Answer {
+        let path = format!("/v2/{{project}}/instances/{}/password/reset", self.id(name));
+        self.try_call("POST", &path, Some(&json!({"new_password": PASSWORD})))
+    }
+
+    /// Makes every job that is not done a day older, while no service runs.
+    pub fn age_jobs_by_a_day(&self) {
+        assert!(self.child.is_none(), "the service runs");
+        let catalogue = rusqlite::Connection::open(self.data.join("catalog.sqlite")).unwrap();
+        let aged = catalogue
+            .execute(
+                "UPDATE job SET created_at_ms = created_at_ms - 86400000 WHERE state <> 'done'",
+                (),
+            )
+            .unwrap();
+        assert_eq!(aged, 1);
     }
 
     /// The plain RDB behind a backup's download link.
@@ -506,11 +534,16 @@ impl World {
             .find(|pid| parent(*pid) == Some(engine))
     }
 
-    /// The engine that serves an instance: whoever lives in the serving generation's directory.
-    pub fn serving_pid(&self, name: &str) -> Option<u32> {
+    /// The directory of the instance's serving generation.
+    pub fn serving_home(&self, name: &str) -> Option<PathBuf> {
         let generation = crate::checker::Catalogue::open(self).serving(&self.id(name))?;
         let home = self.data.join("instances").join(self.id(name)).join(generation);
-        let home = home.canonicalize().ok()?;
+        home.canonicalize().ok()
+    }
+
+    /// The engine that serves an instance: whoever lives in the serving generation's directory.
+    pub fn serving_pid(&self, name: &str) -> Option<u32> {
+        let home = self.serving_home(name)?;
         self.engines()
             .into_iter()
             .find(|(_, cwd)| *cwd == home)
