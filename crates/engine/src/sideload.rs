@@ -46,6 +46,8 @@ const DISCARD_POLL: Duration = Duration::from_millis(5);
 pub struct Expectation {
     /// The validator's report on the whole file.
     pub report: rdb::Report,
+    /// Keys whose time had passed when the file was begun to be read. They are loaded and compared all the same.
+    pub expired_keys: u64,
     pub(crate) sample: Vec<Sampled>,
     pub(crate) functions: Functions,
 }
@@ -184,9 +186,11 @@ fn receive(
     })?;
     let report = validator.finish().map_err(malformed)?;
     writer.finish()?;
+    let expired_keys = sampler.expired_keys();
     let (sample, functions) = sampler.finish();
     Ok(Expectation {
         report,
+        expired_keys,
         sample,
         functions,
     })

@@ -76,6 +76,22 @@ fn keys_whose_time_is_up_are_counted_exactly_and_gone_once_it_serves() {
 }
 
 #[test]
+fn keys_whose_time_has_passed_are_counted_all_and_not_only_those_of_the_sample() {
+    let home = Home::new();
+    let (bytes, _) = data(&home, |node| {
+        run(node, "DEBUG SET-ACTIVE-EXPIRE 0");
+        for number in 0..12_000 {
+            run(node, &format!("SET gone:{number} v PX 1"));
+        }
+        run(node, "SET later v PX 1000000");
+        run(node, "SET stays v");
+    });
+    std::thread::sleep(Duration::from_millis(5));
+    let (_, expectation) = side_load(&home.spec("g1"), &bytes);
+    assert_eq!((expectation.keys(), expectation.expired_keys), (12_002, 12_000));
+}
+
+#[test]
 fn bytes_that_are_not_valid_leave_nothing() {
     let home = Home::new();
     let (bytes, _) = data(&home, |node| {

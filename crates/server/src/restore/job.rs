@@ -528,7 +528,7 @@ impl Work<'_> {
                 &self.restore.id,
                 seen.keys_loaded,
                 seen.keys_compared,
-                seen.keys_expired_meanwhile,
+                expectation.expired_keys,
             )
         })?;
         Ok(())
