@@ -281,6 +281,8 @@ fn claim(app: &Arc<App>) -> Option<(Claim, Gate)> {
     };
     claimed().unwrap_or_else(|error| {
         tracing::error!(error = engine::chain(&error), "cannot look for jobs");
+        // A gate that was given back rings the bell, which would make this a loop without a pause.
+        std::thread::sleep(Duration::from_secs(1));
         None
     })
 }
