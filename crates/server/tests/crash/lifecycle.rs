@@ -79,6 +79,44 @@ fn the_catalogue_and_the_files_beside_it_are_for_their_owner_alone() {
 }
 
 #[test]
+fn lost_or_foreign_keys_and_credentials_are_refused_with_what_to_do() {
+    let mut world = World::start(&[]);
+    world.create("one", "redis.single.xu1.tiny.128", "aof");
+    world.kill();
+    let aside = world.folder().join("aside");
+    for (name, of_another) in [
+        ("keys/master.key", Some("0".repeat(64))),
+        ("keys/signing.key", None),
+    ] {
+        let file = world.data().join(name);
+        std::fs::rename(&file, &aside).unwrap();
+        let said = world.refusal(&[]);
+        assert!(
+            said.contains("is missing") && said.contains("put it back"),
+            "{said}"
+        );
+        assert!(!file.exists(), "none is made in its place");
+        if let Some(other) = of_another {
+            std::fs::write(&file, other).unwrap();
+            let said = world.refusal(&[]);
+            assert!(said.contains("is not the one of this catalogue"), "{said}");
+        }
+        std::fs::rename(&aside, &file).unwrap();
+    }
+    let admin = world.data().join("admin.json");
+    let whole = std::fs::read_to_string(&admin).unwrap();
+    let project = text(&serde_json::from_str(&whole).unwrap(), "project_id").unwrap();
+    std::fs::write(&admin, whole.replace(&project, &"0".repeat(32))).unwrap();
+    let said = world.refusal(&[]);
+    assert!(said.contains("admin.json names a project"), "{said}");
+    std::fs::write(&admin, whole).unwrap();
+    let said = world.refusal(&["--tls-cert", "/nowhere/cert.pem", "--tls-key", "/nowhere/key.pem"]);
+    assert!(said.contains("/nowhere/cert.pem"), "{said}");
+    world.run(&Run::default());
+    checker::check(&mut world, Form::Cheap, "all is as it was");
+}
+
+#[test]
 fn an_instance_that_does_not_answer_keeps_no_other_from_being_brought_back() {
     let mut world = World::start(&[]);
     world.create("one", "redis.single.xu1.tiny.128", "aof");

@@ -296,3 +296,17 @@ fn a_backup_whose_left_over_objects_do_not_go_fails_and_says_so() {
     world.restart(&Run::default());
     checker::check(&mut world, Form::Cheap, "swept at the next start");
 }
+
+#[test]
+fn a_backup_that_a_restart_ended_just_before_its_end_leaves_no_objects() {
+    let (mut world, _) = prepared("aof");
+    world.restart(&Run::armed("backup.before_settle:stall"));
+    let (status, _) = world.ask_for_backup("one").unwrap();
+    assert!(status < 300);
+    wait_until("it is captured", || !world.marks().is_empty());
+    let (status, answer) = world.ask_to_restart("one").unwrap();
+    assert!(status < 300, "{answer}");
+    checker::check(&mut world, Form::Cheap, "ended by a restart");
+    let last = Catalogue::open(&world).backups().pop().unwrap();
+    assert_eq!(last.status, "failed", "{last:?}");
+}

@@ -231,6 +231,22 @@ impl World {
         panic!("it did not end on SIGTERM");
     }
 
+    /// What the service says when it refuses to start on this data, with further options.
+    pub fn refusal(&self, options: &[&str]) -> String {
+        assert!(self.child.is_none(), "it runs");
+        let output = Command::new("timeout")
+            .args(["-s", "KILL", "20"])
+            .arg(env!("CARGO_BIN_EXE_cachekeep"))
+            .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
+            .arg(&self.named)
+            .args(options)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
     /// Kill, then start anew.
     pub fn restart(&mut self, run: &Run) {
         self.kill();
