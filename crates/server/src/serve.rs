@@ -115,18 +115,25 @@ fn load_signer(path: &Path, may_make: bool) -> anyhow::Result<engine::keys::Sign
     Ok(engine::keys::SigningKey::parse(text.trim())?)
 }
 
-/// Opens one sealed value: with a wrong key everything would seem to work until the first restore.
+/// Opens one sealed value: with a wrong key everything would seem to work until the first restore. One that opens is
+/// enough: a single one that does not was tampered with, and fails where it is used.
 fn check_master_key(catalog: &Catalog, master: &MasterKey) -> anyhow::Result<()> {
-    let Some(project) = catalog.read(record::projects)?.into_iter().next() else {
-        return Ok(());
-    };
-    let sealed = catalog.read(|tx| record::project_identity(tx, &project.id))?;
-    if let Some(sealed) = sealed {
-        master.open(&identity_place(&project.id), &sealed).context(
-            "the master key is not the one of this catalogue: put the right one back from your copy",
-        )?;
+    let projects = catalog.read(record::projects)?;
+    let mut refused = None;
+    for project in projects {
+        let sealed = catalog.read(|tx| record::project_identity(tx, &project.id))?;
+        let opened = master.open(&identity_place(&project.id), &sealed.unwrap_or_default());
+        match opened {
+            Ok(_) => return Ok(()),
+            Err(error) => refused = Some(error),
+        }
     }
-    Ok(())
+    match refused {
+        None => Ok(()),
+        Some(error) => Err(error).context(
+            "the master key is not the one of this catalogue: put the right one back from your copy",
+        ),
+    }
 }
 
 fn identity_place(project: &ProjectId) -> String {
