@@ -483,17 +483,6 @@ impl World {
         assert_eq!(aged, 1);
     }
 
-    /// The plain RDB behind a backup's download link.
-    pub fn download(&self, instance: &str, backup: &str, to: &Path) {
-        let path = format!("/v2/{{project}}/instances/{instance}/backups/{backup}/links");
-        let answer = self.call("POST", &path, Some(&json!({"expiration": 600})));
-        let link = answer["links"][0]["link"].as_str().unwrap().to_owned();
-        let mut response = agent().get(&link).call().unwrap();
-        assert_eq!(response.status().as_u16(), 200, "{link}");
-        let mut file = File::create(to).unwrap();
-        std::io::copy(&mut response.body_mut().as_reader(), &mut file).unwrap();
-    }
-
     /// Waits until no job is left.
     pub fn wait_idle(&self) {
         let catalogue = crate::checker::Catalogue::open(self);
