@@ -308,6 +308,29 @@ fn a_stranger_on_the_port_in_mid_switch_does_not_cost_the_old_data() {
     assert_eq!(last_restore(&world).status, "succeeded");
 }
 
+#[test]
+fn a_stranger_on_the_port_of_an_engine_that_died_is_waited_out() {
+    let mut world = World::start(&[]);
+    world.create("one", "redis.single.xu1.tiny.128", "aof");
+    world.fill("one", 27, 500);
+    // The engine syncs its file each second; what is older must be there.
+    std::thread::sleep(Duration::from_millis(1100));
+    world.kill();
+    kill(world.serving_pid("one").unwrap());
+    wait_until("it is dead", || world.engines().is_empty());
+    let stranger = TcpListener::bind(("127.0.0.1", world.instances["one"].port)).unwrap();
+    world.run(&Run::default());
+    let id = world.id("one");
+    wait_until("it is said that it does not serve", || {
+        Catalogue::open(&world)
+            .instances()
+            .contains(&(id.clone(), "error".to_owned()))
+    });
+    drop(stranger);
+    wait_until("it answers", || world.try_digest("one").is_some());
+    checker::check(&mut world, Form::Cheap, "the stranger is gone");
+}
+
 /// A small file system, gone on drop.
 struct SmallDisk {
     at: PathBuf,
