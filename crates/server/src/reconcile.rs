@@ -187,7 +187,7 @@ fn keep_serving(app: &App, instance: &Instance, serving: &Generation) -> Result<
             }
             // A script that runs for long is answered with BUSY.
             Err(error) if matches!(error.kind, Kind::Idle | Kind::Refused) => {
-                tracing::warn!(instance.id = %instance.id, engine.pid = engine.pid(), error = engine::chain(&error), "the engine lives and does not answer");
+                tracing::info!(instance.id = %instance.id, engine.pid = engine.pid(), error = engine::chain(&error), "the engine is busy: leaving it alone");
                 return Ok(());
             }
             _ => {}
