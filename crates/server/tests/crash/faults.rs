@@ -395,6 +395,63 @@ impl Drop for SmallDisk {
     }
 }
 
+/// A file system on a directory, which cannot be removed then; gone on drop.
+struct InTheWay(PathBuf);
+
+impl InTheWay {
+    /// `None` where we may not mount.
+    fn mount(at: PathBuf) -> Option<Self> {
+        std::fs::create_dir(&at).unwrap();
+        let mounted = as_root("mount").args(["-t", "tmpfs", "none"]).arg(&at).status();
+        mounted.is_ok_and(|status| status.success()).then(|| Self(at))
+    }
+}
+
+impl Drop for InTheWay {
+    fn drop(&mut self) {
+        let _reported_by_the_checker = as_root("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_failed_restore_whose_new_generation_does_not_go_ends_all_the_same() {
+    let mut world = World::start(&[]);
+    world.create("one", "redis.single.xu1.tiny.128", "aof");
+    world.fill("one", 28, 500);
+    let backup = world.backup("one");
+    world.change("one");
+    let old = world.serving_pid("one").unwrap();
+    world.restart(&Run::armed("verify.before:stall,verify.after:error"));
+    let (status, _) = world.ask_for_restore("one", &backup, false).unwrap();
+    assert_eq!(status, 200);
+    wait_until("it is loaded", || !world.marks().is_empty());
+    let new = world.engines().into_iter().find(|(pid, _)| *pid != old);
+    let Some(in_the_way) = InTheWay::mount(new.unwrap().1.join("busy")) else {
+        not_shown("a generation's directory that cannot be removed");
+        return;
+    };
+    wait_until("no job is left", || {
+        Catalogue::open(&world).count("SELECT count(*) FROM job WHERE state <> 'done'") == 0
+    });
+    let last = last_restore(&world);
+    assert_eq!(
+        (last.status.as_str(), last.target_state.as_str()),
+        ("failed", "rolled_back"),
+        "{last:?}"
+    );
+    assert_eq!(world.serving_pid("one"), Some(old));
+    // Now the reconciler can go on.
+    drop(in_the_way);
+    checker::check(&mut world, Form::Cheap, "it went later");
+}
+
+/// Not captured, as what a test that passes prints would be.
+fn not_shown(what: &str) {
+    use std::io::Write;
+    let said = format!("\nNOT SHOWN: {what}; mounting a file system needs root or sudo\n");
+    std::io::stderr().write_all(said.as_bytes()).unwrap();
+}
+
 fn as_root(program: &str) -> Command {
     if rustix::process::geteuid().is_root() {
         return Command::new(program);
@@ -407,10 +464,7 @@ fn as_root(program: &str) -> Command {
 #[test]
 fn a_full_disk_fails_clearly_at_any_point_and_all_works_again_with_room() {
     let Some(disk) = SmallDisk::mount(64) else {
-        use std::io::Write;
-        // Not captured, as what a test that passes prints would be.
-        let said = "\nNOT SHOWN: a full disk; mounting a small file system needs root or sudo\n";
-        std::io::stderr().write_all(said.as_bytes()).unwrap();
+        not_shown("a full disk");
         return;
     };
     let mut world = World::start_on(Scratch::new("crash").unwrap(), disk.at.join("data"), &[]);

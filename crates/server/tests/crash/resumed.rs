@@ -216,6 +216,24 @@ fn an_in_place_restore_that_cannot_save_the_old_data_leaves_it_serving() {
 }
 
 #[test]
+fn a_restart_of_an_engine_that_cannot_save_leaves_it_serving() {
+    let (mut world, _) = prepared("rdb");
+    let engine = world.serving_pid("one");
+    let in_the_way = world.serving_home("one").unwrap().join("dump.rdb");
+    let _none_yet = std::fs::remove_file(&in_the_way);
+    std::fs::create_dir(&in_the_way).unwrap();
+    let (status, _) = world.ask_to_restart("one").unwrap();
+    assert!(status < 300);
+    checker::check(&mut world, Form::Cheap, "it cannot save");
+    assert_eq!(world.serving_pid("one"), engine, "it never ended");
+    std::fs::remove_dir(&in_the_way).unwrap();
+    let (status, _) = world.ask_to_restart("one").unwrap();
+    assert!(status < 300);
+    checker::check(&mut world, Form::Cheap, "it can save again");
+    assert_ne!(world.serving_pid("one"), engine);
+}
+
+#[test]
 fn a_restore_that_was_asked_for_yesterday_is_not_done_today() {
     for place in ["restore.claimed", "restore.loaded", "restore.switch_intended"] {
         let (mut world, backup) = prepared("aof");
