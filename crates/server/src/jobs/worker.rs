@@ -293,7 +293,11 @@ fn claim(app: &Arc<App>) -> Option<(Claim, Gate)> {
 /// about.
 fn time_left(app: &App, claim: &Claim) -> Result<Duration, catalog::Error> {
     let expected_bytes = match (claim.kind, &claim.subject_id) {
-        (JobKind::Backup, _) => app.board.memory_of(&claim.instance_id),
+        // As much as it may hold: what it does hold is not known yet after a start.
+        (JobKind::Backup, _) => app
+            .catalog
+            .read(|tx| instance::record::load(tx, &claim.instance_id))?
+            .map_or(0, |instance| instance::job::max_memory_bytes(&instance)),
         (JobKind::Restore, Some(restore)) => app
             .catalog
             .read(|tx| restore::record::expected_bytes(tx, restore))?,
