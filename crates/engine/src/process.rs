@@ -26,6 +26,7 @@ use crate::error::{Error, Kind};
 use crate::failpoint;
 use crate::node::{Address, Endpoint, Node, Secret};
 
+pub use lifetime::Vitals;
 pub(crate) use lifetime::{port_of, take_port};
 use table::Process;
 
@@ -330,6 +331,11 @@ impl Engine {
     /// The process id.
     pub fn pid(&self) -> u32 {
         self.process.pid
+    }
+
+    /// Names this very process and no later one with its id, until the machine starts anew.
+    pub fn identity(&self) -> String {
+        format!("{}:{}", self.process.pid, self.process.start_ticks)
     }
 
     /// The generation's directory.

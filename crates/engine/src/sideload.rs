@@ -52,6 +52,8 @@ const DISCARD_POLL: Duration = Duration::from_millis(5);
 pub struct Expectation {
     /// The validator's report on the whole file.
     pub report: rdb::Report,
+    /// Keys whose time had passed when the file was begun to be read. They are loaded and compared all the same.
+    pub expired_keys: u64,
     pub(crate) sample: Vec<Sampled>,
     pub(crate) functions: Functions,
 }
@@ -183,8 +185,14 @@ pub fn discard(directory: &Path) -> Result<(), Error> {
     }
 }
 
-/// Removes the placed file of a generation without persistence once it is loaded: a restart would load it again,
-/// however old it is by then.
+/// Device, inode and time of an engine's snapshot: another one after each save.
+pub(crate) fn snapshot_identity(directory: &Path) -> Option<(u64, u64, i64)> {
+    use std::os::unix::fs::MetadataExt;
+    let meta = std::fs::metadata(directory.join(SNAPSHOT)).ok()?;
+    Some((meta.dev(), meta.ino(), meta.mtime_nsec()))
+}
+
+/// See [`Engine::forget_snapshot`](process::Engine::forget_snapshot).
 ///
 /// # Errors
 /// [`Kind::Io`].
@@ -228,9 +236,11 @@ fn receive(
     let report = validator.finish().map_err(malformed)?;
     writer.finish()?;
     failpoint::hit("sideload.after_place")?;
+    let expired_keys = sampler.expired_keys();
     let (sample, functions) = sampler.finish();
     Ok(Expectation {
         report,
+        expired_keys,
         sample,
         functions,
     })

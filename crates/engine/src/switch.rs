@@ -8,7 +8,8 @@
 //! would be faster for some and would let a crash of ours in between leave two generations serving.
 //!
 //! Every step can be repeated and the ports themselves say how far a run came, so a run that died anywhere is
-//! finished by running it again, or turned back by [`reverse`]. An undo is [`run`] with old and new swapped.
+//! finished by running it again. An undo is [`run`] with old and new swapped. Once the new engine has opened the port
+//! nothing is turned back any more: clients may have been told that their writes are done.
 
 use std::time::{Duration, Instant};
 
@@ -42,9 +43,9 @@ pub struct SwitchPlan<'a> {
 /// What a switch did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SwitchReport {
-    /// From the command that closes the old port to the answer that the new one is open; nearly zero where there was
-    /// nothing to close.
-    pub gap: Duration,
+    /// From the command that pauses writes to the answer that the new port is open. `None` where an earlier run had
+    /// begun, or nothing served: how long clients waited is not known then.
+    pub gap: Option<Duration>,
     /// Client connections to the old generation that were ended.
     pub clients_ended: u64,
 }
@@ -58,84 +59,71 @@ pub struct SwitchReport {
 /// [`Kind::Deadline`] where the pause may have ended before the port moved, [`Kind::Refused`] where the new one is no
 /// primary or still loads, [`Kind::EngineExited`] and the kinds of a broken connection.
 /// Only where the old one cannot have its port back either, nobody serves: the context says so, and running again
-/// is right.
+/// is right. After the new one has the port there are no errors: what is left to do then is only logged.
 pub fn run(plan: &SwitchPlan<'_>) -> Result<SwitchReport, Error> {
     let mut new = plan.new.control()?;
     check_can_serve(&mut new).map_err(|e| plan.new.explain(e))?;
     let new_port = port_of(&mut new).map_err(|e| plan.new.explain(e))?;
     let Some(old_engine) = plan.old.filter(|old| old.is_alive()) else {
-        let started = Instant::now();
         take_port(&mut new, plan.port).map_err(|e| plan.new.explain(e))?;
         return Ok(SwitchReport {
-            gap: started.elapsed(),
+            gap: None,
             clients_ended: 0,
         });
     };
+    if new_port == plan.port {
+        tidy(old_engine);
+        return Ok(SwitchReport {
+            gap: None,
+            clients_ended: 0,
+        });
+    }
     let mut old = old_engine.control()?;
     failpoint::hit("switch.before_pause")?;
     let given_up = match give_up_port(plan, &mut old) {
         // An engine that died gave everything up.
-        Err(_) if !old_engine.is_alive() => Ok((Instant::now(), 0)),
+        Err(_) if !old_engine.is_alive() => Ok((None, 0)),
         other => other,
     };
-    let moved = given_up.and_then(|(started, clients_ended)| {
-        if new_port != plan.port {
-            take_over(plan, &mut new)?;
-        }
+    let moved = given_up.and_then(|(paused_at, clients_ended)| {
+        take_over(plan, &mut new)?;
         Ok(SwitchReport {
-            gap: started.elapsed(),
+            gap: paused_at.map(|at| at.elapsed()),
             clients_ended,
         })
     });
-    let report = match moved {
-        Ok(report) => report,
-        Err(error) if new_port == plan.port => return Err(error),
-        Err(error) => return Err(put_back(plan, old_engine, error)),
-    };
-    failpoint::hit("switch.after_new_port")?;
-    // Nobody waits for these. A replica that a client attached would follow the old generation for ever.
-    let settled = old
-        .run(&["CLIENT", "KILL", "TYPE", "replica", "USER", "default"])
-        .and_then(|_count| failpoint::hit("switch.after_kill_replica"))
-        .and_then(|()| old.run(&["CLIENT", "UNPAUSE"]));
-    if let Err(e) = settled
-        && old_engine.is_alive()
-    {
-        return Err(e);
+    match moved {
+        Ok(report) => {
+            tidy(old_engine);
+            Ok(report)
+        }
+        Err(error) => Err(put_back(plan, old_engine, error)),
     }
-    failpoint::hit("switch.after_unpause")?;
-    Ok(report)
 }
 
-/// Turns a switch back, whatever it came to: the old generation serves again, the new one has no port.
-///
-/// # Errors
-/// As [`run`] with old and new swapped; [`Kind::EngineExited`] where the old generation is dead.
-pub fn reverse(plan: &SwitchPlan<'_>) -> Result<SwitchReport, Error> {
-    let old = plan.old.ok_or_else(|| {
-        Error::new(
-            Kind::EngineExited,
-            "reverse switch",
-            "there is no old generation to go back to",
-        )
-    })?;
-    failpoint::hit("switch.before_reverse")?;
-    let report = run(&SwitchPlan {
-        old: Some(plan.new),
-        new: old,
-        ..*plan
-    })?;
-    failpoint::hit("switch.reversed")?;
-    // The run that is turned back may have died while the old one's writers waited.
-    old.control()?
-        .run(&["CLIENT", "UNPAUSE"])
-        .map_err(|e| old.explain(e))?;
-    Ok(report)
+/// What is left to do for the old generation once the new one serves. Nobody waits for it, and its failure is no reason
+/// to turn back. A replica that a client attached would follow the old generation for ever; a pause ends by itself.
+fn tidy(old: &Engine) {
+    let tidied = failpoint::hit("switch.after_new_port")
+        .and_then(|()| old.control())
+        .and_then(|mut node| {
+            node.run(&["CLIENT", "KILL", "TYPE", "replica", "USER", "default"])?;
+            failpoint::hit("switch.after_kill_replica")?;
+            node.run(&["CLIENT", "UNPAUSE"])
+        })
+        .and_then(|_reply| failpoint::hit("switch.after_unpause"));
+    if let Err(e) = tidied
+        && old.is_alive()
+    {
+        tracing::warn!(pid = old.pid(), error = %chain(&e), "the replaced generation is not tidied up");
+    }
 }
 
-/// The old generation's part. Returns when the port began to close and how many clients were ended.
-fn give_up_port(plan: &SwitchPlan<'_>, old: &mut Node) -> Result<(Instant, u64), Error> {
+/// The old generation's part. Returns when its writers began to wait, where this run made them, and how many clients
+/// were ended.
+fn give_up_port(plan: &SwitchPlan<'_>, old: &mut Node) -> Result<(Option<Instant>, u64), Error> {
     let pause_ms = plan.write_pause_limit.as_millis().max(1).to_string();
+    let served = port_of(old)? == plan.port;
     // The engine counts from a later moment than this, so its pause ends later than ours.
     let paused_at = Instant::now();
     old.run(&["CLIENT", "PAUSE", &pause_ms, "WRITE"])?;
@@ -148,7 +136,6 @@ fn give_up_port(plan: &SwitchPlan<'_>, old: &mut Node) -> Result<(Instant, u64),
         Err(Error::new(Kind::Deadline, "switch", context))
     };
     in_time()?;
-    let started = Instant::now();
     old.config_set("port", "0")?;
     failpoint::hit("switch.after_old_port")?;
     in_time()?;
@@ -157,7 +144,7 @@ fn give_up_port(plan: &SwitchPlan<'_>, old: &mut Node) -> Result<(Instant, u64),
     failpoint::hit("switch.after_kill_normal")?;
     let pubsub = ended(old.run(&["CLIENT", "KILL", "TYPE", "pubsub", "USER", "default"])?);
     failpoint::hit("switch.after_kill_pubsub")?;
-    Ok((started, normal + pubsub))
+    Ok((served.then_some(paused_at), normal + pubsub))
 }
 
 /// Gives the port to the new generation. Where the answer got lost, a look at its port tells.

@@ -35,11 +35,16 @@ pub const JOBS_AT_ONCE: usize = 4;
 /// A job interrupted by a crash is begun anew at most this many times before it is settled as failed: a job that
 /// brings the process down must not do so for ever.
 pub const JOB_ATTEMPTS_MAX: i64 = 5;
-/// A backup or restore must end within this time plus a second for each 4 MiB expected.
+/// A backup or restore must end within this time plus [`time_for`] its data, counted from when it was accepted: an
+/// instance's data must not be replaced by what somebody asked for long ago.
 pub const OPERATION_TIME_BASE: Duration = Duration::from_secs(30 * 60);
+/// How long moving so many bytes may take: a second for each 4 MiB, the slowest disk that is worth waiting for.
+pub fn time_for(bytes: u64) -> Duration {
+    Duration::from_secs(bytes / (4 * 1024 * 1024))
+}
 /// Silence of an engine during an operation.
 pub const ENGINE_IDLE: Duration = Duration::from_secs(60);
-/// A new engine process must answer within this time; loading does not count.
+/// An engine must end within this time when it is told to; where it saves first, plus [`time_for`] its data.
 pub const ENGINE_STOP: Duration = Duration::from_secs(30);
 /// Writes on the old generation are paused at most this long by a switch; it needs about a millisecond.
 pub const SWITCH_PAUSE: Duration = Duration::from_millis(2000);
@@ -55,9 +60,14 @@ pub const SPOOL_BYTES_MAX: u64 = 64 * 1024 * 1024 * 1024;
 pub const MEMORY_RESERVE_BYTES: u64 = 128 * 1024 * 1024;
 /// Retired generations kept for undo, per instance: each holds its whole data in memory.
 pub const RETIRED_GENERATIONS_MAX: usize = 1;
-/// Instances that the reconciler brings back side by side; each loads with one core.
-pub const MENDED_AT_ONCE: usize = 4;
+/// Instances that the reconciler mends side by side. Most take a millisecond; one that loads or hangs takes long, and
+/// some of those must not keep the others waiting.
+pub const MENDED_AT_ONCE: usize = 16;
+/// An engine that lives and says nothing for this long is busy with something of its clients', and left alone.
+pub const GLANCE: Duration = Duration::from_secs(2);
 /// How often the reconciler looks at every instance.
 pub const RECONCILE_EVERY: Duration = Duration::from_secs(5);
+/// How often the store is swept for objects of no backup. Nobody waits for it: what is left there takes room only.
+pub const SWEEP_EVERY: Duration = Duration::from_secs(10 * 60);
 /// How often a running job writes its progress to the catalogue.
 pub const PROGRESS_EVERY: Duration = Duration::from_millis(500);

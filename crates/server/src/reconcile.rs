@@ -5,10 +5,11 @@
 
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::{Arc, TryLockError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use engine::{Control, process};
+use engine::process::{self, Persistence};
+use engine::{Control, Kind};
 
 use crate::app::App;
 use crate::backup::record as backups;
@@ -17,6 +18,7 @@ use crate::ids::{BackupId, InstanceId, Moment};
 use crate::instance::generation::{self, Generation, State};
 use crate::instance::{Instance, Status, job as instances, record};
 use crate::jobs::queue;
+use crate::jobs::worker::{Gate, panic_text};
 use crate::limits;
 
 /// Once, before the first job runs: nothing of an earlier process is at work any more.
@@ -43,9 +45,16 @@ pub fn at_start(app: &App) -> Result<(), catalog::Error> {
 
 /// For ever, after each job and every [`limits::RECONCILE_EVERY`]; one thread calls this.
 pub fn run(app: &Arc<App>, closing: &std::sync::atomic::AtomicBool) {
+    let places = Arc::new(Places::default());
     let mut seen = 0;
+    let mut swept = Instant::now();
     while !closing.load(std::sync::atomic::Ordering::SeqCst) {
-        if let Err(error) = once(app) {
+        let mut looked = look_at_all(app, &places);
+        if looked.is_ok() && swept.elapsed() >= limits::SWEEP_EVERY {
+            looked = sweep_store(app);
+            swept = Instant::now();
+        }
+        if let Err(error) = looked {
             tracing::error!(
                 error = engine::chain(&error),
                 "the reconciler could not read the catalogue"
@@ -55,42 +64,71 @@ pub fn run(app: &Arc<App>, closing: &std::sync::atomic::AtomicBool) {
     }
 }
 
-/// One look at everything.
-///
-/// # Errors
-/// The catalogue failed.
-pub fn once(app: &App) -> Result<(), catalog::Error> {
-    let living = app.catalog.read(record::all_living)?;
-    // Side by side: after a reboot each of them may load for minutes.
-    for some in living.chunks(limits::MENDED_AT_ONCE) {
-        let mended: Vec<Result<(), catalog::Error>> = std::thread::scope(|scope| {
-            let threads: Vec<_> = some
-                .iter()
-                .map(|instance| scope.spawn(|| mend(app, instance)))
-                .collect();
-            threads
-                .into_iter()
-                .map(|thread| thread.join().unwrap_or(Ok(())))
-                .collect()
+/// How many instances are being mended, at most [`limits::MENDED_AT_ONCE`].
+#[derive(Default)]
+struct Places {
+    taken: Mutex<usize>,
+    given_back: Condvar,
+}
+
+impl Places {
+    fn taken(&self) -> MutexGuard<'_, usize> {
+        self.taken.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn take(&self) {
+        let full = |taken: &mut usize| *taken >= limits::MENDED_AT_ONCE;
+        let waited = self.given_back.wait_while(self.taken(), full);
+        *waited.unwrap_or_else(|poisoned| poisoned.into_inner()) += 1;
+    }
+
+    fn give_back(&self) {
+        *self.taken() -= 1;
+        self.given_back.notify_one();
+    }
+}
+
+/// One look at everything. Each instance has a thread of its own, and nobody waits for it: one that loads for minutes
+/// after a reboot, or hangs, keeps none of the others from being looked at again.
+fn look_at_all(app: &Arc<App>, places: &Arc<Places>) -> Result<(), catalog::Error> {
+    for instance in app.catalog.read(record::all_living)? {
+        // Held means that a job is at work, or that an earlier look has not come to its end. What is read below stays
+        // true while we hold it.
+        places.take();
+        let Some(gate) = Gate::enter(app, &instance.id) else {
+            places.give_back();
+            continue;
+        };
+        let (shared, held) = (app.clone(), places.clone());
+        let thread = std::thread::Builder::new().name("mend".to_owned()).spawn(move || {
+            let mended =
+                std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| mend(&shared, &instance.id)));
+            match mended {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::error!(instance.id = %instance.id, error = engine::chain(&error), "the reconciler could not use the catalogue");
+                }
+                Err(panic) => {
+                    tracing::error!(instance.id = %instance.id, panic = panic_text(&panic), "the reconciler panicked: this is a bug");
+                }
+            }
+            drop(gate);
+            held.give_back();
         });
-        mended.into_iter().collect::<Result<(), _>>()?;
+        if let Err(error) = thread {
+            tracing::error!(%error, "no thread to look at an instance");
+            places.give_back();
+        }
     }
     Ok(())
 }
 
-fn mend(app: &App, instance: &Instance) -> Result<(), catalog::Error> {
-    let gate = app.board.instance_lock(&instance.id);
-    // Held means that a job is at work. What is read below stays true while we hold it.
-    let _held = match gate.try_lock() {
-        Ok(held) => held,
-        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-        Err(TryLockError::WouldBlock) => return Ok(()),
-    };
+fn mend(app: &App, id: &InstanceId) -> Result<(), catalog::Error> {
     let (active, existing, instance) = app.catalog.read(|tx| {
         Ok::<_, catalog::Error>((
-            queue::active(tx, &instance.id)?,
-            generation::existing(tx, &instance.id)?,
-            record::load(tx, &instance.id)?,
+            queue::active(tx, id)?,
+            generation::existing(tx, id)?,
+            record::load(tx, id)?,
         ))
     })?;
     let (None, Some(instance)) = (active, &instance) else {
@@ -125,31 +163,43 @@ fn remove_generation(app: &App, instance: &Instance, found: &Generation) {
     }
 }
 
-/// Brings the serving engine back where it is gone, and gives it its port where it has not got it.
+/// Brings the serving engine back where it is gone, and gives it its port where it has not got it. One that lives and
+/// is busy with something long of its clients' is left alone.
 fn keep_serving(app: &App, instance: &Instance, serving: &Generation) -> Result<(), catalog::Error> {
     let directory = app.config.generation_dir(&instance.id, &serving.id);
-    let healthy = instances::admin_password(app, instance)
+    let found = instances::admin_password(app, instance)
         .and_then(|password| process::find(&directory, &password))
-        .and_then(|found| match found {
-            Some(engine) => {
-                app.board.note_memory(&instance.id, engine.used_memory()?);
-                engine.current_port().map(|port| port == instance.port)
-            }
-            None => Ok(false),
-        });
+        .unwrap_or(None);
     let now = Moment::now();
-    if matches!(healthy, Ok(true)) {
-        if instance.status == Status::Error {
-            serves_again(app, instance, now)?;
+    if let Some(engine) = &found {
+        match engine.vitals(limits::GLANCE) {
+            Ok(vitals) if vitals.port == instance.port => {
+                app.board.note_memory(&instance.id, vitals.used_memory_bytes);
+                if instance.persistence == Persistence::None
+                    && let Err(error) = engine.forget_snapshot()
+                {
+                    tracing::warn!(instance.id = %instance.id, error = engine::chain(&error), "a file that is to be forgotten does not go");
+                }
+                if instance.status == Status::Error {
+                    serves_again(app, instance, true, now)?;
+                }
+                return Ok(());
+            }
+            // A script that runs for long is answered with BUSY.
+            Err(error) if matches!(error.kind, Kind::Idle | Kind::Refused) => {
+                tracing::info!(instance.id = %instance.id, engine.pid = engine.pid(), error = engine::chain(&error), "the engine is busy: leaving it alone");
+                return Ok(());
+            }
+            _ => {}
         }
-        return Ok(());
     }
     tracing::warn!(instance.id = %instance.id, "the engine is not serving: bringing it back");
+    let has_data = instances::holds_data(app, instance, &serving.id);
     let control = Control::new(Some(limits::OPERATION_TIME_BASE));
     match instances::bring_up(app, instance, &serving.id, Some(instance.port), &control) {
         Ok(engine) => {
             tracing::info!(instance.id = %instance.id, engine.pid = engine.pid(), "the engine serves again");
-            serves_again(app, instance, now)?;
+            serves_again(app, instance, has_data, now)?;
         }
         Err(error) => {
             let why = engine::chain(&error);
@@ -162,20 +212,31 @@ fn keep_serving(app: &App, instance: &Instance, serving: &Generation) -> Result<
     Ok(())
 }
 
-fn serves_again(app: &App, instance: &Instance, now: Moment) -> Result<(), catalog::Error> {
+/// Writes that the instance serves. Where it does so with the data from before, a restore that could not say so can
+/// now.
+fn serves_again(app: &App, instance: &Instance, has_data: bool, now: Moment) -> Result<(), catalog::Error> {
     app.catalog.write(|tx| {
-        crate::restore::record::settle_unknown(tx, &instance.id, now)?;
+        if has_data {
+            crate::restore::record::settle_unknown(tx, &instance.id, now)?;
+        }
         record::transition(tx, &instance.id, Status::Error, Status::Running, None, now).map(drop)
     })
 }
 
 /// Ends engine processes and removes directories that no generation of the catalogue owns.
 fn remove_orphans(app: &App) -> Result<(), catalog::Error> {
-    let root = app.config.instances_dir();
+    // As the kernel shows it: what is compared with is the working directory of a process.
+    let root = match app.config.instances_dir().canonicalize() {
+        Ok(root) => root,
+        Err(error) => {
+            tracing::error!(%error, "cannot look for orphans");
+            return Ok(());
+        }
+    };
     let existing = app.catalog.read(generation::all_existing)?;
     let owned: HashSet<PathBuf> = existing
         .iter()
-        .map(|found| app.config.generation_dir(&found.instance_id, &found.id))
+        .map(|found| root.join(found.instance_id.as_str()).join(found.id.as_str()))
         .collect();
     let unowned = || {
         let mut found = process::find_orphans(&root);

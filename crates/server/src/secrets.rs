@@ -25,15 +25,21 @@ impl From<Unsealable> for engine::Error {
 }
 
 impl MasterKey {
-    /// Reads the key, making it on the first start.
+    /// Reads the key; makes one where there is none and `may_make` says that nothing is sealed yet.
     ///
     /// # Errors
-    /// The file cannot be read or written, or is no key.
-    pub fn load(path: &Path) -> anyhow::Result<Self> {
+    /// The file cannot be read or written, is missing, or is no key.
+    pub fn load(path: &Path, may_make: bool) -> anyhow::Result<Self> {
         let text = match std::env::var("CACHEKEEP_MASTER_KEY") {
             Ok(text) => text,
             Err(_) if path.exists() => std::fs::read_to_string(path)?,
             Err(_) => {
+                anyhow::ensure!(
+                    may_make,
+                    "{} is missing, and without it no secret of the catalogue opens: put it back from your copy, or \
+                     give the key in CACHEKEEP_MASTER_KEY",
+                    path.display()
+                );
                 let text = random_hex(32);
                 write_private(path, text.as_bytes())?;
                 text
@@ -216,7 +222,7 @@ mod tests {
     fn a_sealed_value_opens_only_in_its_place() {
         let directory = std::env::temp_dir().join(format!("cachekeep-{}", random_hex(8)));
         std::fs::create_dir(&directory).unwrap();
-        let key = MasterKey::load(&directory.join("master.key")).unwrap();
+        let key = MasterKey::load(&directory.join("master.key"), true).unwrap();
         let sealed = key.seal("instance.password:1", b"secret");
         assert_eq!(key.open("instance.password:1", &sealed).unwrap(), "secret");
         assert!(key.open("instance.password:2", &sealed).is_err());

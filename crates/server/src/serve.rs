@@ -11,6 +11,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
 
 use crate::api::router;
 use crate::app::{App, Vault};
@@ -26,7 +27,15 @@ use crate::{limits, reconcile};
 ///
 /// # Errors
 /// What cannot be made, read or opened, and what to do about it.
-pub fn open(config: Config) -> anyhow::Result<App> {
+pub fn open(mut config: Config) -> anyhow::Result<App> {
+    std::fs::create_dir_all(&config.data_dir).with_context(|| {
+        format!(
+            "cannot make {}: choose another --data-dir",
+            config.data_dir.display()
+        )
+    })?;
+    // By the name that the kernel shows for it: processes are known by their working directories.
+    config.data_dir = config.data_dir.canonicalize()?;
     let data_dir = &config.data_dir;
     for directory in [
         data_dir.clone(),
@@ -39,12 +48,17 @@ pub fn open(config: Config) -> anyhow::Result<App> {
         restrict(&directory)?;
     }
     std::fs::create_dir_all(config.instances_dir())?;
-    let master = MasterKey::load(&data_dir.join("keys/master.key")).context("cannot load the master key")?;
-    let signer = load_signer(&data_dir.join("keys/signing.key"))?;
+    // Keys are made before the catalogue: where that exists and they do not, somebody has lost them.
+    let is_new = !config.catalog_file().exists();
+    let master =
+        MasterKey::load(&data_dir.join("keys/master.key"), is_new).context("cannot load the master key")?;
+    let signer =
+        load_signer(&data_dir.join("keys/signing.key"), is_new).context("cannot load the signing key")?;
     let store = engine::store::Store::open(config.store_dir())?;
+    make_private(&config.catalog_file())?;
     let catalog = Catalog::open(&config.catalog_file())
         .with_context(|| format!("cannot open the catalogue {}", config.catalog_file().display()))?;
-    restrict_file(&config.catalog_file())?;
+    check_master_key(&catalog, &master)?;
     Ok(App {
         config,
         catalog,
@@ -66,18 +80,64 @@ fn restrict(directory: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-fn restrict_file(path: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+/// Makes the catalogue's file with mode 0600 before the database sees it: the database gives the files that it keeps
+/// beside it (`-wal`, `-shm`) the mode of the file itself. Those of an earlier version are mended.
+fn make_private(catalog: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+    std::fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(catalog)?;
+    for ending in ["", "-wal", "-shm"] {
+        let mut file = catalog.as_os_str().to_owned();
+        file.push(ending);
+        match std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            done => done?,
+        }
+    }
+    Ok(())
 }
 
-fn load_signer(path: &Path) -> anyhow::Result<engine::keys::SigningKey> {
+fn load_signer(path: &Path, may_make: bool) -> anyhow::Result<engine::keys::SigningKey> {
     if !path.exists() {
+        anyhow::ensure!(
+            may_make,
+            "{} is missing, and without it no backup can be verified: put it back from your copy",
+            path.display()
+        );
         let key = engine::keys::SigningKey::generate()?;
         secrets::write_private(path, key.to_secret().expose().as_bytes())?;
     }
     let text = std::fs::read_to_string(path)?;
     Ok(engine::keys::SigningKey::parse(text.trim())?)
+}
+
+/// Opens one sealed value: with a wrong key everything would seem to work until the first restore. One that opens is
+/// enough: a single one that does not was tampered with, and fails where it is used.
+fn check_master_key(catalog: &Catalog, master: &MasterKey) -> anyhow::Result<()> {
+    let projects = catalog.read(record::projects)?;
+    let mut refused = None;
+    for project in projects {
+        let sealed = catalog.read(|tx| record::project_identity(tx, &project.id))?;
+        let opened = master.open(&identity_place(&project.id), &sealed.unwrap_or_default());
+        match opened {
+            Ok(_) => return Ok(()),
+            Err(error) => refused = Some(error),
+        }
+    }
+    match refused {
+        None => Ok(()),
+        Some(error) => Err(error).context(
+            "the master key is not the one of this catalogue: put the right one back from your copy",
+        ),
+    }
+}
+
+fn identity_place(project: &ProjectId) -> String {
+    format!("project.identity:{project}")
 }
 
 /// Makes a project with its archive key.
@@ -95,11 +155,10 @@ pub fn make_project(app: &App, name: &str) -> anyhow::Result<Project> {
         name: name.to_owned(),
         created_at: Moment::now(),
     };
-    let place = format!("project.identity:{}", project.id);
-    let sealed = app
-        .vault
-        .master
-        .seal(&place, identity.to_secret().expose().as_bytes());
+    let sealed = app.vault.master.seal(
+        &identity_place(&project.id),
+        identity.to_secret().expose().as_bytes(),
+    );
     app.catalog
         .write(|tx| record::insert_project(tx, &project, &identity.recipient().to_string(), &sealed))
         .map_err(|error| taken(error, "project", name))?;
@@ -173,6 +232,10 @@ pub fn run(config: Config) -> anyhow::Result<()> {
             )
         })?;
     let address = listener.local_addr()?;
+    let tls = match &app.config.tls {
+        Some((certificate, key)) => Some(crate::tls::acceptor(certificate, key)?),
+        None => None,
+    };
     write_admin(&app, address)?;
     let closing = Arc::new(AtomicBool::new(false));
     let jobs = std::thread::Builder::new().name("jobs".to_owned()).spawn({
@@ -187,7 +250,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     println!("cachekeep serves {scheme}://{address}");
     println!("credentials: {}", app.config.admin_file().display());
     tracing::info!(%address, data_dir = %app.config.data_dir.display(), engine = app.config.engine_version, "serving");
-    runtime.block_on(accept(app.clone(), listener))?;
+    runtime.block_on(accept(app.clone(), listener, tls))?;
     closing.store(true, Ordering::SeqCst);
     app.board.close();
     tracing::info!("stopping: engines stay up, jobs that run are taken up at the next start");
@@ -220,18 +283,18 @@ fn lock(data_dir: &Path) -> anyhow::Result<std::fs::File> {
     Ok(file)
 }
 
-async fn accept(app: Arc<App>, listener: TcpListener) -> anyhow::Result<()> {
-    let tls = match &app.config.tls {
-        Some((certificate, key)) => Some(crate::tls::acceptor(certificate, key)?),
-        None => None,
-    };
+async fn accept(app: Arc<App>, listener: TcpListener, tls: Option<TlsAcceptor>) -> anyhow::Result<()> {
     let service = router::build(app);
     let connections = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
     let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     loop {
-        let permit = connections.clone().acquire_owned().await?;
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+        let next = async {
+            // Not accepted before there is a place: it waits in the listen queue.
+            let permit = connections.clone().acquire_owned().await?;
+            Ok::<_, anyhow::Error>((permit, listener.accept().await))
+        };
+        let (permit, accepted) = tokio::select! {
+            next = next => next?,
             _ = tokio::signal::ctrl_c() => return Ok(()),
             _ = term.recv() => return Ok(()),
         };
@@ -291,6 +354,17 @@ fn write_admin(app: &App, address: SocketAddr) -> anyhow::Result<()> {
         .and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let admin = match known {
         Some(mut admin) => {
+            let project = admin["project_id"].as_str().and_then(ProjectId::parse);
+            let is_ours = match &project {
+                Some(id) => app.catalog.read(|tx| record::project(tx, id))?.is_some(),
+                None => false,
+            };
+            anyhow::ensure!(
+                is_ours,
+                "{} names a project that this catalogue does not know: put the catalog.sqlite back that it belongs to, \
+                 or move it away to have new credentials made",
+                path.display()
+            );
             admin["endpoint"] = serde_json::json!(endpoint);
             admin
         }

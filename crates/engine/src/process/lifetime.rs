@@ -23,8 +23,19 @@ const LAST_WORDS: usize = 5;
 const LOAD_POLL_MAX: Duration = Duration::from_millis(20);
 /// A process that was killed is gone after this, unless the kernel itself is stuck.
 const KILL_LIMIT: Duration = Duration::from_secs(30);
+/// From the end of an engine's connections to the end of its process.
+const END_LIMIT: Duration = Duration::from_secs(5);
 /// Between two looks at a process that ends.
 const END_POLL: Duration = Duration::from_millis(1);
+
+/// What [`Engine::vitals`] saw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Vitals {
+    /// The port that clients reach it at; 0 = none.
+    pub port: u16,
+    /// `used_memory`.
+    pub used_memory_bytes: u64,
+}
 
 impl Engine {
     /// Waits until the engine has loaded its files; progress goes to the control's bytes.
@@ -77,7 +88,7 @@ impl Engine {
     }
 
     /// Makes a standby ([`super::start_standby`]) an engine that can serve: a primary, keys expire, the memory limit
-    /// holds. Where nothing is to survive a restart, the file that it was loaded from goes too. May be repeated.
+    /// holds. May be repeated.
     ///
     /// # Errors
     /// As [`Node::command`]; [`Kind::EngineExited`].
@@ -89,12 +100,16 @@ impl Engine {
         run(&["REPLICAOF", "NO", "ONE"])?;
         failpoint::hit("promote.after_primary")?;
         run(&["DEBUG", "SET-ACTIVE-EXPIRE", "1"])?;
-        let keeps_nothing = node.config_get("appendonly")?.as_deref() == Some("no")
-            && node.config_get("save")?.as_deref() == Some("");
-        if keeps_nothing {
-            sideload::forget_snapshot(&self.directory)?;
-        }
         Ok(())
+    }
+
+    /// Removes the file that an engine without persistence was loaded from: its next start would load it again,
+    /// however old it is by then. Not before the engine serves for good: until then the file is all there is if it dies.
+    ///
+    /// # Errors
+    /// [`Kind::Io`].
+    pub fn forget_snapshot(&self) -> Result<(), Error> {
+        sideload::forget_snapshot(&self.directory)
     }
 
     /// Sets the engine's `maxmemory`; 0 = no limit.
@@ -136,12 +151,25 @@ impl Engine {
     /// # Errors
     /// As [`Node::command`]; [`Kind::Protocol`] where it does not say; [`Kind::EngineExited`].
     pub fn used_memory(&self) -> Result<u64, Error> {
-        let fields = self.control()?.info("memory").map_err(|e| self.explain(e))?;
-        fields
-            .iter()
-            .find(|(name, _)| name == "used_memory")
-            .and_then(|(_, value)| value.parse().ok())
-            .ok_or_else(|| Error::new(Kind::Protocol, "read used memory", "INFO memory does not say"))
+        used_memory_of(&mut self.control()?).map_err(|e| self.explain(e))
+    }
+
+    /// A glance at an engine that may be busy with something long: port and memory, or why there was no answer in
+    /// `limit`.
+    ///
+    /// # Errors
+    /// [`Kind::Idle`] where it lives and says nothing; as [`Node::command`]; [`Kind::EngineExited`].
+    pub fn vitals(&self, limit: Duration) -> Result<Vitals, Error> {
+        let mut endpoint = self.endpoint();
+        endpoint.timeout = limit;
+        let look = || {
+            let mut node = Node::connect(&endpoint)?;
+            Ok(Vitals {
+                used_memory_bytes: used_memory_of(&mut node)?,
+                port: port_of(&mut node)?,
+            })
+        };
+        look().map_err(|e| self.explain(e))
     }
 
     /// The port that clients reach it at; 0 = none.
@@ -160,30 +188,38 @@ impl Engine {
         take_port(&mut self.control()?, port).map_err(|e| self.explain(e))
     }
 
-    /// Ends the process: asks, then `SIGTERM`, then `SIGKILL`. Returns only when it is gone; one that is gone already
-    /// is fine.
+    /// Ends the process: asks, then `SIGKILL`. Returns only when it is gone; one that is gone already is fine.
     ///
-    /// `save` keeps what its persistence keeps; without it a last snapshot is skipped (an append-only file holds
-    /// what it holds). `limit` is shared by the polite steps; where saving fails or takes longer, the process is
-    /// killed and what it had not written is lost.
+    /// A last snapshot is skipped (an append-only file holds what it holds): see [`Engine::stop_saved`] for the
+    /// contrary. `limit` is for the polite step.
     ///
     /// # Errors
     /// [`Kind::Idle`] where even the kernel does not end it; [`Kind::Io`] where we may not signal it.
-    pub fn stop(&self, save: bool, limit: Duration) -> Result<(), Error> {
+    pub fn stop(&self, limit: Duration) -> Result<(), Error> {
         failpoint::hit("process.before_stop")?;
-        let asked = self.ask_to_shut_down(save, limit / 2);
+        let asked = self.ask_to_shut_down(limit / 2);
         let polite = asked.is_ok() && self.wait_gone(limit / 2);
         if !polite && self.is_alive() {
             if let Err(e) = asked {
                 tracing::warn!(pid = self.pid(), error = %chain(&e), "engine does not shut down when asked");
             }
-            // On SIGTERM it saves where it has save points.
-            if save {
-                self.signal(Signal::TERM)?;
-            }
-            if !save || !self.wait_gone(limit / 2) {
-                self.kill()?;
-            }
+            self.kill()?;
+        }
+        failpoint::hit("process.after_stop")
+    }
+
+    /// Ends the process with all its data on disk, whatever its persistence: in the append-only file where it has one,
+    /// else in a snapshot. One that is gone already is fine. It is asked and never signalled, so where it cannot save
+    /// it goes on serving.
+    ///
+    /// # Errors
+    /// [`Kind::Refused`] where it could not save and serves on; [`Kind::Idle`] where it was not done within `limit`,
+    /// and may end later; [`Kind::EngineExited`] where it died before its snapshot was whole. The kinds of a broken
+    /// connection.
+    pub fn stop_saved(&self, limit: Duration) -> Result<(), Error> {
+        failpoint::hit("process.before_stop")?;
+        if self.is_alive() {
+            self.save_and_shut_down(limit)?;
         }
         failpoint::hit("process.after_stop")
     }
@@ -252,7 +288,7 @@ impl Engine {
         true
     }
 
-    fn ask_to_shut_down(&self, save: bool, limit: Duration) -> Result<(), Error> {
+    fn ask_to_shut_down(&self, limit: Duration) -> Result<(), Error> {
         if !self.is_alive() {
             return Ok(());
         }
@@ -260,17 +296,42 @@ impl Engine {
         endpoint.timeout = limit.max(Duration::from_millis(1));
         let mut node = Node::connect(&endpoint)?;
         // NOW: not held up by a replica that lags, as a backup in progress is one.
-        let words: &[&[u8]] = if save {
+        shut_down(&mut node, &[b"SHUTDOWN", b"NOSAVE", b"NOW"])
+    }
+
+    fn save_and_shut_down(&self, limit: Duration) -> Result<(), Error> {
+        let until = Instant::now() + limit;
+        let refused = |why: &str| Error::new(Kind::Refused, "save and shut down engine", why.to_owned());
+        let mut node = self.control()?;
+        let appends = node.config_get("appendonly")?.as_deref() == Some("yes");
+        let snapshot = sideload::snapshot_identity(&self.directory);
+        if appends {
+            // A shutdown does not fail where the last write to the file did.
+            let fields = node.info("persistence")?;
+            let written = fields
+                .iter()
+                .any(|(name, value)| name == "aof_last_write_status" && value == "ok");
+            if !written {
+                return Err(refused("its append-only file cannot be written"));
+            }
+        }
+        node.set_timeout(limit.max(Duration::from_millis(1)))?;
+        let words: &[&[u8]] = if appends {
             &[b"SHUTDOWN", b"NOW"]
         } else {
-            &[b"SHUTDOWN", b"NOSAVE", b"NOW"]
+            &[b"SHUTDOWN", b"SAVE", b"NOW"]
         };
-        match node.ask(words) {
-            Ok(Reply::Error(text)) => Err(Error::new(Kind::Refused, "shut down engine", text)),
-            // The reply of a success is the end of the connection.
-            Err(e) if e.kind != Kind::Connection => Err(e),
-            Ok(_) | Err(_) => Ok(()),
+        shut_down(&mut node, words)?;
+        if !self.wait_gone(until.saturating_duration_since(Instant::now()).max(END_LIMIT)) {
+            let context = format!("process {} closed its connections and did not end", self.pid());
+            return Err(Error::new(Kind::Idle, "save and shut down engine", context));
         }
+        // A snapshot is written to a file of its own and then renamed. The connection ends in the same way where the
+        // process died while it wrote.
+        if !appends && sideload::snapshot_identity(&self.directory) == snapshot {
+            return Err(self.exited("save and shut down engine"));
+        }
+        Ok(())
     }
 
     fn raw_pid(&self) -> Pid {
@@ -299,6 +360,24 @@ impl Engine {
             }
         }
     }
+}
+
+fn shut_down(node: &mut Node, words: &[&[u8]]) -> Result<(), Error> {
+    match node.ask(words) {
+        Ok(Reply::Error(text)) => Err(Error::new(Kind::Refused, "shut down engine", text)),
+        // The reply of a success is the end of the connection.
+        Err(e) if e.kind != Kind::Connection => Err(e),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+fn used_memory_of(node: &mut Node) -> Result<u64, Error> {
+    let fields = node.info("memory")?;
+    fields
+        .iter()
+        .find(|(name, _)| name == "used_memory")
+        .and_then(|(_, value)| value.parse().ok())
+        .ok_or_else(|| Error::new(Kind::Protocol, "read used memory", "INFO memory does not say"))
 }
 
 /// The port of a node; 0 = none.

@@ -13,10 +13,10 @@ use super::{ADMIN_USER, EngineSpec, LOG, NO_PRIMARY, Persistence, SOCKET};
 const DATABASES: u32 = 256;
 
 /// What clients may not do: change who may do what, change the configuration that the control plane relies on, load
-/// code, end the process or turn it into somebody's replica. Reading the configuration, `DEBUG` and the replica's
+/// code, end the process or turn it into somebody's replica, pause all its connections, ours among them. Reading the configuration, `DEBUG` and the replica's
 /// side of `PSYNC` stay, so that the usual programs work.
 const CLIENT_RULES: &str = "~* &* +@all -acl|setuser -acl|deluser -acl|load -acl|save -config|set -config|rewrite \
-                            -module -replicaof -slaveof -shutdown -failover";
+                            -module -replicaof -slaveof -shutdown -failover -client|pause";
 
 /// Whom the process is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +54,10 @@ pub(super) fn text(spec: &EngineSpec, role: Role) -> Result<String, Error> {
     line(format_args!("logfile {LOG}"));
     line(format_args!("always-show-logo no"));
     line(format_args!("daemonize no"));
-    line(format_args!("oom-score-adj no"));
+    // Where memory runs out all the same, first a snapshot's child goes, then a standby, which nobody misses yet: an
+    // engine that serves last.
+    line(format_args!("oom-score-adj relative"));
+    line(format_args!("oom-score-adj-values 0 500 800"));
     line(format_args!("tcp-backlog 511"));
     line(format_args!("databases {DATABASES}"));
     line(format_args!("maxmemory {max_memory_bytes}"));

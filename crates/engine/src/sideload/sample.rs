@@ -7,6 +7,7 @@ use std::cmp::{Ordering, Reverse};
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::hash::Hasher;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::Functions;
 
@@ -76,6 +77,9 @@ pub(super) struct Sampler {
     per_type: BTreeMap<u8, Vec<Sampled>>,
     functions: Functions,
     keys: u64,
+    expired_keys: u64,
+    /// What counts as past.
+    now_ms: i64,
     /// Set once the draw had to leave a key out: from then on only smaller hashes come in.
     is_full: bool,
 }
@@ -89,6 +93,12 @@ impl Sampler {
             per_type: BTreeMap::new(),
             functions: Functions::default(),
             keys: 0,
+            expired_keys: 0,
+            now_ms: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .ok()
+                .and_then(|since| i64::try_from(since.as_millis()).ok())
+                .unwrap_or(0),
             is_full: false,
         }
     }
@@ -96,6 +106,11 @@ impl Sampler {
     /// Keys seen.
     pub(super) fn keys(&self) -> u64 {
         self.keys
+    }
+
+    /// Keys seen whose time had passed when the pass began.
+    pub(super) fn expired_keys(&self) -> u64 {
+        self.expired_keys
     }
 
     /// The sample in the order of the file, each key once.
@@ -155,6 +170,9 @@ impl Sampler {
 impl rdb::Sink for Sampler {
     fn key(&mut self, key: &rdb::KeySummary<'_>) {
         self.keys += 1;
+        if key.expire_at_ms.is_some_and(|at| at <= self.now_ms) {
+            self.expired_keys += 1;
+        }
         if key.key.len() > KEY_BYTES_MAX {
             return;
         }

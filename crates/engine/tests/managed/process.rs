@@ -2,7 +2,7 @@
 
 use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use engine::process::{self, Persistence};
 use engine::{Control, Kind, Secret};
@@ -43,7 +43,11 @@ fn stop_leaves_no_process_and_may_be_repeated() {
     for save in [false, true] {
         let spec = home.spec("g1");
         let engine = process::start(&spec).unwrap();
-        engine.stop(save, LIMIT).unwrap();
+        let stop = || match save {
+            true => engine.stop_saved(LIMIT),
+            false => engine.stop(LIMIT),
+        };
+        stop().unwrap();
         assert!(!is_alive(engine.pid()));
         assert!(!engine.is_alive());
         assert!(
@@ -51,32 +55,91 @@ fn stop_leaves_no_process_and_may_be_repeated() {
                 .unwrap()
                 .is_none()
         );
-        engine.stop(save, LIMIT).unwrap();
+        stop().unwrap();
         assert_eq!(engine.control().err().unwrap().kind, Kind::EngineExited);
     }
 }
 
 #[test]
-fn restart_keeps_what_the_persistence_promises() {
-    for (persistence, kept) in [
-        (Persistence::Aof, 1),
-        (Persistence::Rdb, 1),
-        (Persistence::None, 0),
-    ] {
+fn an_engine_that_is_stopped_saved_has_its_data_on_disk_whatever_its_persistence() {
+    for persistence in [Persistence::Aof, Persistence::Rdb, Persistence::None] {
         let home = Home::new();
         let mut spec = home.spec("g1");
         spec.persistence = persistence;
         let engine = process::start(&spec).unwrap();
         run(&mut engine.control().unwrap(), "SET k v");
-        engine.stop(true, LIMIT).unwrap();
+        engine.stop_saved(LIMIT).unwrap();
         let engine = process::start(&spec).unwrap();
         engine.wait_loaded(&Control::new(None)).unwrap();
-        assert_eq!(
-            run(&mut engine.control().unwrap(), "DBSIZE").int(),
-            Some(kept),
-            "{persistence:?}"
-        );
+        let mut node = engine.control().unwrap();
+        assert_eq!(run(&mut node, "DBSIZE").int(), Some(1), "{persistence:?}");
+        if persistence == Persistence::None {
+            engine.forget_snapshot().unwrap();
+            engine.stop(LIMIT).unwrap();
+            let engine = process::start(&spec).unwrap();
+            engine.wait_loaded(&Control::new(None)).unwrap();
+            assert_eq!(run(&mut engine.control().unwrap(), "DBSIZE").int(), Some(0));
+        }
     }
+}
+
+#[test]
+fn a_standby_goes_before_an_engine_that_serves_where_memory_runs_out() {
+    let home = Home::new();
+    let score = |engine: &process::Engine| -> i32 {
+        let text = std::fs::read_to_string(format!("/proc/{}/oom_score_adj", engine.pid())).unwrap();
+        text.trim().parse().unwrap()
+    };
+    let serving = process::start(&home.spec("serving")).unwrap();
+    let standby = process::start_standby(&home.spec("standby")).unwrap();
+    wait_until("it says so", || score(&standby) == score(&serving) + 500);
+    standby.promote(0).unwrap();
+    wait_until("it serves", || score(&standby) == score(&serving));
+}
+
+#[test]
+fn an_engine_that_cannot_save_serves_on_and_is_not_killed() {
+    for persistence in [Persistence::Rdb, Persistence::None] {
+        let home = Home::new();
+        let mut spec = home.spec("g1");
+        spec.persistence = persistence;
+        let engine = process::start(&spec).unwrap();
+        let mut node = engine.control().unwrap();
+        run(&mut node, "SET k v");
+        // A directory in the place of the file that a save writes last.
+        let in_the_way = spec.directory.join("dump.rdb");
+        std::fs::create_dir(&in_the_way).unwrap();
+        assert_eq!(engine.stop_saved(LIMIT).err().unwrap().kind, Kind::Refused);
+        assert!(engine.is_alive());
+        assert_eq!(text(&mut node, "GET k"), "v");
+        std::fs::remove_dir(&in_the_way).unwrap();
+        engine.stop_saved(LIMIT).unwrap();
+        assert!(!engine.is_alive());
+    }
+}
+
+#[test]
+fn a_save_that_takes_longer_than_its_limit_or_dies_is_no_success() {
+    let home = Home::new();
+    let mut spec = home.spec("g1");
+    spec.persistence = Persistence::Rdb;
+    let engine = process::start(&spec).unwrap();
+    let mut node = engine.control().unwrap();
+    run(&mut node, "SET k v");
+    run(&mut node, "CONFIG SET rdb-key-save-delay 3000000");
+    let begun = Instant::now();
+    assert_eq!(
+        engine.stop_saved(Duration::from_millis(300)).err().unwrap().kind,
+        Kind::Idle
+    );
+    assert!(begun.elapsed() < Duration::from_secs(2));
+    assert!(engine.is_alive(), "it still saves");
+    std::thread::scope(|scope| {
+        let stopping = scope.spawn(|| engine.stop_saved(LIMIT));
+        std::thread::sleep(Duration::from_millis(300));
+        engine.kill().unwrap();
+        assert!(stopping.join().unwrap().is_err());
+    });
 }
 
 #[test]
@@ -110,7 +173,7 @@ fn engine_survives_the_death_of_the_process_that_started_it() {
         .unwrap();
     assert_eq!(engine.pid().to_string(), child::answer(home.path()));
     run(&mut client(port).unwrap(), "SET k v");
-    engine.stop(true, LIMIT).unwrap();
+    engine.stop(LIMIT).unwrap();
 }
 
 #[test]
@@ -160,7 +223,7 @@ fn engine_is_found_when_its_directory_was_deleted_and_can_be_ended() {
         process::find_orphans(home.path()),
         [(engine.pid(), spec.directory.clone())]
     );
-    found.stop(false, LIMIT).unwrap();
+    found.stop(LIMIT).unwrap();
     assert!(!is_alive(engine.pid()));
 }
 
@@ -362,7 +425,7 @@ fn engine_runs_as_its_own_user_below_a_directory_that_only_root_can_enter() {
         let has = |name: &str, value: &str| fields.contains(&(name.to_owned(), value.to_owned()));
         has("aof_rewrite_in_progress", "0") && has("aof_rewrite_scheduled", "0")
     });
-    engine.stop(true, LIMIT).unwrap();
+    engine.stop(LIMIT).unwrap();
     let engine = process::start(&spec).unwrap();
     engine.wait_loaded(&Control::new(None)).unwrap();
     assert_eq!(run(&mut engine.control().unwrap(), "DBSIZE").int(), Some(2));
@@ -421,14 +484,11 @@ fn an_engine_that_refuses_its_file_is_reported_with_the_reason() {
 #[test]
 fn an_engine_that_hangs_is_ended_all_the_same() {
     let home = Home::new();
-    for save in [false, true] {
-        let spec = home.spec("g1");
-        let engine = process::start(&spec).unwrap();
-        let pid = rustix::process::Pid::from_raw(i32::try_from(engine.pid()).unwrap()).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
-        engine.stop(save, Duration::from_millis(400)).unwrap();
-        assert!(!is_alive(engine.pid()));
-    }
+    let engine = process::start(&home.spec("g1")).unwrap();
+    let pid = rustix::process::Pid::from_raw(i32::try_from(engine.pid()).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    engine.stop(Duration::from_millis(400)).unwrap();
+    assert!(!is_alive(engine.pid()));
 }
 
 #[test]

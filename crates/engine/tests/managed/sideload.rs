@@ -32,7 +32,12 @@ fn data_of_every_type_is_whole_in_the_new_generation_and_after_its_restart() {
 
         run(&mut engine.control().unwrap(), "SET written:later v");
         let before = digest(&engine);
-        engine.stop(true, LIMIT).unwrap();
+        if persistence == Persistence::None {
+            engine.forget_snapshot().unwrap();
+            engine.stop(LIMIT).unwrap();
+        } else {
+            engine.stop_saved(LIMIT).unwrap();
+        }
         let engine = process::start(&spec).unwrap();
         engine.wait_loaded(&Control::new(None)).unwrap();
         if persistence == Persistence::None {
@@ -68,6 +73,22 @@ fn keys_whose_time_is_up_are_counted_exactly_and_gone_once_it_serves() {
         let mut node = engine.control().unwrap();
         wait_until("expiry", || run(&mut node, "DBSIZE").int() == Some(500));
     }
+}
+
+#[test]
+fn keys_whose_time_has_passed_are_counted_all_and_not_only_those_of_the_sample() {
+    let home = Home::new();
+    let (bytes, _) = data(&home, |node| {
+        run(node, "DEBUG SET-ACTIVE-EXPIRE 0");
+        for number in 0..12_000 {
+            run(node, &format!("SET gone:{number} v PX 1"));
+        }
+        run(node, "SET later v PX 1000000");
+        run(node, "SET stays v");
+    });
+    std::thread::sleep(Duration::from_millis(5));
+    let (_, expectation) = side_load(&home.spec("g1"), &bytes);
+    assert_eq!((expectation.keys(), expectation.expired_keys), (12_002, 12_000));
 }
 
 #[test]

@@ -208,13 +208,14 @@ pub struct RestoreDetails {
     pub bytes_total: i64,
     /// Keys that the new generation loaded.
     pub keys_applied: i64,
-    /// Keys left out by request.
+    /// Always 0: nothing can be left out of a restore.
     pub keys_skipped: i64,
-    /// Keys that could not be applied.
+    /// Always 0: a restore that cannot apply a key fails.
     pub keys_failed: i64,
     /// Keys compared one by one after loading.
     pub keys_compared: i64,
-    /// Keys of the backup whose time had passed.
+    /// Keys of the backup whose time had passed when it was begun to be read: among those applied, and gone as soon as
+    /// the new generation serves.
     pub keys_expired: i64,
     /// `untouched`, `loading`, `verifying`, `switching`, `replaced`, `rolled_back`, `unknown`
     pub target_state: &'static str,
@@ -228,7 +229,8 @@ pub struct RestoreDetails {
     pub method: &'static str,
     /// `sample` or `full`
     pub verify: String,
-    /// The switch in microseconds: old port closed to new port open.
+    /// The switch in microseconds: writes to the old generation paused to new port open. Absent where that is not
+    /// known: a crash came in between, or the old generation had ended before.
     pub unavailable_us: Option<i64>,
     /// Why it failed, for the operator.
     pub failure: Option<String>,

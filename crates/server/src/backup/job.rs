@@ -7,7 +7,7 @@ use engine::keys::Recipient;
 use engine::psync::Tuning;
 use engine::{Control, Error, Kind, failpoint};
 
-use super::record::{self, Backup, Finished};
+use super::record::{self, Backup, FailureCode, Finished};
 use crate::app::App;
 use crate::identity::record as identity;
 use crate::ids::{BackupId, Moment};
@@ -37,8 +37,10 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
         )
     })??;
     failpoint::hit("backup.claimed")?;
-    if let Some(left_behind) = &backup.prefix {
-        engine::archive::delete(&app.vault.store, left_behind)?;
+    if let Some(left_behind) = &backup.prefix
+        && let Err(error) = engine::archive::delete(&app.vault.store, left_behind)
+    {
+        return fail(app, claim, &id, FailureCode::NotRemoved, &error);
     }
     let prefix = format!(
         "{}/{}/{}/{}",
@@ -67,13 +69,12 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
             control.cancel();
         }
     };
-    let made = match begun_too_often(claim) {
+    let made = match control.check("backup").err().or_else(|| begun_too_often(claim)) {
         Some(error) => Err(error),
         None => with_progress(control, report, || {
             capture(app, &instance, &backup, &prefix, claim.fence, control)
         }),
     };
-    let now = Moment::now();
     match made {
         Ok(made) => {
             failpoint::hit("backup.before_settle")?;
@@ -84,20 +85,36 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
                 used_memory_bytes: made.used_memory_bytes,
                 manifest_blake3: made.manifest_blake3,
             };
-            settle(app, claim, |tx| {
-                record::succeed(tx, &id, &finished, now).map(drop)
-            })?;
+            let settled = settle(app, claim, |tx| {
+                record::succeed(tx, &id, &finished, Moment::now()).map(drop)
+            });
+            if let Err(Stop::ClaimLost) = settled
+                && let Err(error) = engine::archive::delete(&app.vault.store, &prefix)
+            {
+                tracing::warn!(
+                    prefix,
+                    error = engine::chain(&error),
+                    "objects of a backup that was ended from outside do not go; they are swept later"
+                );
+            }
+            settled?;
             failpoint::hit("backup.settled")?;
             Ok(Ended::Done)
         }
         Err(error) => {
             let moved = control.progress().bytes_done > 0;
-            let why = engine::chain(&error);
-            let code = failure_code(&error, moved, false);
-            settle(app, claim, |tx| record::fail(tx, &id, code, &why, now).map(drop))?;
-            Ok(Ended::Failed(why))
+            fail(app, claim, &id, failure_code(&error, moved, false), &error)
         }
     }
+}
+
+/// Settles the record as failed. What is left in the store is swept later.
+fn fail(app: &App, claim: &Claim, id: &BackupId, code: FailureCode, error: &Error) -> Result<Ended, Stop> {
+    let why = engine::chain(error);
+    settle(app, claim, |tx| {
+        record::fail(tx, id, code, &why, Moment::now()).map(drop)
+    })?;
+    Ok(Ended::Failed(why))
 }
 
 /// Captures `instance` for the record `backup` under `prefix`.

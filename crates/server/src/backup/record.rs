@@ -120,14 +120,16 @@ impl Format {
     }
 }
 
-/// Why a record failed: the documented codes of the wire that something here gives. (3: objects of a failed attempt
-/// could not be removed; 8: a scheduled run found the instance busy.)
+/// Why a record failed: the documented codes of the wire that something here gives. (8: a scheduled run found the
+/// instance busy.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureCode {
     /// The tool did not start, or stopped before data moved.
     NotStarted = 1,
     /// Timed out, or its worker is gone.
     TimedOut = 2,
+    /// Objects of an attempt that a crash interrupted could not be removed.
+    NotRemoved = 3,
     /// Credentials or keys missing or wrong.
     NoCredentials = 4,
     /// The store has no room or cannot be prepared.

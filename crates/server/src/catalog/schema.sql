@@ -75,7 +75,7 @@ CREATE TABLE job (
     id TEXT NOT NULL PRIMARY KEY,
     instance_id TEXT NOT NULL REFERENCES instance(id),
     kind TEXT NOT NULL CHECK (kind IN ('create', 'delete', 'restart', 'flush', 'password', 'backup', 'restore')),
-    subject_id TEXT,                        -- the backup's or restore's id
+    subject_id TEXT,                        -- the backup's or restore's id; the process that a restart or flush acts on
     state TEXT NOT NULL CHECK (state IN ('waiting', 'running', 'done')),
     fence BIGINT NOT NULL DEFAULT 0,        -- grows with each claim; part of object names and of every settle
     owner TEXT,
@@ -148,7 +148,7 @@ CREATE TABLE restore (
     keys_applied BIGINT NOT NULL DEFAULT 0,
     keys_compared BIGINT NOT NULL DEFAULT 0,
     keys_expired BIGINT NOT NULL DEFAULT 0,
-    unavailable_us BIGINT,                  -- the switch as we measured it: old port closed to new port open
+    unavailable_us BIGINT,                  -- the switch as we measured it: writes paused to new port open; null where a crash came in between
     undo_of TEXT,
     undone_by TEXT,
     new_generation_id TEXT,

@@ -13,8 +13,8 @@ use crate::app::App;
 use crate::backup;
 use crate::catalog;
 use crate::ids::{GenerationId, InstanceId, Moment};
-use crate::jobs::worker::{Ended, Stop, begun_too_often, settle};
-use crate::jobs::{Claim, JobKind};
+use crate::jobs::worker::{Ended, Stop, begun_too_often, settle, step};
+use crate::jobs::{Claim, JobKind, queue};
 use crate::limits;
 
 /// Runs a job of the instance itself.
@@ -31,9 +31,11 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
         JobKind::Delete => delete(app, claim, &instance),
         JobKind::Restart | JobKind::Flush | JobKind::Password => {
             let done = match claim.kind {
-                JobKind::Restart => restart(app, &instance, control),
-                JobKind::Flush => serving(app, &instance).and_then(|engine| engine.flush_all()),
-                _ => serving(app, &instance).and_then(|engine| give_password(app, &instance, &engine)),
+                JobKind::Restart => restart(app, claim, &instance, control)?,
+                JobKind::Flush => flush(app, claim, &instance, control)?,
+                _ => serving(app, &instance)
+                    .and_then(|engine| give_password(app, &instance, &engine))
+                    .map_err(NotDone::Failed),
             };
             let now = Moment::now();
             failpoint::hit("operation.before_settle")?;
@@ -41,14 +43,16 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
                 Ok(()) if instance.status == Status::Error => {
                     record::transition(tx, &instance.id, Status::Error, Status::Running, None, now).map(drop)
                 }
-                Ok(()) => Ok(()),
-                Err(error) => {
+                Ok(()) | Err(NotDone::Refused(_)) => Ok(()),
+                Err(NotDone::Failed(error)) => {
                     let why = engine::chain(error);
                     record::transition(tx, &instance.id, Status::Running, Status::Error, Some(&why), now)
                         .map(drop)
                 }
             })?;
-            Ok(Ended::from_result(done))
+            Ok(Ended::from_result(done.map_err(|not_done| match not_done {
+                NotDone::Failed(error) | NotDone::Refused(error) => error,
+            })))
         }
         JobKind::Backup | JobKind::Restore => Err(Stop::Broken("not a job of the instance".to_owned())),
     }
@@ -116,15 +120,94 @@ fn delete(app: &App, claim: &Claim, instance: &Instance) -> Result<Ended, Stop> 
     Ok(Ended::Done)
 }
 
-fn restart(app: &App, instance: &Instance, control: &Control) -> Result<(), Error> {
-    let generation = serving_generation(app, instance)?;
-    let directory = app.config.generation_dir(&instance.id, &generation);
-    if let Some(engine) = process::find(&directory, &admin_password(app, instance)?)? {
-        failpoint::hit("restart.before_stop")?;
-        engine.stop(instance.persistence == Persistence::Rdb, limits::ENGINE_STOP)?;
-        failpoint::hit("restart.after_stop")?;
+/// Why something that was asked of an engine is not done.
+enum NotDone {
+    /// It was tried: the instance may not serve.
+    Failed(Error),
+    /// It was not tried, so the instance is as it was.
+    Refused(Error),
+}
+
+impl From<Error> for NotDone {
+    fn from(error: Error) -> Self {
+        NotDone::Failed(error)
     }
-    bring_up(app, instance, &generation, Some(instance.port), control).map(drop)
+}
+
+/// Restarts the engine once, however often the job is taken up: clients write to the new process at once, and another
+/// restart could cost them that.
+fn restart(
+    app: &App,
+    claim: &Claim,
+    instance: &Instance,
+    control: &Control,
+) -> Result<Result<(), NotDone>, Stop> {
+    let running = serving_generation(app, instance).and_then(|generation| {
+        let directory = app.config.generation_dir(&instance.id, &generation);
+        let found = process::find(&directory, &admin_password(app, instance)?)?;
+        Ok((generation, found))
+    });
+    let (generation, found) = match running {
+        Ok(running) => running,
+        Err(error) => return Ok(Err(error.into())),
+    };
+    let to_stop = match (&claim.subject_id, found) {
+        (Some(meant), Some(engine)) if *meant != engine.identity() => None,
+        (None, found) => {
+            if let Err(error) = control.check("restart") {
+                return Ok(Err(NotDone::Refused(error)));
+            }
+            if let Some(engine) = &found {
+                intend(app, claim, engine)?;
+            }
+            found
+        }
+        (_, found) => found,
+    };
+    let done = || {
+        if let Some(engine) = to_stop {
+            failpoint::hit("restart.before_stop")?;
+            match instance.persistence {
+                Persistence::Rdb => {
+                    engine.stop_saved(limits::ENGINE_STOP + limits::time_for(engine.used_memory()?))?;
+                }
+                Persistence::Aof | Persistence::None => engine.stop(limits::ENGINE_STOP)?,
+            }
+            failpoint::hit("restart.after_stop")?;
+        }
+        bring_up(app, instance, &generation, Some(instance.port), control).map(drop)
+    };
+    Ok(done().map_err(NotDone::Failed))
+}
+
+/// Removes all keys, at most once: what clients wrote after it must not go when a crash interrupted the job. Where it
+/// is not known whether the engine was told, it is not told again.
+fn flush(
+    app: &App,
+    claim: &Claim,
+    instance: &Instance,
+    control: &Control,
+) -> Result<Result<(), NotDone>, Stop> {
+    if claim.subject_id.is_some() {
+        let context = "a crash came in between: it was done, or was about to be; it is not repeated";
+        let error = Error::new(Kind::Cancelled, "flush", context);
+        return Ok(Err(NotDone::Refused(error)));
+    }
+    if let Err(error) = control.check("flush") {
+        return Ok(Err(NotDone::Refused(error)));
+    }
+    let engine = match serving(app, instance) {
+        Ok(engine) => engine,
+        Err(error) => return Ok(Err(error.into())),
+    };
+    intend(app, claim, &engine)?;
+    Ok(engine.flush_all().map_err(NotDone::Failed))
+}
+
+fn intend(app: &App, claim: &Claim, engine: &Engine) -> Result<(), Stop> {
+    step(app, claim, |tx| queue::intend(tx, claim, &engine.identity()))?;
+    failpoint::hit("operation.intended")?;
+    Ok(())
 }
 
 /// The control password of the instance's engines.
@@ -185,9 +268,7 @@ pub fn bring_up(
     control: &Control,
 ) -> Result<Engine, Error> {
     let directory = app.config.generation_dir(&instance.id, generation);
-    let running = process::find(&directory, &admin_password(app, instance)?)?;
-    let started = running.is_none();
-    let engine = match running {
+    let engine = match process::find(&directory, &admin_password(app, instance)?)? {
         Some(engine) => engine,
         None => {
             prepare_directory(app, &instance.id)?;
@@ -195,10 +276,6 @@ pub fn bring_up(
         }
     };
     engine.wait_loaded(control)?;
-    if started && instance.persistence == Persistence::None {
-        // Without persistence a file would come back as stale data after the next crash.
-        let _absent_is_fine = std::fs::remove_file(directory.join("dump.rdb"));
-    }
     let mut node = engine.control()?;
     node.config_set("maxmemory", &max_memory_bytes(instance).to_string())?;
     give_password(app, instance, &engine)?;

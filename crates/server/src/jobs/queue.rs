@@ -66,10 +66,12 @@ pub struct Claim {
     pub instance_id: InstanceId,
     /// What it does.
     pub kind: JobKind,
-    /// The backup's or restore's id.
+    /// The backup's or restore's id; of a restart or flush the process that it acts on, once it is about to.
     pub subject_id: Option<String>,
     /// Grows by one with each claim; 1 at the first.
     pub fence: i64,
+    /// When it was accepted.
+    pub created_at: Moment,
 }
 
 /// Adds a job in the caller's transaction, with the record it belongs to.
@@ -103,17 +105,27 @@ pub fn active(tx: &Tx<'_>, instance: &InstanceId) -> Result<Option<(JobKind, Opt
     )
 }
 
-/// Takes the oldest waiting job.
+/// Every waiting job with its instance, oldest first: at most one an instance.
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn claim(tx: &Tx<'_>, owner: &str) -> Result<Option<Claim>, Error> {
+pub fn waiting(tx: &Tx<'_>) -> Result<Vec<(JobId, InstanceId)>, Error> {
+    tx.all(
+        "SELECT id, instance_id FROM job WHERE state = 'waiting' ORDER BY created_at_ms, id",
+        (),
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )
+}
+
+/// Takes a waiting job. `None`: it is not waiting any more.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn claim(tx: &Tx<'_>, job: &JobId, owner: &str) -> Result<Option<Claim>, Error> {
     tx.one(
-        "UPDATE job SET state = 'running', owner = ?1, fence = fence + 1 \
-         WHERE id = (SELECT id FROM job WHERE state = 'waiting' ORDER BY created_at_ms, id LIMIT 1) \
-         AND state = 'waiting' \
-         RETURNING id, instance_id, kind, subject_id, fence",
-        (owner,),
+        "UPDATE job SET state = 'running', owner = ?2, fence = fence + 1 WHERE id = ?1 AND state = 'waiting' \
+         RETURNING id, instance_id, kind, subject_id, fence, created_at_ms",
+        (job, owner),
         |row| {
             Ok(Claim {
                 job_id: row.get(0)?,
@@ -121,9 +133,23 @@ pub fn claim(tx: &Tx<'_>, owner: &str) -> Result<Option<Claim>, Error> {
                 kind: row.get(2)?,
                 subject_id: row.get(3)?,
                 fence: row.get(4)?,
+                created_at: row.get(5)?,
             })
         },
     )
+}
+
+/// Writes on which process a restart or flush is about to act: whoever takes the job up again knows by that how far it
+/// came.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn intend(tx: &Tx<'_>, claim: &Claim, process: &str) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE job SET subject_id = ?2 WHERE id = ?1",
+        (&claim.job_id, process),
+    )?;
+    Ok(())
 }
 
 /// Ends the job, in the transaction that ends its record. `false`: another claim has it, and the caller must roll

@@ -1,6 +1,6 @@
 //! The loop that runs jobs: claim, run, settle. New, retried and left behind by a crash are the same path.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -132,7 +132,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// What runs now, and the bell that wakes the loop.
 pub struct Board {
     running: Mutex<HashMap<JobId, (InstanceId, Arc<Control>)>>,
-    locks: Mutex<HashMap<InstanceId, Arc<Mutex<()>>>>,
+    held: Mutex<HashSet<InstanceId>>,
     memory: Mutex<HashMap<InstanceId, u64>>,
     rung: AtomicU64,
     bell: (Mutex<()>, Condvar),
@@ -146,7 +146,7 @@ impl Board {
     pub fn new() -> Self {
         Self {
             running: Mutex::new(HashMap::new()),
-            locks: Mutex::new(HashMap::new()),
+            held: Mutex::new(HashSet::new()),
             memory: Mutex::new(HashMap::new()),
             rung: AtomicU64::new(0),
             bell: (Mutex::new(()), Condvar::new()),
@@ -168,12 +168,6 @@ impl Board {
         for (_, control) in lock(&self.running).values().filter(|(of, _)| of == instance) {
             control.cancel();
         }
-    }
-
-    /// Whoever touches an instance's engines holds this: a job, or the reconciler. The catalogue admits one
-    /// operation at a time, but one that was ended from outside may still be on its way out.
-    pub fn instance_lock(&self, instance: &InstanceId) -> Arc<Mutex<()>> {
-        lock(&self.locks).entry(instance.clone()).or_default().clone()
     }
 
     /// Tells the reconciler that there may be something to tidy up.
@@ -228,6 +222,33 @@ impl Board {
     }
 }
 
+/// The right to touch an instance's engines, of a job or of the reconciler; given back when dropped. The catalogue
+/// admits one operation at a time, but one that was ended from outside may still be on its way out.
+///
+/// Nobody waits for one: a thread that did would take a place from the other instances.
+pub struct Gate {
+    app: Arc<App>,
+    instance: InstanceId,
+}
+
+impl Gate {
+    /// `None` while somebody else has it.
+    pub fn enter(app: &Arc<App>, instance: &InstanceId) -> Option<Self> {
+        let is_free = lock(&app.board.held).insert(instance.clone());
+        is_free.then(|| Self {
+            app: app.clone(),
+            instance: instance.clone(),
+        })
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        lock(&self.app.board.held).remove(&self.instance);
+        self.app.board.wake();
+    }
+}
+
 /// Runs jobs until the board closes. One thread calls this; each job gets a thread of its own.
 pub fn run(app: &Arc<App>) {
     while !app.board.closing.load(Ordering::SeqCst) {
@@ -238,43 +259,83 @@ pub fn run(app: &Arc<App>) {
             None
         };
         match claim {
-            Some(claim) => start(app, claim),
+            Some((claim, gate)) => start(app, claim, gate),
             None => app.board.wait(seen),
         }
     }
 }
 
-fn claim(app: &App) -> Option<Claim> {
-    match app.catalog.write(|tx| queue::claim(tx, &app.board.owner)) {
-        Ok(claim) => claim,
-        Err(error) => {
-            tracing::error!(error = engine::chain(&error), "cannot look for jobs");
-            None
+/// Takes the oldest waiting job whose instance nobody is at.
+fn claim(app: &Arc<App>) -> Option<(Claim, Gate)> {
+    let claimed = || {
+        for (job, instance) in app.catalog.read(queue::waiting)? {
+            let Some(gate) = Gate::enter(app, &instance) else {
+                continue;
+            };
+            let claim = app.catalog.write(|tx| queue::claim(tx, &job, &app.board.owner))?;
+            if let Some(claim) = claim {
+                return Ok(Some((claim, gate)));
+            }
         }
-    }
+        Ok::<_, catalog::Error>(None)
+    };
+    claimed().unwrap_or_else(|error| {
+        tracing::error!(error = engine::chain(&error), "cannot look for jobs");
+        // A gate that was given back rings the bell, which would make this a loop without a pause.
+        std::thread::sleep(Duration::from_secs(1));
+        None
+    })
 }
 
-fn start(app: &Arc<App>, claim: Claim) {
-    let control = Arc::new(Control::new(Some(limits::OPERATION_TIME_BASE)));
+/// When the job must have come to its end: see [`limits::OPERATION_TIME_BASE`].
+///
+/// One that must be done at whatever age is only bounded from now on: the catalogue says already what it is to bring
+/// about.
+fn time_left(app: &App, claim: &Claim) -> Result<Duration, catalog::Error> {
+    let expected_bytes = match (claim.kind, &claim.subject_id) {
+        // As much as it may hold: what it does hold is not known yet after a start.
+        (JobKind::Backup, _) => app
+            .catalog
+            .read(|tx| instance::record::load(tx, &claim.instance_id))?
+            .map_or(0, |instance| instance::job::max_memory_bytes(&instance)),
+        (JobKind::Restore, Some(restore)) => app
+            .catalog
+            .read(|tx| restore::record::expected_bytes(tx, restore))?,
+        _ => 0,
+    };
+    let limit = limits::OPERATION_TIME_BASE + limits::time_for(expected_bytes);
+    let age = match claim.kind {
+        JobKind::Create | JobKind::Delete | JobKind::Password => 0,
+        JobKind::Restart | JobKind::Flush | JobKind::Backup | JobKind::Restore => {
+            u64::try_from(Moment::now().0 - claim.created_at.0).unwrap_or(0)
+        }
+    };
+    Ok(limit.saturating_sub(Duration::from_millis(age)))
+}
+
+fn start(app: &Arc<App>, claim: Claim, gate: Gate) {
+    let left = match time_left(app, &claim) {
+        Ok(left) => left,
+        Err(error) => {
+            tracing::error!(job.id = %claim.job_id, error = engine::chain(&error), "cannot begin a job; it is taken up again");
+            std::thread::sleep(Duration::from_secs(1));
+            give_back(app, &claim);
+            return;
+        }
+    };
+    let control = Arc::new(Control::new(Some(left)));
     lock(&app.board.running).insert(claim.job_id.clone(), (claim.instance_id.clone(), control.clone()));
     let (shared, unstarted) = (app.clone(), claim.clone());
     let name = format!("job-{}", claim.kind.word());
     let thread = std::thread::Builder::new().name(name).spawn(move || {
         let app = shared;
-        let whole = app.board.instance_lock(&claim.instance_id);
-        let alone = lock(&whole);
         let fenced =
             std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run_one(&app, &claim, &control)));
         if let Err(panic) = fenced {
-            let text = panic
-                .downcast_ref::<String>()
-                .map(String::as_str)
-                .or_else(|| panic.downcast_ref::<&str>().copied())
-                .unwrap_or("no message");
-            tracing::error!(job.id = %claim.job_id, panic = text, "a job panicked: this is a bug");
+            tracing::error!(job.id = %claim.job_id, panic = panic_text(&panic), "a job panicked: this is a bug");
             give_back(&app, &claim);
         }
-        drop(alone);
+        drop(gate);
         leave(&app, &claim.job_id);
     });
     if let Err(error) = thread {
@@ -283,6 +344,15 @@ fn start(app: &Arc<App>, claim: Claim) {
         give_back(app, &unstarted);
         leave(app, &unstarted.job_id);
     }
+}
+
+/// What a panic said.
+pub fn panic_text(panic: &Box<dyn std::any::Any + Send>) -> &str {
+    panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("no message")
 }
 
 fn leave(app: &App, job: &JobId) {

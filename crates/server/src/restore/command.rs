@@ -1,5 +1,7 @@
 //! What people ask of restores: every refusal typed, record and job in one transaction.
 
+use std::path::Path;
+
 use super::record::{self, Method, NewRestore, Restore, Status};
 use crate::app::App;
 use crate::backup::record::{self as backups, Backup, Kind};
@@ -129,7 +131,7 @@ pub fn memory_needed(backup: &Backup) -> u64 {
     used + used / 10 + limits::MEMORY_RESERVE_BYTES
 }
 
-/// What the host can give without swapping: `MemAvailable`, or what the test hook says.
+/// What can be had without swapping and within the limits that are set for us, or what the test hook says.
 pub fn available_memory() -> u64 {
     if let Some(told) = std::env::var("CACHEKEEP_MEMORY_AVAILABLE")
         .ok()
@@ -138,11 +140,35 @@ pub fn available_memory() -> u64 {
         return told;
     }
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kilobytes = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))
-        .and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
-    kilobytes.map_or(u64::MAX, |kilobytes| kilobytes * 1024)
+    let host = number_after(&text, "MemAvailable:").map_or(u64::MAX, |kilobytes| kilobytes * 1024);
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    host.min(left_in_groups(Path::new("/sys/fs/cgroup"), &groups))
+}
+
+/// What the control groups leave of their limits that we are in, and with us the engines that we start. Version 2
+/// only: `groups` is `/proc/self/cgroup`, `root` where they are mounted. Files that were only read can be given up.
+fn left_in_groups(root: &Path, groups: &str) -> u64 {
+    let Some(own) = groups.lines().find_map(|line| line.strip_prefix("0::/")) else {
+        return u64::MAX;
+    };
+    let left = |group: &Path| {
+        let read = |name| std::fs::read_to_string(group.join(name)).unwrap_or_default();
+        let limit: u64 = read("memory.max").trim().parse().ok()?;
+        let used: u64 = read("memory.current").trim().parse().ok()?;
+        let given_up = number_after(&read("memory.stat"), "inactive_file ").unwrap_or(0);
+        Some(limit.saturating_sub(used.saturating_sub(given_up)))
+    };
+    root.join(own)
+        .ancestors()
+        .take_while(|group| group.starts_with(root))
+        .filter_map(left)
+        .min()
+        .unwrap_or(u64::MAX)
+}
+
+fn number_after(text: &str, name: &str) -> Option<u64> {
+    let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
+    rest.split_whitespace().next()?.parse().ok()
 }
 
 /// Accepts an undo: the restore of the generation that the named restore replaced.
@@ -202,4 +228,30 @@ pub fn find(
         instance::record::find_with_deleted(tx, project, id)?.ok_or(Refusal::InstanceUnknown)?;
         record::find(tx, id, restore)?.ok_or(Refusal::RestoreUnknown)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tightest_group_above_us_says_how_much_memory_is_left() {
+        let root = std::env::temp_dir().join(format!("cachekeep-{}", crate::secrets::random_hex(8)));
+        let group = |name: &str, max: &str, current: u64, inactive: u64| {
+            let folder = root.join(name);
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(folder.join("memory.max"), format!("{max}\n")).unwrap();
+            std::fs::write(folder.join("memory.current"), format!("{current}\n")).unwrap();
+            let stat = format!("anon 1\nfile 2\ninactive_file {inactive}\n");
+            std::fs::write(folder.join("memory.stat"), stat).unwrap();
+        };
+        group("a", "1000", 700, 100);
+        group("a/b", "max", 600, 0);
+        group("a/b/c", "2000", 500, 0);
+        assert_eq!(left_in_groups(&root, "0::/a/b/c\n"), 400);
+        assert_eq!(left_in_groups(&root, "0::/a/b\n"), 400);
+        assert_eq!(left_in_groups(&root, "0::/\n"), u64::MAX);
+        assert_eq!(left_in_groups(&root, "4:memory:/a\n"), u64::MAX);
+        std::fs::remove_dir_all(&root).unwrap();
+    }
 }

@@ -1,7 +1,9 @@
 //! The job that restores: read [`run`] first.
 
 use engine::keys::Identity;
-use engine::process::{self, Engine, Persistence};
+use std::time::Duration;
+
+use engine::process::{self, Engine};
 use engine::sideload::{self, Expectation};
 use engine::switch::{self, SwitchPlan};
 use engine::verify::{self, VerifyLevel};
@@ -58,7 +60,7 @@ impl From<Stop> for Halt {
 pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
     let work = load(app, claim, control)?;
     failpoint::hit("restore.claimed")?;
-    if let Some(why) = work.was_given_up()? {
+    if let Some(why) = work.was_given_up() {
         return work.give_up(&why);
     }
     let attempt = with_progress(
@@ -66,8 +68,11 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
         |seen| work.report(seen),
         || {
             let switch_intended = work.restore.target_state == TargetState::Switching;
-            if !switch_intended && let Some(error) = begun_too_often(claim) {
-                return Err(Halt::Failed(error));
+            if !switch_intended {
+                control.check("restore")?;
+                if let Some(error) = begun_too_often(claim) {
+                    return Err(Halt::Failed(error));
+                }
             }
             let prepared = match work.restore.method {
                 _ if switch_intended => work.prepared_before()?,
@@ -77,9 +82,9 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
             };
             if !switch_intended {
                 work.enter(TargetState::Switching)?;
+                failpoint::hit("restore.switch_intended")?;
             }
-            failpoint::hit("restore.switch_intended")?;
-            work.switch(&prepared)
+            work.switch(&prepared, switch_intended)
         },
     );
     match attempt {
@@ -151,16 +156,8 @@ impl Work<'_> {
         let old = instances::serving(self.app, &self.instance)?;
         self.enter(TargetState::Loading)?;
         failpoint::hit("restore.before_stop_old")?;
-        if self.instance.persistence == Persistence::None {
-            // It would end without saving, and then neither a failure nor an undo could bring its data back.
-            old.control()?.config_set("save", "3600 1")?;
-        }
-        old.stop(true, limits::ENGINE_STOP)?;
-        if !instances::holds_data(self.app, &self.instance, &pair.old) {
-            // Nothing is lost: the safety backup holds it. But going on would leave nothing to go back to.
-            let context = "the old data could not be saved before the engine was stopped";
-            return Err(Error::new(Kind::Io, "stop the old generation", context).into());
-        }
+        // Where it cannot save it goes on serving, and this restore has failed.
+        old.stop_saved(limits::ENGINE_STOP + limits::time_for(old.used_memory()?))?;
         failpoint::hit("restore.old_stopped")?;
         let engine = process::start_standby(&instances::spec(self.app, &self.instance, &pair.new)?)?;
         engine.wait_loaded(self.control)?;
@@ -198,17 +195,79 @@ impl Work<'_> {
     }
 
     /// Moves the port and settles. Also finishes what a crash left half done, from any point.
-    fn switch(&self, pair: &Generations) -> Result<(), Halt> {
+    ///
+    /// Who has the port serves. Once that is the new generation, clients may have been told that their writes to it are
+    /// done: nothing may turn it back any more, only the record is missing, and any failure is tried again.
+    fn switch(&self, pair: &Generations, resumed: bool) -> Result<(), Halt> {
         self.control.enter("switching", 0);
-        let admin = instances::admin_password(self.app, &self.instance)?;
-        let directory = |id| self.app.config.generation_dir(&self.instance.id, id);
-        let old = process::find(&directory(&pair.old), &admin)?;
-        let new = match process::find(&directory(&pair.new), &admin)? {
-            Some(engine) => engine,
-            // It died after it was verified; its file is on disk.
-            None => instances::bring_up(self.app, &self.instance, &pair.new, None, self.control)?,
+        let admin = instances::admin_password(self.app, &self.instance).map_err(Stop::from)?;
+        let find = |id| {
+            let directory = self.app.config.generation_dir(&self.instance.id, id);
+            process::find(&directory, &admin).map_err(Stop::from)
         };
-        new.wait_loaded(self.control)?;
+        let (old, new) = (find(&pair.old)?, find(&pair.new)?);
+        let port = self.instance.port;
+        let serving = match new.as_ref().filter(|_| resumed) {
+            Some(new) if new.current_port().map_err(Stop::from)? == port => Some(new),
+            _ => None,
+        };
+        let gap = match serving {
+            Some(new) => {
+                switch::run(&self.plan(old.as_ref(), new))
+                    .map_err(Stop::from)?
+                    .gap
+            }
+            None => {
+                let serves = |old: &Engine| old.current_port().is_ok_and(|now| now == port);
+                if resumed && old.as_ref().is_some_and(serves) {
+                    // Clients have written to it all the while.
+                    self.control.check("switch")?;
+                }
+                self.hand_over(pair, old.as_ref(), new)?
+            }
+        };
+        failpoint::hit("restore.switched").map_err(Stop::from)?;
+        let gap_us = gap.map(|gap| u64::try_from(gap.as_micros()).unwrap_or(u64::MAX));
+        let used = old
+            .as_ref()
+            .and_then(|engine| engine.used_memory().ok())
+            .unwrap_or(0);
+        self.settle_succeeded(pair, gap_us, used)?;
+        failpoint::hit("restore.settled").map_err(Stop::from)?;
+        Ok(())
+    }
+
+    fn plan<'a>(&self, old: Option<&'a Engine>, new: &'a Engine) -> SwitchPlan<'a> {
+        SwitchPlan {
+            old,
+            new,
+            port: self.instance.port,
+            write_pause_limit: limits::SWITCH_PAUSE,
+        }
+    }
+
+    /// Makes the new generation ready for clients and gives it the port. Returns how long clients waited, where that
+    /// is known.
+    fn hand_over(
+        &self,
+        pair: &Generations,
+        old: Option<&Engine>,
+        new: Option<Engine>,
+    ) -> Result<Option<Duration>, Halt> {
+        // It is as good as done: the job's deadline is past.
+        let patient = Control::new(Some(limits::OPERATION_TIME_BASE));
+        let new = match new {
+            Some(engine) => engine,
+            None if instances::holds_data(self.app, &self.instance, &pair.new) => {
+                // It died after it was verified; its file is on disk.
+                instances::bring_up(self.app, &self.instance, &pair.new, None, &patient)?
+            }
+            None => {
+                let context = "the new generation ended, and the instance has no persistence";
+                return Err(Error::new(Kind::EngineExited, "switch", context).into());
+            }
+        };
+        new.wait_loaded(&patient)?;
         new.promote(instances::max_memory_bytes(&self.instance))?;
         new.set_client_password(
             instance::command::client_password(self.app, &self.instance)
@@ -217,32 +276,12 @@ impl Work<'_> {
                 .as_ref(),
         )?;
         failpoint::hit("restore.promoted")?;
-        let plan = SwitchPlan {
-            old: old.as_ref(),
-            new: &new,
-            port: self.instance.port,
-            write_pause_limit: limits::SWITCH_PAUSE,
-        };
-        let report = match switch::run(&plan) {
-            Ok(report) => report,
-            Err(error) => {
-                // Finishing forward was tried; the old data must serve, or nobody knows.
-                if switch::reverse(&plan).is_err() {
-                    tracing::error!(restore.id = %self.restore.id, "the old generation did not take its port back");
-                }
-                return Err(error.into());
-            }
-        };
-        // From here on the new data serves: no failure may turn it back any more, only the record is missing.
-        failpoint::hit("restore.switched").map_err(Stop::from)?;
-        let gap_us = u64::try_from(report.gap.as_micros()).unwrap_or(u64::MAX);
-        let used = old
-            .as_ref()
-            .and_then(|engine| engine.used_memory().ok())
-            .unwrap_or(0);
-        self.settle_succeeded(pair, old.is_some().then_some(gap_us), used)?;
-        failpoint::hit("restore.settled").map_err(Stop::from)?;
-        Ok(())
+        switch::run(&self.plan(old, &new))
+            .map(|report| report.gap)
+            .map_err(|error| match new.current_port() {
+                Ok(port) if port == self.instance.port => Halt::Stop(Stop::from(error)),
+                _ => Halt::Failed(error),
+            })
     }
 
     fn settle_succeeded(&self, pair: &Generations, gap_us: Option<u64>, used_bytes: u64) -> Result<(), Stop> {
@@ -267,19 +306,10 @@ impl Work<'_> {
 
     /// Why the restore was being given up when a crash came in between. The new generation may be half removed then:
     /// going forward would switch to what is left of it.
-    fn was_given_up(&self) -> Result<Option<Error>, Stop> {
-        let Some(new) = &self.restore.new_generation_id else {
-            return Ok(None);
-        };
+    fn was_given_up(&self) -> Option<Error> {
         let intended = self.restore.target_state == TargetState::Switching;
-        let state = self.app.catalog.read(|tx| generation::find(tx, new))?;
-        let lives = state.is_some_and(|new| !matches!(new.state, State::Removing | State::Removed));
-        if !intended || lives {
-            return Ok(None);
-        }
-        let why = self.restore.failure.clone();
-        let why = why.unwrap_or_else(|| "an earlier attempt failed".to_owned());
-        Ok(Some(Error::new(Kind::Mismatch, "restore", why)))
+        let why = self.restore.failure.clone().filter(|_| intended)?;
+        Some(Error::new(Kind::Mismatch, "restore", why))
     }
 
     /// The new data does not serve: the old data must, and the record says what is true.
@@ -294,7 +324,7 @@ impl Work<'_> {
         if let Some(new) = &seen.new_generation_id
             && self.restore.method != Method::SwitchBack
         {
-            instances::take_down(self.app, &self.instance, new)?;
+            self.take_down_or_leave(new)?;
         }
         failpoint::hit("restore.new_removed")?;
         // The one that serves is the old one, until a restore has succeeded.
@@ -305,7 +335,7 @@ impl Work<'_> {
         let mut back = Ok(());
         if let Some(old) = &serving {
             for attempt in 1..=limits::ROLL_BACK_TRIES {
-                back = self.bring_back(&old.id, seen.new_generation_id.as_ref());
+                back = self.bring_back(&old.id);
                 match &back {
                     Err(failed) if attempt < limits::ROLL_BACK_TRIES => {
                         tracing::warn!(restore.id = %self.restore.id, error = engine::chain(failed), "the old data does not serve yet; trying again");
@@ -349,28 +379,26 @@ impl Work<'_> {
     }
 
     /// Lets the old generation serve, whatever was done to it.
-    fn bring_back(&self, old: &GenerationId, new: Option<&GenerationId>) -> Result<(), Error> {
-        // Out of time or told to stop is no reason to leave the instance down.
-        let patient = Control::new(None);
-        let admin = instances::admin_password(self.app, &self.instance)?;
-        let new = match new {
-            Some(new) => process::find(&self.app.config.generation_dir(&self.instance.id, new), &admin)?,
-            None => None,
-        };
-        let port = self.instance.port;
-        if let Some(new) = new
-            && new.current_port()? == port
-        {
-            let old = instances::bring_up(self.app, &self.instance, old, None, &patient)?;
-            let plan = SwitchPlan {
-                old: Some(&old),
-                new: &new,
-                port,
-                write_pause_limit: limits::SWITCH_PAUSE,
-            };
-            return switch::reverse(&plan).map(drop);
+    fn bring_back(&self, old: &GenerationId) -> Result<(), Error> {
+        if !instances::holds_data(self.app, &self.instance, old) {
+            let context = "its engine ended, and the instance has no persistence";
+            return Err(Error::new(Kind::EngineExited, "bring the old data back", context));
         }
-        instances::bring_up(self.app, &self.instance, old, Some(port), &patient).map(drop)
+        // Out of time or told to stop is no reason to leave the instance down.
+        let patient = Control::new(Some(limits::OPERATION_TIME_BASE));
+        let port = Some(self.instance.port);
+        instances::bring_up(self.app, &self.instance, old, port, &patient).map(drop)
+    }
+
+    /// Removes a generation that is of no use; what does not go now is left to the reconciler, which goes on trying.
+    fn take_down_or_leave(&self, id: &GenerationId) -> Result<(), Stop> {
+        match instances::take_down(self.app, &self.instance, id) {
+            Err(Stop::Engine(error)) => {
+                tracing::warn!(restore.id = %self.restore.id, generation.id = %id, error = engine::chain(&error), "a generation does not go");
+                Ok(())
+            }
+            other => other,
+        }
     }
 
     /// Generations that an earlier attempt, or a restore that was never settled, began to fill.
@@ -387,7 +415,7 @@ impl Work<'_> {
             .iter()
             .filter(|left| matches!(left.state, State::Loading | State::Removing))
         {
-            instances::take_down(self.app, &self.instance, &left.id)?;
+            self.take_down_or_leave(&left.id)?;
         }
         // An earlier attempt may have stopped the old generation.
         if let Some(serving) = existing.iter().find(|found| found.state == State::Serving) {
@@ -412,7 +440,7 @@ impl Work<'_> {
                 .read(|tx| generation::existing(tx, &self.instance.id))
                 .map_err(Stop::from)?;
             for retired in existing.iter().filter(|found| found.state == State::Retired) {
-                instances::take_down(self.app, &self.instance, &retired.id)?;
+                self.take_down_or_leave(&retired.id)?;
             }
         }
         let free = available_memory();
@@ -516,7 +544,7 @@ impl Work<'_> {
                 &self.restore.id,
                 seen.keys_loaded,
                 seen.keys_compared,
-                seen.keys_expired_meanwhile,
+                expectation.expired_keys,
             )
         })?;
         Ok(())

@@ -367,6 +367,19 @@ pub fn load(tx: &Tx<'_>, id: &RestoreId) -> Result<Option<Restore>, Error> {
     )
 }
 
+/// Plain bytes of the backup that the restore of this id is about; 0 where there is no such record.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn expected_bytes(tx: &Tx<'_>, id: &str) -> Result<u64, Error> {
+    let found = tx.one(
+        "SELECT backup.plain_bytes FROM restore JOIN backup ON backup.id = restore.backup_id WHERE restore.id = ?1",
+        (id,),
+        |row| row.get::<_, i64>(0),
+    )?;
+    Ok(found.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0))
+}
+
 /// A page of the instance's records, newest first, and how many the window holds. `from` and `to` bound
 /// `created_at` (inclusive, exclusive).
 ///
@@ -499,15 +512,15 @@ pub fn progress(
 /// The catalogue failed.
 pub fn succeed(tx: &Tx<'_>, id: &RestoreId, unavailable_us: Option<u64>, now: Moment) -> Result<bool, Error> {
     let changed = tx.execute(
-        "UPDATE restore SET status = 'succeeded', target_state = 'replaced', progress_bp = 10000, phase = NULL, \
-         unavailable_us = coalesce(?2, unavailable_us), finished_at_ms = ?3, updated_at_ms = ?3 WHERE id = ?1 AND status = 'running'",
+        "UPDATE restore SET status = 'succeeded', target_state = 'replaced', progress_bp = 10000, phase = NULL, failure = NULL, \
+         unavailable_us = ?2, finished_at_ms = ?3, updated_at_ms = ?3 WHERE id = ?1 AND status = 'running'",
         (id, unavailable_us, now),
     )?;
     Ok(changed == 1)
 }
 
-/// Writes why a running record is about to fail, before anything is turned back: a crash meanwhile must not make a
-/// failure into something else.
+/// Writes why a running record is about to fail, before anything is turned back. Past the intent to switch this is
+/// final: after a crash the failure is settled and nothing else.
 ///
 /// # Errors
 /// The catalogue failed.

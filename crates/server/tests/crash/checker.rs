@@ -11,6 +11,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use serde_json::Value;
 use xtask::plain_engine::PlainEngine;
@@ -60,6 +61,7 @@ pub struct Restore {
     pub method: String,
     pub target_state: String,
     pub old_generation: Option<String>,
+    pub unavailable_us: Option<i64>,
 }
 
 impl Catalogue {
@@ -146,10 +148,32 @@ impl Catalogue {
         self.backups().into_iter().find(|backup| backup.id == id).unwrap()
     }
 
+    /// The age identity of a project, opened here with the master key: a nonce of 12 bytes, then AES-256-GCM.
+    fn project_identity(&self, world: &World, project: &str) -> String {
+        let mut sealed: Vec<u8> = self
+            .0
+            .query_row(
+                "SELECT identity_sealed FROM project WHERE id = ?1",
+                (project,),
+                |row| row.get(0),
+            )
+            .unwrap();
+        let text = std::fs::read_to_string(world.data().join("keys/master.key")).unwrap();
+        let master: Vec<u8> = (0..64)
+            .step_by(2)
+            .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
+            .collect();
+        let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &master).unwrap());
+        let nonce = Nonce::try_assume_unique_for_key(&sealed[..NONCE_LEN]).unwrap();
+        let place = Aad::from(format!("project.identity:{project}"));
+        let plain = key.open_within(nonce, place, &mut sealed, NONCE_LEN..).unwrap();
+        String::from_utf8(plain.to_vec()).unwrap()
+    }
+
     /// The instance's restores, oldest first.
     pub fn restores(&self, instance: &str) -> Vec<Restore> {
-        let sql = "SELECT id, ordinal, backup_id, status, error_code, failure, method, target_state, old_generation_id, name \
-                   FROM restore WHERE instance_id = ?1 ORDER BY ordinal";
+        let sql = "SELECT id, ordinal, backup_id, status, error_code, failure, method, target_state, old_generation_id, name, \
+                   unavailable_us FROM restore WHERE instance_id = ?1 ORDER BY ordinal";
         let mut statement = self.0.prepare(sql).unwrap();
         let rows = statement.query_map((instance,), |row| {
             Ok(Restore {
@@ -163,6 +187,7 @@ impl Catalogue {
                 target_state: row.get(7)?,
                 old_generation: row.get(8)?,
                 name: row.get(9)?,
+                unavailable_us: row.get(10)?,
             })
         });
         rows.unwrap().map(Result::unwrap).collect()
@@ -265,6 +290,7 @@ fn learn_restores(world: &mut World, catalogue: &Catalogue, label: &str) {
                 "succeeded" => {
                     assert_eq!(restore.target_state, "replaced", "{label}: {restore:?}");
                     assert_eq!(restore.error_code, None, "{label}: {restore:?}");
+                    assert_eq!(restore.failure, None, "{label}: {restore:?}");
                     let retired = backups.iter().find(|backup| {
                         backup.generation.is_some() && backup.generation == restore.old_generation
                     });
@@ -415,6 +441,24 @@ fn collect(root: &Path, directory: &Path, into: &mut BTreeSet<String>) {
     }
 }
 
+/// Writes the plain RDB of an archive, by the stock programs and the project's identity alone.
+fn decode(world: &World, catalogue: &Catalogue, prefix: &str, to: &Path, label: &str) {
+    let project = prefix.split('/').next().unwrap();
+    let identity = world.folder().join("identity");
+    std::fs::write(&identity, catalogue.project_identity(world, project)).unwrap();
+    let script =
+        "set -e -o pipefail; for s in shard-0/seg-*; do age -d -i \"$0\" \"$s\" | zstd -dc; done > \"$1\"";
+    let output = Command::new("bash")
+        .args(["-c", script])
+        .args([&identity, to])
+        .current_dir(world.data().join("store").join(prefix))
+        .output()
+        .unwrap();
+    std::fs::remove_file(&identity).unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{label}: {prefix}: {said}");
+}
+
 /// Decodes every backup that was not yet, lets the stock checker read it and a stock engine load it.
 fn prove_backups(world: &mut World, catalogue: &Catalogue, label: &str) {
     for backup in catalogue.backups() {
@@ -425,7 +469,7 @@ fn prove_backups(world: &mut World, catalogue: &Catalogue, label: &str) {
             continue;
         }
         let file = world.folder().join("proof.rdb");
-        world.download(&backup.instance, &backup.id, &file);
+        decode(world, catalogue, backup.prefix.as_deref().unwrap(), &file, label);
         let checked = Command::new("redis-check-rdb").arg(&file).output().unwrap();
         let said = String::from_utf8_lossy(&checked.stdout);
         assert!(checked.status.success(), "{label}: {backup:?}: {said}");

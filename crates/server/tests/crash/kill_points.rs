@@ -12,8 +12,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use Operation::{
-    Backup, Create, CreateFails, DeleteBackup, DeleteInstance, InPlace, InPlaceFails, Restart, Restore,
-    RestoreFails, SwitchFails, Undo, UndoFails,
+    Backup, Create, CreateFails, DeleteBackup, DeleteInstance, Flush, InPlace, InPlaceFails, Password,
+    Restart, Restore, RestoreFails, SwitchFails, Undo, UndoFails,
 };
 
 use crate::checker::{self, Catalogue, Form};
@@ -26,7 +26,7 @@ enum Operation {
     Restore,
     /// The verification fails, so the new generation is removed.
     RestoreFails,
-    /// The last step of the switch fails, so the switch is turned back.
+    /// The last step before the port moves fails, so the old generation gets it back.
     SwitchFails,
     Undo,
     UndoFails,
@@ -37,9 +37,14 @@ enum Operation {
     DeleteBackup,
     DeleteInstance,
     Restart,
+    Flush,
+    Password,
     Create,
     CreateFails,
 }
+
+/// `DEBUG DIGEST` of an engine without keys.
+const EMPTY: &str = "0000000000000000000000000000000000000000";
 
 /// Every place in the sources, and the operations that pass it. A test below compares this with the sources.
 const PLACES: &[(&str, &[Operation])] = &[
@@ -92,7 +97,8 @@ const PLACES: &[(&str, &[Operation])] = &[
             CreateFails,
         ],
     ),
-    ("operation.before_settle", &[Restart]),
+    ("operation.before_settle", &[Restart, Flush, Password]),
+    ("operation.intended", &[Restart, Flush]),
     (
         "process.after_ready",
         &[Create, Restore, Restart, InPlace, InPlaceFails],
@@ -150,8 +156,6 @@ const PLACES: &[(&str, &[Operation])] = &[
     ("switch.after_pause", &[Restore, Undo]),
     ("switch.after_unpause", &[Restore, Undo]),
     ("switch.before_pause", &[Restore, Undo]),
-    ("switch.before_reverse", &[SwitchFails, UndoFails]),
-    ("switch.reversed", &[SwitchFails, UndoFails]),
     ("verify.after", &[Restore, InPlace]),
     ("verify.before", &[Restore, InPlace]),
 ];
@@ -196,6 +200,23 @@ fn a_restore_hit_anywhere_leaves_all_old_or_all_new_data() {
 }
 
 #[test]
+fn a_switch_hit_anywhere_leaves_all_old_or_all_new_data_whatever_the_persistence() {
+    for persistence in ["rdb", "none"] {
+        hit_places(Restore, persistence, |place| {
+            [
+                "restore.switch",
+                "restore.promoted",
+                "restore.settled",
+                "promote.",
+                "switch.",
+            ]
+            .iter()
+            .any(|begin| place.starts_with(begin))
+        });
+    }
+}
+
+#[test]
 fn a_failing_restore_hit_anywhere_leaves_the_old_data() {
     hit_everywhere(RestoreFails, "aof");
     hit_everywhere(SwitchFails, "rdb");
@@ -220,20 +241,32 @@ fn a_failing_in_place_restore_hit_anywhere_brings_the_old_data_back() {
 
 #[test]
 fn creating_restarting_and_deleting_hit_anywhere_come_to_their_end() {
-    for operation in [Create, CreateFails, Restart, DeleteBackup, DeleteInstance] {
+    for operation in [
+        Create,
+        CreateFails,
+        Restart,
+        Flush,
+        Password,
+        DeleteBackup,
+        DeleteInstance,
+    ] {
         hit_everywhere(operation, "aof");
     }
 }
 
 /// Kill and error at every place of one operation, on one data directory.
 fn hit_everywhere(operation: Operation, persistence: &str) {
+    hit_places(operation, persistence, |_| true);
+}
+
+fn hit_places(operation: Operation, persistence: &str, wanted: impl Fn(&str) -> bool) {
     let mut world = World::start(&[]);
     world.create("one", "redis.single.xu1.tiny.256", persistence);
     world.fill("one", 11, 3000);
     let backup = world.backup("one");
     let mut fired = 0;
     for (place, operations) in PLACES {
-        if !operations.contains(&operation) {
+        if !operations.contains(&operation) || !wanted(place) {
             continue;
         }
         for action in ["kill", "error"] {
@@ -251,7 +284,7 @@ fn hit(world: &mut World, operation: Operation, place: &str, action: &str, backu
     let (subject, before) = prepare(world, operation, backup);
     let failure = match operation {
         RestoreFails => "verify.after:error,",
-        SwitchFails | UndoFails => "switch.after_new_port:error,",
+        SwitchFails | UndoFails => "switch.after_kill_pubsub:error,",
         InPlaceFails => "restore.old_stopped:error,",
         CreateFails => "process.after_ready:error,",
         _ => "",
@@ -273,6 +306,14 @@ fn hit(world: &mut World, operation: Operation, place: &str, action: &str, backu
         world.restart(&Run::default());
     }
     checker::settle(world, &label);
+    if operation == Flush {
+        // Told to the engine, or not once it is not known whether it was: never in part.
+        let digest = world.digest("one");
+        let told = place != "operation.intended";
+        assert_eq!(digest == EMPTY, told, "{label}");
+        assert!(told || Some(digest) == world.instances["one"].digest, "{label}");
+        world.note("one");
+    }
     forget(world, operation, &subject);
     let form = if operation == Backup {
         Form::Full
@@ -326,6 +367,8 @@ fn ask(world: &World, operation: Operation, subject: &str, backup: &str) {
         DeleteBackup => world.ask_to_delete_backup("one", subject),
         DeleteInstance => world.ask_to_delete(subject),
         Restart => world.ask_to_restart("one"),
+        Flush => world.ask_to_flush("one"),
+        Password => world.ask_to_reset_password("one"),
         Create | CreateFails => world.ask_for_instance("new", "redis.single.xu1.tiny.128", "aof"),
     };
     if let Ok((status, answer)) = answer {

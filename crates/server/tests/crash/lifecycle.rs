@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use xtask::scratch::Scratch;
 use xtask::service::processes_in;
 
 use crate::checker::{self, Catalogue, Form};
@@ -28,6 +29,122 @@ fn engines_survive_kills_and_ends_of_the_service_with_their_connections() {
     checker::check(&mut world, Form::Cheap, "ended and started");
     assert_eq!(world.serving_pid("one"), Some(pid));
     client.ask(&["PING"]).unwrap();
+}
+
+#[test]
+fn engines_of_a_data_directory_behind_a_symbolic_link_survive_a_restart_of_the_service() {
+    let scratch = Scratch::new("crash").unwrap();
+    let (real, link) = (scratch.path().join("real"), scratch.path().join("link"));
+    std::fs::create_dir(&real).unwrap();
+    std::os::unix::fs::symlink(&real, &link).unwrap();
+    // One more, inside.
+    let elsewhere = scratch.path().join("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    use std::os::unix::fs::PermissionsExt;
+    for folder in [scratch.path(), &elsewhere] {
+        std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    std::os::unix::fs::symlink(&elsewhere, real.join("instances")).unwrap();
+    let mut world = World::start_on(scratch, link, &[]);
+    world.create("one", "redis.single.xu1.tiny.128", "none");
+    world.fill("one", 3, 500);
+    let mut client = world.client("one");
+    for _ in 0..2 {
+        world.restart(&Run::default());
+        checker::check(&mut world, Form::Cheap, "killed and started");
+        client.ask(&["PING"]).unwrap();
+    }
+}
+
+#[test]
+fn the_catalogue_and_the_files_beside_it_are_for_their_owner_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let mut world = World::start(&[]);
+    world.create("one", "redis.single.xu1.tiny.128", "none");
+    let modes = |world: &World| {
+        ["", "-wal", "-shm"].map(|ending| {
+            let file = world.data().join(format!("catalog.sqlite{ending}"));
+            std::fs::metadata(file).unwrap().permissions().mode() & 0o777
+        })
+    };
+    assert_eq!(modes(&world), [0o600; 3]);
+    // As a version before this one left them.
+    world.kill();
+    for ending in ["-wal", "-shm"] {
+        let file = world.data().join(format!("catalog.sqlite{ending}"));
+        std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o644)).unwrap();
+    }
+    world.run(&Run::default());
+    assert_eq!(modes(&world), [0o600; 3]);
+}
+
+#[test]
+fn lost_or_foreign_keys_and_credentials_are_refused_with_what_to_do() {
+    let mut world = World::start(&[]);
+    world.create("one", "redis.single.xu1.tiny.128", "aof");
+    world.kill();
+    let aside = world.folder().join("aside");
+    for (name, of_another) in [
+        ("keys/master.key", Some("0".repeat(64))),
+        ("keys/signing.key", None),
+    ] {
+        let file = world.data().join(name);
+        std::fs::rename(&file, &aside).unwrap();
+        let said = world.refusal(&[]);
+        assert!(
+            said.contains("is missing") && said.contains("put it back"),
+            "{said}"
+        );
+        assert!(!file.exists(), "none is made in its place");
+        if let Some(other) = of_another {
+            std::fs::write(&file, other).unwrap();
+            let said = world.refusal(&[]);
+            assert!(said.contains("is not the one of this catalogue"), "{said}");
+        }
+        std::fs::rename(&aside, &file).unwrap();
+    }
+    let admin = world.data().join("admin.json");
+    let whole = std::fs::read_to_string(&admin).unwrap();
+    let project = text(&serde_json::from_str(&whole).unwrap(), "project_id").unwrap();
+    std::fs::write(&admin, whole.replace(&project, &"0".repeat(32))).unwrap();
+    let said = world.refusal(&[]);
+    assert!(said.contains("admin.json names a project"), "{said}");
+    std::fs::write(&admin, whole).unwrap();
+    let said = world.refusal(&["--tls-cert", "/nowhere/cert.pem", "--tls-key", "/nowhere/key.pem"]);
+    assert!(said.contains("/nowhere/cert.pem"), "{said}");
+    world.run(&Run::default());
+    checker::check(&mut world, Form::Cheap, "all is as it was");
+}
+
+#[test]
+fn an_instance_that_does_not_answer_keeps_no_other_from_being_brought_back() {
+    let mut world = World::start(&[]);
+    world.create("one", "redis.single.xu1.tiny.128", "aof");
+    world.create("two", "redis.single.xu1.tiny.128", "aof");
+    let mut client = world.client("one");
+    let asleep = std::thread::spawn(move || client.ask(&["DEBUG", "SLEEP", "20"]));
+    // So long that a look at every instance has begun.
+    std::thread::sleep(Duration::from_secs(6));
+    let pid = world.serving_pid("two").unwrap();
+    let killed = Instant::now();
+    kill(pid);
+    wait_until("the other engine is back", || world.try_digest("two").is_some());
+    let took = killed.elapsed();
+    assert!(took < Duration::from_secs(9), "{took:?}");
+    assert!(!asleep.is_finished(), "the first one was to sleep all the while");
+    let first = world.serving_pid("one");
+    asleep.join().unwrap().unwrap();
+    checker::check(&mut world, Form::Cheap, "awake again");
+    assert_eq!(world.serving_pid("one"), first, "it was left alone");
+}
+
+#[test]
+fn clients_cannot_pause_the_control_plane() {
+    let mut world = World::start(&[]);
+    world.create("one", "redis.single.xu1.tiny.128", "aof");
+    let answer = world.client("one").ask(&["CLIENT", "PAUSE", "75000", "ALL"]);
+    assert!(format!("{answer:?}").contains("NOPERM"), "{answer:?}");
+    world.client("one").ask(&["CLIENT", "LIST"]).unwrap();
 }
 
 #[test]

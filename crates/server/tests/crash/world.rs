@@ -58,6 +58,9 @@ pub struct World {
     /// First port for engines; ten are ours.
     pub first_port: u16,
     settings: Vec<String>,
+    /// As the service is told.
+    named: PathBuf,
+    /// As the kernel shows it.
     data: PathBuf,
     /// Where `CACHEKEEP_FAILPOINT_MARK` goes.
     pub mark: PathBuf,
@@ -92,7 +95,8 @@ impl World {
             project: String::new(),
             first_port: free_ports(),
             settings: settings.iter().map(|word| (*word).to_owned()).collect(),
-            data,
+            data: data.canonicalize().unwrap_or_else(|_not_yet| data.clone()),
+            named: data,
             mark: scratch.path().join("mark"),
             instances: BTreeMap::new(),
             backups: BTreeMap::new(),
@@ -140,7 +144,7 @@ impl World {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cachekeep"));
         command
             .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
-            .arg(&self.data)
+            .arg(&self.named)
             .arg("--engine-ports")
             .arg(format!("{}-{}", self.first_port, self.first_port + 9))
             .args(&self.settings)
@@ -225,6 +229,22 @@ impl World {
         child.kill().unwrap();
         child.wait().unwrap();
         panic!("it did not end on SIGTERM");
+    }
+
+    /// What the service says when it refuses to start on this data, with further options.
+    pub fn refusal(&self, options: &[&str]) -> String {
+        assert!(self.child.is_none(), "it runs");
+        let output = Command::new("timeout")
+            .args(["-s", "KILL", "20"])
+            .arg(env!("CARGO_BIN_EXE_cachekeep"))
+            .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
+            .arg(&self.named)
+            .args(options)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "");
+        String::from_utf8(output.stderr).unwrap()
     }
 
     /// Kill, then start anew.
@@ -431,19 +451,36 @@ impl World {
 
     /// Asks to restart an instance.
     pub fn ask_to_restart(&self, name: &str) -> Answer {
-        let body = json!({"instances": [self.id(name)], "action": "restart"});
+        self.ask_to_act(name, "restart")
+    }
+
+    /// Asks to remove all keys of an instance.
+    pub fn ask_to_flush(&self, name: &str) -> Answer {
+        self.ask_to_act(name, "flush")
+    }
+
+    fn ask_to_act(&self, name: &str, action: &str) -> Answer {
+        let body = json!({"instances": [self.id(name)], "action": action});
         self.try_call("PUT", "/v2/{project}/instances/status", Some(&body))
     }
 
-    /// The plain RDB behind a backup's download link.
-    pub fn download(&self, instance: &str, backup: &str, to: &Path) {
-        let path = format!("/v2/{{project}}/instances/{instance}/backups/{backup}/links");
-        let answer = self.call("POST", &path, Some(&json!({"expiration": 600})));
-        let link = answer["links"][0]["link"].as_str().unwrap().to_owned();
-        let mut response = agent().get(&link).call().unwrap();
-        assert_eq!(response.status().as_u16(), 200, "{link}");
-        let mut file = File::create(to).unwrap();
-        std::io::copy(&mut response.body_mut().as_reader(), &mut file).unwrap();
+    /// Asks to give an instance its clients' password anew: the one that it has.
+    pub fn ask_to_reset_password(&self, name: &str) -> Answer {
+        let path = format!("/v2/{{project}}/instances/{}/password/reset", self.id(name));
+        self.try_call("POST", &path, Some(&json!({"new_password": PASSWORD})))
+    }
+
+    /// Makes every job that is not done a day older, while no service runs.
+    pub fn age_jobs_by_a_day(&self) {
+        assert!(self.child.is_none(), "the service runs");
+        let catalogue = rusqlite::Connection::open(self.data.join("catalog.sqlite")).unwrap();
+        let aged = catalogue
+            .execute(
+                "UPDATE job SET created_at_ms = created_at_ms - 86400000 WHERE state <> 'done'",
+                (),
+            )
+            .unwrap();
+        assert_eq!(aged, 1);
     }
 
     /// Waits until no job is left.
@@ -479,9 +516,15 @@ impl World {
         panic!("neither done nor dead:{}", self.log_tail());
     }
 
+    /// Where engines live, as the kernel shows it.
+    fn instances_dir(&self) -> PathBuf {
+        let named = self.data.join("instances");
+        named.canonicalize().unwrap_or(named)
+    }
+
     /// Engine processes below the data directory, without their forked children.
     pub fn engines(&self) -> Vec<(u32, PathBuf)> {
-        let found = processes_in(&self.data.join("instances"));
+        let found = processes_in(&self.instances_dir());
         found
             .iter()
             .filter(|pid| !parent(**pid).is_some_and(|parent| found.contains(&parent)))
@@ -491,16 +534,21 @@ impl World {
 
     /// The child that an engine has forked, if it has one.
     pub fn child_of(&self, engine: u32) -> Option<u32> {
-        processes_in(&self.data.join("instances"))
+        processes_in(&self.instances_dir())
             .into_iter()
             .find(|pid| parent(*pid) == Some(engine))
     }
 
-    /// The engine that serves an instance: whoever lives in the serving generation's directory.
-    pub fn serving_pid(&self, name: &str) -> Option<u32> {
+    /// The directory of the instance's serving generation.
+    pub fn serving_home(&self, name: &str) -> Option<PathBuf> {
         let generation = crate::checker::Catalogue::open(self).serving(&self.id(name))?;
         let home = self.data.join("instances").join(self.id(name)).join(generation);
-        let home = home.canonicalize().ok()?;
+        home.canonicalize().ok()
+    }
+
+    /// The engine that serves an instance: whoever lives in the serving generation's directory.
+    pub fn serving_pid(&self, name: &str) -> Option<u32> {
+        let home = self.serving_home(name)?;
         self.engines()
             .into_iter()
             .find(|(_, cwd)| *cwd == home)
@@ -516,7 +564,7 @@ impl Drop for World {
         self.kill();
         let gone_by = Instant::now() + Duration::from_secs(20);
         loop {
-            let left = processes_in(&self.data);
+            let left = processes_in(&self.instances_dir());
             if left.is_empty() || Instant::now() > gone_by {
                 break;
             }
