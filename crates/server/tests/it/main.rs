@@ -3,6 +3,7 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod busy;
+mod by_hand;
 mod cli;
 mod downloads;
 mod errors;
