@@ -13,7 +13,7 @@ use super::router::Reply;
 use crate::backup::command;
 use crate::backup::record::{self, Backup, Format, Kind, Status};
 use crate::catalog::Tx;
-use crate::instance;
+use crate::instance::command as instances;
 use crate::limits;
 use crate::refusal::Refusal;
 use crate::restore::command::is_restorable;
@@ -60,12 +60,11 @@ pub fn list(request: &Request) -> Result<Reply, ApiError> {
     let deleted = request.query("include_deleted").as_deref() == Some("true");
     let strict = request.app.config.strict_dcs;
     let answer = request.app.catalog.read(|tx| {
-        match deleted {
-            true => instance::record::find_with_deleted(tx, project, &id)?,
-            false => instance::record::find(tx, project, &id)?,
-        }
-        .ok_or(Refusal::InstanceUnknown)?;
-        let (total, rows) = record::list(tx, &id, window.from, window.to, page.offset, page.limit)?;
+        let instance = match deleted {
+            true => instances::find_with_deleted(tx, project, &id)?,
+            false => instances::find(tx, project, &id)?,
+        };
+        let (total, rows) = record::list(tx, &instance, window.from, window.to, page.offset, page.limit)?;
         let mut records = Vec::with_capacity(rows.len());
         for row in &rows {
             records.push(BackupRecord::new(tx, row, request.version, strict)?);
@@ -147,8 +146,7 @@ pub fn links(request: &Request) -> Result<Reply, ApiError> {
     let instance = request
         .app
         .catalog
-        .read(|tx| instance::record::find_with_deleted(tx, project, &id))?
-        .ok_or(Refusal::InstanceUnknown)?;
+        .read(|tx| instances::find_with_deleted(tx, project, &id))?;
     let file = download::file_name(&instance, &backup);
     let link = download::link(
         request,

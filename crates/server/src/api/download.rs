@@ -10,8 +10,8 @@ use super::error::ApiError;
 use super::request::Request;
 use super::router::Reply;
 use crate::backup::record::{self as backups, Backup, Format, Status};
-use crate::ids::{BackupId, Moment, ProjectId};
-use crate::instance::Instance;
+use crate::ids::{BackupId, InstanceId, Moment, ProjectId};
+use crate::instance::{Instance, record as instances};
 
 /// Chunks that may wait for a slow client: 256 KiB each at most, so 2 MiB.
 const CHUNKS_WAITING: usize = 8;
@@ -83,10 +83,15 @@ pub fn serve(request: &Request) -> Result<Reply, ApiError> {
         return Err(denied());
     }
     let id = BackupId::parse(request.param("backup")).ok_or_else(gone)?;
+    let instance = InstanceId::parse(request.param("instance")).ok_or_else(gone)?;
     let project = ProjectId::parse(request.param("project")).ok_or_else(gone)?;
-    let backup = app
-        .catalog
-        .read(|tx| backups::load(tx, &id))?
+    let found = app.catalog.read(|tx| {
+        let Some(instance) = instances::find_with_deleted(tx, &project, &instance)? else {
+            return Ok::<_, crate::catalog::Error>(None);
+        };
+        backups::find(tx, &instance, &id)
+    });
+    let backup = found?
         .filter(|backup| backup.status == Status::Succeeded)
         .ok_or_else(gone)?;
     let (Some(prefix), Some(digest)) = (&backup.prefix, &backup.manifest_blake3) else {

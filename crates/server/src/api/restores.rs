@@ -8,7 +8,7 @@ use super::page;
 use super::request::Request;
 use super::router::Reply;
 use crate::ids::BackupId;
-use crate::instance;
+use crate::instance::command as instances;
 use crate::limits;
 use crate::refusal::Refusal;
 use crate::restore::command::{self, RestoreRequest};
@@ -70,14 +70,13 @@ pub fn list(request: &Request) -> Result<Reply, ApiError> {
     let window = page::window(request)?;
     let deleted = request.query("include_deleted").as_deref() == Some("true");
     let (total, rows) = request.app.catalog.read(|tx| {
-        match deleted {
-            true => instance::record::find_with_deleted(tx, project, &id)?,
-            false => instance::record::find(tx, project, &id)?,
-        }
-        .ok_or(Refusal::InstanceUnknown)?;
+        let instance = match deleted {
+            true => instances::find_with_deleted(tx, project, &id)?,
+            false => instances::find(tx, project, &id)?,
+        };
         Ok::<_, Refusal>(record::list(
             tx,
-            &id,
+            &instance,
             window.from,
             window.to,
             page.offset,

@@ -54,8 +54,8 @@ pub fn check_remark(remark: Option<&str>) -> Result<(), Refusal> {
 /// Unknown instance, unknown backup.
 pub fn find(app: &App, project: &ProjectId, instance: &InstanceId, id: &BackupId) -> Result<Backup, Refusal> {
     app.catalog.read(|tx| {
-        instance::record::find_with_deleted(tx, project, instance)?.ok_or(Refusal::InstanceUnknown)?;
-        record::find(tx, instance, id)?.ok_or(Refusal::BackupUnknown)
+        let instance = instances::find_with_deleted(tx, project, instance)?;
+        record::find(tx, &instance, id)?.ok_or(Refusal::BackupUnknown)
     })
 }
 
@@ -72,8 +72,8 @@ pub fn delete(
     now: Moment,
 ) -> Result<(), Refusal> {
     let backup = app.catalog.write(|tx| {
-        instance::record::find_with_deleted(tx, project, instance_id)?.ok_or(Refusal::InstanceUnknown)?;
-        let backup = record::find(tx, instance_id, id)?.ok_or(Refusal::BackupUnknown)?;
+        let instance = instances::find_with_deleted(tx, project, instance_id)?;
+        let backup = record::find(tx, &instance, id)?.ok_or(Refusal::BackupUnknown)?;
         match queue::active(tx, instance_id)? {
             Some((JobKind::Backup, Some(subject))) if subject == id.as_str() => {
                 return Err(Refusal::Busy(JobKind::Backup));

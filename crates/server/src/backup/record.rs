@@ -2,6 +2,7 @@
 
 use crate::catalog::{Error, Tx};
 use crate::ids::{BackupId, GenerationId, InstanceId, Moment, ProjectId};
+use crate::instance::OwnedInstance;
 
 /// ```text
 /// Waiting ──> Running ──> Succeeded ──> Expired
@@ -337,19 +338,19 @@ fn free_name(tx: &Tx<'_>, instance: &InstanceId, now: Moment) -> Result<String, 
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn find(tx: &Tx<'_>, instance: &InstanceId, id: &BackupId) -> Result<Option<Backup>, Error> {
+pub fn find(tx: &Tx<'_>, of: &OwnedInstance, id: &BackupId) -> Result<Option<Backup>, Error> {
     tx.one(
         concat!(
             "SELECT ",
             columns!(),
             " FROM backup WHERE id = ?1 AND instance_id = ?2 AND status <> 'deleted'"
         ),
-        (id, instance),
+        (id, &of.id),
         row,
     )
 }
 
-/// The record a job names.
+/// The record a job names; jobs are ours and know no project.
 ///
 /// # Errors
 /// The catalogue failed.
@@ -386,12 +387,13 @@ pub fn of_generation(tx: &Tx<'_>, generation: &GenerationId) -> Result<Option<Ba
 /// The catalogue failed.
 pub fn list(
     tx: &Tx<'_>,
-    instance: &InstanceId,
+    of: &OwnedInstance,
     from: Option<Moment>,
     to: Option<Moment>,
     offset: u64,
     limit: u64,
 ) -> Result<(u64, Vec<Backup>), Error> {
+    let instance = &of.id;
     let from = from.map_or(i64::MIN, |moment| moment.0);
     let to = to.map_or(i64::MAX, |moment| moment.0);
     let total = tx.one(

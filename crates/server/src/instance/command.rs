@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::record::{self, Changes, Instance, Status};
+use super::record::{self, Changes, Instance, OwnedInstance, Status};
 use super::{generation, policy};
 use crate::app::App;
 use crate::catalog::{self, Tx};
@@ -158,8 +158,20 @@ fn seal_client_password(app: &App, id: &InstanceId, password: Option<&str>) -> O
 ///
 /// # Errors
 /// [`Refusal::InstanceUnknown`].
-pub fn find(tx: &Tx<'_>, project: &ProjectId, id: &InstanceId) -> Result<Instance, Refusal> {
+pub fn find(tx: &Tx<'_>, project: &ProjectId, id: &InstanceId) -> Result<OwnedInstance, Refusal> {
     record::find(tx, project, id)?.ok_or(Refusal::InstanceUnknown)
+}
+
+/// As [`find`], deleted ones too: their records outlive them.
+///
+/// # Errors
+/// [`Refusal::InstanceUnknown`].
+pub fn find_with_deleted(
+    tx: &Tx<'_>,
+    project: &ProjectId,
+    id: &InstanceId,
+) -> Result<OwnedInstance, Refusal> {
+    record::find_with_deleted(tx, project, id)?.ok_or(Refusal::InstanceUnknown)
 }
 
 /// Refuses while a job has the instance.

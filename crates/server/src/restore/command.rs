@@ -6,7 +6,7 @@ use crate::backup::record::{self as backups, Backup, Kind};
 use crate::catalog::Tx;
 use crate::ids::{BackupId, InstanceId, Moment, ProjectId, RestoreId};
 use crate::instance::generation::{self, State};
-use crate::instance::{self, Instance, command as instances};
+use crate::instance::{Instance, OwnedInstance, command as instances};
 use crate::jobs::{JobKind, queue};
 use crate::limits;
 use crate::refusal::Refusal;
@@ -67,14 +67,14 @@ fn check(
     project: &ProjectId,
     id: &InstanceId,
     request: &RestoreRequest,
-) -> Result<(Instance, Backup, Method), Refusal> {
+) -> Result<(OwnedInstance, Backup, Method), Refusal> {
     let instance = instances::find(tx, project, id)?;
     if app.config.strict_dcs {
         return Err(Refusal::SingleNode);
     }
     instances::check_idle(tx, id)?;
     instances::check_running(&instance)?;
-    let backup = backups::find(tx, id, &request.backup_id)?.ok_or(Refusal::BackupUnknown)?;
+    let backup = backups::find(tx, &instance, &request.backup_id)?.ok_or(Refusal::BackupUnknown)?;
     if !is_restorable(tx, &backup)? {
         return Err(Refusal::NotRestorable);
     }
@@ -158,8 +158,8 @@ pub fn undo(
     now: Moment,
 ) -> Result<RestoreId, Refusal> {
     let backup_id = app.catalog.read(|tx| {
-        instances::find(tx, project, id)?;
-        let restore = record::find(tx, id, restore)?.ok_or(Refusal::RestoreUnknown)?;
+        let instance = instances::find(tx, project, id)?;
+        let restore = record::find(tx, &instance, restore)?.ok_or(Refusal::RestoreUnknown)?;
         if restore.status != Status::Succeeded {
             return Err(Refusal::NothingToUndo(
                 "only a restore that succeeded can be undone",
@@ -199,7 +199,7 @@ pub fn find(
     restore: &RestoreId,
 ) -> Result<Restore, Refusal> {
     app.catalog.read(|tx| {
-        instance::record::find_with_deleted(tx, project, id)?.ok_or(Refusal::InstanceUnknown)?;
-        record::find(tx, id, restore)?.ok_or(Refusal::RestoreUnknown)
+        let instance = instances::find_with_deleted(tx, project, id)?;
+        record::find(tx, &instance, restore)?.ok_or(Refusal::RestoreUnknown)
     })
 }

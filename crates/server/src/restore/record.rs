@@ -3,6 +3,7 @@
 use crate::backup::record::FailureCode;
 use crate::catalog::{Error, Tx};
 use crate::ids::{BackupId, GenerationId, InstanceId, Moment, ProjectId, RestoreId};
+use crate::instance::OwnedInstance;
 
 /// ```text
 /// Waiting ──> Running ──> Succeeded
@@ -343,19 +344,19 @@ fn free_name(tx: &Tx<'_>, instance: &InstanceId, now: Moment) -> Result<String, 
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn find(tx: &Tx<'_>, instance: &InstanceId, id: &RestoreId) -> Result<Option<Restore>, Error> {
+pub fn find(tx: &Tx<'_>, of: &OwnedInstance, id: &RestoreId) -> Result<Option<Restore>, Error> {
     tx.one(
         concat!(
             "SELECT ",
             columns!(),
             " FROM restore WHERE id = ?1 AND instance_id = ?2"
         ),
-        (id, instance),
+        (id, &of.id),
         row,
     )
 }
 
-/// The record a job names.
+/// The record a job names; jobs are ours and know no project.
 ///
 /// # Errors
 /// The catalogue failed.
@@ -377,12 +378,13 @@ pub fn load(tx: &Tx<'_>, id: &RestoreId) -> Result<Option<Restore>, Error> {
 /// The catalogue failed.
 pub fn list(
     tx: &Tx<'_>,
-    instance: &InstanceId,
+    of: &OwnedInstance,
     from: Option<Moment>,
     to: Option<Moment>,
     offset: u64,
     limit: u64,
 ) -> Result<(u64, Vec<Restore>), Error> {
+    let instance = &of.id;
     let first = match from {
         None => Some(1),
         Some(from) => tx.one(
