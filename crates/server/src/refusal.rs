@@ -82,7 +82,9 @@ pub enum Refusal {
     MaintenanceWindow,
     /// Nothing left to undo: the generation is gone, or the restore did not succeed.
     NothingToUndo(&'static str),
-    /// The stored files of the backup could not be removed.
+    /// Another call is deleting the backup.
+    BeingDeleted,
+    /// The stored files of the backup could not be removed; its record stays.
     DeleteFailed,
     /// Single-node instances have no backup and restore in strict mode.
     SingleNode,

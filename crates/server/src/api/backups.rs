@@ -137,7 +137,7 @@ pub fn links(request: &Request) -> Result<Reply, ApiError> {
         .ok_or(Refusal::Parameter("expiration"))?;
     let project = request.project()?;
     let backup = command::find(&request.app, project, &id, &request.backup_id()?)?;
-    if backup.status != Status::Succeeded {
+    if !backup.is_kept() {
         return Err(Refusal::NotRestorable.into());
     }
     let Some(prefix) = &backup.prefix else {

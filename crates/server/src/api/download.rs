@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use super::error::ApiError;
 use super::request::Request;
 use super::router::Reply;
-use crate::backup::record::{self as backups, Backup, Format, Status};
+use crate::backup::record::{self as backups, Backup, Format};
 use crate::ids::{BackupId, InstanceId, Moment, ProjectId};
 use crate::instance::{Instance, record as instances};
 
@@ -92,7 +92,7 @@ pub fn serve(request: &Request) -> Result<Reply, ApiError> {
         backups::find(tx, &instance, &id)
     });
     let backup = found?
-        .filter(|backup| backup.status == Status::Succeeded)
+        .filter(Backup::is_kept)
         .ok_or_else(gone)?;
     let (Some(prefix), Some(digest)) = (&backup.prefix, &backup.manifest_blake3) else {
         return Err(gone());

@@ -239,7 +239,8 @@ fn describe(refusal: &Refusal) -> Answer {
         Refusal::MaintenanceWindow => (400, 4106, "Invalid maintenance window: begin and end, whole hours.".to_owned()),
         Refusal::NothingToUndo(why) => (400, 4087, format!("There is nothing to undo: {why}.")),
         Refusal::SingleNode => (400, 4086, "Single-node instances have no backup and restore (strict mode).".to_owned()),
-        Refusal::DeleteFailed => (500, 4101, "The backup file could not be deleted.".to_owned()),
+        Refusal::BeingDeleted => (400, 4026, "The backup is being deleted by another call.".to_owned()),
+        Refusal::DeleteFailed => (500, 4101, "The backup file could not be deleted; the backup is still listed. Try again, or look into the log.".to_owned()),
         Refusal::Catalog(_) | Refusal::Internal(_) => (500, 5000, "Internal error. The log has the cause under this request's id.".to_owned()),
     };
     Answer {

@@ -59,11 +59,12 @@ pub fn find(app: &App, project: &ProjectId, instance: &InstanceId, id: &BackupId
     })
 }
 
-/// Deletes a backup: hidden at once, then its files go. What a crash leaves of them is swept at the next start.
+/// Deletes a backup: the intent is written, its files go, then the record is hidden. What a crash leaves half done is
+/// finished at the next start.
 ///
 /// # Errors
-/// Unknown, being made or being restored, files cannot be removed (the record is hidden all the same and the files
-/// are swept later).
+/// Unknown, being made, being restored, being deleted; [`Refusal::DeleteFailed`] where the files do not go: the record
+/// stays, as it was if nothing is gone yet.
 pub fn delete(
     app: &App,
     project: &ProjectId,
@@ -89,28 +90,54 @@ pub fn delete(
             }
             _ => {}
         }
-        if matches!(backup.status, Status::Waiting | Status::Running) || !record::delete(tx, id, now)? {
+        if matches!(backup.status, Status::Waiting | Status::Running) {
             return Err(Refusal::Busy(JobKind::Backup));
         }
-        if let Some(generation) = &backup.generation_id {
-            use instance::generation::{State, transition};
-            transition(tx, generation, State::Retired, State::Removing)?;
+        if backup.is_being_deleted() {
+            return Err(Refusal::BeingDeleted);
         }
-        Ok::<_, Refusal>(backup)
+        let done = match &backup.generation_id {
+            // The process is the reconciler's to remove.
+            Some(generation) => {
+                use instance::generation::{State, transition};
+                transition(tx, generation, State::Retired, State::Removing)?;
+                record::delete(tx, id, now)?
+            }
+            None => record::intend_delete(tx, id)?,
+        };
+        if done { Ok(backup) } else { Err(Refusal::BackupUnknown) }
     })?;
-    app.board.tidy();
-    remove_data(app, &backup)
+    if backup.generation_id.is_some() {
+        app.board.tidy();
+        return Ok(());
+    }
+    match remove_data(app, &backup) {
+        Ok(()) => app.catalog.write(|tx| {
+            record::delete(tx, id, now)?;
+            Ok(())
+        }),
+        Err(error) => {
+            tracing::error!(backup.id = %id, error = engine::chain(&error), "cannot remove the files of a backup");
+            let spoilt = !is_whole(app, &backup);
+            app.catalog.write(|tx| record::keep(tx, id, spoilt, now))?;
+            Err(Refusal::DeleteFailed)
+        }
+    }
 }
 
-/// Removes the objects of a deleted backup. The retired generation that it may have stood for is the reconciler's.
-fn remove_data(app: &App, backup: &Backup) -> Result<(), Refusal> {
-    let points = || engine::failpoint::hit("backup_delete.after_commit");
-    points().map_err(|error| Refusal::Internal(engine::chain(&error)))?;
-    if let Some(prefix) = &backup.prefix
-        && let Err(error) = engine::archive::delete(&app.vault.store, prefix)
-    {
-        tracing::error!(backup.id = %backup.id, error = engine::chain(&error), "cannot remove the files of a deleted backup");
-        return Err(Refusal::DeleteFailed);
+fn remove_data(app: &App, backup: &Backup) -> Result<(), engine::Error> {
+    engine::failpoint::hit("backup_delete.after_commit")?;
+    match &backup.prefix {
+        Some(prefix) => engine::archive::delete(&app.vault.store, prefix),
+        None => Ok(()),
     }
-    Ok(())
+}
+
+/// Whether the archive is still there: its manifest is what a deletion takes away first.
+fn is_whole(app: &App, backup: &Backup) -> bool {
+    let (Some(prefix), Some(digest)) = (&backup.prefix, &backup.manifest_blake3) else {
+        return true;
+    };
+    let keys = [app.vault.signer.verifying_key()];
+    engine::archive::Archive::open(&app.vault.store, prefix, &keys, Some(digest.as_str())).is_ok()
 }

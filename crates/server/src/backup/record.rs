@@ -195,6 +195,21 @@ pub struct Backup {
     pub updated_at: Moment,
 }
 
+impl Backup {
+    /// Whether its data is there and stays: it succeeded, and nobody has begun to delete it.
+    pub fn is_kept(&self) -> bool {
+        self.status == Status::Succeeded && !self.is_being_deleted()
+    }
+
+    /// Whether its removal is intended: see [`intend_delete`].
+    pub fn is_being_deleted(&self) -> bool {
+        self.phase.as_deref() == Some(DELETING)
+    }
+}
+
+/// The phase of a record whose files are being removed.
+const DELETING: &str = "deleting";
+
 macro_rules! columns {
     () => {
         "id, instance_id, name, kind, format, status, progress_bp, size_bytes, plain_bytes, keys, used_memory_bytes, period, \
@@ -498,17 +513,63 @@ pub fn fail(tx: &Tx<'_>, id: &BackupId, code: FailureCode, why: &str, now: Momen
     Ok(changed == 1)
 }
 
-/// Succeeded, Failed or Expired → Deleted. Its files are removed after this commits; what a crash leaves is swept
-/// at the next start. `false`: not in such a state.
+/// Writes the intent to delete a record that has ended, before its files are touched: from now on nothing can be
+/// restored from it, and a crash is finished forward by [`finish_deletions`]. `false`: not in such a state, or
+/// another call is at it.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn intend_delete(tx: &Tx<'_>, id: &BackupId) -> Result<bool, Error> {
+    let changed = tx.execute(
+        "UPDATE backup SET phase = ?2 WHERE id = ?1 AND status IN ('succeeded', 'failed', 'expired') AND phase IS NULL",
+        (id, DELETING),
+    )?;
+    Ok(changed == 1)
+}
+
+/// Succeeded, Failed or Expired → Deleted, once its files are gone (or were never there). `false`: not in such a
+/// state.
 ///
 /// # Errors
 /// The catalogue failed.
 pub fn delete(tx: &Tx<'_>, id: &BackupId, now: Moment) -> Result<bool, Error> {
     let changed = tx.execute(
-        "UPDATE backup SET status = 'deleted', updated_at_ms = ?2 WHERE id = ?1 AND status IN ('succeeded', 'failed', 'expired')",
+        "UPDATE backup SET status = 'deleted', phase = NULL, updated_at_ms = ?2 \
+         WHERE id = ?1 AND status IN ('succeeded', 'failed', 'expired')",
         (id, now),
     )?;
     Ok(changed == 1)
+}
+
+/// Takes the intent back where the files could not be removed: the record stays. With some of the files gone
+/// (`spoilt`) nothing can be restored from it any more, and Succeeded → Expired says so.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn keep(tx: &Tx<'_>, id: &BackupId, spoilt: bool, now: Moment) -> Result<(), Error> {
+    if spoilt {
+        tx.execute(
+            "UPDATE backup SET status = 'expired', updated_at_ms = ?2 WHERE id = ?1 AND status = 'succeeded'",
+            (id, now),
+        )?;
+    }
+    tx.execute(
+        "UPDATE backup SET phase = NULL WHERE id = ?1 AND phase = ?2",
+        (id, DELETING),
+    )?;
+    Ok(())
+}
+
+/// Finishes what a crash left intended: at the start, before anything else runs. The files are swept then.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn finish_deletions(tx: &Tx<'_>, now: Moment) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE backup SET status = 'deleted', phase = NULL, updated_at_ms = ?2 WHERE phase = ?1",
+        (DELETING, now),
+    )?;
+    Ok(())
 }
 
 /// The generation is gone: its record, if any still stands, is Expired.

@@ -95,7 +95,7 @@ fn check(
 /// # Errors
 /// The catalogue failed.
 pub fn is_restorable(tx: &Tx<'_>, backup: &Backup) -> Result<bool, crate::catalog::Error> {
-    if backup.status != backups::Status::Succeeded {
+    if !backup.is_kept() {
         return Ok(false);
     }
     match &backup.generation_id {

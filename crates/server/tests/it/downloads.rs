@@ -264,6 +264,48 @@ fn a_deletion_is_204_on_v2_and_200_with_a_message_on_v1_and_happens_once() {
     link_of(&caller, &instance, &one, &json!({"expiration": 300})).refused("400 DCS.4031");
 }
 
+/// One record as the list has it.
+fn listed(caller: &Caller, instance: &str, backup: &str) -> Option<Value> {
+    let list = caller.get(&format!("/instances/{instance}/backups")).json();
+    let rows = list["backup_record_response"].as_array().unwrap();
+    rows.iter().find(|row| row["backup_id"] == json!(backup)).cloned()
+}
+
+#[test]
+fn a_backup_whose_files_do_not_go_stays_listed_and_can_be_deleted_again() {
+    // Before anything is gone, and after the manifest is.
+    for (place, whole) in [("backup_delete.after_commit", true), ("archive.manifest_deleted", false)] {
+        let mut service = Service::start_with(&[], &[("CACHEKEEP_FAILPOINT", &format!("{place}:error"))]);
+        service.expect_trouble("cannot remove the files of a backup");
+        service.expect_trouble("a request failed");
+        let caller = service.caller();
+        let instance = caller.make_instance("stubborn");
+        let backup = caller.make_backup(&instance, "");
+        let before = listed(&caller, &instance, &backup).unwrap();
+        let path = format!("/instances/{instance}/backups/{backup}");
+        caller.v2("DELETE", &path, None).refused("500 DCS.4101");
+        let after = listed(&caller, &instance, &backup).expect("the record stays");
+        let restore = json!({"backup_id": backup});
+        let restores = format!("/instances/{instance}/restores");
+        if whole {
+            assert_eq!(after, before, "nothing is gone");
+            caller.make_restore(&instance, &backup, "");
+            caller.v1("DELETE", &path, None).expect(200);
+        } else {
+            assert_eq!(
+                (&after["status"], &after["is_support_restore"]),
+                (&json!("expired"), &json!("FALSE"))
+            );
+            caller.v2("POST", &restores, Some(&restore)).refused("400 DCS.4087");
+            caller.v2("DELETE", &path, None).expect(204);
+        }
+        assert_eq!(listed(&caller, &instance, &backup), None);
+        caller.v2("DELETE", &path, None).refused("400 DCS.4031");
+        let left: Vec<_> = std::fs::read_dir(service.data().join("store")).unwrap().collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
+
 #[test]
 fn a_backup_in_the_aof_format_is_downloaded_under_that_name_and_loads() {
     let service = Service::start();
@@ -283,6 +325,16 @@ fn a_backup_in_the_aof_format_is_downloaded_under_that_name_and_loads() {
     let target = target(&service, &caller, &instance, backup);
     assert!(target.contains(".aof?"), "{target}");
     let file = service.connect().send(&Request::new("GET", &target)).expect(200);
-    // An append-only file may begin with a whole RDB.
-    assert!(file.body.starts_with(b"REDIS00"));
+    // An append-only file may begin with a whole RDB; a stock engine must take it as one.
+    let folder = xtask::scratch::Scratch::new("aof").unwrap();
+    let (aof, stock) = (folder.path().join("given.aof"), folder.path().join("stock"));
+    std::fs::create_dir(&stock).unwrap();
+    std::fs::write(&aof, &file.body).unwrap();
+    // An engine moves a file of that name into its own directory of append-only files at its first start.
+    std::fs::copy(&aof, stock.join("appendonly.aof")).unwrap();
+    let stock = stock.to_str().unwrap();
+    let engine = xtask::plain_engine::PlainEngine::start(&[("appendonly", "yes"), ("dir", stock)]).unwrap();
+    let mut engine = xtask::resp::Connection::open(&engine.target()).unwrap();
+    assert_eq!(engine.ask(&["DBSIZE"]).unwrap(), xtask::resp::Reply::Number(1));
+    assert_eq!(engine.ask(&["GET", "key"]).unwrap().text(), Some("value"));
 }
