@@ -22,6 +22,11 @@ pub const HEADER_TIME_MAX: Duration = Duration::from_secs(10);
 pub const CONNECTIONS_MAX: usize = 4096;
 /// Instances named in one batch call (DCS.4100 beyond).
 pub const BATCH_INSTANCES_MAX: usize = 50;
+/// An Idempotency-Key counts this long: a client that still tries after a day has lost more than an answer, and the
+/// table stays as small as a day's accepted calls.
+pub const IDEMPOTENCY_SECONDS: i64 = 24 * 3600;
+/// Longest Idempotency-Key, in characters.
+pub const IDEMPOTENCY_KEY_CHARS_MAX: usize = 255;
 /// Life of a token: contract §2.1.
 pub const TOKEN_SECONDS: i64 = 24 * 3600;
 /// How far the date of a signed request may be off: contract §2.2.

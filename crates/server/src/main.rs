@@ -6,6 +6,7 @@ mod backup;
 mod catalog;
 mod cli;
 mod config;
+mod idempotency;
 mod identity;
 mod ids;
 mod instance;

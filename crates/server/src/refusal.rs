@@ -27,6 +27,8 @@ pub enum Refusal {
     RemarkTooLong,
     /// A field of the request is missing or has a value that is not allowed.
     Parameter(&'static str),
+    /// The Idempotency-Key was given with another request.
+    KeyReused,
     /// A query parameter has a value that is not allowed (times).
     Query(&'static str),
     /// A paging parameter is no number in range.

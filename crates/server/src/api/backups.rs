@@ -38,6 +38,7 @@ pub fn create(request: &Request) -> Result<Reply, ApiError> {
         &instance,
         format,
         remark.as_deref(),
+        request.once()?.as_ref(),
         request.now,
     )?;
     Ok(json_response(

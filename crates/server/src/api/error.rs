@@ -209,6 +209,7 @@ fn describe(refusal: &Refusal) -> Answer {
         Refusal::NoFile => (400, 4087, "This backup is a kept generation of the instance and has no file: restore it, or take a backup to download.".to_owned()),
         Refusal::RemarkTooLong => (400, 4098, format!("The remark is longer than {} characters.", limits::REMARK_CHARS_MAX)),
         Refusal::Parameter(name) => (400, 4063, format!("Invalid {name} in the request.")),
+        Refusal::KeyReused => (400, 4063, "Invalid Idempotency-Key: it was given with another request; a new request needs a new key.".to_owned()),
         Refusal::Query(name) => (400, 4062, format!("Invalid {name} in the query: yyyyMMddHHmmss in UTC is wanted.")),
         Refusal::Paging(name) => (400, 4800, format!("Invalid {name} in the request.")),
         Refusal::WindowReversed => (400, 4025, "The end time is not after the start time.".to_owned()),

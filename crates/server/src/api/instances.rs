@@ -39,7 +39,7 @@ const KEPT: [&str; 10] = [
 /// Contract §9.1.
 pub fn create(request: &Request) -> Result<Reply, ApiError> {
     let wish = decode_create(request)?;
-    let made = command::create(&request.app, request.project()?, &wish, request.now)?;
+    let made = command::create(&request.app, request.project()?, &wish, request.once()?.as_ref(), request.now)?;
     let names: Vec<Value> = made
         .iter()
         .map(|instance| json!({"instance_id": instance.id.as_str(), "instance_name": instance.name}))

@@ -22,7 +22,8 @@ pub fn create(request: &Request) -> Result<Reply, ApiError> {
     let project = request.project()?;
     let instance = request.instance_id()?;
     let wish = decode(request).map_err(|refusal| of_body(refusal, request.version))?;
-    let id = command::submit(&request.app, project, &instance, &wish, request.now)
+    let once = request.once()?;
+    let id = command::submit(&request.app, project, &instance, &wish, once.as_ref(), request.now)
         .map_err(|refusal| of_body(refusal, request.version))?;
     Ok(json_response(
         200,
@@ -129,6 +130,7 @@ pub fn undo(request: &Request) -> Result<Reply, ApiError> {
         &request.instance_id()?,
         &request.restore_id()?,
         remark,
+        request.once()?.as_ref(),
         request.now,
     )?;
     Ok(json_response(

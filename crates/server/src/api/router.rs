@@ -630,6 +630,7 @@ async fn handle(
         base: format!("{scheme}://{host}"),
         query: head.uri.query().unwrap_or_default().to_owned(),
         app,
+        operation: route.name,
         version,
         project,
         caller: caller.map(|caller| caller.name).unwrap_or_default(),

@@ -2,35 +2,39 @@
 
 use super::record::{self, Backup, Format, Kind, Status};
 use crate::app::App;
+use crate::idempotency::{self, Once};
 use crate::ids::{BackupId, InstanceId, Moment, ProjectId};
 use crate::instance::{self, command as instances};
 use crate::jobs::{JobKind, queue};
 use crate::limits;
 use crate::refusal::Refusal;
 
-/// Accepts a backup: record and job in one transaction.
+/// Accepts a backup: record and job in one transaction, once for each `once`.
 ///
 /// # Errors
-/// Remark too long, unknown instance, busy, not running.
+/// Remark too long, unknown instance, busy, not running, key of another request.
 pub fn create(
     app: &App,
     project: &ProjectId,
     id: &InstanceId,
     format: Format,
     remark: Option<&str>,
+    once: Option<&Once>,
     now: Moment,
 ) -> Result<BackupId, Refusal> {
     check_remark(remark)?;
     let backup = app.catalog.write(|tx| {
-        let instance = instances::find(tx, project, id)?;
-        if app.config.strict_dcs {
-            return Err(Refusal::SingleNode);
-        }
-        instances::check_idle(tx, id)?;
-        instances::check_running(&instance)?;
-        let backup = record::insert_waiting(tx, project, id, Kind::Manual, format, remark, now)?;
-        queue::insert(tx, id, JobKind::Backup, Some(backup.as_str()), now)?;
-        Ok::<_, Refusal>(backup)
+        idempotency::once(tx, project, once, now, || {
+            let instance = instances::find(tx, project, id)?;
+            if app.config.strict_dcs {
+                return Err(Refusal::SingleNode);
+            }
+            instances::check_idle(tx, id)?;
+            instances::check_running(&instance)?;
+            let backup = record::insert_waiting(tx, project, id, Kind::Manual, format, remark, now)?;
+            queue::insert(tx, id, JobKind::Backup, Some(backup.as_str()), now)?;
+            Ok(backup)
+        })
     })?;
     engine::failpoint::hit("backup.accepted").map_err(|error| Refusal::Internal(engine::chain(&error)))?;
     app.board.wake();

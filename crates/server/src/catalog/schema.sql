@@ -169,3 +169,14 @@ WHEN OLD.status IN ('succeeded', 'failed') AND NEW.status <> OLD.status
 BEGIN SELECT RAISE(ABORT, 'restore_terminal_is_final'); END;
 CREATE TRIGGER restore_is_never_deleted BEFORE DELETE ON restore
 BEGIN SELECT RAISE(ABORT, 'restore_is_never_deleted'); END;
+
+-- Calls with an Idempotency-Key that were accepted: written in the transaction of what they made.
+CREATE TABLE idempotency (
+    project_id TEXT NOT NULL REFERENCES project(id),
+    key TEXT NOT NULL,
+    fingerprint BLOB NOT NULL,              -- SHA-256 of operation, path parameters and body
+    answer TEXT NOT NULL,                   -- JSON: the ids that were given out
+    created_at_ms BIGINT NOT NULL,
+    PRIMARY KEY (project_id, key)
+);
+CREATE INDEX idempotency_created_index ON idempotency(created_at_ms);

@@ -6,6 +6,7 @@ use super::record::{self, Changes, Instance, OwnedInstance, Status};
 use super::{generation, policy};
 use crate::app::App;
 use crate::catalog::{self, Tx};
+use crate::idempotency::{self, Once};
 use crate::ids::{GenerationId, InstanceId, Moment, ProjectId};
 use crate::jobs::{JobKind, queue};
 use crate::limits;
@@ -71,11 +72,26 @@ pub fn check_password(password: &str) -> Result<(), Refusal> {
     }
 }
 
-/// Accepts instances: rows, first generations and jobs in one transaction.
+/// An instance that was accepted.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+pub struct Made {
+    /// Its id.
+    pub id: InstanceId,
+    /// Its name.
+    pub name: String,
+}
+
+/// Accepts instances: rows, first generations and jobs in one transaction, once for each `once`.
 ///
 /// # Errors
 /// Every rule of the fields, and [`Refusal::PortTaken`] or [`Refusal::PortsExhausted`].
-pub fn create(app: &App, project: &ProjectId, wish: &Create, now: Moment) -> Result<Vec<Instance>, Refusal> {
+pub fn create(
+    app: &App,
+    project: &ProjectId,
+    wish: &Create,
+    once: Option<&Once>,
+    now: Moment,
+) -> Result<Vec<Made>, Refusal> {
     check_name(&wish.name)?;
     if let Some(password) = &wish.password {
         check_password(password)?;
@@ -85,48 +101,63 @@ pub fn create(app: &App, project: &ProjectId, wish: &Create, now: Moment) -> Res
         None => None,
     };
     let made = app.catalog.write(|tx| {
-        let mut made = Vec::new();
-        for number in 0..wish.count {
-            let id = InstanceId::random();
-            let port = choose_port(app, tx, wish.port)?;
-            let name = if wish.count == 1 {
-                wish.name.clone()
-            } else {
-                format!("{}-{number:03}", wish.name)
-            };
-            let admin = secrets::random_hex(32);
-            let instance = Instance {
-                project_id: project.clone(),
-                name,
-                description: wish.description.clone(),
-                status: Status::Creating,
-                engine_version: app.config.engine_version.clone(),
-                capacity_mb: wish.capacity_mb,
-                spec_code: wish.spec_code.clone(),
-                bind: app.config.engine_bind.to_string(),
-                port,
-                persistence: wish.persistence,
-                admin_password_sealed: app
-                    .vault
-                    .master
-                    .seal(&format!("instance.admin:{id}"), admin.as_bytes()),
-                client_password_sealed: seal_client_password(app, &id, wish.password.as_deref()),
-                attributes: wish.attributes.clone(),
-                backup_policy: policy.clone(),
-                failure: None,
-                created_at: now,
-                updated_at: now,
-                id,
-            };
-            record::insert(tx, &instance)?;
-            generation::insert(tx, &GenerationId::random(), &instance.id, now)?;
-            queue::insert(tx, &instance.id, JobKind::Create, None, now)?;
-            made.push(instance);
-        }
-        Ok::<_, Refusal>(made)
+        idempotency::once(tx, project, once, now, || {
+            (0..wish.count)
+                .map(|number| insert_one(app, tx, project, wish, number, policy.clone(), now))
+                .collect()
+        })
     })?;
     app.board.wake();
     Ok(made)
+}
+
+fn insert_one(
+    app: &App,
+    tx: &Tx<'_>,
+    project: &ProjectId,
+    wish: &Create,
+    number: u16,
+    policy: Option<String>,
+    now: Moment,
+) -> Result<Made, Refusal> {
+    let id = InstanceId::random();
+    let port = choose_port(app, tx, wish.port)?;
+    let name = if wish.count == 1 {
+        wish.name.clone()
+    } else {
+        format!("{}-{number:03}", wish.name)
+    };
+    let admin = secrets::random_hex(32);
+    let instance = Instance {
+        project_id: project.clone(),
+        name,
+        description: wish.description.clone(),
+        status: Status::Creating,
+        engine_version: app.config.engine_version.clone(),
+        capacity_mb: wish.capacity_mb,
+        spec_code: wish.spec_code.clone(),
+        bind: app.config.engine_bind.to_string(),
+        port,
+        persistence: wish.persistence,
+        admin_password_sealed: app
+            .vault
+            .master
+            .seal(&format!("instance.admin:{id}"), admin.as_bytes()),
+        client_password_sealed: seal_client_password(app, &id, wish.password.as_deref()),
+        attributes: wish.attributes.clone(),
+        backup_policy: policy,
+        failure: None,
+        created_at: now,
+        updated_at: now,
+        id,
+    };
+    record::insert(tx, &instance)?;
+    generation::insert(tx, &GenerationId::random(), &instance.id, now)?;
+    queue::insert(tx, &instance.id, JobKind::Create, None, now)?;
+    Ok(Made {
+        id: instance.id,
+        name: instance.name,
+    })
 }
 
 fn choose_port(app: &App, tx: &Tx<'_>, asked: Option<u16>) -> Result<u16, Refusal> {

@@ -8,6 +8,7 @@ mod cli;
 mod downloads;
 mod errors;
 mod http;
+mod idempotency;
 mod identity;
 mod isolation;
 mod openapi;
