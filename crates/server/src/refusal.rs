@@ -15,8 +15,10 @@ pub enum Refusal {
     RestoreUnknown,
     /// Another management operation has the instance.
     Busy(JobKind),
-    /// The instance is not running.
+    /// The instance is not running: it has nothing to back up and nothing to restore into.
     NotRunning,
+    /// The instance is in a state in which this cannot be done.
+    WrongState,
     /// The instance cannot be deleted while it is being made.
     DeleteWhileCreating,
     /// The backup is not restorable: not finished, failed, expired, or its data is gone.

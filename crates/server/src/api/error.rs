@@ -82,8 +82,8 @@ impl ApiError {
         }
     }
 
-    /// The response, in the shape of the version.
-    pub fn into_response(self, version: Version, request_id: &str) -> Response<Body> {
+    /// The response, in the shape of the version; the operation decides the code of an internal error.
+    pub fn into_response(self, version: Version, operation: &str, request_id: &str) -> Response<Body> {
         let (status, body) = match self {
             ApiError::Gateway {
                 status,
@@ -110,9 +110,12 @@ impl ApiError {
                 message,
             } => (status, shaped(version, code, v1_code(code), &message)),
             ApiError::Refused(refusal) => {
-                let answer = describe(&refusal);
+                let mut answer = describe(&refusal);
                 if answer.status >= 500 {
-                    log(&refusal, request_id);
+                    log(&refusal, operation, request_id);
+                }
+                if answer.code == INTERNAL {
+                    answer.code = internal_code(operation);
                 }
                 let (mut status, mut v1) = (answer.status, v1_code(answer.code));
                 if version == Version::V1 {
@@ -127,7 +130,31 @@ impl ApiError {
                 (status, shaped(version, answer.code, v1, &answer.message))
             }
         };
-        json_response(status, &body)
+        let mut response = json_response(status, &body);
+        if status == 429 {
+            // Clients that retry do so after this many seconds: contract §1.
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+const INTERNAL: u32 = 5000;
+
+/// What an internal error is called where the contract has a code of its own for the operation: §7.1. The codes of
+/// backup policies (5071, 5077, 5085) have no operation of their own here: policies come and go with instances.
+fn internal_code(operation: &str) -> u32 {
+    match operation.trim_end_matches("V1") {
+        "ListInstances" | "ShowInstance" => 5024,
+        "CreateInstance" => 5031,
+        "DeleteSingleInstance" | "BatchDeleteInstances" | "RestartOrFlushInstances" | "ResetPassword" => 5006,
+        "ListBackupRecords" | "CkShowBackup" | "ListBackupFileLinks" | "DownloadBackupFile" => 5078,
+        "CopyInstance" => 5090,
+        "ListRestoreRecords" | "CkShowRestore" => 5079,
+        "RestoreInstance" | "CkRestoreInstance" | "CkUndoRestore" => 5092,
+        _ => INTERNAL,
     }
 }
 
@@ -169,13 +196,13 @@ pub fn json_response(status: u16, body: &impl serde::Serialize) -> Response<Body
     response
 }
 
-fn log(refusal: &Refusal, request_id: &str) {
+fn log(refusal: &Refusal, operation: &str, request_id: &str) {
     match refusal {
         Refusal::Catalog(error) => {
-            tracing::error!(request_id, error = engine::chain(error), "the catalogue failed")
+            tracing::error!(request_id, operation, error = engine::chain(error), "the catalogue failed")
         }
-        Refusal::Internal(why) => tracing::error!(request_id, why, "a request failed"),
-        other => tracing::error!(request_id, refusal = ?other, "a request failed"),
+        Refusal::Internal(why) => tracing::error!(request_id, operation, why, "a request failed"),
+        other => tracing::error!(request_id, operation, refusal = ?other, "a request failed"),
     }
 }
 
@@ -203,7 +230,8 @@ fn describe(refusal: &Refusal) -> Answer {
             };
             (400, code, format!("The instance is {what}. Try again when that has ended."))
         }
-        Refusal::NotRunning => (400, 4049, "The instance is not running.".to_owned()),
+        Refusal::NotRunning => (400, 4049, "The instance is not running: ShowInstance says why; it is being brought back, try again or restart it.".to_owned()),
+        Refusal::WrongState => (400, 4026, "This cannot be done while the instance is not running: ShowInstance says why; it is being brought back, a restart may help.".to_owned()),
         Refusal::DeleteWhileCreating => (400, 4099, "The instance is being created. Delete it afterwards.".to_owned()),
         Refusal::NotRestorable => (400, 4087, "The backup is not in a state to be used: only a backup that succeeded and whose data is kept.".to_owned()),
         Refusal::NoFile => (400, 4087, "This backup is a kept generation of the instance and has no file: restore it, or take a backup to download.".to_owned()),
@@ -242,7 +270,7 @@ fn describe(refusal: &Refusal) -> Answer {
         Refusal::SingleNode => (400, 4086, "Single-node instances have no backup and restore (strict mode).".to_owned()),
         Refusal::BeingDeleted => (400, 4026, "The backup is being deleted by another call.".to_owned()),
         Refusal::DeleteFailed => (500, 4101, "The backup file could not be deleted; the backup is still listed. Try again, or look into the log.".to_owned()),
-        Refusal::Catalog(_) | Refusal::Internal(_) => (500, 5000, "Internal error. The log has the cause under this request's id.".to_owned()),
+        Refusal::Catalog(_) | Refusal::Internal(_) => (500, INTERNAL, "Internal error. The log has the cause under this request's id.".to_owned()),
     };
     Answer {
         status,
@@ -269,5 +297,34 @@ mod tests {
         ] {
             assert_eq!(v1_code(v2), v1, "{v2}");
         }
+    }
+
+    #[test]
+    fn every_operation_with_a_code_of_its_own_is_a_route() {
+        let routes = crate::api::router::routes();
+        for name in [
+            "ListInstances",
+            "ShowInstance",
+            "CreateInstance",
+            "DeleteSingleInstance",
+            "BatchDeleteInstances",
+            "RestartOrFlushInstances",
+            "ResetPassword",
+            "ListBackupRecords",
+            "CkShowBackup",
+            "ListBackupFileLinks",
+            "DownloadBackupFile",
+            "CopyInstance",
+            "ListRestoreRecords",
+            "CkShowRestore",
+            "RestoreInstance",
+            "CkRestoreInstance",
+            "CkUndoRestore",
+        ] {
+            assert!(routes.iter().any(|route| route.name == name), "{name}");
+            assert_ne!(internal_code(name), INTERNAL, "{name}");
+        }
+        assert_eq!(internal_code("ListRestoreRecordsV1"), 5079);
+        assert_eq!(internal_code("ListApiVersions"), INTERNAL);
     }
 }

@@ -511,9 +511,13 @@ async fn dispatch(
         Some(place) => place.version,
         None => Version::of(request.uri().path()),
     };
+    let route = place
+        .as_ref()
+        .and_then(|place| place.routes.iter().find(|route| route.method == request.method()));
+    let operation = route.map_or("", |route| route.name);
     let mut reply = match handle(app, place, params, request, version).await {
         Ok(reply) => reply,
-        Err(error) => error.into_response(version, &request_id),
+        Err(error) => error.into_response(version, operation, &request_id),
     };
     if let Ok(value) = HeaderValue::from_str(&request_id) {
         reply.headers_mut().insert("x-request-id", value);

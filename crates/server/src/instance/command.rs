@@ -312,7 +312,7 @@ pub fn act(
         }
         let startable = matches!(instance.status, Status::Running | Status::Error);
         if !startable || (kind == JobKind::Flush && instance.status != Status::Running) {
-            return Err(Refusal::NotRunning);
+            return Err(Refusal::WrongState);
         }
         queue::insert(tx, id, kind, None, now)?;
         Ok::<_, Refusal>(interrupted)
@@ -342,7 +342,9 @@ pub fn reset_password(
     app.catalog.write(|tx| {
         let instance = find(tx, project, id)?;
         check_idle(tx, id)?;
-        check_running(&instance)?;
+        if instance.status != Status::Running {
+            return Err(Refusal::WrongState);
+        }
         record::set_client_password(tx, id, sealed.as_deref(), now)?;
         queue::insert(tx, id, JobKind::Password, None, now)?;
         Ok::<_, Refusal>(())

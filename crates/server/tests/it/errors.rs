@@ -330,3 +330,30 @@ fn a_body_beyond_one_mebibyte_is_413_and_one_of_that_size_is_read() {
     answer.refused("413 APIGW.0201");
     caller.get("/instances").expect(200);
 }
+
+#[test]
+fn a_broken_catalogue_is_a_500_with_the_code_of_its_operation_and_a_line_in_the_log() {
+    let mut service = Service::start();
+    service.expect_trouble("the catalogue failed");
+    let caller = service.caller();
+    let instance = caller.make_instance("broken");
+    let backup = caller.make_backup(&instance, "");
+    let path = |what: &str| format!("/instances/{instance}/{what}");
+    let wish = json!({"backup_id": backup});
+    for (table, method, what, body, v2, v1) in [
+        ("restore", "GET", "restores", None, "DCS.5079", "111500079"),
+        ("restore", "POST", "restores", Some(&wish), "DCS.5092", "111500092"),
+        ("backup", "GET", "backups", None, "DCS.5078", "111500078"),
+        ("backup", "POST", "backups", None, "DCS.5090", "111500090"),
+    ] {
+        service.sql(&format!("ALTER TABLE {table} RENAME TO broken"));
+        let answer = caller.v2(method, &path(what), body);
+        check_flat(&answer.clone().refused(&format!("500 {v2}")));
+        let id = answer.header("x-request-id").unwrap();
+        assert!(service.log().contains(id), "the log names the request");
+        assert!(!answer.text().contains("broken"), "{}", answer.text());
+        caller.v1(method, &path(what), body).refused(&format!("500 {v1}"));
+        service.sql(&format!("ALTER TABLE broken RENAME TO {table}"));
+        caller.get(&path(what)).expect(200);
+    }
+}
