@@ -9,7 +9,7 @@ use super::download;
 use super::error::{ApiError, Version, json_response};
 use super::page;
 use super::request::Request;
-use super::router::Reply;
+use super::routes::Reply;
 use crate::backup::command;
 use crate::backup::record::{self, Backup, Format, Kind, Status};
 use crate::catalog::Tx;
@@ -58,8 +58,8 @@ pub fn list(request: &Request) -> Result<Reply, ApiError> {
     let id = request.instance_id()?;
     let page = page::page(request, limits::PAGE_ROWS_DEFAULT)?;
     let window = page::window(request)?;
-    let deleted = request.query("include_deleted").as_deref() == Some("true");
     let strict = request.app.config.strict_dcs;
+    let deleted = request.query("include_deleted").as_deref() == Some("true") && !strict;
     let answer = request.app.catalog.read(|tx| {
         let instance = match deleted {
             true => instances::find_with_deleted(tx, project, &id)?,
@@ -256,6 +256,12 @@ pub struct BackupDetails {
     pub kind: &'static str,
     /// What is going on now.
     pub phase: Option<String>,
+    /// Plain bytes captured, while it runs.
+    pub bytes_done: i64,
+    /// Plain bytes expected: an estimate while it runs, what it was afterwards.
+    pub bytes_total: i64,
+    /// Keys captured.
+    pub keys_done: i64,
     /// Keys in it.
     pub keys: i64,
     /// Bytes of the plain RDB.
@@ -304,6 +310,13 @@ impl BackupRecord {
             ext: (!strict).then(|| BackupDetails {
                 kind: row.kind.word(),
                 phase: row.phase.clone(),
+                bytes_done: row.plain_bytes,
+                bytes_total: if row.status == Status::Succeeded {
+                    row.plain_bytes
+                } else {
+                    row.bytes_total
+                },
+                keys_done: row.keys,
                 keys: row.keys,
                 plain_bytes: row.plain_bytes,
                 used_memory_bytes: row.used_memory_bytes,

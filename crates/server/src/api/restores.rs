@@ -6,9 +6,10 @@ use utoipa::ToSchema;
 use super::error::{ApiError, Version, json_response};
 use super::page;
 use super::request::Request;
-use super::router::Reply;
+use super::routes::Reply;
 use crate::ids::BackupId;
 use crate::instance::command as instances;
+use crate::instance::generation::{self, Generation};
 use crate::limits;
 use crate::refusal::Refusal;
 use crate::restore::command::{self, RestoreRequest};
@@ -23,8 +24,15 @@ pub fn create(request: &Request) -> Result<Reply, ApiError> {
     let instance = request.instance_id()?;
     let wish = decode(request).map_err(|refusal| of_body(refusal, request.version))?;
     let once = request.once()?;
-    let id = command::submit(&request.app, project, &instance, &wish, once.as_ref(), request.now)
-        .map_err(|refusal| of_body(refusal, request.version))?;
+    let id = command::submit(
+        &request.app,
+        project,
+        &instance,
+        &wish,
+        once.as_ref(),
+        request.now,
+    )
+    .map_err(|refusal| of_body(refusal, request.version))?;
     Ok(json_response(
         200,
         &RestoreStarted {
@@ -69,25 +77,19 @@ pub fn list(request: &Request) -> Result<Reply, ApiError> {
     let id = request.instance_id()?;
     let page = page::page(request, limits::PAGE_ROWS_DEFAULT)?;
     let window = page::window(request)?;
-    let deleted = request.query("include_deleted").as_deref() == Some("true");
-    let (total, rows) = request.app.catalog.read(|tx| {
+    let strict = request.app.config.strict_dcs;
+    let deleted = request.query("include_deleted").as_deref() == Some("true") && !strict;
+    let (total, rows, kept) = request.app.catalog.read(|tx| {
         let instance = match deleted {
             true => instances::find_with_deleted(tx, project, &id)?,
             false => instances::find(tx, project, &id)?,
         };
-        Ok::<_, Refusal>(record::list(
-            tx,
-            &instance,
-            window.from,
-            window.to,
-            page.offset,
-            page.limit,
-        )?)
+        let (total, rows) = record::list(tx, &instance, window.from, window.to, page.offset, page.limit)?;
+        Ok::<_, Refusal>((total, rows, generation::retired(tx, &id)?))
     })?;
-    let strict = request.app.config.strict_dcs;
     let records = rows
         .iter()
-        .map(|row| RestoreRecord::new(row, request.version, strict))
+        .map(|row| RestoreRecord::new(row, &kept, request.version, strict))
         .collect();
     Ok(json_response(
         200,
@@ -103,15 +105,12 @@ pub fn list(request: &Request) -> Result<Reply, ApiError> {
 /// # Errors
 /// Unknown instance or restore.
 pub fn show(request: &Request) -> Result<Reply, ApiError> {
-    let restore = command::find(
-        &request.app,
-        request.project()?,
-        &request.instance_id()?,
-        &request.restore_id()?,
-    )?;
+    let id = request.instance_id()?;
+    let restore = command::find(&request.app, request.project()?, &id, &request.restore_id()?)?;
+    let kept = request.app.catalog.read(|tx| generation::retired(tx, &id))?;
     Ok(json_response(
         200,
-        &RestoreRecord::new(&restore, Version::V2, false),
+        &RestoreRecord::new(&restore, &kept, Version::V2, false),
     ))
 }
 
@@ -207,6 +206,8 @@ pub struct RestoreDetails {
     pub bytes_done: i64,
     /// Expected bytes of the phase.
     pub bytes_total: i64,
+    /// Keys that the phase has got through.
+    pub keys_done: i64,
     /// Keys that the new generation loaded.
     pub keys_applied: i64,
     /// Keys left out by request.
@@ -225,6 +226,9 @@ pub struct RestoreDetails {
     pub undo_of: Option<String>,
     /// The restore that took this one back.
     pub undone_by: Option<String>,
+    /// Until when an undo is possible at the latest: what was replaced may have to give way to another restore, or to a
+    /// need of memory, before. Null where it is not possible.
+    pub undo_until: Option<String>,
     /// `side_load`, `in_place`, `switch_back`
     pub method: &'static str,
     /// `sample` or `full`
@@ -242,7 +246,8 @@ pub struct RestoreDetails {
 }
 
 impl RestoreRecord {
-    fn new(row: &Restore, version: Version, strict: bool) -> Self {
+    /// `kept`: the instance's generations that are kept for undo.
+    fn new(row: &Restore, kept: &[Generation], version: Version, strict: bool) -> Self {
         let v1 = version == Version::V1;
         Self {
             restore_id: row.id.to_string(),
@@ -268,6 +273,7 @@ impl RestoreRecord {
                 phase: row.phase.clone(),
                 bytes_done: row.bytes_done,
                 bytes_total: row.bytes_total,
+                keys_done: row.keys_done,
                 keys_applied: row.keys_applied,
                 keys_skipped: 0,
                 keys_failed: 0,
@@ -277,6 +283,11 @@ impl RestoreRecord {
                 source_instance_id: row.source_instance_id.to_string(),
                 undo_of: row.undo_of.as_ref().map(ToString::to_string),
                 undone_by: row.undone_by.as_ref().map(ToString::to_string),
+                undo_until: kept
+                    .iter()
+                    .filter(|_| row.status == Status::Succeeded && row.undone_by.is_none())
+                    .find(|kept| Some(&kept.id) == row.old_generation_id.as_ref())
+                    .and_then(|kept| kept.expires_at.map(crate::ids::Moment::iso)),
                 method: row.method.word(),
                 verify: row.verify.clone(),
                 unavailable_us: row.unavailable_us,

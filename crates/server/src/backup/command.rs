@@ -109,7 +109,11 @@ pub fn delete(
             }
             None => record::intend_delete(tx, id)?,
         };
-        if done { Ok(backup) } else { Err(Refusal::BackupUnknown) }
+        if done {
+            Ok(backup)
+        } else {
+            Err(Refusal::BackupUnknown)
+        }
     })?;
     if backup.generation_id.is_some() {
         app.board.tidy();

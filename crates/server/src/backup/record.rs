@@ -187,6 +187,8 @@ pub struct Backup {
     pub generation_id: Option<GenerationId>,
     /// What is going on now.
     pub phase: Option<String>,
+    /// Plain bytes expected while it runs; an estimate from the memory that the data takes.
+    pub bytes_total: i64,
     /// Accepted.
     pub created_at: Moment,
     /// Begun.
@@ -213,7 +215,7 @@ const DELETING: &str = "deleting";
 macro_rules! columns {
     () => {
         "id, instance_id, name, kind, format, status, progress_bp, size_bytes, plain_bytes, keys, used_memory_bytes, period, \
-         remark, error_code, failure, prefix, manifest_blake3, generation_id, phase, created_at_ms, execution_at_ms, updated_at_ms"
+         remark, error_code, failure, prefix, manifest_blake3, generation_id, phase, bytes_total, created_at_ms, execution_at_ms, updated_at_ms"
     };
 }
 
@@ -239,9 +241,10 @@ fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Backup> {
         manifest_blake3: row.get(16)?,
         generation_id: row.get(17)?,
         phase: row.get(18)?,
-        created_at: row.get(19)?,
-        execution_at: row.get(20)?,
-        updated_at: row.get(21)?,
+        bytes_total: row.get(19)?,
+        created_at: row.get(20)?,
+        execution_at: row.get(21)?,
+        updated_at: row.get(22)?,
     })
 }
 
@@ -450,16 +453,22 @@ pub fn begin(tx: &Tx<'_>, id: &BackupId, prefix: &str, now: Moment) -> Result<bo
 pub fn progress(
     tx: &Tx<'_>,
     id: &BackupId,
-    phase: &str,
     progress_bp: i64,
-    plain_bytes: u64,
-    keys: u64,
+    seen: &engine::Progress,
     now: Moment,
 ) -> Result<(), Error> {
     tx.execute(
-        "UPDATE backup SET phase = ?2, progress_bp = max(progress_bp, ?3), plain_bytes = ?4, keys = ?5, updated_at_ms = ?6 \
-         WHERE id = ?1 AND status = 'running'",
-        (id, phase, progress_bp, plain_bytes, keys, now),
+        "UPDATE backup SET phase = ?2, progress_bp = max(progress_bp, ?3), plain_bytes = ?4, keys = ?5, bytes_total = ?6, \
+         updated_at_ms = ?7 WHERE id = ?1 AND status = 'running'",
+        (
+            id,
+            seen.phase,
+            progress_bp,
+            seen.bytes_done,
+            seen.keys_done,
+            seen.bytes_total,
+            now,
+        ),
     )?;
     Ok(())
 }

@@ -108,6 +108,7 @@ CREATE TABLE backup (
     manifest_blake3 TEXT,                   -- set with succeeded
     generation_id TEXT REFERENCES generation(id), -- kind generation: the data is a retired process, not an archive
     phase TEXT,
+    bytes_total BIGINT NOT NULL DEFAULT 0,  -- plain bytes expected, for who watches it
     created_at_ms BIGINT NOT NULL,
     execution_at_ms BIGINT,
     updated_at_ms BIGINT NOT NULL,
@@ -145,6 +146,7 @@ CREATE TABLE restore (
     phase TEXT,
     bytes_done BIGINT NOT NULL DEFAULT 0,
     bytes_total BIGINT NOT NULL DEFAULT 0,
+    keys_done BIGINT NOT NULL DEFAULT 0,    -- of the phase, for who watches it
     keys_applied BIGINT NOT NULL DEFAULT 0,
     keys_compared BIGINT NOT NULL DEFAULT 0,
     keys_expired BIGINT NOT NULL DEFAULT 0,
@@ -180,3 +182,6 @@ CREATE TABLE idempotency (
     PRIMARY KEY (project_id, key)
 );
 CREATE INDEX idempotency_created_index ON idempotency(created_at_ms);
+
+-- What an instance has now, among all that it ever had.
+CREATE INDEX generation_instance_index ON generation(instance_id) WHERE state <> 'removed';

@@ -23,6 +23,7 @@ pub(crate) enum ProjectVerb {
         name: String,
     },
     /// List all projects
+    #[command(after_help = "Example:\n  cachekeep project list -o json")]
     List,
     /// Revoke every user, token and access key of a project, at once; its instances and records stay
     #[command(after_help = "Example:\n  cachekeep project revoke team2")]
@@ -56,6 +57,7 @@ pub(crate) enum UserVerb {
         name: String,
     },
     /// List all users
+    #[command(after_help = "Example:\n  cachekeep user list")]
     List,
     /// Revoke a user and all its tokens, at once
     #[command(after_help = "Example:\n  cachekeep user revoke ci")]
@@ -69,13 +71,16 @@ pub(crate) enum UserVerb {
 #[derive(Subcommand)]
 pub(crate) enum KeyVerb {
     /// Make an access key of a project; its secret half is printed once
-    #[command(after_help = "Example:\n  cachekeep key create --project local")]
+    #[command(after_help = "Examples:\n  cachekeep key create --project local\n  \
+        (umask 077; cachekeep key create --project team2 -o json > team2.json)\n  \
+        cachekeep --credentials team2.json instance list")]
     Create {
         /// Name or id of the project
         #[arg(long)]
         project: String,
     },
     /// List all access keys
+    #[command(after_help = "Example:\n  cachekeep key list")]
     List,
     /// Revoke an access key, at once
     #[command(after_help = "Example:\n  cachekeep key revoke QTWAOYTTINDUT2QVKYUC")]

@@ -1,6 +1,6 @@
 //! Verbs that call the API.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -16,6 +16,8 @@ use crate::api::signature::encode;
 use crate::api::system::Flavor;
 use crate::secrets;
 
+/// A password has 32 characters at most; what is longer than this is something else.
+const PASSWORD_LINE_BYTES_MAX: u64 = 1024;
 /// How long `instance create` and `instance delete` wait.
 const INSTANCE_WAIT: Duration = Duration::from_secs(120);
 
@@ -25,7 +27,8 @@ pub(crate) enum InstanceVerb {
     /// Create an instance and wait until it serves; prints how to connect
     #[command(
         after_help = "Examples:\n  cachekeep instance create --name cache1 --capacity 1\n  \
-        cachekeep instance create --name cache2 --capacity 0.5 --port 21100 --no-password\n\n\
+        cachekeep instance create --name cache2 --capacity 0.5 --port 21100 --no-password\n  \
+        cachekeep instance create --name cache3 --password-stdin < password.txt\n\n\
         Sizes in GB: 0.125 0.25 0.5 1 2 4 8 16 24 32 48 64"
     )]
     Create {
@@ -38,11 +41,15 @@ pub(crate) enum InstanceVerb {
         /// Client port [default: a free one]
         #[arg(long)]
         port: Option<u16>,
-        /// Password of the clients [default: a random one, printed]
-        #[arg(long)]
+        /// Password of the clients [default: a random one, printed]; other users of this machine see it in the list of
+        /// processes: the environment or --password-stdin keep it to yourself
+        #[arg(long, env = "CACHEKEEP_PASSWORD", hide_env_values = true)]
         password: Option<String>,
+        /// Read the password from the first line of standard input
+        #[arg(long, conflicts_with = "no_password")]
+        password_stdin: bool,
         /// Clients need no password
-        #[arg(long, conflicts_with = "password")]
+        #[arg(long)]
         no_password: bool,
         /// What survives a crash of the engine
         #[arg(long, value_enum, default_value_t = Persistence::Aof)]
@@ -52,23 +59,32 @@ pub(crate) enum InstanceVerb {
         description: Option<String>,
     },
     /// List all instances
+    #[command(after_help = "Example:\n  cachekeep instance list")]
     List,
     /// Show one instance
+    #[command(after_help = "Example:\n  cachekeep instance show cache1 -o json")]
     Show {
         /// Name or id
         instance: String,
     },
     /// Stop and start the engine (ends a running backup as failed)
+    #[command(after_help = "Example:\n  cachekeep instance restart cache1")]
     Restart {
         /// Name or id
         instance: String,
     },
     /// Remove all keys
+    #[command(
+        after_help = "Example:\n  cachekeep backup create cache1 --wait && cachekeep instance flush cache1"
+    )]
     Flush {
         /// Name or id
         instance: String,
     },
     /// Delete an instance; its backups and records stay
+    #[command(
+        after_help = "Example:\n  cachekeep instance delete cache1\n\nBackups and records are then found by the instance's id."
+    )]
     Delete {
         /// Name or id
         instance: String,
@@ -105,6 +121,9 @@ pub(crate) enum BackupVerb {
         wait: bool,
     },
     /// List the backups of an instance, newest first
+    #[command(
+        after_help = "Examples:\n  cachekeep backup list cache1\n  cachekeep backup list cache1 --limit 100 --begin-time 20260101000000"
+    )]
     List {
         /// Name or id of the instance (the id, where it is deleted)
         instance: String,
@@ -112,6 +131,7 @@ pub(crate) enum BackupVerb {
         page: Page,
     },
     /// Show one backup
+    #[command(after_help = "Example:\n  cachekeep backup show cache1 latest -o json")]
     Show {
         /// Name or id of the instance
         instance: String,
@@ -119,6 +139,7 @@ pub(crate) enum BackupVerb {
         backup: String,
     },
     /// Delete a backup; records of restores that used it stay
+    #[command(after_help = "Example:\n  cachekeep backup delete cache1 backup_20260102030405")]
     Delete {
         /// Name or id of the instance
         instance: String,
@@ -168,6 +189,9 @@ pub(crate) enum RestoreVerb {
         wait: bool,
     },
     /// List every restore of an instance, newest first
+    #[command(
+        after_help = "Examples:\n  cachekeep restore list cache1\n  cachekeep restore list cache1 --limit 100 --offset 100 -o json"
+    )]
     List {
         /// Name or id of the instance (the id, where it is deleted)
         instance: String,
@@ -175,6 +199,7 @@ pub(crate) enum RestoreVerb {
         page: Page,
     },
     /// Show one record
+    #[command(after_help = "Example:\n  cachekeep restore show cache1 latest")]
     Show {
         /// Name or id of the instance
         instance: String,
@@ -182,10 +207,16 @@ pub(crate) enum RestoreVerb {
         restore: String,
     },
     /// Put the data back as it was before a restore; writes since then are discarded
+    #[command(
+        after_help = "Possible until the replaced data is dropped: a day after the restore (`serve --undo-keep`), at the next \
+        restore, where memory is short, or when its backup (kind generation) is deleted. ext.undo_until of \
+        `restore show` says when at the latest. An undo can be undone the same way.\n\n\
+        Examples:\n  cachekeep restore undo cache1 --wait\n  cachekeep restore undo cache1 restore_20260102030405"
+    )]
     Undo {
         /// Name or id of the instance
         instance: String,
-        /// Id or name of the restore
+        /// Id or name of the restore, or latest: the newest that succeeded and is not undone
         #[arg(default_value = "latest")]
         restore: String,
         /// Show the progress and return when it has ended
@@ -267,6 +298,9 @@ fn print_one(global: &Global, value: &Value) {
     }
 }
 
+/// What `latest` means to an undo. No name of a record has a blank.
+const UNDOABLE: &str = "latest undoable";
+
 /// A service, and an instance of it found by name or id.
 struct Target {
     client: Client,
@@ -275,7 +309,7 @@ struct Target {
 
 impl Target {
     fn find(global: &Global, instance: &str) -> anyhow::Result<Self> {
-        let client = Client::find(&global.data_dir())?;
+        let client = Client::find(global)?;
         if crate::ids::InstanceId::parse(instance).is_some() {
             return Ok(Self {
                 client,
@@ -336,12 +370,22 @@ impl Target {
                 "latest" => {
                     key == "restore" || (row["status"] == "succeed" && row["ext"]["kind"] != "generation")
                 }
+                UNDOABLE => row["status"] == "succeed" && row["ext"]["undone_by"].is_null(),
                 _ => row[name] == given,
             });
             if let Some(row) = found {
                 return Ok(plain(&row[format!("{key}_id")]));
             }
             offset += rows.len();
+            anyhow::ensure!(
+                !rows.is_empty() || given != UNDOABLE,
+                "no restore of this instance succeeded and is not undone: there is nothing to undo"
+            );
+            anyhow::ensure!(
+                !rows.is_empty() || given != "latest" || key != "backup",
+                "no backup of this instance has succeeded: `cachekeep backup create {} --wait` makes one",
+                self.id
+            );
             anyhow::ensure!(
                 !rows.is_empty(),
                 "there is no {key} {given}: `cachekeep {key} list {}` shows all",
@@ -370,13 +414,31 @@ impl Target {
         }
         let record = watch::follow(global, kind, || self.ours("GET", &format!("/{kind}s/{id}"), None))?;
         print_one(global, &record);
+        let ext = &record["ext"];
         if record["status"] == "succeed" {
+            if let Some(until) = ext["undo_until"].as_str().filter(|_| !global.quiet) {
+                eprintln!(
+                    "the data from before is kept until {until} at the latest: `cachekeep restore undo {}`",
+                    self.id
+                );
+            }
             return Ok(ExitCode::SUCCESS);
         }
         eprintln!(
             "cachekeep: the {kind} failed ({}): {}",
             plain(&record["error_code"]),
-            plain(&record["ext"]["failure"])
+            plain(&ext["failure"])
+        );
+        eprintln!(
+            "{}",
+            match (kind, ext["target_state"].as_str()) {
+                ("restore", Some("unknown")) =>
+                    "The old data does not serve yet; the service goes on trying. `cachekeep instance show` says when it does.",
+                ("restore", _) =>
+                    "The old data serves, unchanged. Mend what is named above, or choose another backup, and restore again.",
+                _ =>
+                    "Nothing is stored of it, and the instance is unchanged. Mend what is named above and back up again.",
+            }
         );
         Ok(ExitCode::FAILURE)
     }
@@ -425,19 +487,20 @@ pub(crate) fn instance(global: &Global, verb: &InstanceVerb) -> anyhow::Result<E
             capacity,
             port,
             password,
+            password_stdin,
             no_password,
             persistence,
             description,
         } => {
-            let client = Client::find(&global.data_dir())?;
+            let client = Client::find(global)?;
             let flavor = Flavor::all()
                 .into_iter()
                 .find(|flavor| (flavor.capacity_mb as f64 - capacity * 1024.0).abs() < 1.0)
                 .context("no such size: 0.125, 0.25, 0.5, 1, 2, 4, 8, 16, 24, 32, 48 or 64 GB")?;
-            let password = if *no_password {
-                None
-            } else {
-                Some(password.clone().unwrap_or_else(secrets::random_password))
+            let password = match (no_password, password_stdin) {
+                (true, _) => None,
+                (false, true) => Some(first_line(std::io::stdin())?),
+                (false, false) => Some(password.clone().unwrap_or_else(secrets::random_password)),
             };
             let wish = json!({
                 "name": name, "description": description, "engine": "Redis", "capacity": capacity,
@@ -458,7 +521,7 @@ pub(crate) fn instance(global: &Global, verb: &InstanceVerb) -> anyhow::Result<E
             );
         }
         InstanceVerb::List => {
-            let client = Client::find(&global.data_dir())?;
+            let client = Client::find(global)?;
             let page = client.call("GET", "v2", "/instances", "limit=1000&include_failure=true", None)?;
             print_rows(
                 global,
@@ -478,6 +541,9 @@ pub(crate) fn instance(global: &Global, verb: &InstanceVerb) -> anyhow::Result<E
         InstanceVerb::Delete { instance } => {
             let target = Target::find(global, instance)?;
             target.call("DELETE", "", "", None)?;
+            if global.output == Output::Json {
+                println!("{:#}", json!({"instance_id": target.id, "deleted": true}));
+            }
             if !global.quiet {
                 eprintln!(
                     "deleted {}; its backups stay: `cachekeep backup list {}`",
@@ -487,6 +553,18 @@ pub(crate) fn instance(global: &Global, verb: &InstanceVerb) -> anyhow::Result<E
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The line that a password is given as.
+fn first_line(source: impl Read) -> anyhow::Result<String> {
+    let mut line = String::new();
+    let limited = source.take(PASSWORD_LINE_BYTES_MAX);
+    std::io::BufReader::new(limited)
+        .read_line(&mut line)
+        .context("cannot read the password from standard input")?;
+    let password = line.trim_end_matches(['\r', '\n']);
+    anyhow::ensure!(!password.is_empty(), "standard input gives no password");
+    Ok(password.to_owned())
 }
 
 fn act(global: &Global, instance: &str, action: &str) -> anyhow::Result<()> {
@@ -556,6 +634,9 @@ pub(crate) fn backup(global: &Global, verb: &BackupVerb) -> anyhow::Result<ExitC
             let target = Target::find(global, instance)?;
             let id = target.backup(backup)?;
             target.call("DELETE", &format!("/backups/{id}"), "", None)?;
+            if global.output == Output::Json {
+                println!("{:#}", json!({"backup_id": id, "deleted": true}));
+            }
             if !global.quiet {
                 eprintln!("deleted {id}");
             }
@@ -654,7 +735,8 @@ pub(crate) fn restore(global: &Global, verb: &RestoreVerb) -> anyhow::Result<Exi
             wait,
         } => {
             let target = Target::find(global, instance)?;
-            let id = target.restore(restore)?;
+            let wanted = if restore == "latest" { UNDOABLE } else { restore };
+            let id = target.restore(wanted)?;
             let started = target.ours("POST", &format!("/restores/{id}/undo"), None)?;
             target.finish(global, "restore", &started, *wait)
         }

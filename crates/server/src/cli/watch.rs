@@ -73,15 +73,9 @@ impl Rate {
     fn describe(&mut self, record: &Value) -> String {
         let ext = &record["ext"];
         let phase = ext["phase"].as_str().unwrap_or_default();
-        let done = ext["bytes_done"]
-            .as_i64()
-            .or_else(|| ext["plain_bytes"].as_i64())
-            .unwrap_or(0);
+        let done = ext["bytes_done"].as_i64().unwrap_or(0);
         let total = ext["bytes_total"].as_i64().unwrap_or(0);
-        let keys = ext["keys"]
-            .as_i64()
-            .or_else(|| ext["keys_applied"].as_i64())
-            .unwrap_or(0);
+        let keys = ext["keys_done"].as_i64().unwrap_or(0);
         if phase != self.phase {
             phase.clone_into(&mut self.phase);
             self.since = Some((Instant::now(), done));

@@ -40,7 +40,9 @@ pub fn submit(
 ) -> Result<RestoreId, Refusal> {
     crate::backup::command::check_remark(request.remark.as_deref())?;
     let restore = app.catalog.write(|tx| {
-        idempotency::once(tx, project, once, now, || accept(app, tx, project, id, request, now))
+        idempotency::once(tx, project, once, now, || {
+            accept(app, tx, project, id, request, now)
+        })
     })?;
     accepted(app)?;
     Ok(restore)
