@@ -29,6 +29,8 @@ pub enum Refusal {
     RemarkTooLong,
     /// A field of the request is missing or has a value that is not allowed.
     Parameter(&'static str),
+    /// A change that names nothing to change.
+    NothingToChange,
     /// The Idempotency-Key was given with another request.
     KeyReused,
     /// A query parameter has a value that is not allowed (times).

@@ -8,13 +8,13 @@ use super::backups::no_content;
 use super::error::{ApiError, Version, json_response};
 use super::page;
 use super::request::{Fields, Request};
-use super::router::Reply;
+use super::routes::Reply;
 use super::system::{self, Flavor};
 use crate::catalog::Tx;
 use crate::ids::InstanceId;
 use crate::instance::command::{self, Create};
 use crate::instance::record::{Changes, persistence_from_word, persistence_word};
-use crate::instance::{Instance, Status, record};
+use crate::instance::{Instance, Status, policy, record};
 use crate::jobs::JobKind;
 use crate::limits;
 use crate::refusal::Refusal;
@@ -39,7 +39,13 @@ const KEPT: [&str; 10] = [
 /// Contract §9.1.
 pub fn create(request: &Request) -> Result<Reply, ApiError> {
     let wish = decode_create(request)?;
-    let made = command::create(&request.app, request.project()?, &wish, request.once()?.as_ref(), request.now)?;
+    let made = command::create(
+        &request.app,
+        request.project()?,
+        &wish,
+        request.once()?.as_ref(),
+        request.now,
+    )?;
     let names: Vec<Value> = made
         .iter()
         .map(|instance| json!({"instance_id": instance.id.as_str(), "instance_name": instance.name}))
@@ -187,10 +193,26 @@ pub fn list(request: &Request) -> Result<Reply, ApiError> {
         request.query("status"),
         request.query("ip"),
     );
+    let capacity_mb = match request.query("capacity") {
+        None => None,
+        Some(text) => {
+            let gigabytes = text.parse::<f64>().ok().filter(|number| number.is_finite());
+            Some(gigabytes.ok_or(Refusal::Parameter("capacity"))? * 1024.0)
+        }
+    };
+    let tags = match request.query("tags") {
+        None => Vec::new(),
+        Some(text) => wanted_tags(&text)?,
+    };
+    let with_deleted = flag("include_delete") && !request.app.config.strict_dcs;
     let project = request.project()?;
     let (total, shown) = request.app.catalog.read(|tx| {
         let mut wanted = Vec::new();
-        for instance in record::list(tx, project)? {
+        let all = match with_deleted {
+            true => record::list_with_deleted(tx, project)?,
+            false => record::list(tx, project)?,
+        };
+        for instance in all {
             let shown_status = status_word(tx, &instance)?;
             let named = match &name {
                 None => true,
@@ -203,7 +225,9 @@ pub fn list(request: &Request) -> Result<Reply, ApiError> {
                     .is_none_or(|id| instance.id.as_str().eq_ignore_ascii_case(id))
                 && named
                 && status.as_ref().is_none_or(|status| status == shown_status)
-                && ip.as_ref().is_none_or(|ip| instance.bind.contains(ip.as_str()));
+                && ip.as_ref().is_none_or(|ip| instance.bind.contains(ip.as_str()))
+                && capacity_mb.is_none_or(|wanted| (wanted - instance.capacity_mb as f64).abs() < 1.0)
+                && has_tags(&instance, &tags);
             if listed {
                 wanted.push(instance);
             }
@@ -233,6 +257,31 @@ pub fn list(request: &Request) -> Result<Reply, ApiError> {
     ))
 }
 
+/// Reads `key=value,key2=value2`.
+fn wanted_tags(text: &str) -> Result<Vec<(String, String)>, Refusal> {
+    text.split(',')
+        .map(|pair| {
+            let (key, value) = pair.split_once('=').ok_or(Refusal::Parameter("tags"))?;
+            Ok((key.to_owned(), value.to_owned()))
+        })
+        .collect()
+}
+
+/// Whether the instance has every one of these tags.
+fn has_tags(instance: &Instance, wanted: &[(String, String)]) -> bool {
+    if wanted.is_empty() {
+        return true;
+    }
+    let kept: Value = serde_json::from_str(&instance.attributes).unwrap_or_default();
+    let has = |key: &str, value: &str| {
+        let given = kept["tags"].as_array().into_iter().flatten();
+        given
+            .filter(|tag| tag["key"] == key)
+            .any(|tag| tag["value"] == value)
+    };
+    wanted.iter().all(|(key, value)| has(key, value))
+}
+
 /// `GET …/instances/{instance_id}`
 ///
 /// # Errors
@@ -252,30 +301,46 @@ pub fn show(request: &Request) -> Result<Reply, ApiError> {
 /// # Errors
 /// Contract §9.1.
 pub fn update(request: &Request) -> Result<Reply, ApiError> {
+    const CHANGEABLE: [&str; 5] = [
+        "name",
+        "description",
+        "port",
+        "instance_backup_policy",
+        "available_zones",
+    ];
     let id = request.instance_id()?;
     let fields = request.body()?;
     let project = request.project()?;
-    let instance = request.app.catalog.read(|tx| command::find(tx, project, &id))?;
-    if fields
-        .integer("port")?
-        .is_some_and(|port| port != i64::from(instance.port))
-    {
-        return Err(Refusal::Parameter("port").into());
+    let names = CHANGEABLE.iter().chain(&KEPT);
+    if !names.clone().any(|name| fields.get(name).is_some()) {
+        // The contract wants at least one: who sends none has misspelt it.
+        request
+            .app
+            .catalog
+            .read(|tx| command::find(tx, project, &id).map(drop))?;
+        return Err(Refusal::NothingToChange.into());
     }
-    let changes = Changes {
-        name: fields.text("name")?,
-        description: fields.text("description")?,
-        attributes: Some(attributes(&fields, Some(&instance.attributes))?),
-        backup_policy: None,
-    };
-    command::update(
-        &request.app,
-        project,
-        &id,
-        changes,
-        fields.get("instance_backup_policy"),
-        request.now,
-    )?;
+    let port = fields.integer("port")?;
+    let (name, description) = (fields.text("name")?, fields.text("description")?);
+    command::update(&request.app, project, &id, request.now, |instance| {
+        if port.is_some_and(|port| port != i64::from(instance.port)) {
+            return Err(Refusal::Parameter("port"));
+        }
+        let policy = match fields.get("instance_backup_policy") {
+            Some(given) => {
+                let old = instance.backup_policy.as_deref();
+                let strict = request.app.config.strict_dcs;
+                Some(policy::accept(given, old, project, strict, request.now)?)
+            }
+            None => None,
+        };
+        Ok(Changes {
+            name,
+            description,
+            attributes: Some(attributes(&fields, Some(&instance.attributes))?),
+            backup_policy: policy,
+        })
+    })?;
     Ok(no_content())
 }
 
@@ -423,7 +488,10 @@ fn status_word(tx: &Tx<'_>, instance: &Instance) -> Result<&'static str, Refusal
         (_, Some(JobKind::Flush)) => "FLUSHING",
         (Status::Error, _) => "ERROR",
         // A backup leaves the status as it is: contract §6.3.
-        (Status::Running | Status::Deleting | Status::Deleted, _) => "RUNNING",
+        (Status::Running, _) => "RUNNING",
+        // Shown only where deleted ones are asked for.
+        (Status::Deleting, _) => "DELETING",
+        (Status::Deleted, _) => "DELETED",
     })
 }
 
@@ -452,7 +520,8 @@ pub struct InstanceShown {
     pub name: String,
     /// Free text.
     pub description: Option<String>,
-    /// `CREATING`, `CREATEFAILED`, `RUNNING`, `RESTARTING`, `RESTORING`, `FLUSHING`, `ERROR`
+    /// `CREATING`, `CREATEFAILED`, `RUNNING`, `RESTARTING`, `RESTORING`, `FLUSHING`, `ERROR`; `DELETING` and `DELETED`
+    /// in a list with deleted ones
     pub status: &'static str,
     /// `normal`
     pub sub_status: &'static str,

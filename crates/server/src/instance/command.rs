@@ -228,34 +228,31 @@ pub fn check_running(instance: &Instance) -> Result<(), Refusal> {
     }
 }
 
-/// Changes name, description, attributes, backup policy.
+/// Changes name, description, attributes, backup policy: `decide` makes the changes of what the instance is now, in
+/// the transaction that writes them, so that of two calls none takes back what the other changed.
 ///
 /// # Errors
-/// Rules of the fields, unknown instance, busy.
+/// Rules of the fields, unknown instance, busy, what `decide` refuses.
 pub fn update(
     app: &App,
     project: &ProjectId,
     id: &InstanceId,
-    mut changes: Changes,
-    policy: Option<&Value>,
     now: Moment,
+    decide: impl FnOnce(&Instance) -> Result<Changes, Refusal>,
 ) -> Result<(), Refusal> {
-    if let Some(name) = &changes.name {
-        check_name(name)?;
-    }
-    if changes
-        .description
-        .as_ref()
-        .is_some_and(|text| text.chars().count() > limits::DESCRIPTION_CHARS_MAX)
-    {
-        return Err(Refusal::DescriptionTooLong);
-    }
     app.catalog.write(|tx| {
         let instance = find(tx, project, id)?;
         check_idle(tx, id)?;
-        if let Some(given) = policy {
-            let old = instance.backup_policy.as_deref();
-            changes.backup_policy = Some(policy::accept(given, old, project, app.config.strict_dcs, now)?);
+        let changes = decide(&instance)?;
+        if let Some(name) = &changes.name {
+            check_name(name)?;
+        }
+        if changes
+            .description
+            .as_ref()
+            .is_some_and(|text| text.chars().count() > limits::DESCRIPTION_CHARS_MAX)
+        {
+            return Err(Refusal::DescriptionTooLong);
         }
         Ok(record::update(tx, id, &changes, now)?)
     })

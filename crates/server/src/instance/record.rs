@@ -252,6 +252,22 @@ pub fn list(tx: &Tx<'_>, project: &ProjectId) -> Result<Vec<Instance>, Error> {
     )
 }
 
+/// As [`list`], deleted ones too: their records outlive them.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn list_with_deleted(tx: &Tx<'_>, project: &ProjectId) -> Result<Vec<Instance>, Error> {
+    tx.all(
+        concat!(
+            "SELECT ",
+            columns!(),
+            " FROM instance WHERE project_id = ?1 ORDER BY created_at_ms, id"
+        ),
+        (project,),
+        row,
+    )
+}
+
 /// Every instance of every project that is not deleted: for the reconciler.
 ///
 /// # Errors
