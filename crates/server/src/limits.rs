@@ -14,6 +14,23 @@ pub const PAGE_ROWS_DEFAULT: u64 = 10;
 pub const INSTANCE_ROWS_DEFAULT_V1: u64 = 1000;
 /// Bytes of a request body: no call of the API needs more than a few KiB.
 pub const BODY_BYTES_MAX: usize = 1024 * 1024;
+/// Bytes of a request body where no credential is asked for: a log-in needs a few hundred. Times the connections that
+/// is all the memory that a stranger can fill.
+pub const OPEN_BODY_BYTES_MAX: usize = 16 * 1024;
+/// Bytes of all bodies that are being read under a signature that is not proven before the body is there.
+pub const UNPROVEN_BODIES_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// How long a body waits for its share of that, and how long an unwanted one is taken off the connection.
+pub const BODY_WAIT_MAX: Duration = Duration::from_secs(5);
+/// Bytes of a request's head with its headers: tokens and signatures have a few hundred.
+pub const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// A peer that takes nothing of an answer for this long loses its connection.
+pub const WRITE_STALL_MAX: Duration = Duration::from_secs(60);
+/// Downloads at once: each holds a thread, and some MiB between the store and its client.
+pub const DOWNLOADS_AT_ONCE: usize = 32;
+/// How long a download waits for its turn before it is told to come again.
+pub const DOWNLOAD_WAIT_MAX: Duration = Duration::from_secs(5);
+/// How long a log-in waits for its turn before it is told to come again: some hundred are before it then.
+pub const LOGIN_WAIT_MAX: Duration = Duration::from_secs(2);
 /// A request must be answered, its body read included, within this time.
 pub const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
 /// A client gets this long to send its request head: a slow one must not hold a connection.

@@ -17,6 +17,7 @@ mod refusal;
 mod restore;
 mod secrets;
 mod serve;
+mod stall;
 mod tls;
 
 fn main() -> std::process::ExitCode {

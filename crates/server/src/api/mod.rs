@@ -11,5 +11,6 @@ pub mod page;
 pub mod request;
 pub mod restores;
 pub mod router;
+pub mod routes;
 pub mod signature;
 pub mod system;

@@ -37,6 +37,8 @@ pub struct Request {
     pub body: Bytes,
     /// The one reading of the clock of this request.
     pub now: Moment,
+    /// The place among those for costly work; whoever works on behind the answer keeps it till the end.
+    pub slot: Option<Arc<tokio::sync::OwnedSemaphorePermit>>,
 }
 
 impl Request {

@@ -73,7 +73,10 @@ fn the_readmes_lines_bring_a_backup_back_with_age_and_zstd_alone() {
     );
     let warned = run(&service, &folder, &block("by-hand-key"));
     assert!(warned.contains("reads every backup"), "{warned}");
-    let mode = std::fs::metadata(folder.join("key")).unwrap().permissions().mode();
+    let mode = std::fs::metadata(folder.join("key"))
+        .unwrap()
+        .permissions()
+        .mode();
     assert_eq!(mode & 0o777, 0o600);
     run(&service, &folder, &block("by-hand"));
     let stock = PlainEngine::start_on(&folder.join("dump.rdb"), &[]).unwrap();
@@ -107,7 +110,10 @@ fn a_projects_key_is_its_own_and_the_json_form_has_the_same_secret() {
     let secret = |file: &str| {
         let mut lines = file.lines().filter(|line| !line.starts_with('#'));
         let secret = lines.next().unwrap().to_owned();
-        assert!(secret.starts_with("AGE-SECRET-KEY-1") && lines.next().is_none(), "{file}");
+        assert!(
+            secret.starts_with("AGE-SECRET-KEY-1") && lines.next().is_none(),
+            "{file}"
+        );
         secret
     };
     assert_ne!(secret(&first), secret(&other));

@@ -274,7 +274,10 @@ fn listed(caller: &Caller, instance: &str, backup: &str) -> Option<Value> {
 #[test]
 fn a_backup_whose_files_do_not_go_stays_listed_and_can_be_deleted_again() {
     // Before anything is gone, and after the manifest is.
-    for (place, whole) in [("backup_delete.after_commit", true), ("archive.manifest_deleted", false)] {
+    for (place, whole) in [
+        ("backup_delete.after_commit", true),
+        ("archive.manifest_deleted", false),
+    ] {
         let mut service = Service::start_with(&[], &[("CACHEKEEP_FAILPOINT", &format!("{place}:error"))]);
         service.expect_trouble("cannot remove the files of a backup");
         service.expect_trouble("a request failed");
@@ -296,7 +299,9 @@ fn a_backup_whose_files_do_not_go_stays_listed_and_can_be_deleted_again() {
                 (&after["status"], &after["is_support_restore"]),
                 (&json!("expired"), &json!("FALSE"))
             );
-            caller.v2("POST", &restores, Some(&restore)).refused("400 DCS.4087");
+            caller
+                .v2("POST", &restores, Some(&restore))
+                .refused("400 DCS.4087");
             caller.v2("DELETE", &path, None).expect(204);
         }
         assert_eq!(listed(&caller, &instance, &backup), None);

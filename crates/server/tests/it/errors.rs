@@ -342,7 +342,14 @@ fn a_broken_catalogue_is_a_500_with_the_code_of_its_operation_and_a_line_in_the_
     let wish = json!({"backup_id": backup});
     for (table, method, what, body, v2, v1) in [
         ("restore", "GET", "restores", None, "DCS.5079", "111500079"),
-        ("restore", "POST", "restores", Some(&wish), "DCS.5092", "111500092"),
+        (
+            "restore",
+            "POST",
+            "restores",
+            Some(&wish),
+            "DCS.5092",
+            "111500092",
+        ),
         ("backup", "GET", "backups", None, "DCS.5078", "111500078"),
         ("backup", "POST", "backups", None, "DCS.5090", "111500090"),
     ] {

@@ -28,7 +28,10 @@ fn the_same_call_again_gets_the_same_answer_and_does_nothing() {
     let again = post(&caller, &instances, "create-1", &wish).expect(200);
     assert_eq!(made.body, again.body);
     assert_eq!(caller.get("/instances").json()["instance_num"], 1);
-    let instance = made.json()["instances"][0]["instance_id"].as_str().unwrap().to_owned();
+    let instance = made.json()["instances"][0]["instance_id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     caller.wait_idle(&instance);
 
     let one = format!("{instances}/{instance}");
@@ -39,21 +42,30 @@ fn the_same_call_again_gets_the_same_answer_and_does_nothing() {
     assert_eq!(first.body, again.body);
     let backup = first.json()["backup_id"].as_str().unwrap().to_owned();
     caller.wait_end(&instance, "backups", &backup);
-    assert_eq!(post(&caller, &backups, "backup-1", &wish).expect(200).body, first.body);
+    assert_eq!(
+        post(&caller, &backups, "backup-1", &wish).expect(200).body,
+        first.body
+    );
     assert_eq!(total(&caller, &format!("/instances/{instance}/backups")), 1);
 
     let (restores, wish) = (format!("{one}/restores"), json!({"backup_id": backup}));
     let first = post(&caller, &restores, "restore-1", &wish).expect(200);
     let restore = first.json()["restore_id"].as_str().unwrap().to_owned();
     caller.wait_end(&instance, "restores", &restore);
-    assert_eq!(post(&caller, &restores, "restore-1", &wish).expect(200).body, first.body);
+    assert_eq!(
+        post(&caller, &restores, "restore-1", &wish).expect(200).body,
+        first.body
+    );
     let ours = restores.replace("/v2/", "/ck/v1/");
     let undo = format!("{ours}/{restore}/undo");
     let first = post(&caller, &undo, "undo-1", &json!({})).expect(200);
     let undone = first.json()["restore_id"].as_str().unwrap().to_owned();
     caller.wait_end(&instance, "restores", &undone);
     // Undone already: without the key there is nothing to undo, with it there is the answer.
-    assert_eq!(post(&caller, &undo, "undo-1", &json!({})).expect(200).body, first.body);
+    assert_eq!(
+        post(&caller, &undo, "undo-1", &json!({})).expect(200).body,
+        first.body
+    );
     post(&caller, &undo, "undo-2", &json!({})).refused("400 DCS.4087");
     assert_eq!(total(&caller, &format!("/instances/{instance}/restores")), 2);
 }
