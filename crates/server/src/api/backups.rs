@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 
 use super::download;
 use super::error::{ApiError, Version, json_response};
+use super::failure;
 use super::page;
 use super::request::Request;
 use super::routes::Reply;
@@ -68,7 +69,7 @@ pub fn list(request: &Request) -> Result<Reply, ApiError> {
         let (total, rows) = record::list(tx, &instance, window.from, window.to, page.offset, page.limit)?;
         let mut records = Vec::with_capacity(rows.len());
         for row in &rows {
-            records.push(BackupRecord::new(tx, row, request.version, strict)?);
+            records.push(BackupRecord::new(request, tx, row)?);
         }
         Ok::<_, Refusal>(BackupList {
             backup_record_response: records,
@@ -92,7 +93,7 @@ pub fn show(request: &Request) -> Result<Reply, ApiError> {
     let shown = request
         .app
         .catalog
-        .read(|tx| BackupRecord::new(tx, &found, Version::V2, false))?;
+        .read(|tx| BackupRecord::new(request, tx, &found))?;
     Ok(json_response(200, &shown))
 }
 
@@ -270,12 +271,12 @@ pub struct BackupDetails {
     pub used_memory_bytes: i64,
     /// BLAKE3 of the signed manifest.
     pub manifest_blake3: Option<String>,
-    /// Why it failed, for the operator.
+    /// Why it failed; the log has more of it, for the operator.
     pub failure: Option<String>,
 }
 
 impl BackupRecord {
-    fn new(tx: &Tx<'_>, row: &Backup, version: Version, strict: bool) -> Result<Self, crate::catalog::Error> {
+    fn new(request: &Request, tx: &Tx<'_>, row: &Backup) -> Result<Self, crate::catalog::Error> {
         let format = row.format.word();
         Ok(Self {
             backup_id: row.id.to_string(),
@@ -285,7 +286,7 @@ impl BackupRecord {
                 Kind::Manual => "manual",
                 Kind::Auto | Kind::Safety | Kind::Generation => "auto",
             },
-            backup_format: Some(if version == Version::V1 {
+            backup_format: Some(if request.version == Version::V1 {
                 format.to_ascii_uppercase()
             } else {
                 format.to_owned()
@@ -307,7 +308,7 @@ impl BackupRecord {
             updated_at: row.updated_at.iso(),
             error_code: row.error_code.clone(),
             is_support_restore: if is_restorable(tx, row)? { "TRUE" } else { "FALSE" },
-            ext: (!strict).then(|| BackupDetails {
+            ext: request.tells_more().then(|| BackupDetails {
                 kind: row.kind.word(),
                 phase: row.phase.clone(),
                 bytes_done: row.plain_bytes,
@@ -321,7 +322,7 @@ impl BackupRecord {
                 plain_bytes: row.plain_bytes,
                 used_memory_bytes: row.used_memory_bytes,
                 manifest_blake3: row.manifest_blake3.clone(),
-                failure: row.failure.clone(),
+                failure: failure::shown(&request.app.config, row.failure.as_deref()),
             }),
         })
     }

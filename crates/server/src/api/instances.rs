@@ -6,6 +6,7 @@ use utoipa::ToSchema;
 
 use super::backups::no_content;
 use super::error::{ApiError, Version, json_response};
+use super::failure;
 use super::page;
 use super::request::{Fields, Request};
 use super::routes::Reply;
@@ -683,7 +684,6 @@ impl InstanceShown {
         let capacity_mb = instance.capacity_mb;
         let activity = command::activity(tx, &instance.id)?;
         let generation = crate::instance::generation::serving(tx, &instance.id)?;
-        let strict = request.app.config.strict_dcs;
         Ok(Self {
             instance_id: instance.id.to_string(),
             name: instance.name.clone(),
@@ -768,11 +768,11 @@ impl InstanceShown {
             support_slow_log_flag: "false",
             transparent_client_ip_enable: false,
             bandwidth_info: None,
-            ext: (!strict).then(|| InstanceDetails {
+            ext: request.tells_more().then(|| InstanceDetails {
                 engine_version: instance.engine_version.clone(),
                 persistence: persistence_word(instance.persistence),
                 generation_id: generation.map(|found| found.id.to_string()),
-                failure: instance.failure.clone(),
+                failure: failure::shown(&request.app.config, instance.failure.as_deref()),
             }),
         })
     }

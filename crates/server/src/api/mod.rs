@@ -4,6 +4,7 @@ pub mod auth;
 pub mod backups;
 pub mod download;
 pub mod error;
+pub mod failure;
 pub mod identity;
 pub mod instances;
 pub mod openapi;

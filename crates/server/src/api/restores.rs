@@ -4,6 +4,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::error::{ApiError, Version, json_response};
+use super::failure;
 use super::page;
 use super::request::Request;
 use super::routes::Reply;
@@ -89,7 +90,7 @@ pub fn list(request: &Request) -> Result<Reply, ApiError> {
     })?;
     let records = rows
         .iter()
-        .map(|row| RestoreRecord::new(row, &kept, request.version, strict))
+        .map(|row| RestoreRecord::new(request, row, &kept))
         .collect();
     Ok(json_response(
         200,
@@ -108,10 +109,7 @@ pub fn show(request: &Request) -> Result<Reply, ApiError> {
     let id = request.instance_id()?;
     let restore = command::find(&request.app, request.project()?, &id, &request.restore_id()?)?;
     let kept = request.app.catalog.read(|tx| generation::retired(tx, &id))?;
-    Ok(json_response(
-        200,
-        &RestoreRecord::new(&restore, &kept, Version::V2, false),
-    ))
+    Ok(json_response(200, &RestoreRecord::new(request, &restore, &kept)))
 }
 
 /// `POST /ck/v1/…/restores/{restore_id}/undo`
@@ -235,7 +233,7 @@ pub struct RestoreDetails {
     pub verify: String,
     /// The switch in microseconds: old port closed to new port open.
     pub unavailable_us: Option<i64>,
-    /// Why it failed, for the operator.
+    /// Why it failed; the log has more of it, for the operator.
     pub failure: Option<String>,
     /// When the work began.
     pub started_at: Option<String>,
@@ -247,8 +245,8 @@ pub struct RestoreDetails {
 
 impl RestoreRecord {
     /// `kept`: the instance's generations that are kept for undo.
-    fn new(row: &Restore, kept: &[Generation], version: Version, strict: bool) -> Self {
-        let v1 = version == Version::V1;
+    fn new(request: &Request, row: &Restore, kept: &[Generation]) -> Self {
+        let v1 = request.version == Version::V1;
         Self {
             restore_id: row.id.to_string(),
             restore_name: row.name.clone(),
@@ -268,7 +266,7 @@ impl RestoreRecord {
             error_code: row.error_code.clone(),
             source_instance_id: v1.then(|| row.source_instance_id.to_string()),
             source_instance_name: v1.then(|| row.source_instance_name.clone()),
-            ext: (!strict).then(|| RestoreDetails {
+            ext: request.tells_more().then(|| RestoreDetails {
                 ordinal: row.ordinal,
                 phase: row.phase.clone(),
                 bytes_done: row.bytes_done,
@@ -291,7 +289,7 @@ impl RestoreRecord {
                 method: row.method.word(),
                 verify: row.verify.clone(),
                 unavailable_us: row.unavailable_us,
-                failure: row.failure.clone(),
+                failure: failure::shown(&request.app.config, row.failure.as_deref()),
                 started_at: row.started_at.map(crate::ids::Moment::iso),
                 finished_at: row.finished_at.map(crate::ids::Moment::iso),
                 clock_at: row.clock_at.iso(),

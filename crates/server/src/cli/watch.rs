@@ -100,3 +100,28 @@ impl Rate {
         text
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use serde_json::json;
+
+    #[test]
+    fn a_phase_that_gets_on_shows_its_rate_and_when_it_will_end() {
+        let mut rate = Rate::default();
+        let seen = |done: u64| json!({"ext": {"phase": "capturing", "bytes_done": done, "bytes_total": 10_000_000, "keys_done": 1234}});
+        let first = rate.describe(&seen(1_000_000));
+        assert!(
+            first.starts_with("capturing ") && first.contains("1,234 keys"),
+            "{first}"
+        );
+        assert!(!first.contains("ETA"), "nothing is known yet: {first}");
+        std::thread::sleep(Duration::from_millis(400));
+        let second = rate.describe(&seen(5_000_000));
+        assert!(second.contains("/s ETA ") && second.ends_with(" s"), "{second}");
+        let ended = rate
+            .describe(&json!({"ext": {"phase": null, "bytes_done": 10_000_000, "bytes_total": 10_000_000}}));
+        assert!(!ended.contains("ETA"), "{ended}");
+    }
+}

@@ -175,6 +175,18 @@ fn a_link_gives_the_whole_valid_file_any_range_of_it_and_needs_no_credential() {
     stranger.send(&Request::new("GET", &target)).expect(200);
 }
 
+/// The signature of a link, made as the service makes it: HMAC-SHA256 under a key derived for downloads.
+fn proof(master: &str, text: &str) -> String {
+    use ring::hmac::{HMAC_SHA256, Key, sign};
+    let bytes: Vec<u8> = (0..master.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&master[at..at + 2], 16).unwrap())
+        .collect();
+    let derived = sign(&Key::new(HMAC_SHA256, &bytes), b"download");
+    let mac = sign(&Key::new(HMAC_SHA256, derived.as_ref()), text.as_bytes());
+    mac.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 #[test]
 fn a_link_with_any_change_and_one_to_a_deleted_backup_are_dead() {
     let service = Service::start();
@@ -210,6 +222,20 @@ fn a_link_with_any_change_and_one_to_a_deleted_backup_are_dead() {
         stranger
             .send(&Request::new("GET", &target))
             .refused("403 APIGW.0302");
+    }
+    // Rightly signed, by the service's own key, and over: a second ago, and an hour.
+    let master = std::fs::read_to_string(service.data().join("keys/master.key")).unwrap();
+    for ago in [1, 3600] {
+        let expires = jiff::Timestamp::now().as_second() - ago;
+        let proof = proof(master.trim(), &format!("{path}\n{expires}"));
+        let over = format!("{path}?Expires={expires}&Signature={proof}");
+        stranger
+            .send(&Request::new("GET", &over))
+            .refused("403 APIGW.0302");
+        let later = expires + ago + 60;
+        let proof = self::proof(master.trim(), &format!("{path}\n{later}"));
+        let valid = format!("{path}?Expires={later}&Signature={proof}");
+        stranger.send(&Request::new("GET", &valid)).expect(200);
     }
     let at = good.len() - 1;
     let flipped = if good.ends_with('0') { "1" } else { "0" };
