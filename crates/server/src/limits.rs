@@ -25,8 +25,8 @@ pub const BODY_WAIT_MAX: Duration = Duration::from_secs(5);
 pub const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// A peer that takes nothing of an answer for this long loses its connection.
 pub const WRITE_STALL_MAX: Duration = Duration::from_secs(60);
-/// Downloads at once: each holds a thread, and some MiB between the store and its client.
-pub const DOWNLOADS_AT_ONCE: usize = 32;
+/// Downloads at once: each holds a thread, a segment of 8 MiB as stored and as decoded, and 2 MiB for its client.
+pub const DOWNLOADS_AT_ONCE: usize = 8;
 /// How long a download waits for its turn before it is told to come again.
 pub const DOWNLOAD_WAIT_MAX: Duration = Duration::from_secs(5);
 /// How long a log-in waits for its turn before it is told to come again: some hundred are before it then.

@@ -6,6 +6,7 @@ pub mod download;
 pub mod error;
 pub mod failure;
 pub mod identity;
+pub mod instance_shown;
 pub mod instances;
 pub mod openapi;
 pub mod page;

@@ -6,7 +6,7 @@ use utoipa::{PartialSchema, ToSchema};
 use super::error::{ApiError, Version, json_response};
 use super::request::Request;
 use super::routes::{Access, Reply, Route, routes};
-use super::{backups, instances, restores};
+use super::{backups, instance_shown, instances, restores};
 use crate::limits;
 
 /// What a route answers when it succeeds.
@@ -328,7 +328,7 @@ fn schemas() -> Value {
         backups::BackupList,
         backups::BackupStarted,
         backups::BackupLinks,
-        instances::InstanceShown,
+        instance_shown::InstanceShown,
         instances::BatchResults
     );
     let mut all = Map::new();

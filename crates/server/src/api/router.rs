@@ -259,6 +259,7 @@ async fn read(body: Body, head: &Parts, limit: usize) -> Result<Bytes, ApiError>
         .get(CONTENT_LENGTH)
         .and_then(|text| text.to_str().ok()?.parse::<u64>().ok());
     if length.is_some_and(|length| length > limit as u64) {
+        discard(body).await;
         return Err(too_large());
     }
     match tokio::time::timeout(limits::REQUEST_TIME_MAX, axum::body::to_bytes(body, limit)).await {

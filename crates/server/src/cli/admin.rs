@@ -122,7 +122,7 @@ fn find_project(app: &App, name: &str) -> anyhow::Result<Project> {
 
 /// Prints rows for people or programs.
 fn print(global: &Global, columns: &[&str], rows: &[serde_json::Value]) {
-    super::remote::print_rows(global, columns, rows, &json!(rows));
+    super::target::print_rows(global, columns, rows, &json!(rows));
 }
 
 fn print_one(global: &Global, value: &serde_json::Value) {

@@ -4,6 +4,7 @@ mod admin;
 mod client;
 mod inspect;
 mod remote;
+mod target;
 mod watch;
 
 use std::net::{IpAddr, SocketAddr};

@@ -146,12 +146,12 @@ fn more_downloads_than_places_are_told_to_come_again_and_a_place_comes_free() {
         assert_eq!(&first, b"HTTP/1.1 200");
         stream
     };
-    let mut held: Vec<TcpStream> = (0..32).map(|_| open()).collect();
+    let mut held: Vec<TcpStream> = (0..8).map(|_| open()).collect();
     let answer = service.connect().send(&Request::new("GET", target));
     assert_eq!(answer.verdict(), "429 APIGW.0308");
     assert_eq!(answer.header("retry-after"), Some("1"));
     caller.get("/instances").expect(200);
-    held.truncate(31);
+    held.truncate(7);
     held.push(open());
 }
 
