@@ -314,3 +314,39 @@ const PARAMS: [&str; 8] = [
     "backup",
     "file",
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_that_does_not_come_free_in_time_is_a_429_that_says_when_to_come_again() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let places = Arc::new(Semaphore::new(1));
+        let wait = Duration::from_millis(20);
+        let held = runtime
+            .block_on(slot(&places, wait))
+            .expect("the first has its place");
+        let refused = runtime
+            .block_on(slot(&places, wait))
+            .expect_err("there is one place only");
+        for (shape, code) in [
+            (Shape::Service(Version::V2), "APIGW.0308"),
+            (Shape::Identity, "429"),
+        ] {
+            let error = too_many().into_response(shape, "", "id");
+            assert_eq!(error.status(), 429);
+            assert_eq!(error.headers()["retry-after"], "1");
+            let body = runtime
+                .block_on(axum::body::to_bytes(error.into_body(), 1 << 20))
+                .unwrap();
+            assert!(String::from_utf8_lossy(&body).contains(code));
+        }
+        assert!(matches!(refused, ApiError::Gateway { status: 429, .. }));
+        drop(held);
+        assert!(runtime.block_on(slot(&places, wait)).is_ok());
+    }
+}
