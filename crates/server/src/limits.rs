@@ -14,6 +14,23 @@ pub const PAGE_ROWS_DEFAULT: u64 = 10;
 pub const INSTANCE_ROWS_DEFAULT_V1: u64 = 1000;
 /// Bytes of a request body: no call of the API needs more than a few KiB.
 pub const BODY_BYTES_MAX: usize = 1024 * 1024;
+/// Bytes of a request body where no credential is asked for: a log-in needs a few hundred. Times the connections that
+/// is all the memory that a stranger can fill.
+pub const OPEN_BODY_BYTES_MAX: usize = 16 * 1024;
+/// Bytes of all bodies that are being read under a signature that is not proven before the body is there.
+pub const UNPROVEN_BODIES_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// How long a body waits for its share of that, and how long an unwanted one is taken off the connection.
+pub const BODY_WAIT_MAX: Duration = Duration::from_secs(5);
+/// Bytes of a request's head with its headers: tokens and signatures have a few hundred.
+pub const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// A peer that takes nothing of an answer for this long loses its connection.
+pub const WRITE_STALL_MAX: Duration = Duration::from_secs(60);
+/// Downloads at once: each holds a thread, a segment of 8 MiB as stored and as decoded, and 2 MiB for its client.
+pub const DOWNLOADS_AT_ONCE: usize = 8;
+/// How long a download waits for its turn before it is told to come again.
+pub const DOWNLOAD_WAIT_MAX: Duration = Duration::from_secs(5);
+/// How long a log-in waits for its turn before it is told to come again: some hundred are before it then.
+pub const LOGIN_WAIT_MAX: Duration = Duration::from_secs(2);
 /// A request must be answered, its body read included, within this time.
 pub const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
 /// A client gets this long to send its request head: a slow one must not hold a connection.
@@ -22,6 +39,11 @@ pub const HEADER_TIME_MAX: Duration = Duration::from_secs(10);
 pub const CONNECTIONS_MAX: usize = 4096;
 /// Instances named in one batch call (DCS.4100 beyond).
 pub const BATCH_INSTANCES_MAX: usize = 50;
+/// An Idempotency-Key counts this long: a client that still tries after a day has lost more than an answer, and the
+/// table stays as small as a day's accepted calls.
+pub const IDEMPOTENCY_SECONDS: i64 = 24 * 3600;
+/// Longest Idempotency-Key, in characters.
+pub const IDEMPOTENCY_KEY_CHARS_MAX: usize = 255;
 /// Life of a token: contract §2.1.
 pub const TOKEN_SECONDS: i64 = 24 * 3600;
 /// How far the date of a signed request may be off: contract §2.2.

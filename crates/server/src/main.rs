@@ -6,6 +6,7 @@ mod backup;
 mod catalog;
 mod cli;
 mod config;
+mod idempotency;
 mod identity;
 mod ids;
 mod instance;
@@ -16,6 +17,7 @@ mod refusal;
 mod restore;
 mod secrets;
 mod serve;
+mod stall;
 mod tls;
 
 fn main() -> std::process::ExitCode {

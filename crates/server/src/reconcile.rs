@@ -30,6 +30,7 @@ pub fn at_start(app: &App) -> Result<(), catalog::Error> {
     let taken_up = app.catalog.write(|tx| {
         let taken_up = queue::release_all(tx)?;
         backups::fail_interrupted_safety(tx, None, now)?;
+        backups::finish_deletions(tx, now)?;
         Ok::<_, catalog::Error>(taken_up)
     })?;
     if taken_up > 0 {

@@ -15,8 +15,10 @@ pub enum Refusal {
     RestoreUnknown,
     /// Another management operation has the instance.
     Busy(JobKind),
-    /// The instance is not running.
+    /// The instance is not running: it has nothing to back up and nothing to restore into.
     NotRunning,
+    /// The instance is in a state in which this cannot be done.
+    WrongState,
     /// The instance cannot be deleted while it is being made.
     DeleteWhileCreating,
     /// The backup is not restorable: not finished, failed, expired, or its data is gone.
@@ -27,6 +29,10 @@ pub enum Refusal {
     RemarkTooLong,
     /// A field of the request is missing or has a value that is not allowed.
     Parameter(&'static str),
+    /// A change that names nothing to change.
+    NothingToChange,
+    /// The Idempotency-Key was given with another request.
+    KeyReused,
     /// A query parameter has a value that is not allowed (times).
     Query(&'static str),
     /// A paging parameter is no number in range.
@@ -82,7 +88,9 @@ pub enum Refusal {
     MaintenanceWindow,
     /// Nothing left to undo: the generation is gone, or the restore did not succeed.
     NothingToUndo(&'static str),
-    /// The stored files of the backup could not be removed.
+    /// Another call is deleting the backup.
+    BeingDeleted,
+    /// The stored files of the backup could not be removed; its record stays.
     DeleteFailed,
     /// Single-node instances have no backup and restore in strict mode.
     SingleNode,

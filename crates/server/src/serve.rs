@@ -21,6 +21,7 @@ use crate::identity::record::{self, AccessKey, Account, DOMAIN, Project};
 use crate::ids::{Moment, ProjectId, UserId};
 use crate::jobs::worker::{self, Board};
 use crate::secrets::{self, MasterKey};
+use crate::stall::Unstalled;
 use crate::{limits, reconcile};
 
 /// Opens everything below the data directory. Used by `serve` and by the administrator's commands.
@@ -312,9 +313,11 @@ async fn accept(app: Arc<App>, listener: TcpListener, tls: Option<TlsAcceptor>) 
             let _held = permit;
             // Small answers go out at once.
             let _unsupported_is_fine = stream.set_nodelay(true);
+            let stream = Unstalled::new(stream, limits::WRITE_STALL_MAX);
             let mut http = hyper::server::conn::http1::Builder::new();
             http.timer(TokioTimer::new())
                 .header_read_timeout(limits::HEADER_TIME_MAX)
+                .max_buf_size(limits::HEAD_BYTES_MAX)
                 .keep_alive(true);
             let ended = match tls {
                 None => http.serve_connection(TokioIo::new(stream), service).await,

@@ -5,7 +5,7 @@ use axum::http::HeaderMap;
 use super::error::ApiError;
 use super::signature::{self, Authorization, Signed};
 use crate::app::App;
-use crate::identity::record;
+use crate::identity::record::{self, AccessKey};
 use crate::ids::{Moment, ProjectId};
 use crate::limits;
 use crate::secrets::{hex, sha256};
@@ -28,29 +28,70 @@ pub struct Presented<'a> {
     pub query: &'a str,
     /// All headers.
     pub headers: &'a HeaderMap,
-    /// The body's bytes.
-    pub body: &'a [u8],
     /// The clock.
     pub now: Moment,
 }
 
-/// Checks the credential. Where a signature is present a token is ignored.
+/// What the head of a request proves.
+pub enum Known {
+    /// A token: all there is to know.
+    Caller(Caller),
+    /// A key that may be used: whether the signature is its, only the body tells.
+    Key(AccessKey),
+}
+
+/// Checks all of the credential that can be checked without the body. Where a signature is present a token is ignored.
 ///
 /// # Errors
 /// 401 with the gateway's body; 401 of the service for a token without a project.
-pub fn authenticate(app: &App, presented: &Presented<'_>) -> Result<Caller, ApiError> {
-    if let Some(header) = presented.headers.get("authorization") {
-        let text = header
-            .to_str()
-            .map_err(|_| ApiError::unauthenticated("Incorrect authorization header."))?;
-        return check_signature(app, presented, text);
+pub fn before_the_body(app: &App, presented: &Presented<'_>) -> Result<Known, ApiError> {
+    if let Some(given) = signed_by(presented)? {
+        check_date(presented, &given)?;
+        // The id of a key is no secret: every request shows it.
+        let key = app.catalog.read(|tx| record::access_key(tx, given.access))?;
+        let usable = key.filter(|key| key.revoked_at.is_none());
+        return usable.map(Known::Key).ok_or_else(wrong_signature);
     }
     match presented.headers.get("x-auth-token") {
-        Some(token) => check_token(app, presented, token.as_bytes()),
+        Some(token) => check_token(app, presented, token.as_bytes()).map(Known::Caller),
         None => Err(ApiError::unauthenticated(
             "Incorrect IAM authentication information: x-auth-token not found, and no signature.",
         )),
     }
+}
+
+fn wrong_signature() -> ApiError {
+    ApiError::unauthenticated("Incorrect IAM authentication information: verify aksk signature fail.")
+}
+
+/// The signature's header; `None` where there is none.
+fn signed_by<'a>(presented: &Presented<'a>) -> Result<Option<Authorization<'a>>, ApiError> {
+    let Some(header) = presented.headers.get("authorization") else {
+        return Ok(None);
+    };
+    let text = header
+        .to_str()
+        .map_err(|_| ApiError::unauthenticated("Incorrect authorization header."))?;
+    let given = Authorization::parse(text).ok_or_else(wrong_signature)?;
+    Ok(Some(given))
+}
+
+/// The date that was signed, in reach of our clock.
+fn check_date<'a>(presented: &Presented<'a>, given: &Authorization<'_>) -> Result<&'a str, ApiError> {
+    if !given.signed_headers.contains(&"x-sdk-date") {
+        return Err(wrong_signature());
+    }
+    let date = presented.headers.get("x-sdk-date");
+    let date = date
+        .and_then(|value| value.to_str().ok())
+        .ok_or_else(wrong_signature)?;
+    let signed_at = date_of(date).ok_or_else(wrong_signature)?;
+    if (presented.now.0 - signed_at.0).abs() > limits::SIGNATURE_SKEW_SECONDS * 1000 {
+        return Err(ApiError::unauthenticated(
+            "Incorrect IAM authentication information: signature expired.",
+        ));
+    }
+    Ok(date)
 }
 
 fn check_token(app: &App, presented: &Presented<'_>, token: &[u8]) -> Result<Caller, ApiError> {
@@ -78,44 +119,38 @@ fn check_token(app: &App, presented: &Presented<'_>, token: &[u8]) -> Result<Cal
     })
 }
 
-fn check_signature(app: &App, presented: &Presented<'_>, header: &str) -> Result<Caller, ApiError> {
-    let wrong =
-        || ApiError::unauthenticated("Incorrect IAM authentication information: verify aksk signature fail.");
-    let given = Authorization::parse(header).ok_or_else(wrong)?;
-    if !given.signed_headers.contains(&"x-sdk-date") {
-        return Err(wrong());
-    }
+/// Checks the signature by `key` over the request with this body.
+///
+/// # Errors
+/// 401 with the gateway's body; 401 of the service where another project is named.
+pub fn check_signature(
+    app: &App,
+    presented: &Presented<'_>,
+    key: &AccessKey,
+    body: &[u8],
+) -> Result<Caller, ApiError> {
+    let given = signed_by(presented)?.ok_or_else(wrong_signature)?;
+    let date = check_date(presented, &given)?;
     let mut headers = Vec::with_capacity(given.signed_headers.len());
     for name in &given.signed_headers {
         let mut values = presented.headers.get_all(*name).iter();
         let value = values
             .next()
             .and_then(|value| value.to_str().ok())
-            .ok_or_else(wrong)?;
+            .ok_or_else(wrong_signature)?;
         if values.next().is_some() {
-            return Err(wrong());
+            return Err(wrong_signature());
         }
         headers.push((*name, value.to_owned()));
     }
-    let date = headers
-        .iter()
-        .find(|(name, _)| *name == "x-sdk-date")
-        .map(|(_, value)| value.clone());
-    let date = date.ok_or_else(wrong)?;
-    let signed_at = date_of(&date).ok_or_else(wrong)?;
-    if (presented.now.0 - signed_at.0).abs() > limits::SIGNATURE_SKEW_SECONDS * 1000 {
-        return Err(ApiError::unauthenticated(
-            "Incorrect IAM authentication information: signature expired.",
-        ));
-    }
-    let payload_hash = hex(&sha256(presented.body));
+    let payload_hash = hex(&sha256(body));
     // A hash named in a header must be the body's own: an unsigned payload is refused.
     if presented
         .headers
         .get("x-sdk-content-sha256")
         .is_some_and(|value| value.as_bytes() != payload_hash.as_bytes())
     {
-        return Err(wrong());
+        return Err(wrong_signature());
     }
     let signed = Signed {
         method: presented.method,
@@ -124,35 +159,26 @@ fn check_signature(app: &App, presented: &Presented<'_>, header: &str) -> Result
         headers,
         payload_hash: &payload_hash,
     };
-    let text = signature::string_to_sign(&date, &signature::canonical_request(&signed));
-    let key = app.catalog.read(|tx| record::access_key(tx, given.access))?;
-    let usable = key.filter(|key| key.revoked_at.is_none());
-    let secret = match &usable {
-        Some(key) => app
-            .vault
-            .master
-            .open(&format!("access_key.sk:{}", key.ak), &key.sk_sealed)
-            .map_err(|error| crate::refusal::Refusal::Internal(error.to_string()))?,
-        // An unknown key costs the same work as a wrong signature.
-        None => "unknown".to_owned(),
-    };
-    let holds = signature::holds(&secret, &text, given.signature);
-    match usable {
-        Some(key) if holds => {
-            let named = presented
-                .headers
-                .get("x-project-id")
-                .and_then(|value| value.to_str().ok());
-            if named.is_some_and(|named| !named.is_empty() && named != key.project_id.as_str()) {
-                return Err(foreign_project());
-            }
-            Ok(Caller {
-                project: key.project_id,
-                name: key.ak,
-            })
-        }
-        _ => Err(wrong()),
+    let text = signature::string_to_sign(date, &signature::canonical_request(&signed));
+    let secret = app
+        .vault
+        .master
+        .open(&format!("access_key.sk:{}", key.ak), &key.sk_sealed)
+        .map_err(|error| crate::refusal::Refusal::Internal(error.to_string()))?;
+    if !signature::holds(&secret, &text, given.signature) {
+        return Err(wrong_signature());
     }
+    let named = presented
+        .headers
+        .get("x-project-id")
+        .and_then(|value| value.to_str().ok());
+    if named.is_some_and(|named| !named.is_empty() && named != key.project_id.as_str()) {
+        return Err(foreign_project());
+    }
+    Ok(Caller {
+        project: key.project_id.clone(),
+        name: key.ak.clone(),
+    })
 }
 
 /// The one answer for a project that is not the caller's, whether it exists or not.

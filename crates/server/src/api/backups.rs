@@ -7,13 +7,14 @@ use utoipa::ToSchema;
 
 use super::download;
 use super::error::{ApiError, Version, json_response};
+use super::failure;
 use super::page;
 use super::request::Request;
-use super::router::Reply;
+use super::routes::Reply;
 use crate::backup::command;
 use crate::backup::record::{self, Backup, Format, Kind, Status};
 use crate::catalog::Tx;
-use crate::instance;
+use crate::instance::command as instances;
 use crate::limits;
 use crate::refusal::Refusal;
 use crate::restore::command::is_restorable;
@@ -38,6 +39,7 @@ pub fn create(request: &Request) -> Result<Reply, ApiError> {
         &instance,
         format,
         remark.as_deref(),
+        request.once()?.as_ref(),
         request.now,
     )?;
     Ok(json_response(
@@ -57,18 +59,17 @@ pub fn list(request: &Request) -> Result<Reply, ApiError> {
     let id = request.instance_id()?;
     let page = page::page(request, limits::PAGE_ROWS_DEFAULT)?;
     let window = page::window(request)?;
-    let deleted = request.query("include_deleted").as_deref() == Some("true");
     let strict = request.app.config.strict_dcs;
+    let deleted = request.query("include_deleted").as_deref() == Some("true") && !strict;
     let answer = request.app.catalog.read(|tx| {
-        match deleted {
-            true => instance::record::find_with_deleted(tx, project, &id)?,
-            false => instance::record::find(tx, project, &id)?,
-        }
-        .ok_or(Refusal::InstanceUnknown)?;
-        let (total, rows) = record::list(tx, &id, window.from, window.to, page.offset, page.limit)?;
+        let instance = match deleted {
+            true => instances::find_with_deleted(tx, project, &id)?,
+            false => instances::find(tx, project, &id)?,
+        };
+        let (total, rows) = record::list(tx, &instance, window.from, window.to, page.offset, page.limit)?;
         let mut records = Vec::with_capacity(rows.len());
         for row in &rows {
-            records.push(BackupRecord::new(tx, row, request.version, strict)?);
+            records.push(BackupRecord::new(request, tx, row)?);
         }
         Ok::<_, Refusal>(BackupList {
             backup_record_response: records,
@@ -92,7 +93,7 @@ pub fn show(request: &Request) -> Result<Reply, ApiError> {
     let shown = request
         .app
         .catalog
-        .read(|tx| BackupRecord::new(tx, &found, Version::V2, false))?;
+        .read(|tx| BackupRecord::new(request, tx, &found))?;
     Ok(json_response(200, &shown))
 }
 
@@ -138,7 +139,7 @@ pub fn links(request: &Request) -> Result<Reply, ApiError> {
         .ok_or(Refusal::Parameter("expiration"))?;
     let project = request.project()?;
     let backup = command::find(&request.app, project, &id, &request.backup_id()?)?;
-    if backup.status != Status::Succeeded {
+    if !backup.is_kept() {
         return Err(Refusal::NotRestorable.into());
     }
     let Some(prefix) = &backup.prefix else {
@@ -147,8 +148,7 @@ pub fn links(request: &Request) -> Result<Reply, ApiError> {
     let instance = request
         .app
         .catalog
-        .read(|tx| instance::record::find_with_deleted(tx, project, &id))?
-        .ok_or(Refusal::InstanceUnknown)?;
+        .read(|tx| instances::find_with_deleted(tx, project, &id))?;
     let file = download::file_name(&instance, &backup);
     let link = download::link(
         request,
@@ -257,6 +257,12 @@ pub struct BackupDetails {
     pub kind: &'static str,
     /// What is going on now.
     pub phase: Option<String>,
+    /// Plain bytes captured, while it runs.
+    pub bytes_done: i64,
+    /// Plain bytes expected: an estimate while it runs, what it was afterwards.
+    pub bytes_total: i64,
+    /// Keys captured.
+    pub keys_done: i64,
     /// Keys in it.
     pub keys: i64,
     /// Bytes of the plain RDB.
@@ -265,12 +271,12 @@ pub struct BackupDetails {
     pub used_memory_bytes: i64,
     /// BLAKE3 of the signed manifest.
     pub manifest_blake3: Option<String>,
-    /// Why it failed, for the operator.
+    /// Why it failed; the log has more of it, for the operator.
     pub failure: Option<String>,
 }
 
 impl BackupRecord {
-    fn new(tx: &Tx<'_>, row: &Backup, version: Version, strict: bool) -> Result<Self, crate::catalog::Error> {
+    fn new(request: &Request, tx: &Tx<'_>, row: &Backup) -> Result<Self, crate::catalog::Error> {
         let format = row.format.word();
         Ok(Self {
             backup_id: row.id.to_string(),
@@ -280,7 +286,7 @@ impl BackupRecord {
                 Kind::Manual => "manual",
                 Kind::Auto | Kind::Safety | Kind::Generation => "auto",
             },
-            backup_format: Some(if version == Version::V1 {
+            backup_format: Some(if request.version == Version::V1 {
                 format.to_ascii_uppercase()
             } else {
                 format.to_owned()
@@ -302,14 +308,21 @@ impl BackupRecord {
             updated_at: row.updated_at.iso(),
             error_code: row.error_code.clone(),
             is_support_restore: if is_restorable(tx, row)? { "TRUE" } else { "FALSE" },
-            ext: (!strict).then(|| BackupDetails {
+            ext: request.tells_more().then(|| BackupDetails {
                 kind: row.kind.word(),
                 phase: row.phase.clone(),
+                bytes_done: row.plain_bytes,
+                bytes_total: if row.status == Status::Succeeded {
+                    row.plain_bytes
+                } else {
+                    row.bytes_total
+                },
+                keys_done: row.keys,
                 keys: row.keys,
                 plain_bytes: row.plain_bytes,
                 used_memory_bytes: row.used_memory_bytes,
                 manifest_blake3: row.manifest_blake3.clone(),
-                failure: row.failure.clone(),
+                failure: failure::shown(&request.app.config, row.failure.as_deref()),
             }),
         })
     }

@@ -1,17 +1,18 @@
 //! Download links: plain GETs that carry their own proof and expiry, and the stream behind them.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, Response, StatusCode, header};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::error::ApiError;
 use super::request::Request;
-use super::router::Reply;
-use crate::backup::record::{self as backups, Backup, Format, Status};
-use crate::ids::{BackupId, Moment, ProjectId};
-use crate::instance::Instance;
+use super::routes::Reply;
+use crate::backup::record::{self as backups, Backup, Format};
+use crate::ids::{BackupId, InstanceId, Moment, ProjectId};
+use crate::instance::{Instance, record as instances};
 
 /// Chunks that may wait for a slow client: 256 KiB each at most, so 2 MiB.
 const CHUNKS_WAITING: usize = 8;
@@ -83,12 +84,15 @@ pub fn serve(request: &Request) -> Result<Reply, ApiError> {
         return Err(denied());
     }
     let id = BackupId::parse(request.param("backup")).ok_or_else(gone)?;
+    let instance = InstanceId::parse(request.param("instance")).ok_or_else(gone)?;
     let project = ProjectId::parse(request.param("project")).ok_or_else(gone)?;
-    let backup = app
-        .catalog
-        .read(|tx| backups::load(tx, &id))?
-        .filter(|backup| backup.status == Status::Succeeded)
-        .ok_or_else(gone)?;
+    let found = app.catalog.read(|tx| {
+        let Some(instance) = instances::find_with_deleted(tx, &project, &instance)? else {
+            return Ok::<_, crate::catalog::Error>(None);
+        };
+        backups::find(tx, &instance, &id)
+    });
+    let backup = found?.filter(Backup::is_kept).ok_or_else(gone)?;
     let (Some(prefix), Some(digest)) = (&backup.prefix, &backup.manifest_blake3) else {
         return Err(gone());
     };
@@ -115,7 +119,7 @@ pub fn serve(request: &Request) -> Result<Reply, ApiError> {
             return Ok(response);
         }
     };
-    let mut response = Response::new(stream(archive, identity, range.clone()));
+    let mut response = Response::new(stream(archive, identity, range.clone(), request.slot.clone()));
     *response.status_mut() = status;
     if status == StatusCode::PARTIAL_CONTENT {
         let last = range.end.saturating_sub(1);
@@ -179,10 +183,17 @@ fn wanted_range(request: &Request, total: u64) -> Result<Option<Range<u64>>, ()>
     }
 }
 
-/// Decodes on a thread of its own; a client that stops reading stops the thread at its next chunk.
-fn stream(archive: engine::archive::Archive, identity: engine::keys::Identity, range: Range<u64>) -> Body {
+/// Decodes on a thread of its own; a client that goes away stops the thread at its next chunk, and one that stops
+/// reading loses its connection: see [`crate::stall`].
+fn stream(
+    archive: engine::archive::Archive,
+    identity: engine::keys::Identity,
+    range: Range<u64>,
+    slot: Option<Arc<OwnedSemaphorePermit>>,
+) -> Body {
     let (send, receive) = mpsc::channel::<Result<Bytes, std::io::Error>>(CHUNKS_WAITING);
     tokio::task::spawn_blocking(move || {
+        let _kept = slot;
         let pushed = archive.read_range(&identity, range, |bytes| {
             for chunk in bytes.chunks(CHUNK_BYTES) {
                 send.blocking_send(Ok(Bytes::copy_from_slice(chunk)))

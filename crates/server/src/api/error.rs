@@ -28,6 +28,26 @@ impl Version {
     }
 }
 
+/// The form of an error body, by the path that was asked for: contract §3.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// The service's own, or the gateway's.
+    Service(Version),
+    /// The identity service's, for all that is below `/v3`.
+    Identity,
+}
+
+impl Shape {
+    /// The form for a path.
+    pub fn of(path: &str) -> Self {
+        if path == "/v3" || path.starts_with("/v3/") {
+            Shape::Identity
+        } else {
+            Shape::Service(Version::of(path))
+        }
+    }
+}
+
 /// An answer that is not a success.
 #[derive(Debug)]
 pub enum ApiError {
@@ -51,12 +71,12 @@ pub enum ApiError {
         /// Short English.
         message: String,
     },
-    /// The identity service's own shape.
+    /// What only the identity service says.
     Identity {
         /// HTTP status.
         status: u16,
         /// What is wrong.
-        message: &'static str,
+        message: String,
     },
 }
 
@@ -82,37 +102,40 @@ impl ApiError {
         }
     }
 
-    /// The response, in the shape of the version.
-    pub fn into_response(self, version: Version, request_id: &str) -> Response<Body> {
-        let (status, body) = match self {
+    /// The response, in its shape; the operation decides the code of an internal error.
+    pub fn into_response(self, shape: Shape, operation: &str, request_id: &str) -> Response<Body> {
+        let version = match shape {
+            Shape::Service(version) => version,
+            Shape::Identity => Version::V2,
+        };
+        let (status, message, body) = match self {
             ApiError::Gateway {
                 status,
                 code,
                 message,
-            } => (
-                status,
-                json!({"error_msg": message, "error_code": code, "request_id": request_id}),
-            ),
+            } => {
+                let body = json!({"error_msg": message, "error_code": code, "request_id": request_id});
+                (status, message, body)
+            }
             ApiError::Identity { status, message } => {
-                let title = if status == 401 {
-                    "Unauthorized"
-                } else {
-                    "Bad Request"
-                };
-                (
-                    status,
-                    json!({"error": {"code": status, "message": message, "title": title}}),
-                )
+                let body = identity_body(status, &message);
+                (status, message, body)
             }
             ApiError::Service {
                 status,
                 code,
                 message,
-            } => (status, shaped(version, code, v1_code(code), &message)),
+            } => {
+                let body = shaped(version, code, v1_code(code), &message);
+                (status, message, body)
+            }
             ApiError::Refused(refusal) => {
-                let answer = describe(&refusal);
+                let mut answer = describe(&refusal);
                 if answer.status >= 500 {
-                    log(&refusal, request_id);
+                    log(&refusal, operation, request_id);
+                }
+                if answer.code == INTERNAL {
+                    answer.code = internal_code(operation);
                 }
                 let (mut status, mut v1) = (answer.status, v1_code(answer.code));
                 if version == Version::V1 {
@@ -124,11 +147,49 @@ impl ApiError {
                         _ => {}
                     }
                 }
-                (status, shaped(version, answer.code, v1, &answer.message))
+                let body = shaped(version, answer.code, v1, &answer.message);
+                (status, answer.message, body)
             }
         };
-        json_response(status, &body)
+        let body = match shape {
+            Shape::Service(_) => body,
+            Shape::Identity => identity_body(status, &message),
+        };
+        let mut response = json_response(status, &body);
+        if status == 429 {
+            // Clients that retry do so after this many seconds: contract §1.
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+        }
+        response
     }
+}
+
+const INTERNAL: u32 = 5000;
+
+/// What an internal error is called where the contract has a code of its own for the operation: §7.1. The codes of
+/// backup policies (5071, 5077, 5085) have no operation of their own here: policies come and go with instances.
+fn internal_code(operation: &str) -> u32 {
+    match operation.trim_end_matches("V1") {
+        "ListInstances" | "ShowInstance" => 5024,
+        "CreateInstance" => 5031,
+        "DeleteSingleInstance" | "BatchDeleteInstances" | "RestartOrFlushInstances" | "ResetPassword" => 5006,
+        "ListBackupRecords" | "CkShowBackup" | "ListBackupFileLinks" | "DownloadBackupFile" => 5078,
+        "CopyInstance" => 5090,
+        "ListRestoreRecords" | "CkShowRestore" => 5079,
+        "RestoreInstance" | "CkRestoreInstance" | "CkUndoRestore" => 5092,
+        _ => INTERNAL,
+    }
+}
+
+/// Keystone's shape: an integer code, and the status in words.
+fn identity_body(status: u16, message: &str) -> serde_json::Value {
+    let title = StatusCode::from_u16(status)
+        .ok()
+        .and_then(|status| status.canonical_reason())
+        .unwrap_or("Error");
+    json!({"error": {"code": status, "message": message, "title": title}})
 }
 
 fn shaped(version: Version, code: u32, v1: u32, message: &str) -> serde_json::Value {
@@ -169,13 +230,18 @@ pub fn json_response(status: u16, body: &impl serde::Serialize) -> Response<Body
     response
 }
 
-fn log(refusal: &Refusal, request_id: &str) {
+fn log(refusal: &Refusal, operation: &str, request_id: &str) {
     match refusal {
         Refusal::Catalog(error) => {
-            tracing::error!(request_id, error = engine::chain(error), "the catalogue failed")
+            tracing::error!(
+                request_id,
+                operation,
+                error = engine::chain(error),
+                "the catalogue failed"
+            )
         }
-        Refusal::Internal(why) => tracing::error!(request_id, why, "a request failed"),
-        other => tracing::error!(request_id, refusal = ?other, "a request failed"),
+        Refusal::Internal(why) => tracing::error!(request_id, operation, why, "a request failed"),
+        other => tracing::error!(request_id, operation, refusal = ?other, "a request failed"),
     }
 }
 
@@ -203,12 +269,15 @@ fn describe(refusal: &Refusal) -> Answer {
             };
             (400, code, format!("The instance is {what}. Try again when that has ended."))
         }
-        Refusal::NotRunning => (400, 4049, "The instance is not running.".to_owned()),
+        Refusal::NotRunning => (400, 4049, "The instance is not running: ShowInstance says why; it is being brought back, try again or restart it.".to_owned()),
+        Refusal::WrongState => (400, 4026, "This cannot be done while the instance is not running: ShowInstance says why; it is being brought back, a restart may help.".to_owned()),
         Refusal::DeleteWhileCreating => (400, 4099, "The instance is being created. Delete it afterwards.".to_owned()),
         Refusal::NotRestorable => (400, 4087, "The backup is not in a state to be used: only a backup that succeeded and whose data is kept.".to_owned()),
         Refusal::NoFile => (400, 4087, "This backup is a kept generation of the instance and has no file: restore it, or take a backup to download.".to_owned()),
         Refusal::RemarkTooLong => (400, 4098, format!("The remark is longer than {} characters.", limits::REMARK_CHARS_MAX)),
         Refusal::Parameter(name) => (400, 4063, format!("Invalid {name} in the request.")),
+        Refusal::NothingToChange => (400, 4063, "The request names nothing that can be changed: name, description, maintain_begin and maintain_end, security_group_id, instance_backup_policy, rename_commands, tags.".to_owned()),
+        Refusal::KeyReused => (400, 4063, "Invalid Idempotency-Key: it was given with another request; a new request needs a new key.".to_owned()),
         Refusal::Query(name) => (400, 4062, format!("Invalid {name} in the query: yyyyMMddHHmmss in UTC is wanted.")),
         Refusal::Paging(name) => (400, 4800, format!("Invalid {name} in the request.")),
         Refusal::WindowReversed => (400, 4025, "The end time is not after the start time.".to_owned()),
@@ -237,10 +306,11 @@ fn describe(refusal: &Refusal) -> Answer {
         Refusal::PolicyDays => (400, 4075, "Invalid backup_at in the backup policy: days 1 to 7, each once.".to_owned()),
         Refusal::PolicyBegin => (400, 4076, "Invalid begin_at in the backup policy: like 00:00-01:00.".to_owned()),
         Refusal::MaintenanceWindow => (400, 4106, "Invalid maintenance window: begin and end, whole hours.".to_owned()),
-        Refusal::NothingToUndo(why) => (400, 4087, format!("There is nothing to undo: {why}.")),
+        Refusal::NothingToUndo(why) => (400, 4087, format!("There is nothing to undo: {why}. A backup from before can be restored instead.")),
         Refusal::SingleNode => (400, 4086, "Single-node instances have no backup and restore (strict mode).".to_owned()),
-        Refusal::DeleteFailed => (500, 4101, "The backup file could not be deleted.".to_owned()),
-        Refusal::Catalog(_) | Refusal::Internal(_) => (500, 5000, "Internal error. The log has the cause under this request's id.".to_owned()),
+        Refusal::BeingDeleted => (400, 4026, "The backup is being deleted by another call.".to_owned()),
+        Refusal::DeleteFailed => (500, 4101, "The backup file could not be deleted; the backup is still listed. Try again, or look into the log.".to_owned()),
+        Refusal::Catalog(_) | Refusal::Internal(_) => (500, INTERNAL, "Internal error. The log has the cause under this request's id.".to_owned()),
     };
     Answer {
         status,
@@ -267,5 +337,34 @@ mod tests {
         ] {
             assert_eq!(v1_code(v2), v1, "{v2}");
         }
+    }
+
+    #[test]
+    fn every_operation_with_a_code_of_its_own_is_a_route() {
+        let routes = crate::api::routes::routes();
+        for name in [
+            "ListInstances",
+            "ShowInstance",
+            "CreateInstance",
+            "DeleteSingleInstance",
+            "BatchDeleteInstances",
+            "RestartOrFlushInstances",
+            "ResetPassword",
+            "ListBackupRecords",
+            "CkShowBackup",
+            "ListBackupFileLinks",
+            "DownloadBackupFile",
+            "CopyInstance",
+            "ListRestoreRecords",
+            "CkShowRestore",
+            "RestoreInstance",
+            "CkRestoreInstance",
+            "CkUndoRestore",
+        ] {
+            assert!(routes.iter().any(|route| route.name == name), "{name}");
+            assert_ne!(internal_code(name), INTERNAL, "{name}");
+        }
+        assert_eq!(internal_code("ListRestoreRecordsV1"), 5079);
+        assert_eq!(internal_code("ListApiVersions"), INTERNAL);
     }
 }

@@ -1,13 +1,11 @@
 //! The identity service's part: tokens and projects, in Keystone v3's shapes. Contract §2.1 and §2.3.
 
-use std::sync::{Condvar, Mutex};
-
 use axum::http::HeaderValue;
 use serde_json::{Value, json};
 
 use super::error::{ApiError, json_response};
 use super::request::Request;
-use super::router::Reply;
+use super::routes::Reply;
 use crate::identity::record::{self, Account, DOMAIN, Project, TokenScope};
 use crate::ids::{Moment, ProjectId, UserId};
 use crate::{limits, secrets};
@@ -58,11 +56,11 @@ fn domain_id() -> String {
 pub fn create_token(request: &Request) -> Result<Reply, ApiError> {
     let malformed = || ApiError::Identity {
         status: 400,
-        message: "The request body is no Keystone v3 authentication.",
+        message: "The request body is no Keystone v3 authentication.".to_owned(),
     };
     let denied = || ApiError::Identity {
         status: 401,
-        message: "The username or password is wrong, or the scope is not yours.",
+        message: "The username or password is wrong, or the scope is not yours.".to_owned(),
     };
     let body: Value = serde_json::from_slice(&request.body).map_err(|_| malformed())?;
     let auth = body.get("auth").ok_or_else(malformed)?;
@@ -122,7 +120,6 @@ fn by_password(request: &Request, user: &Value, password: &str) -> Result<Option
     let stored = usable
         .as_ref()
         .map_or(never, |account| account.password_hash.as_str());
-    let _slot = HashSlot::take();
     Ok(if secrets::password_matches(password, stored) {
         usable
     } else {
@@ -203,30 +200,4 @@ fn shown(
         None => token["domain"] = domain,
     }
     token
-}
-
-/// Bounds the password hashes computed at once.
-struct HashSlot;
-
-static HASHES: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
-
-impl HashSlot {
-    fn take() -> Self {
-        let mut busy = HASHES.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        while *busy >= limits::PASSWORD_HASHES_AT_ONCE {
-            busy = HASHES
-                .1
-                .wait(busy)
-                .unwrap_or_else(|poisoned| poisoned.into_inner());
-        }
-        *busy += 1;
-        HashSlot
-    }
-}
-
-impl Drop for HashSlot {
-    fn drop(&mut self) {
-        *HASHES.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) -= 1;
-        HASHES.1.notify_one();
-    }
 }

@@ -6,15 +6,15 @@ use utoipa::ToSchema;
 
 use super::backups::no_content;
 use super::error::{ApiError, Version, json_response};
+use super::instance_shown::{InstanceShown, status_word};
 use super::page;
 use super::request::{Fields, Request};
-use super::router::Reply;
+use super::routes::Reply;
 use super::system::{self, Flavor};
-use crate::catalog::Tx;
 use crate::ids::InstanceId;
 use crate::instance::command::{self, Create};
-use crate::instance::record::{Changes, persistence_from_word, persistence_word};
-use crate::instance::{Instance, Status, record};
+use crate::instance::record::{Changes, persistence_from_word};
+use crate::instance::{Instance, Status, policy, record};
 use crate::jobs::JobKind;
 use crate::limits;
 use crate::refusal::Refusal;
@@ -39,7 +39,13 @@ const KEPT: [&str; 10] = [
 /// Contract §9.1.
 pub fn create(request: &Request) -> Result<Reply, ApiError> {
     let wish = decode_create(request)?;
-    let made = command::create(&request.app, request.project()?, &wish, request.now)?;
+    let made = command::create(
+        &request.app,
+        request.project()?,
+        &wish,
+        request.once()?.as_ref(),
+        request.now,
+    )?;
     let names: Vec<Value> = made
         .iter()
         .map(|instance| json!({"instance_id": instance.id.as_str(), "instance_name": instance.name}))
@@ -187,10 +193,26 @@ pub fn list(request: &Request) -> Result<Reply, ApiError> {
         request.query("status"),
         request.query("ip"),
     );
+    let capacity_mb = match request.query("capacity") {
+        None => None,
+        Some(text) => {
+            let gigabytes = text.parse::<f64>().ok().filter(|number| number.is_finite());
+            Some(gigabytes.ok_or(Refusal::Parameter("capacity"))? * 1024.0)
+        }
+    };
+    let tags = match request.query("tags") {
+        None => Vec::new(),
+        Some(text) => wanted_tags(&text)?,
+    };
+    let with_deleted = flag("include_delete") && !request.app.config.strict_dcs;
     let project = request.project()?;
     let (total, shown) = request.app.catalog.read(|tx| {
         let mut wanted = Vec::new();
-        for instance in record::list(tx, project)? {
+        let all = match with_deleted {
+            true => record::list_with_deleted(tx, project)?,
+            false => record::list(tx, project)?,
+        };
+        for instance in all {
             let shown_status = status_word(tx, &instance)?;
             let named = match &name {
                 None => true,
@@ -203,7 +225,9 @@ pub fn list(request: &Request) -> Result<Reply, ApiError> {
                     .is_none_or(|id| instance.id.as_str().eq_ignore_ascii_case(id))
                 && named
                 && status.as_ref().is_none_or(|status| status == shown_status)
-                && ip.as_ref().is_none_or(|ip| instance.bind.contains(ip.as_str()));
+                && ip.as_ref().is_none_or(|ip| instance.bind.contains(ip.as_str()))
+                && capacity_mb.is_none_or(|wanted| (wanted - instance.capacity_mb as f64).abs() < 1.0)
+                && has_tags(&instance, &tags);
             if listed {
                 wanted.push(instance);
             }
@@ -233,6 +257,31 @@ pub fn list(request: &Request) -> Result<Reply, ApiError> {
     ))
 }
 
+/// Reads `key=value,key2=value2`.
+fn wanted_tags(text: &str) -> Result<Vec<(String, String)>, Refusal> {
+    text.split(',')
+        .map(|pair| {
+            let (key, value) = pair.split_once('=').ok_or(Refusal::Parameter("tags"))?;
+            Ok((key.to_owned(), value.to_owned()))
+        })
+        .collect()
+}
+
+/// Whether the instance has every one of these tags.
+fn has_tags(instance: &Instance, wanted: &[(String, String)]) -> bool {
+    if wanted.is_empty() {
+        return true;
+    }
+    let kept: Value = serde_json::from_str(&instance.attributes).unwrap_or_default();
+    let has = |key: &str, value: &str| {
+        let given = kept["tags"].as_array().into_iter().flatten();
+        given
+            .filter(|tag| tag["key"] == key)
+            .any(|tag| tag["value"] == value)
+    };
+    wanted.iter().all(|(key, value)| has(key, value))
+}
+
 /// `GET …/instances/{instance_id}`
 ///
 /// # Errors
@@ -252,30 +301,46 @@ pub fn show(request: &Request) -> Result<Reply, ApiError> {
 /// # Errors
 /// Contract §9.1.
 pub fn update(request: &Request) -> Result<Reply, ApiError> {
+    const CHANGEABLE: [&str; 5] = [
+        "name",
+        "description",
+        "port",
+        "instance_backup_policy",
+        "available_zones",
+    ];
     let id = request.instance_id()?;
     let fields = request.body()?;
     let project = request.project()?;
-    let instance = request.app.catalog.read(|tx| command::find(tx, project, &id))?;
-    if fields
-        .integer("port")?
-        .is_some_and(|port| port != i64::from(instance.port))
-    {
-        return Err(Refusal::Parameter("port").into());
+    let names = CHANGEABLE.iter().chain(&KEPT);
+    if !names.clone().any(|name| fields.get(name).is_some()) {
+        // The contract wants at least one: who sends none has misspelt it.
+        request
+            .app
+            .catalog
+            .read(|tx| command::find(tx, project, &id).map(drop))?;
+        return Err(Refusal::NothingToChange.into());
     }
-    let changes = Changes {
-        name: fields.text("name")?,
-        description: fields.text("description")?,
-        attributes: Some(attributes(&fields, Some(&instance.attributes))?),
-        backup_policy: None,
-    };
-    command::update(
-        &request.app,
-        project,
-        &id,
-        changes,
-        fields.get("instance_backup_policy"),
-        request.now,
-    )?;
+    let port = fields.integer("port")?;
+    let (name, description) = (fields.text("name")?, fields.text("description")?);
+    command::update(&request.app, project, &id, request.now, |instance| {
+        if port.is_some_and(|port| port != i64::from(instance.port)) {
+            return Err(Refusal::Parameter("port"));
+        }
+        let policy = match fields.get("instance_backup_policy") {
+            Some(given) => {
+                let old = instance.backup_policy.as_deref();
+                let strict = request.app.config.strict_dcs;
+                Some(policy::accept(given, old, project, strict, request.now)?)
+            }
+            None => None,
+        };
+        Ok(Changes {
+            name,
+            description,
+            attributes: Some(attributes(&fields, Some(&instance.attributes))?),
+            backup_policy: policy,
+        })
+    })?;
     Ok(no_content())
 }
 
@@ -413,20 +478,6 @@ pub fn reset_password(request: &Request) -> Result<Reply, ApiError> {
     ))
 }
 
-/// What the instance is shown to be: its state, or what is being done to it.
-fn status_word(tx: &Tx<'_>, instance: &Instance) -> Result<&'static str, Refusal> {
-    Ok(match (instance.status, command::activity(tx, &instance.id)?) {
-        (Status::Creating, _) => "CREATING",
-        (Status::CreateFailed, _) => "CREATEFAILED",
-        (_, Some(JobKind::Restore)) => "RESTORING",
-        (_, Some(JobKind::Restart)) => "RESTARTING",
-        (_, Some(JobKind::Flush)) => "FLUSHING",
-        (Status::Error, _) => "ERROR",
-        // A backup leaves the status as it is: contract §6.3.
-        (Status::Running | Status::Deleting | Status::Deleted, _) => "RUNNING",
-    })
-}
-
 /// Results of a batch call.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct BatchResults {
@@ -441,284 +492,4 @@ pub struct BatchResult {
     pub instance: String,
     /// `success` or `failed`
     pub result: &'static str,
-}
-
-/// An instance as lists and ShowInstance give it.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct InstanceShown {
-    /// The instance.
-    pub instance_id: String,
-    /// Its name.
-    pub name: String,
-    /// Free text.
-    pub description: Option<String>,
-    /// `CREATING`, `CREATEFAILED`, `RUNNING`, `RESTARTING`, `RESTORING`, `FLUSHING`, `ERROR`
-    pub status: &'static str,
-    /// `normal`
-    pub sub_status: &'static str,
-    /// `Redis`
-    pub engine: &'static str,
-    /// `7.0`
-    pub engine_version: String,
-    /// GB; 0 below one.
-    pub capacity: i64,
-    /// `.125`, `.25`, `.5` below one GB, else null.
-    pub capacity_minor: Option<String>,
-    /// MB.
-    pub max_memory: i64,
-    /// MB.
-    pub used_memory: i64,
-    /// Address of the client port.
-    pub ip: String,
-    /// The client port.
-    pub port: u16,
-    /// Same as `ip`.
-    pub domain_name: String,
-    /// Not offered.
-    pub readonly_domain_name: Option<String>,
-    /// `"true"` or `"false"`
-    pub no_password_access: &'static str,
-    /// As given at creation.
-    pub access_user: Option<String>,
-    /// The flavor.
-    pub spec_code: String,
-    /// `x86_64`
-    pub cpu_type: &'static str,
-    /// As given at creation.
-    #[schema(value_type = Vec<String>)]
-    pub az_codes: Value,
-    /// Same.
-    #[schema(value_type = Vec<String>)]
-    pub available_zones: Value,
-    /// As given at creation.
-    pub vpc_id: Option<String>,
-    /// Not offered.
-    pub vpc_name: Option<String>,
-    /// As given at creation.
-    pub subnet_id: Option<String>,
-    /// Not offered.
-    pub subnet_name: Option<String>,
-    /// Not offered.
-    pub subnet_cidr: Option<String>,
-    /// As given at creation.
-    pub security_group_id: Option<String>,
-    /// Not offered.
-    pub security_group_name: Option<String>,
-    /// As given at creation.
-    pub enterprise_project_id: Option<String>,
-    /// As given at creation.
-    #[schema(value_type = Vec<Object>)]
-    pub tags: Value,
-    /// 0: nobody is charged.
-    pub charging_mode: i64,
-    /// Not offered.
-    pub order_id: Option<String>,
-    /// As given at creation.
-    pub maintain_begin: String,
-    /// As given at creation.
-    pub maintain_end: String,
-    /// When it was asked for.
-    pub created_at: String,
-    /// When it last changed.
-    pub updated_at: String,
-    /// Same; the name is DCS's.
-    pub update_at: String,
-    /// When it was asked for.
-    pub launched_at: String,
-    /// Who asks.
-    pub user_id: String,
-    /// Who asks.
-    pub user_name: String,
-    /// Not offered.
-    pub enable_ssl: bool,
-    /// Not offered.
-    pub enable_publicip: bool,
-    /// Not offered.
-    pub publicip_id: Option<String>,
-    /// Not offered.
-    pub publicip_address: Option<String>,
-    /// Not offered.
-    pub service_upgrade: bool,
-    /// Not offered.
-    pub service_task_id: String,
-    /// What the instance can do.
-    pub features: Features,
-    /// The policy as stored, or null.
-    #[schema(value_type = Option<Object>)]
-    pub instance_backup_policy: Option<Value>,
-    /// `BACKUPING` while a backup runs, `RESTORING`, `RESTARTING`, `FLUSHING`; null when idle.
-    pub task: Option<&'static str>,
-    /// `ip:port`
-    pub backend_addrs: String,
-    /// `single`
-    pub cache_mode: &'static str,
-    /// 1
-    pub replica_count: i64,
-    /// 1
-    pub sharding_count: i64,
-    /// 256
-    pub db_number: i64,
-    /// `generic`
-    pub product_type: &'static str,
-    /// `DRAM`
-    pub storage_type: &'static str,
-    /// `"false"`
-    pub support_slow_log_flag: &'static str,
-    /// Not offered.
-    pub transparent_client_ip_enable: bool,
-    /// Not offered.
-    pub bandwidth_info: Option<i64>,
-    /// What DCS does not tell; absent in strict mode.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(required = false, nullable = false)]
-    pub ext: Option<InstanceDetails>,
-}
-
-/// What an instance can do.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct Features {
-    /// Not offered.
-    pub support_acl: bool,
-    /// Not offered.
-    pub support_transparent_client_ip: bool,
-    /// Not offered.
-    pub support_ssl: bool,
-    /// Not offered.
-    pub support_audit_log: bool,
-}
-
-/// What we tell beyond DCS about an instance.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct InstanceDetails {
-    /// The engine's whole version.
-    pub engine_version: String,
-    /// `aof`, `rdb`, `none`
-    pub persistence: &'static str,
-    /// The serving generation.
-    pub generation_id: Option<String>,
-    /// Why the status is ERROR or CREATEFAILED.
-    pub failure: Option<String>,
-}
-
-impl InstanceShown {
-    fn new(request: &Request, tx: &Tx<'_>, instance: &Instance) -> Result<Self, Refusal> {
-        let kept: Value = serde_json::from_str(&instance.attributes).unwrap_or_default();
-        let text = |name: &str| kept[name].as_str().map(str::to_owned);
-        let list = |name: &str| {
-            if kept[name].is_array() {
-                kept[name].clone()
-            } else {
-                json!([])
-            }
-        };
-        let capacity_mb = instance.capacity_mb;
-        let activity = command::activity(tx, &instance.id)?;
-        let generation = crate::instance::generation::serving(tx, &instance.id)?;
-        let strict = request.app.config.strict_dcs;
-        Ok(Self {
-            instance_id: instance.id.to_string(),
-            name: instance.name.clone(),
-            description: instance.description.clone(),
-            status: status_word(tx, instance)?,
-            sub_status: "normal",
-            engine: "Redis",
-            engine_version: system::offered_version(&instance.engine_version),
-            capacity: capacity_mb / 1024,
-            capacity_minor: match capacity_mb {
-                128 => Some(".125".to_owned()),
-                256 => Some(".25".to_owned()),
-                512 => Some(".5".to_owned()),
-                _ => None,
-            },
-            max_memory: capacity_mb,
-            used_memory: i64::try_from(request.app.board.memory_of(&instance.id) >> 20).unwrap_or(0),
-            ip: instance.bind.clone(),
-            port: instance.port,
-            domain_name: instance.bind.clone(),
-            readonly_domain_name: None,
-            no_password_access: if instance.client_password_sealed.is_none() {
-                "true"
-            } else {
-                "false"
-            },
-            access_user: text("access_user"),
-            spec_code: instance.spec_code.clone(),
-            cpu_type: "x86_64",
-            az_codes: list("az_codes"),
-            available_zones: list("az_codes"),
-            vpc_id: text("vpc_id"),
-            vpc_name: None,
-            subnet_id: text("subnet_id"),
-            subnet_name: None,
-            subnet_cidr: None,
-            security_group_id: text("security_group_id"),
-            security_group_name: None,
-            enterprise_project_id: text("enterprise_project_id"),
-            tags: list("tags"),
-            charging_mode: 0,
-            order_id: None,
-            maintain_begin: text("maintain_begin").unwrap_or_else(|| "02:00:00".to_owned()),
-            maintain_end: text("maintain_end").unwrap_or_else(|| "06:00:00".to_owned()),
-            created_at: instance.created_at.iso(),
-            updated_at: instance.updated_at.iso(),
-            update_at: instance.updated_at.iso(),
-            launched_at: instance.created_at.iso(),
-            user_id: request.caller.clone(),
-            user_name: request.caller.clone(),
-            enable_ssl: false,
-            enable_publicip: false,
-            publicip_id: None,
-            publicip_address: None,
-            service_upgrade: false,
-            service_task_id: String::new(),
-            features: Features {
-                support_acl: false,
-                support_transparent_client_ip: false,
-                support_ssl: false,
-                support_audit_log: false,
-            },
-            instance_backup_policy: instance
-                .backup_policy
-                .as_deref()
-                .and_then(|text| serde_json::from_str(text).ok()),
-            task: match (instance.status, activity) {
-                (Status::Running, Some(JobKind::Backup)) => Some("BACKUPING"),
-                (Status::Running, Some(JobKind::Restore)) => Some("RESTORING"),
-                (_, Some(JobKind::Restart)) => Some("RESTARTING"),
-                (_, Some(JobKind::Flush)) => Some("FLUSHING"),
-                (_, Some(JobKind::Password)) => Some("RESETPASSWORD"),
-                _ => None,
-            },
-            backend_addrs: format!("{}:{}", instance.bind, instance.port),
-            cache_mode: "single",
-            replica_count: 1,
-            sharding_count: 1,
-            db_number: 256,
-            product_type: "generic",
-            storage_type: "DRAM",
-            support_slow_log_flag: "false",
-            transparent_client_ip_enable: false,
-            bandwidth_info: None,
-            ext: (!strict).then(|| InstanceDetails {
-                engine_version: instance.engine_version.clone(),
-                persistence: persistence_word(instance.persistence),
-                generation_id: generation.map(|found| found.id.to_string()),
-                failure: instance.failure.clone(),
-            }),
-        })
-    }
-
-    /// The version's spelling: contract C25 and §9.1.
-    fn into_value(self, version: Version) -> Value {
-        let mut value = serde_json::to_value(&self).unwrap_or_default();
-        if version == Version::V1 {
-            value["backend_addrs"] = json!([self.backend_addrs]);
-            value["domainName"] = json!(self.domain_name);
-            value["resource_spec_code"] = json!("dcs.single_node");
-            value["product_id"] = json!(self.spec_code);
-            value["internal_version"] = Value::Null;
-            value["error_code"] = Value::Null;
-        }
-        value
-    }
 }

@@ -5,8 +5,9 @@ use utoipa::{PartialSchema, ToSchema};
 
 use super::error::{ApiError, Version, json_response};
 use super::request::Request;
-use super::router::{Access, Reply, Route, routes};
-use super::{backups, instances, restores};
+use super::routes::{Access, Reply, Route, routes};
+use super::{backups, instance_shown, instances, restores};
+use crate::limits;
 
 /// What a route answers when it succeeds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +67,163 @@ impl Answer {
     }
 }
 
+/// The JSON body that a route takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wish {
+    /// None.
+    Nothing,
+    /// Of RestoreInstance.
+    Restore,
+    /// Of an undo; may be left out.
+    Undo,
+    /// Of CopyInstance; may be left out.
+    Backup,
+    /// Of ListBackupFileLinks.
+    Links,
+    /// Of CreateInstance.
+    Create,
+    /// Of UpdateInstance.
+    Update,
+    /// Of BatchDeleteInstances.
+    Instances,
+    /// Of RestartOrFlushInstances.
+    Act,
+    /// Of ResetPassword.
+    Password,
+    /// Of a log-in.
+    Token,
+}
+
+impl Wish {
+    /// Whether a call without a body is an error.
+    fn is_needed(self) -> bool {
+        !matches!(self, Wish::Nothing | Wish::Undo | Wish::Backup | Wish::Instances)
+    }
+
+    /// Fields that more than one version, or every client, spells in its own way are described as v2 has them.
+    fn schema(self, ours: bool) -> Option<Value> {
+        let text = |what: &str| json!({"type": "string", "description": what});
+        let flag = |what: &str| json!({"type": "boolean", "description": what});
+        let remark = json!({"type": ["string", "null"], "maxLength": limits::REMARK_CHARS_MAX});
+        let ids = json!({"type": "array", "minItems": 1, "maxItems": limits::BATCH_INSTANCES_MAX, "items": {"type": "string"}});
+        let named = |properties: Value, required: &[&str]| json!({"type": "object", "required": required, "properties": properties});
+        Some(match self {
+            Wish::Nothing => return None,
+            Wish::Restore => {
+                let mut properties =
+                    json!({"backup_id": text("A backup of this instance that succeeded"), "remark": remark});
+                if ours {
+                    properties["verify"] = json!({"type": "string", "enum": ["sample", "full"]});
+                    properties["allow_downtime"] =
+                        flag("Where two copies do not fit in memory: stop the old one first");
+                }
+                named(properties, &["backup_id"])
+            }
+            Wish::Undo => named(json!({"remark": remark}), &[]),
+            Wish::Backup => named(
+                json!({"remark": remark, "backup_format": {"type": ["string", "null"], "enum": ["rdb", "aof", null]}}),
+                &[],
+            ),
+            Wish::Links => named(
+                json!({"expiration": {"type": ["integer", "string"], "description": "Seconds, 300 to 86400"}}),
+                &["expiration"],
+            ),
+            Wish::Create | Wish::Update => instance_wish(self == Wish::Create),
+            Wish::Instances => named(json!({"instances": ids}), &[]),
+            Wish::Act => named(
+                json!({"instances": ids, "action": {"type": "string", "enum": ["restart", "soft_restart", "flush"]}}),
+                &["instances", "action"],
+            ),
+            Wish::Password => named(
+                json!({"new_password": text("8 to 32 characters of three kinds"),
+                       "no_password_access": flag("Clients need no password from now on")}),
+                &[],
+            ),
+            Wish::Token => named(
+                json!({"auth": {"type": "object", "required": ["identity"], "properties": {
+                    "identity": {"type": "object", "required": ["methods"], "properties": {
+                        "methods": {"type": "array", "items": {"type": "string", "enum": ["password", "token"]}},
+                        "password": {"type": "object", "properties": {"user": {"type": "object", "properties": {
+                            "id": text("The user, or its name"), "name": text("Of the user"), "password": text("Of the user"),
+                            "domain": {"type": "object", "properties": {"name": text("The only domain")}}}}}},
+                        "token": {"type": "object", "properties": {"id": text("A token to scope anew")}}}},
+                    "scope": {"type": "object", "properties": {
+                        "project": {"type": "object", "properties": {"id": text("Or its name"), "name": text("Of the project"),
+                            "domain": {"type": "object", "properties": {"name": text("The only domain")}}}},
+                        "domain": {"type": "object", "description": "A token that is good for no DCS call"}}}}}}),
+                &["auth"],
+            ),
+        })
+    }
+}
+
+/// What CreateInstance and UpdateInstance take.
+fn instance_wish(create: bool) -> Value {
+    let text = |what: &str| json!({"type": ["string", "null"], "description": what});
+    let kept = "Kept and shown; no effect";
+    let mut properties = json!({
+        "name": text("4 to 64 characters: a letter, then letters, digits, _ and -"),
+        "description": {"type": ["string", "null"], "maxLength": limits::DESCRIPTION_CHARS_MAX},
+        "port": {"type": ["integer", "string", "null"], "description": "The client port; cannot be changed later"},
+        "maintain_begin": text("Whole hour, with maintain_end; no effect"),
+        "maintain_end": text("Whole hour, with maintain_begin; no effect"),
+        "security_group_id": text(kept),
+        "rename_commands": {"type": ["object", "null"], "description": kept},
+        "enterprise_project_id": text(kept),
+        "tags": {"type": ["array", "null"], "items": {"type": "object"}, "description": "ListInstances can look for them"},
+        "instance_backup_policy": {"type": ["object", "null"], "properties": {
+            "backup_type": {"type": "string", "enum": ["auto", "manual"]},
+            "save_days": {"type": ["integer", "string"]},
+            "periodical_backup_plan": {"type": "object", "properties": {
+                "period_type": {"type": "string", "enum": ["weekly"]},
+                "backup_at": {"type": "array", "items": {"type": ["integer", "string"]}},
+                "begin_at": text("HH:00-HH:00"), "timezone_offset": text("+HHMM or -HHMM")}}}},
+    });
+    if !create {
+        return json!({"type": "object", "minProperties": 1, "properties": properties});
+    }
+    for (name, schema) in [
+        ("engine", json!({"type": "string", "enum": ["Redis", "redis"]})),
+        ("engine_version", text("One of the flavors'")),
+        (
+            "capacity",
+            json!({"type": ["number", "string", "null"], "description": "GB, that of the flavor"}),
+        ),
+        ("spec_code", text("The flavor; product_id on v1.0")),
+        ("product_id", text("The flavor, on v1.0")),
+        (
+            "az_codes",
+            json!({"type": ["array", "null"], "items": {"type": "string"}}),
+        ),
+        (
+            "available_zones",
+            json!({"type": ["array", "null"], "items": {"type": "string"}}),
+        ),
+        ("vpc_id", text(kept)),
+        ("subnet_id", text(kept)),
+        ("access_user", text(kept)),
+        (
+            "password",
+            text("8 to 32 characters of three kinds; needed unless no_password_access"),
+        ),
+        (
+            "no_password_access",
+            json!({"type": ["boolean", "string", "null"]}),
+        ),
+        (
+            "instance_num",
+            json!({"type": ["integer", "string", "null"], "description": "1 to 100"}),
+        ),
+        (
+            "persistence",
+            json!({"type": ["string", "null"], "enum": ["aof", "rdb", "none", null], "description": "Ours: what survives a crash"}),
+        ),
+    ] {
+        properties[name] = schema;
+    }
+    json!({"type": "object", "required": ["name", "engine"], "properties": properties})
+}
+
 /// `GET /openapi.json`
 ///
 /// # Errors
@@ -108,6 +266,16 @@ fn operation(route: &Route) -> Value {
         parameters
             .push(json!({"name": name, "in": "query", "required": false, "schema": {"type": "string"}}));
     }
+    let is_made_once = matches!(
+        route.wish,
+        Wish::Restore | Wish::Undo | Wish::Backup | Wish::Create
+    );
+    if is_made_once && Version::of(&route.path) == Version::V2 {
+        parameters.push(
+            json!({"name": "Idempotency-Key", "in": "header", "required": false,
+                               "schema": {"type": "string", "maxLength": limits::IDEMPOTENCY_KEY_CHARS_MAX}}),
+        );
+    }
     let mut success = json!({"description": "Success"});
     let version = Version::of(&route.path);
     match route.answer.schema(version) {
@@ -134,8 +302,9 @@ fn operation(route: &Route) -> Value {
         responses["401"] = error("AnyError", "No usable credential");
     }
     let mut operation = json!({"operationId": route.name, "parameters": parameters, "responses": responses});
-    if route.body {
-        operation["requestBody"] = json!({"content": {"application/json": {"schema": {"type": "object"}}}});
+    if let Some(schema) = route.wish.schema(route.path.starts_with("/ck/")) {
+        operation["requestBody"] =
+            json!({"required": route.wish.is_needed(), "content": {"application/json": {"schema": schema}}});
     }
     if route.access == Access::Open {
         operation["security"] = json!([]);
@@ -159,7 +328,7 @@ fn schemas() -> Value {
         backups::BackupList,
         backups::BackupStarted,
         backups::BackupLinks,
-        instances::InstanceShown,
+        instance_shown::InstanceShown,
         instances::BatchResults
     );
     let mut all = Map::new();

@@ -7,13 +7,18 @@ use serde_json::{Map, Value};
 
 use super::error::{ApiError, Version};
 use crate::app::App;
+use crate::idempotency::Once;
 use crate::ids::{BackupId, InstanceId, Moment, ProjectId, RestoreId};
+use crate::limits;
 use crate::refusal::Refusal;
+use crate::secrets::sha256;
 
 /// Everything a handler may look at.
 pub struct Request {
     /// The service.
     pub app: Arc<App>,
+    /// Name of the operation, as in the table of routes.
+    pub operation: &'static str,
     /// The version of the path.
     pub version: Version,
     /// The caller's project, checked against the path; the zero project for calls without one.
@@ -32,6 +37,8 @@ pub struct Request {
     pub body: Bytes,
     /// The one reading of the clock of this request.
     pub now: Moment,
+    /// The place among those for costly work; whoever works on behind the answer keeps it till the end.
+    pub slot: Option<Arc<tokio::sync::OwnedSemaphorePermit>>,
 }
 
 impl Request {
@@ -43,6 +50,11 @@ impl Request {
         self.project
             .as_ref()
             .ok_or_else(|| Refusal::Internal("a route without a project".to_owned()).into())
+    }
+
+    /// Whether answers tell what DCS does not: not in strict mode, but for our own calls always.
+    pub fn tells_more(&self) -> bool {
+        !self.app.config.strict_dcs || self.operation.starts_with("Ck")
     }
 
     /// A path parameter's text.
@@ -93,6 +105,35 @@ impl Request {
             }
         }
         found.filter(|value| !value.is_empty())
+    }
+
+    /// The `Idempotency-Key` of the call. v1.0 does not know the header, and ignores it.
+    ///
+    /// # Errors
+    /// [`Refusal::Parameter`] for a key that is empty, too long, not printable, or given twice.
+    pub fn once(&self) -> Result<Option<Once>, Refusal> {
+        const NAME: &str = "Idempotency-Key";
+        let mut given = self.headers.get_all(NAME).iter();
+        let (Some(value), Version::V2) = (given.next(), self.version) else {
+            return Ok(None);
+        };
+        let key = value.to_str().ok().filter(|key| {
+            (1..=limits::IDEMPOTENCY_KEY_CHARS_MAX).contains(&key.len())
+                && key.bytes().all(|byte| byte.is_ascii_graphic())
+        });
+        let (Some(key), None) = (key, given.next()) else {
+            return Err(Refusal::Parameter(NAME));
+        };
+        let mut asked = self.operation.as_bytes().to_vec();
+        for (name, value) in &self.params {
+            asked.extend_from_slice(format!("\n{name}={value}").as_bytes());
+        }
+        asked.extend_from_slice(b"\n\n");
+        asked.extend_from_slice(&self.body);
+        Ok(Some(Once {
+            key: key.to_owned(),
+            fingerprint: sha256(&asked),
+        }))
     }
 
     /// The body as a JSON object; `None` where there is no body.

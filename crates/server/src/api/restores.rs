@@ -4,11 +4,13 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::error::{ApiError, Version, json_response};
+use super::failure;
 use super::page;
 use super::request::Request;
-use super::router::Reply;
+use super::routes::Reply;
 use crate::ids::BackupId;
-use crate::instance;
+use crate::instance::command as instances;
+use crate::instance::generation::{self, Generation};
 use crate::limits;
 use crate::refusal::Refusal;
 use crate::restore::command::{self, RestoreRequest};
@@ -22,8 +24,16 @@ pub fn create(request: &Request) -> Result<Reply, ApiError> {
     let project = request.project()?;
     let instance = request.instance_id()?;
     let wish = decode(request).map_err(|refusal| of_body(refusal, request.version))?;
-    let id = command::submit(&request.app, project, &instance, &wish, request.now)
-        .map_err(|refusal| of_body(refusal, request.version))?;
+    let once = request.once()?;
+    let id = command::submit(
+        &request.app,
+        project,
+        &instance,
+        &wish,
+        once.as_ref(),
+        request.now,
+    )
+    .map_err(|refusal| of_body(refusal, request.version))?;
     Ok(json_response(
         200,
         &RestoreStarted {
@@ -68,26 +78,19 @@ pub fn list(request: &Request) -> Result<Reply, ApiError> {
     let id = request.instance_id()?;
     let page = page::page(request, limits::PAGE_ROWS_DEFAULT)?;
     let window = page::window(request)?;
-    let deleted = request.query("include_deleted").as_deref() == Some("true");
-    let (total, rows) = request.app.catalog.read(|tx| {
-        match deleted {
-            true => instance::record::find_with_deleted(tx, project, &id)?,
-            false => instance::record::find(tx, project, &id)?,
-        }
-        .ok_or(Refusal::InstanceUnknown)?;
-        Ok::<_, Refusal>(record::list(
-            tx,
-            &id,
-            window.from,
-            window.to,
-            page.offset,
-            page.limit,
-        )?)
-    })?;
     let strict = request.app.config.strict_dcs;
+    let deleted = request.query("include_deleted").as_deref() == Some("true") && !strict;
+    let (total, rows, kept) = request.app.catalog.read(|tx| {
+        let instance = match deleted {
+            true => instances::find_with_deleted(tx, project, &id)?,
+            false => instances::find(tx, project, &id)?,
+        };
+        let (total, rows) = record::list(tx, &instance, window.from, window.to, page.offset, page.limit)?;
+        Ok::<_, Refusal>((total, rows, generation::retired(tx, &id)?))
+    })?;
     let records = rows
         .iter()
-        .map(|row| RestoreRecord::new(row, request.version, strict))
+        .map(|row| RestoreRecord::new(request, row, &kept))
         .collect();
     Ok(json_response(
         200,
@@ -103,16 +106,10 @@ pub fn list(request: &Request) -> Result<Reply, ApiError> {
 /// # Errors
 /// Unknown instance or restore.
 pub fn show(request: &Request) -> Result<Reply, ApiError> {
-    let restore = command::find(
-        &request.app,
-        request.project()?,
-        &request.instance_id()?,
-        &request.restore_id()?,
-    )?;
-    Ok(json_response(
-        200,
-        &RestoreRecord::new(&restore, Version::V2, false),
-    ))
+    let id = request.instance_id()?;
+    let restore = command::find(&request.app, request.project()?, &id, &request.restore_id()?)?;
+    let kept = request.app.catalog.read(|tx| generation::retired(tx, &id))?;
+    Ok(json_response(200, &RestoreRecord::new(request, &restore, &kept)))
 }
 
 /// `POST /ck/v1/…/restores/{restore_id}/undo`
@@ -130,6 +127,7 @@ pub fn undo(request: &Request) -> Result<Reply, ApiError> {
         &request.instance_id()?,
         &request.restore_id()?,
         remark,
+        request.once()?.as_ref(),
         request.now,
     )?;
     Ok(json_response(
@@ -206,6 +204,8 @@ pub struct RestoreDetails {
     pub bytes_done: i64,
     /// Expected bytes of the phase.
     pub bytes_total: i64,
+    /// Keys that the phase has got through.
+    pub keys_done: i64,
     /// Keys that the new generation loaded.
     pub keys_applied: i64,
     /// Always 0: nothing can be left out of a restore.
@@ -225,6 +225,9 @@ pub struct RestoreDetails {
     pub undo_of: Option<String>,
     /// The restore that took this one back.
     pub undone_by: Option<String>,
+    /// Until when an undo is possible at the latest: what was replaced may have to give way to another restore, or to a
+    /// need of memory, before. Null where it is not possible.
+    pub undo_until: Option<String>,
     /// `side_load`, `in_place`, `switch_back`
     pub method: &'static str,
     /// `sample` or `full`
@@ -232,7 +235,7 @@ pub struct RestoreDetails {
     /// The switch in microseconds: writes to the old generation paused to new port open. Absent where that is not
     /// known: a crash came in between, or the old generation had ended before.
     pub unavailable_us: Option<i64>,
-    /// Why it failed, for the operator.
+    /// Why it failed; the log has more of it, for the operator.
     pub failure: Option<String>,
     /// When the work began.
     pub started_at: Option<String>,
@@ -243,8 +246,9 @@ pub struct RestoreDetails {
 }
 
 impl RestoreRecord {
-    fn new(row: &Restore, version: Version, strict: bool) -> Self {
-        let v1 = version == Version::V1;
+    /// `kept`: the instance's generations that are kept for undo.
+    fn new(request: &Request, row: &Restore, kept: &[Generation]) -> Self {
+        let v1 = request.version == Version::V1;
         Self {
             restore_id: row.id.to_string(),
             restore_name: row.name.clone(),
@@ -264,11 +268,12 @@ impl RestoreRecord {
             error_code: row.error_code.clone(),
             source_instance_id: v1.then(|| row.source_instance_id.to_string()),
             source_instance_name: v1.then(|| row.source_instance_name.clone()),
-            ext: (!strict).then(|| RestoreDetails {
+            ext: request.tells_more().then(|| RestoreDetails {
                 ordinal: row.ordinal,
                 phase: row.phase.clone(),
                 bytes_done: row.bytes_done,
                 bytes_total: row.bytes_total,
+                keys_done: row.keys_done,
                 keys_applied: row.keys_applied,
                 keys_skipped: 0,
                 keys_failed: 0,
@@ -278,10 +283,15 @@ impl RestoreRecord {
                 source_instance_id: row.source_instance_id.to_string(),
                 undo_of: row.undo_of.as_ref().map(ToString::to_string),
                 undone_by: row.undone_by.as_ref().map(ToString::to_string),
+                undo_until: kept
+                    .iter()
+                    .filter(|_| row.status == Status::Succeeded && row.undone_by.is_none())
+                    .find(|kept| Some(&kept.id) == row.old_generation_id.as_ref())
+                    .and_then(|kept| kept.expires_at.map(crate::ids::Moment::iso)),
                 method: row.method.word(),
                 verify: row.verify.clone(),
                 unavailable_us: row.unavailable_us,
-                failure: row.failure.clone(),
+                failure: failure::shown(&request.app.config, row.failure.as_deref()),
                 started_at: row.started_at.map(crate::ids::Moment::iso),
                 finished_at: row.finished_at.map(crate::ids::Moment::iso),
                 clock_at: row.clock_at.iso(),

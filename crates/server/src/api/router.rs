@@ -1,465 +1,27 @@
-//! The table of every route, and the one path that each request takes: limit, authenticate, check the project,
-//! handle.
+//! The one path that each request takes: authenticate, read the body within limits, check the project, handle.
 
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{RawPathParams, State};
-use axum::http::{HeaderValue, Response};
+use axum::http::HeaderValue;
+use axum::http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use axum::http::request::Parts;
 use axum::routing::any;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::auth::{self, Presented};
-use super::error::{ApiError, Version};
-use super::openapi::Answer;
+use super::auth::{self, Caller, Known, Presented};
+use super::error::{ApiError, Shape, Version};
 use super::request::Request;
-use super::{backups, download, identity, instances, openapi, restores, system};
+use super::routes::{Access, Reply, Route, Work, routes};
 use crate::app::App;
 use crate::ids::{Moment, ProjectId};
 use crate::limits;
 use crate::refusal::Refusal;
-
-/// A response.
-pub type Reply = Response<Body>;
-
-type Handler = fn(&Request) -> Result<Reply, ApiError>;
-
-/// Who may call a route.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Access {
-    /// Anybody.
-    Open,
-    /// Any valid credential.
-    Credential,
-    /// A credential for the project of the path.
-    Project,
-}
-
-/// One row of the table: also the source of `/openapi.json`.
-pub struct Route {
-    /// Name of the operation.
-    pub name: &'static str,
-    /// HTTP method.
-    pub method: &'static str,
-    /// Path with its parameters.
-    pub path: String,
-    /// Who may call it.
-    pub access: Access,
-    /// Status of its success.
-    pub success: u16,
-    /// What it answers.
-    pub answer: Answer,
-    /// Its query parameters, spelled as on v2.
-    pub query: &'static [&'static str],
-    /// Whether it takes a JSON body.
-    pub body: bool,
-    handler: Handler,
-    /// Runs on a thread where waiting for the disk or a hash is allowed.
-    waits: bool,
-}
-
-const PAGED: &[&str] = &[
-    "begin_time",
-    "end_time",
-    "limit",
-    "offset",
-    "start",
-    "include_deleted",
-];
-const INSTANCE_QUERY: &[&str] = &[
-    "instance_id",
-    "name",
-    "name_equal",
-    "status",
-    "ip",
-    "include_failure",
-    "limit",
-    "offset",
-    "start",
-    "marker",
-];
-const FLAVOR_QUERY: &[&str] = &[
-    "spec_code",
-    "cache_mode",
-    "engine",
-    "engine_version",
-    "cpu_type",
-    "capacity",
-];
-
-/// Every route of the service.
-pub fn routes() -> Vec<Route> {
-    let mut table = Vec::new();
-    for (prefix, v1) in [("/v2/{project_id}", false), ("/v1.0/{project_id}", true)] {
-        let suffix = if v1 { "V1" } else { "" };
-        let mut add =
-            |name: &str, method, path: &str, success, answer, query, body, waits, handler: Handler| {
-                table.push(Route {
-                    name: Box::leak(format!("{name}{suffix}").into_boxed_str()),
-                    method,
-                    path: format!("{prefix}{path}"),
-                    access: Access::Project,
-                    success,
-                    answer,
-                    query,
-                    body,
-                    handler,
-                    waits,
-                });
-            };
-        let (changed, deleted) = (204, if v1 { 200 } else { 204 });
-        let deleted_answer = if v1 { Answer::Object } else { Answer::Nothing };
-        let one = "/instances/{instance_id}";
-        add(
-            "ListRestoreRecords",
-            "GET",
-            &format!("{one}/restores"),
-            200,
-            Answer::RestoreList,
-            PAGED,
-            false,
-            false,
-            restores::list,
-        );
-        add(
-            "RestoreInstance",
-            "POST",
-            &format!("{one}/restores"),
-            200,
-            Answer::RestoreStarted,
-            &[],
-            true,
-            true,
-            restores::create,
-        );
-        add(
-            "ListBackupRecords",
-            "GET",
-            &format!("{one}/backups"),
-            200,
-            Answer::BackupList,
-            PAGED,
-            false,
-            false,
-            backups::list,
-        );
-        add(
-            "CopyInstance",
-            "POST",
-            &format!("{one}/backups"),
-            200,
-            Answer::BackupStarted,
-            &[],
-            true,
-            true,
-            backups::create,
-        );
-        let backup = format!("{one}/backups/{{backup_id}}");
-        add(
-            "DeleteBackupFile",
-            "DELETE",
-            &backup,
-            deleted,
-            deleted_answer,
-            &[],
-            false,
-            true,
-            backups::delete,
-        );
-        let links = format!("{backup}/links");
-        add(
-            "ListBackupFileLinks",
-            "POST",
-            &links,
-            200,
-            Answer::BackupLinks,
-            &[],
-            true,
-            true,
-            backups::links,
-        );
-        add(
-            "ListInstances",
-            "GET",
-            "/instances",
-            200,
-            Answer::InstanceList,
-            INSTANCE_QUERY,
-            false,
-            false,
-            instances::list,
-        );
-        add(
-            "CreateInstance",
-            "POST",
-            "/instances",
-            200,
-            Answer::Object,
-            &[],
-            true,
-            true,
-            instances::create,
-        );
-        add(
-            "BatchDeleteInstances",
-            "DELETE",
-            "/instances",
-            200,
-            Answer::BatchResults,
-            &["all_failure"],
-            true,
-            true,
-            instances::delete_batch,
-        );
-        add(
-            "RestartOrFlushInstances",
-            "PUT",
-            "/instances/status",
-            200,
-            Answer::BatchResults,
-            &[],
-            true,
-            true,
-            instances::act,
-        );
-        add(
-            "ShowInstance",
-            "GET",
-            one,
-            200,
-            Answer::Instance,
-            &[],
-            false,
-            false,
-            instances::show,
-        );
-        add(
-            "UpdateInstance",
-            "PUT",
-            one,
-            changed,
-            Answer::Nothing,
-            &[],
-            true,
-            true,
-            instances::update,
-        );
-        add(
-            "DeleteSingleInstance",
-            "DELETE",
-            one,
-            204,
-            Answer::Nothing,
-            &[],
-            false,
-            true,
-            instances::delete,
-        );
-        let reset = format!("{one}/password/reset");
-        add(
-            "ResetPassword",
-            "POST",
-            &reset,
-            200,
-            Answer::Object,
-            &[],
-            true,
-            true,
-            instances::reset_password,
-        );
-        add(
-            "ListFlavors",
-            "GET",
-            "/flavors",
-            200,
-            Answer::Object,
-            FLAVOR_QUERY,
-            false,
-            false,
-            system::flavors,
-        );
-        if !v1 {
-            // The documented sample of UpdateInstance spells it in the singular: contract C30.
-            add(
-                "UpdateInstanceSingular",
-                "PUT",
-                "/instance/{instance_id}",
-                changed,
-                Answer::Nothing,
-                &[],
-                true,
-                true,
-                instances::update,
-            );
-        }
-    }
-    let mut add = |name, method, path: &str, access, answer, query, body, waits, handler: Handler| {
-        table.push(Route {
-            name,
-            method,
-            path: path.to_owned(),
-            access,
-            success: 200,
-            answer,
-            query,
-            body,
-            handler,
-            waits,
-        });
-    };
-    let one = "/ck/v1/{project_id}/instances/{instance_id}";
-    let project = Access::Project;
-    add(
-        "CkRestoreInstance",
-        "POST",
-        &format!("{one}/restores"),
-        project,
-        Answer::RestoreStarted,
-        &[],
-        true,
-        true,
-        restores::create,
-    );
-    add(
-        "CkShowRestore",
-        "GET",
-        &format!("{one}/restores/{{restore_id}}"),
-        project,
-        Answer::Restore,
-        &[],
-        false,
-        false,
-        restores::show,
-    );
-    add(
-        "CkUndoRestore",
-        "POST",
-        &format!("{one}/restores/{{restore_id}}/undo"),
-        project,
-        Answer::RestoreStarted,
-        &[],
-        true,
-        true,
-        restores::undo,
-    );
-    add(
-        "CkShowBackup",
-        "GET",
-        &format!("{one}/backups/{{backup_id}}"),
-        project,
-        Answer::Backup,
-        &[],
-        false,
-        false,
-        backups::show,
-    );
-    let any_credential = Access::Credential;
-    add(
-        "ListAvailableZones",
-        "GET",
-        "/v2/available-zones",
-        any_credential,
-        Answer::Object,
-        &[],
-        false,
-        false,
-        system::zones,
-    );
-    add(
-        "ListAvailableZonesV1",
-        "GET",
-        "/v1.0/availableZones",
-        any_credential,
-        Answer::Object,
-        &[],
-        false,
-        false,
-        system::zones,
-    );
-    add(
-        "ListProductsV1",
-        "GET",
-        "/v1.0/products",
-        any_credential,
-        Answer::Object,
-        &[],
-        false,
-        false,
-        system::products,
-    );
-    add(
-        "KeystoneListProjects",
-        "GET",
-        "/v3/projects",
-        any_credential,
-        Answer::Object,
-        &["name"],
-        false,
-        false,
-        identity::projects,
-    );
-    add(
-        "KeystoneListAuthProjects",
-        "GET",
-        "/v3/auth/projects",
-        any_credential,
-        Answer::Object,
-        &["name"],
-        false,
-        false,
-        identity::projects,
-    );
-    let open = Access::Open;
-    table.push(Route {
-        name: "KeystoneCreateToken",
-        method: "POST",
-        path: "/v3/auth/tokens".to_owned(),
-        access: open,
-        success: 201,
-        answer: Answer::Object,
-        query: &[],
-        body: true,
-        handler: identity::create_token,
-        waits: true,
-    });
-    let mut add = |name, path: &str, handler: Handler| {
-        table.push(Route {
-            name,
-            method: "GET",
-            path: path.to_owned(),
-            access: open,
-            success: 200,
-            answer: Answer::Object,
-            query: &[],
-            body: false,
-            handler,
-            waits: false,
-        });
-    };
-    add("KeystoneVersion", "/v3", identity::version);
-    add("KeystoneVersionSlash", "/v3/", identity::version);
-    add("ListApiVersions", "/", system::versions);
-    add("ShowApiVersion2", "/v2", system::version_2);
-    add("ShowApiVersion2Slash", "/v2/", system::version_2);
-    add("ShowApiVersion1", "/v1.0", system::version_1);
-    add("ShowApiVersion1Slash", "/v1.0/", system::version_1);
-    add("Health", "/healthz", system::healthy);
-    add("Readiness", "/readyz", system::ready);
-    add("OpenApi", "/openapi.json", openapi::serve);
-    table.push(Route {
-        name: "DownloadBackupFile",
-        method: "GET",
-        path: "/download/{project}/{instance}/{backup}/{file}".to_owned(),
-        access: open,
-        success: 200,
-        answer: Answer::Bytes,
-        query: &["Expires", "Signature"],
-        body: false,
-        handler: download::serve,
-        waits: true,
-    });
-    table
-}
 
 /// The routes of one path.
 struct Place {
@@ -467,8 +29,23 @@ struct Place {
     version: Version,
 }
 
+/// What requests share besides the service: how much of what may go on at once.
+struct Edge {
+    app: Arc<App>,
+    /// KiB of bodies that are read for a signature that nothing has proven yet.
+    unproven: Semaphore,
+    logins: Arc<Semaphore>,
+    downloads: Arc<Semaphore>,
+}
+
 /// The whole service as an axum router.
 pub fn build(app: Arc<App>) -> Router {
+    let edge = Arc::new(Edge {
+        app,
+        unproven: Semaphore::new(limits::UNPROVEN_BODIES_BYTES_MAX / 1024),
+        logins: Arc::new(Semaphore::new(limits::PASSWORD_HASHES_AT_ONCE)),
+        downloads: Arc::new(Semaphore::new(limits::DOWNLOADS_AT_ONCE)),
+    });
     let mut router = Router::new();
     let mut places: Vec<(String, Place)> = Vec::new();
     for route in routes() {
@@ -486,7 +63,7 @@ pub fn build(app: Arc<App>) -> Router {
     }
     for (path, place) in places {
         let place = Arc::new(place);
-        let handler = move |state: State<Arc<App>>,
+        let handler = move |state: State<Arc<Edge>>,
                             params: Result<RawPathParams, _>,
                             request: axum::extract::Request| {
             dispatch(state.0, Some(place.clone()), params.ok(), request)
@@ -494,26 +71,35 @@ pub fn build(app: Arc<App>) -> Router {
         router = router.route(&path, any(handler));
     }
     router
-        .fallback(|state: State<Arc<App>>, request: axum::extract::Request| {
+        .fallback(|state: State<Arc<Edge>>, request: axum::extract::Request| {
             dispatch(state.0, None, None, request)
         })
-        .with_state(app)
+        .with_state(edge)
 }
 
 async fn dispatch(
-    app: Arc<App>,
+    edge: Arc<Edge>,
     place: Option<Arc<Place>>,
     params: Option<RawPathParams>,
     request: axum::extract::Request,
 ) -> Reply {
     let request_id = uuid::Uuid::new_v4().simple().to_string();
-    let version = match &place {
-        Some(place) => place.version,
-        None => Version::of(request.uri().path()),
+    let shape = Shape::of(request.uri().path());
+    // HEAD is GET without its body; hyper leaves the body out.
+    let method = match request.method().as_str() {
+        "HEAD" => "GET",
+        other => other,
     };
-    let mut reply = match handle(app, place, params, request, version).await {
+    let at = place
+        .as_ref()
+        .and_then(|place| place.routes.iter().position(|route| route.method == method));
+    let operation = match (&place, at) {
+        (Some(place), Some(at)) => place.routes[at].name,
+        _ => "",
+    };
+    let mut reply = match handle(&edge, place.as_deref(), at, params, request).await {
         Ok(reply) => reply,
-        Err(error) => error.into_response(version, &request_id),
+        Err(error) => error.into_response(shape, operation, &request_id),
     };
     if let Ok(value) = HeaderValue::from_str(&request_id) {
         reply.headers_mut().insert("x-request-id", value);
@@ -522,44 +108,17 @@ async fn dispatch(
 }
 
 async fn handle(
-    app: Arc<App>,
-    place: Option<Arc<Place>>,
+    edge: &Edge,
+    place: Option<&Place>,
+    at: Option<usize>,
     params: Option<RawPathParams>,
     request: axum::extract::Request,
-    version: Version,
 ) -> Result<Reply, ApiError> {
     let (head, body) = request.into_parts();
-    let too_large = || ApiError::Gateway {
-        status: 413,
-        code: "APIGW.0201",
-        message: "The request body is too large.".to_owned(),
-    };
-    let reading = axum::body::to_bytes(body, limits::BODY_BYTES_MAX);
-    let body = match tokio::time::timeout(limits::REQUEST_TIME_MAX, reading).await {
-        Ok(Ok(body)) => body,
-        Ok(Err(_)) => return Err(too_large()),
-        Err(_) => {
-            let message = "The request body did not arrive in time.".to_owned();
-            return Err(ApiError::Gateway {
-                status: 408,
-                code: "APIGW.0201",
-                message,
-            });
-        }
-    };
     let now = Moment::now();
-    let presented = Presented {
-        method: head.method.as_str(),
-        path: head.uri.path(),
-        query: head.uri.query().unwrap_or_default(),
-        headers: &head.headers,
-        body: &body,
-        now,
-    };
     let Some(place) = place else {
         // Who is not known here is not told what exists.
-        let known = auth::authenticate(&app, &presented);
-        return Err(match known {
+        return Err(match identify(edge, &head, body, now).await {
             Ok(_) => ApiError::Service {
                 status: 404,
                 code: 4001,
@@ -573,26 +132,17 @@ async fn handle(
         });
     };
     let open = place.routes.iter().all(|route| route.access == Access::Open);
-    let caller = if open {
-        None
+    let (caller, body) = if open {
+        (None, read(body, &head, limits::OPEN_BODY_BYTES_MAX).await?)
     } else {
-        Some(auth::authenticate(&app, &presented)?)
+        let (caller, body) = identify(edge, &head, body, now).await?;
+        (Some(caller), body)
     };
-    // HEAD is GET without its body; hyper leaves the body out.
-    let method = if head.method == "HEAD" {
-        "GET"
-    } else {
-        head.method.as_str()
-    };
-    let at = place
-        .routes
-        .iter()
-        .position(|route| route.method == method)
-        .ok_or_else(|| ApiError::Service {
-            status: 405,
-            code: 5001,
-            message: "This method is not allowed here.".to_owned(),
-        })?;
+    let at = at.ok_or_else(|| ApiError::Service {
+        status: 405,
+        code: 5001,
+        message: "This method is not allowed here.".to_owned(),
+    })?;
     let route = &place.routes[at];
     let mut named = Vec::new();
     for (name, value) in params.iter().flatten() {
@@ -620,6 +170,12 @@ async fn handle(
         (Some(caller), Access::Credential) => Some(caller.project.clone()),
         _ => None,
     };
+    let slot = match route.work {
+        Work::Quick | Work::Waits => None,
+        Work::Hashes => Some(slot(&edge.logins, limits::LOGIN_WAIT_MAX).await?),
+        Work::Streams => Some(slot(&edge.downloads, limits::DOWNLOAD_WAIT_MAX).await?),
+    };
+    let app = edge.app.clone();
     let scheme = if app.config.tls.is_some() { "https" } else { "http" };
     let host = head
         .headers
@@ -630,21 +186,121 @@ async fn handle(
         base: format!("{scheme}://{host}"),
         query: head.uri.query().unwrap_or_default().to_owned(),
         app,
-        version,
+        operation: route.name,
+        version: place.version,
         project,
         caller: caller.map(|caller| caller.name).unwrap_or_default(),
         params: named,
         headers: head.headers,
         body,
         now,
+        slot,
     };
     let handler = route.handler;
-    if !route.waits {
+    if route.work == Work::Quick {
         return handler(&request);
     }
     match tokio::task::spawn_blocking(move || handler(&request)).await {
         Ok(reply) => reply,
         Err(panic) => Err(Refusal::Internal(format!("a handler panicked, this is a bug: {panic}")).into()),
+    }
+}
+
+/// Who calls, and the body. Nothing of the body is kept before as much of the credential was checked as can be
+/// without it: all of a token; of a signature its form, its date and its key. What is then still unproven shares
+/// [`limits::UNPROVEN_BODIES_BYTES_MAX`].
+async fn identify(edge: &Edge, head: &Parts, body: Body, now: Moment) -> Result<(Caller, Bytes), ApiError> {
+    let presented = Presented {
+        method: head.method.as_str(),
+        path: head.uri.path(),
+        query: head.uri.query().unwrap_or_default(),
+        headers: &head.headers,
+        now,
+    };
+    let key = match auth::before_the_body(&edge.app, &presented) {
+        Ok(Known::Caller(caller)) => return Ok((caller, read(body, head, limits::BODY_BYTES_MAX).await?)),
+        Ok(Known::Key(key)) => key,
+        Err(error) => {
+            discard(body).await;
+            return Err(error);
+        }
+    };
+    let kilobytes = u32::try_from(announced(head, limits::BODY_BYTES_MAX).div_ceil(1024)).unwrap_or(u32::MAX);
+    let waiting = edge.unproven.acquire_many(kilobytes);
+    let Ok(Ok(_held)) = tokio::time::timeout(limits::BODY_WAIT_MAX, waiting).await else {
+        return Err(too_many());
+    };
+    let body = read(body, head, limits::BODY_BYTES_MAX).await?;
+    let caller = auth::check_signature(&edge.app, &presented, &key, &body)?;
+    Ok((caller, body))
+}
+
+/// Most bytes that the body can have, by its head.
+fn announced(head: &Parts, limit: usize) -> usize {
+    let length = head
+        .headers
+        .get(CONTENT_LENGTH)
+        .and_then(|text| text.to_str().ok()?.parse().ok());
+    match length {
+        Some(length) => limit.min(length),
+        None if head.headers.contains_key(TRANSFER_ENCODING) => limit,
+        None => 0,
+    }
+}
+
+async fn read(body: Body, head: &Parts, limit: usize) -> Result<Bytes, ApiError> {
+    let too_large = || ApiError::Gateway {
+        status: 413,
+        code: "APIGW.0201",
+        message: "The request body is too large.".to_owned(),
+    };
+    let length = head
+        .headers
+        .get(CONTENT_LENGTH)
+        .and_then(|text| text.to_str().ok()?.parse::<u64>().ok());
+    if length.is_some_and(|length| length > limit as u64) {
+        discard(body).await;
+        return Err(too_large());
+    }
+    match tokio::time::timeout(limits::REQUEST_TIME_MAX, axum::body::to_bytes(body, limit)).await {
+        Ok(Ok(body)) => Ok(body),
+        Ok(Err(_)) => Err(too_large()),
+        Err(_) => Err(ApiError::Gateway {
+            status: 408,
+            code: "APIGW.0201",
+            message: "The request body did not arrive in time.".to_owned(),
+        }),
+    }
+}
+
+/// Takes a body that nobody wants off the connection, so that its sender reads our answer; keeps nothing of it.
+async fn discard(mut body: Body) {
+    let mut left = limits::BODY_BYTES_MAX;
+    let taken = async {
+        while let Some(Ok(frame)) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
+            let bytes = frame.data_ref().map_or(0, Bytes::len);
+            match left.checked_sub(bytes) {
+                Some(rest) => left = rest,
+                None => break,
+            }
+        }
+    };
+    let _given_up = tokio::time::timeout(limits::BODY_WAIT_MAX, taken).await;
+}
+
+/// One of the few places for this kind of work, waited for a while.
+async fn slot(places: &Arc<Semaphore>, wait: Duration) -> Result<Arc<OwnedSemaphorePermit>, ApiError> {
+    match tokio::time::timeout(wait, places.clone().acquire_owned()).await {
+        Ok(Ok(place)) => Ok(Arc::new(place)),
+        _ => Err(too_many()),
+    }
+}
+
+fn too_many() -> ApiError {
+    ApiError::Gateway {
+        status: 429,
+        code: "APIGW.0308",
+        message: "Too many requests of this kind at once. Try again in a moment.".to_owned(),
     }
 }
 
@@ -658,3 +314,39 @@ const PARAMS: [&str; 8] = [
     "backup",
     "file",
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_that_does_not_come_free_in_time_is_a_429_that_says_when_to_come_again() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let places = Arc::new(Semaphore::new(1));
+        let wait = Duration::from_millis(20);
+        let held = runtime
+            .block_on(slot(&places, wait))
+            .expect("the first has its place");
+        let refused = runtime
+            .block_on(slot(&places, wait))
+            .expect_err("there is one place only");
+        for (shape, code) in [
+            (Shape::Service(Version::V2), "APIGW.0308"),
+            (Shape::Identity, "429"),
+        ] {
+            let error = too_many().into_response(shape, "", "id");
+            assert_eq!(error.status(), 429);
+            assert_eq!(error.headers()["retry-after"], "1");
+            let body = runtime
+                .block_on(axum::body::to_bytes(error.into_body(), 1 << 20))
+                .unwrap();
+            assert!(String::from_utf8_lossy(&body).contains(code));
+        }
+        assert!(matches!(refused, ApiError::Gateway { status: 429, .. }));
+        drop(held);
+        assert!(runtime.block_on(slot(&places, wait)).is_ok());
+    }
+}

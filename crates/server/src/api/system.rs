@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::error::{ApiError, Version, json_response};
 use super::request::Request;
-use super::router::Reply;
+use super::routes::Reply;
 
 /// A size that can be created.
 #[derive(Debug, Clone)]

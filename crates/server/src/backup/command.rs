@@ -2,35 +2,39 @@
 
 use super::record::{self, Backup, Format, Kind, Status};
 use crate::app::App;
+use crate::idempotency::{self, Once};
 use crate::ids::{BackupId, InstanceId, Moment, ProjectId};
 use crate::instance::{self, command as instances};
 use crate::jobs::{JobKind, queue};
 use crate::limits;
 use crate::refusal::Refusal;
 
-/// Accepts a backup: record and job in one transaction.
+/// Accepts a backup: record and job in one transaction, once for each `once`.
 ///
 /// # Errors
-/// Remark too long, unknown instance, busy, not running.
+/// Remark too long, unknown instance, busy, not running, key of another request.
 pub fn create(
     app: &App,
     project: &ProjectId,
     id: &InstanceId,
     format: Format,
     remark: Option<&str>,
+    once: Option<&Once>,
     now: Moment,
 ) -> Result<BackupId, Refusal> {
     check_remark(remark)?;
     let backup = app.catalog.write(|tx| {
-        let instance = instances::find(tx, project, id)?;
-        if app.config.strict_dcs {
-            return Err(Refusal::SingleNode);
-        }
-        instances::check_idle(tx, id)?;
-        instances::check_running(&instance)?;
-        let backup = record::insert_waiting(tx, project, id, Kind::Manual, format, remark, now)?;
-        queue::insert(tx, id, JobKind::Backup, Some(backup.as_str()), now)?;
-        Ok::<_, Refusal>(backup)
+        idempotency::once(tx, project, once, now, || {
+            let instance = instances::find(tx, project, id)?;
+            if app.config.strict_dcs {
+                return Err(Refusal::SingleNode);
+            }
+            instances::check_idle(tx, id)?;
+            instances::check_running(&instance)?;
+            let backup = record::insert_waiting(tx, project, id, Kind::Manual, format, remark, now)?;
+            queue::insert(tx, id, JobKind::Backup, Some(backup.as_str()), now)?;
+            Ok(backup)
+        })
     })?;
     engine::failpoint::hit("backup.accepted").map_err(|error| Refusal::Internal(engine::chain(&error)))?;
     app.board.wake();
@@ -54,16 +58,17 @@ pub fn check_remark(remark: Option<&str>) -> Result<(), Refusal> {
 /// Unknown instance, unknown backup.
 pub fn find(app: &App, project: &ProjectId, instance: &InstanceId, id: &BackupId) -> Result<Backup, Refusal> {
     app.catalog.read(|tx| {
-        instance::record::find_with_deleted(tx, project, instance)?.ok_or(Refusal::InstanceUnknown)?;
-        record::find(tx, instance, id)?.ok_or(Refusal::BackupUnknown)
+        let instance = instances::find_with_deleted(tx, project, instance)?;
+        record::find(tx, &instance, id)?.ok_or(Refusal::BackupUnknown)
     })
 }
 
-/// Deletes a backup: hidden at once, then its files go. What a crash leaves of them is swept at the next start.
+/// Deletes a backup: the intent is written, its files go, then the record is hidden. What a crash leaves half done is
+/// finished at the next start.
 ///
 /// # Errors
-/// Unknown, being made or being restored, files cannot be removed (the record is hidden all the same and the files
-/// are swept later).
+/// Unknown, being made, being restored, being deleted; [`Refusal::DeleteFailed`] where the files do not go: the record
+/// stays, as it was if nothing is gone yet.
 pub fn delete(
     app: &App,
     project: &ProjectId,
@@ -72,8 +77,8 @@ pub fn delete(
     now: Moment,
 ) -> Result<(), Refusal> {
     let backup = app.catalog.write(|tx| {
-        instance::record::find_with_deleted(tx, project, instance_id)?.ok_or(Refusal::InstanceUnknown)?;
-        let backup = record::find(tx, instance_id, id)?.ok_or(Refusal::BackupUnknown)?;
+        let instance = instances::find_with_deleted(tx, project, instance_id)?;
+        let backup = record::find(tx, &instance, id)?.ok_or(Refusal::BackupUnknown)?;
         match queue::active(tx, instance_id)? {
             Some((JobKind::Backup, Some(subject))) if subject == id.as_str() => {
                 return Err(Refusal::Busy(JobKind::Backup));
@@ -89,28 +94,58 @@ pub fn delete(
             }
             _ => {}
         }
-        if matches!(backup.status, Status::Waiting | Status::Running) || !record::delete(tx, id, now)? {
+        if matches!(backup.status, Status::Waiting | Status::Running) {
             return Err(Refusal::Busy(JobKind::Backup));
         }
-        if let Some(generation) = &backup.generation_id {
-            use instance::generation::{State, transition};
-            transition(tx, generation, State::Retired, State::Removing)?;
+        if backup.is_being_deleted() {
+            return Err(Refusal::BeingDeleted);
         }
-        Ok::<_, Refusal>(backup)
+        let done = match &backup.generation_id {
+            // The process is the reconciler's to remove.
+            Some(generation) => {
+                use instance::generation::{State, transition};
+                transition(tx, generation, State::Retired, State::Removing)?;
+                record::delete(tx, id, now)?
+            }
+            None => record::intend_delete(tx, id)?,
+        };
+        if done {
+            Ok(backup)
+        } else {
+            Err(Refusal::BackupUnknown)
+        }
     })?;
-    app.board.tidy();
-    remove_data(app, &backup)
+    if backup.generation_id.is_some() {
+        app.board.tidy();
+        return Ok(());
+    }
+    match remove_data(app, &backup) {
+        Ok(()) => app.catalog.write(|tx| {
+            record::delete(tx, id, now)?;
+            Ok(())
+        }),
+        Err(error) => {
+            tracing::error!(backup.id = %id, error = engine::chain(&error), "cannot remove the files of a backup");
+            let spoilt = !is_whole(app, &backup);
+            app.catalog.write(|tx| record::keep(tx, id, spoilt, now))?;
+            Err(Refusal::DeleteFailed)
+        }
+    }
 }
 
-/// Removes the objects of a deleted backup. The retired generation that it may have stood for is the reconciler's.
-fn remove_data(app: &App, backup: &Backup) -> Result<(), Refusal> {
-    let points = || engine::failpoint::hit("backup_delete.after_commit");
-    points().map_err(|error| Refusal::Internal(engine::chain(&error)))?;
-    if let Some(prefix) = &backup.prefix
-        && let Err(error) = engine::archive::delete(&app.vault.store, prefix)
-    {
-        tracing::error!(backup.id = %backup.id, error = engine::chain(&error), "cannot remove the files of a deleted backup");
-        return Err(Refusal::DeleteFailed);
+fn remove_data(app: &App, backup: &Backup) -> Result<(), engine::Error> {
+    engine::failpoint::hit("backup_delete.after_commit")?;
+    match &backup.prefix {
+        Some(prefix) => engine::archive::delete(&app.vault.store, prefix),
+        None => Ok(()),
     }
-    Ok(())
+}
+
+/// Whether the archive is still there: its manifest is what a deletion takes away first.
+fn is_whole(app: &App, backup: &Backup) -> bool {
+    let (Some(prefix), Some(digest)) = (&backup.prefix, &backup.manifest_blake3) else {
+        return true;
+    };
+    let keys = [app.vault.signer.verifying_key()];
+    engine::archive::Archive::open(&app.vault.store, prefix, &keys, Some(digest.as_str())).is_ok()
 }

@@ -55,15 +55,7 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
             .unwrap_or(0);
         let share = i64::try_from(share).unwrap_or(0);
         let written = step(app, claim, |tx| {
-            record::progress(
-                tx,
-                &id,
-                seen.phase,
-                share,
-                seen.bytes_done,
-                seen.keys_done,
-                Moment::now(),
-            )
+            record::progress(tx, &id, share, seen, Moment::now())
         });
         if let Err(Stop::ClaimLost) = written {
             control.cancel();

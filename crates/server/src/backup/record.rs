@@ -2,6 +2,7 @@
 
 use crate::catalog::{Error, Tx};
 use crate::ids::{BackupId, GenerationId, InstanceId, Moment, ProjectId};
+use crate::instance::OwnedInstance;
 
 /// ```text
 /// Waiting ──> Running ──> Succeeded ──> Expired
@@ -188,6 +189,8 @@ pub struct Backup {
     pub generation_id: Option<GenerationId>,
     /// What is going on now.
     pub phase: Option<String>,
+    /// Plain bytes expected while it runs; an estimate from the memory that the data takes.
+    pub bytes_total: i64,
     /// Accepted.
     pub created_at: Moment,
     /// Begun.
@@ -196,10 +199,25 @@ pub struct Backup {
     pub updated_at: Moment,
 }
 
+impl Backup {
+    /// Whether its data is there and stays: it succeeded, and nobody has begun to delete it.
+    pub fn is_kept(&self) -> bool {
+        self.status == Status::Succeeded && !self.is_being_deleted()
+    }
+
+    /// Whether its removal is intended: see [`intend_delete`].
+    pub fn is_being_deleted(&self) -> bool {
+        self.phase.as_deref() == Some(DELETING)
+    }
+}
+
+/// The phase of a record whose files are being removed.
+const DELETING: &str = "deleting";
+
 macro_rules! columns {
     () => {
         "id, instance_id, name, kind, format, status, progress_bp, size_bytes, plain_bytes, keys, used_memory_bytes, period, \
-         remark, error_code, failure, prefix, manifest_blake3, generation_id, phase, created_at_ms, execution_at_ms, updated_at_ms"
+         remark, error_code, failure, prefix, manifest_blake3, generation_id, phase, bytes_total, created_at_ms, execution_at_ms, updated_at_ms"
     };
 }
 
@@ -225,9 +243,10 @@ fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Backup> {
         manifest_blake3: row.get(16)?,
         generation_id: row.get(17)?,
         phase: row.get(18)?,
-        created_at: row.get(19)?,
-        execution_at: row.get(20)?,
-        updated_at: row.get(21)?,
+        bytes_total: row.get(19)?,
+        created_at: row.get(20)?,
+        execution_at: row.get(21)?,
+        updated_at: row.get(22)?,
     })
 }
 
@@ -339,19 +358,19 @@ fn free_name(tx: &Tx<'_>, instance: &InstanceId, now: Moment) -> Result<String, 
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn find(tx: &Tx<'_>, instance: &InstanceId, id: &BackupId) -> Result<Option<Backup>, Error> {
+pub fn find(tx: &Tx<'_>, of: &OwnedInstance, id: &BackupId) -> Result<Option<Backup>, Error> {
     tx.one(
         concat!(
             "SELECT ",
             columns!(),
             " FROM backup WHERE id = ?1 AND instance_id = ?2 AND status <> 'deleted'"
         ),
-        (id, instance),
+        (id, &of.id),
         row,
     )
 }
 
-/// The record a job names.
+/// The record a job names; jobs are ours and know no project.
 ///
 /// # Errors
 /// The catalogue failed.
@@ -388,12 +407,13 @@ pub fn of_generation(tx: &Tx<'_>, generation: &GenerationId) -> Result<Option<Ba
 /// The catalogue failed.
 pub fn list(
     tx: &Tx<'_>,
-    instance: &InstanceId,
+    of: &OwnedInstance,
     from: Option<Moment>,
     to: Option<Moment>,
     offset: u64,
     limit: u64,
 ) -> Result<(u64, Vec<Backup>), Error> {
+    let instance = &of.id;
     let from = from.map_or(i64::MIN, |moment| moment.0);
     let to = to.map_or(i64::MAX, |moment| moment.0);
     let total = tx.one(
@@ -435,16 +455,22 @@ pub fn begin(tx: &Tx<'_>, id: &BackupId, prefix: &str, now: Moment) -> Result<bo
 pub fn progress(
     tx: &Tx<'_>,
     id: &BackupId,
-    phase: &str,
     progress_bp: i64,
-    plain_bytes: u64,
-    keys: u64,
+    seen: &engine::Progress,
     now: Moment,
 ) -> Result<(), Error> {
     tx.execute(
-        "UPDATE backup SET phase = ?2, progress_bp = max(progress_bp, ?3), plain_bytes = ?4, keys = ?5, updated_at_ms = ?6 \
-         WHERE id = ?1 AND status = 'running'",
-        (id, phase, progress_bp, plain_bytes, keys, now),
+        "UPDATE backup SET phase = ?2, progress_bp = max(progress_bp, ?3), plain_bytes = ?4, keys = ?5, bytes_total = ?6, \
+         updated_at_ms = ?7 WHERE id = ?1 AND status = 'running'",
+        (
+            id,
+            seen.phase,
+            progress_bp,
+            seen.bytes_done,
+            seen.keys_done,
+            seen.bytes_total,
+            now,
+        ),
     )?;
     Ok(())
 }
@@ -498,17 +524,63 @@ pub fn fail(tx: &Tx<'_>, id: &BackupId, code: FailureCode, why: &str, now: Momen
     Ok(changed == 1)
 }
 
-/// Succeeded, Failed or Expired → Deleted. Its files are removed after this commits; what a crash leaves is swept
-/// at the next start. `false`: not in such a state.
+/// Writes the intent to delete a record that has ended, before its files are touched: from now on nothing can be
+/// restored from it, and a crash is finished forward by [`finish_deletions`]. `false`: not in such a state, or
+/// another call is at it.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn intend_delete(tx: &Tx<'_>, id: &BackupId) -> Result<bool, Error> {
+    let changed = tx.execute(
+        "UPDATE backup SET phase = ?2 WHERE id = ?1 AND status IN ('succeeded', 'failed', 'expired') AND phase IS NULL",
+        (id, DELETING),
+    )?;
+    Ok(changed == 1)
+}
+
+/// Succeeded, Failed or Expired → Deleted, once its files are gone (or were never there). `false`: not in such a
+/// state.
 ///
 /// # Errors
 /// The catalogue failed.
 pub fn delete(tx: &Tx<'_>, id: &BackupId, now: Moment) -> Result<bool, Error> {
     let changed = tx.execute(
-        "UPDATE backup SET status = 'deleted', updated_at_ms = ?2 WHERE id = ?1 AND status IN ('succeeded', 'failed', 'expired')",
+        "UPDATE backup SET status = 'deleted', phase = NULL, updated_at_ms = ?2 \
+         WHERE id = ?1 AND status IN ('succeeded', 'failed', 'expired')",
         (id, now),
     )?;
     Ok(changed == 1)
+}
+
+/// Takes the intent back where the files could not be removed: the record stays. With some of the files gone
+/// (`spoilt`) nothing can be restored from it any more, and Succeeded → Expired says so.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn keep(tx: &Tx<'_>, id: &BackupId, spoilt: bool, now: Moment) -> Result<(), Error> {
+    if spoilt {
+        tx.execute(
+            "UPDATE backup SET status = 'expired', updated_at_ms = ?2 WHERE id = ?1 AND status = 'succeeded'",
+            (id, now),
+        )?;
+    }
+    tx.execute(
+        "UPDATE backup SET phase = NULL WHERE id = ?1 AND phase = ?2",
+        (id, DELETING),
+    )?;
+    Ok(())
+}
+
+/// Finishes what a crash left intended: at the start, before anything else runs. The files are swept then.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn finish_deletions(tx: &Tx<'_>, now: Moment) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE backup SET status = 'deleted', phase = NULL, updated_at_ms = ?2 WHERE phase = ?1",
+        (DELETING, now),
+    )?;
+    Ok(())
 }
 
 /// The generation is gone: its record, if any still stands, is Expired.

@@ -13,7 +13,9 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, Params, Row};
 
 const SCHEMA: &str = include_str!("schema.sql");
-/// Stored in `user_version`; a catalogue of a newer version is refused.
+/// Stored in `user_version`; a catalogue of a newer version is refused. Nothing is released yet: until then
+/// schema.sql changes in place, and a catalogue made before a change has to be made anew. From the first release on a
+/// change is a step from one version to the next.
 const SCHEMA_VERSION: i64 = 1;
 /// Another process (a backup program, an operator's shell) may hold the file for a moment.
 const BUSY_WAIT: Duration = Duration::from_secs(5);

@@ -108,6 +108,7 @@ CREATE TABLE backup (
     manifest_blake3 TEXT,                   -- set with succeeded
     generation_id TEXT REFERENCES generation(id), -- kind generation: the data is a retired process, not an archive
     phase TEXT,
+    bytes_total BIGINT NOT NULL DEFAULT 0,  -- plain bytes expected, for who watches it
     created_at_ms BIGINT NOT NULL,
     execution_at_ms BIGINT,
     updated_at_ms BIGINT NOT NULL,
@@ -145,6 +146,7 @@ CREATE TABLE restore (
     phase TEXT,
     bytes_done BIGINT NOT NULL DEFAULT 0,
     bytes_total BIGINT NOT NULL DEFAULT 0,
+    keys_done BIGINT NOT NULL DEFAULT 0,    -- of the phase, for who watches it
     keys_applied BIGINT NOT NULL DEFAULT 0,
     keys_compared BIGINT NOT NULL DEFAULT 0,
     keys_expired BIGINT NOT NULL DEFAULT 0,
@@ -169,3 +171,17 @@ WHEN OLD.status IN ('succeeded', 'failed') AND NEW.status <> OLD.status
 BEGIN SELECT RAISE(ABORT, 'restore_terminal_is_final'); END;
 CREATE TRIGGER restore_is_never_deleted BEFORE DELETE ON restore
 BEGIN SELECT RAISE(ABORT, 'restore_is_never_deleted'); END;
+
+-- Calls with an Idempotency-Key that were accepted: written in the transaction of what they made.
+CREATE TABLE idempotency (
+    project_id TEXT NOT NULL REFERENCES project(id),
+    key TEXT NOT NULL,
+    fingerprint BLOB NOT NULL,              -- SHA-256 of operation, path parameters and body
+    answer TEXT NOT NULL,                   -- JSON: the ids that were given out
+    created_at_ms BIGINT NOT NULL,
+    PRIMARY KEY (project_id, key)
+);
+CREATE INDEX idempotency_created_index ON idempotency(created_at_ms);
+
+-- What an instance has now, among all that it ever had.
+CREATE INDEX generation_instance_index ON generation(instance_id) WHERE state <> 'removed';

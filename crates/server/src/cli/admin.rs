@@ -1,5 +1,6 @@
 //! Verbs on the data directory: whoever may read its keys is the administrator.
 
+use anyhow::Context;
 use clap::Subcommand;
 use serde_json::json;
 
@@ -14,14 +15,29 @@ use crate::serve;
 #[derive(Subcommand)]
 pub(crate) enum ProjectVerb {
     /// Make a project with an archive key of its own
+    #[command(
+        after_help = "Example:\n  cachekeep project create team2\n  cachekeep key create --project team2"
+    )]
     Create {
         /// Its name, unique
         name: String,
     },
     /// List all projects
+    #[command(after_help = "Example:\n  cachekeep project list -o json")]
     List,
     /// Revoke every user, token and access key of a project, at once; its instances and records stay
+    #[command(after_help = "Example:\n  cachekeep project revoke team2")]
     Revoke {
+        /// Name or id of the project
+        project: String,
+    },
+    /// Print the age identity that opens every backup of a project: with it age and zstd read them without cachekeep
+    #[command(
+        after_help = "Keep it apart from the store: whoever has it reads every backup of the project, and without it \
+        (and without keys/master.key) nobody does.\n\n\
+        Example:\n  (umask 077; cachekeep project key local > key)\n  age -d -i key SEGMENT | zstd -d > part.rdb"
+    )]
+    Key {
         /// Name or id of the project
         project: String,
     },
@@ -41,8 +57,10 @@ pub(crate) enum UserVerb {
         name: String,
     },
     /// List all users
+    #[command(after_help = "Example:\n  cachekeep user list")]
     List,
     /// Revoke a user and all its tokens, at once
+    #[command(after_help = "Example:\n  cachekeep user revoke ci")]
     Revoke {
         /// The user's name
         name: String,
@@ -53,15 +71,19 @@ pub(crate) enum UserVerb {
 #[derive(Subcommand)]
 pub(crate) enum KeyVerb {
     /// Make an access key of a project; its secret half is printed once
-    #[command(after_help = "Example:\n  cachekeep key create --project local")]
+    #[command(after_help = "Examples:\n  cachekeep key create --project local\n  \
+        (umask 077; cachekeep key create --project team2 -o json > team2.json)\n  \
+        cachekeep --credentials team2.json instance list")]
     Create {
         /// Name or id of the project
         #[arg(long)]
         project: String,
     },
     /// List all access keys
+    #[command(after_help = "Example:\n  cachekeep key list")]
     List,
     /// Revoke an access key, at once
+    #[command(after_help = "Example:\n  cachekeep key revoke QTWAOYTTINDUT2QVKYUC")]
     Revoke {
         /// The key's id (AK)
         ak: String,
@@ -100,7 +122,7 @@ fn find_project(app: &App, name: &str) -> anyhow::Result<Project> {
 
 /// Prints rows for people or programs.
 fn print(global: &Global, columns: &[&str], rows: &[serde_json::Value]) {
-    super::remote::print_rows(global, columns, rows, &json!(rows));
+    super::target::print_rows(global, columns, rows, &json!(rows));
 }
 
 fn print_one(global: &Global, value: &serde_json::Value) {
@@ -150,6 +172,38 @@ pub(crate) fn project(global: &Global, verb: &ProjectVerb) -> anyhow::Result<()>
                 &json!({"project": project.name, "revoked_credentials": revoked}),
             );
         }
+        ProjectVerb::Key { project } => {
+            let project = find_project(&app, project)?;
+            print_identity(global, &app, &project)?;
+        }
+    }
+    Ok(())
+}
+
+/// Prints the project's age identity as the file that `age -i` takes; the warning goes beside it, not into it.
+fn print_identity(global: &Global, app: &App, project: &Project) -> anyhow::Result<()> {
+    let identity = crate::restore::job::project_identity(app, &project.id)
+        .context("the project's key does not open: is this the master key that sealed it?")?;
+    if !global.quiet {
+        eprintln!(
+            "cachekeep: whoever has this key reads every backup of the project {}: keep it secret, and elsewhere than the store",
+            project.name
+        );
+    }
+    let (secret, recipient) = (identity.to_secret(), identity.recipient());
+    match global.output {
+        Output::Json => println!(
+            "{:#}",
+            json!({"project": project.name, "project_id": project.id.as_str(),
+                   "recipient": recipient.to_string(), "identity": secret.expose()})
+        ),
+        Output::Table => println!(
+            "# created: {}\n# project: {} ({})\n# public key: {recipient}\n{}",
+            project.created_at.iso(),
+            project.name,
+            project.id,
+            secret.expose()
+        ),
     }
     Ok(())
 }

@@ -6,9 +6,28 @@ use std::time::Duration;
 use anyhow::Context;
 use serde_json::Value;
 
+use super::Global;
 use crate::api::signature::{ALGORITHM, Signed, canonical_request, string_to_sign};
 use crate::ids::Moment;
 use crate::secrets::{hex, sha256};
+
+/// The JSON of a file with credentials.
+fn read(path: &Path, admin: &Path) -> anyhow::Result<Value> {
+    let text = std::fs::read_to_string(path).with_context(|| {
+        if path == admin {
+            format!(
+                "cannot read {}: start the service with `cachekeep serve`, or name its --data-dir",
+                path.display()
+            )
+        } else {
+            format!(
+                "cannot read {}: `cachekeep key create --project NAME -o json` prints such a file",
+                path.display()
+            )
+        }
+    })?;
+    serde_json::from_str(&text).with_context(|| format!("{} is not whole", path.display()))
+}
 
 /// A service and our credential for it.
 pub(crate) struct Client {
@@ -20,25 +39,26 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// Reads `<data-dir>/admin.json`.
+    /// Reads `<data-dir>/admin.json`, or the file of `--credentials`; where that names no endpoint, the one of
+    /// admin.json is meant.
     ///
     /// # Errors
-    /// The file is not there or not whole.
-    pub(crate) fn find(data_dir: &Path) -> anyhow::Result<Self> {
-        let path = data_dir.join("admin.json");
-        let text = std::fs::read_to_string(&path).with_context(|| {
-            format!(
-                "cannot read {}: start the service with `cachekeep serve`, or name its --data-dir",
-                path.display()
-            )
-        })?;
-        let admin: Value =
-            serde_json::from_str(&text).with_context(|| format!("{} is not whole", path.display()))?;
+    /// A file is not there or not whole.
+    pub(crate) fn find(global: &Global) -> anyhow::Result<Self> {
+        let admin = global.data_dir().join("admin.json");
+        let path = global.credentials.as_ref().unwrap_or(&admin);
+        let known = read(path, &admin)?;
         let field = |name: &str| {
-            let value = admin[name].as_str().map(str::to_owned);
+            let value = known[name].as_str().map(str::to_owned);
             value.with_context(|| format!("{} has no {name}", path.display()))
         };
-        let endpoint = field("endpoint")?;
+        let endpoint = match known["endpoint"].as_str() {
+            Some(endpoint) => endpoint.to_owned(),
+            None => read(&admin, &admin)?["endpoint"]
+                .as_str()
+                .map(str::to_owned)
+                .with_context(|| format!("{} has no endpoint", admin.display()))?,
+        };
         // On this machine there is nobody in between; elsewhere the certificate must hold.
         let here =
             endpoint.contains("//127.") || endpoint.contains("//[::1]") || endpoint.contains("//localhost");

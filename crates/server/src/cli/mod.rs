@@ -4,6 +4,7 @@ mod admin;
 mod client;
 mod inspect;
 mod remote;
+mod target;
 mod watch;
 
 use std::net::{IpAddr, SocketAddr};
@@ -26,6 +27,7 @@ use crate::config::{self, Config};
         cachekeep restore list cache1\n\n\
         The verbs find a service that runs on this machine through <data-dir>/admin.json."
 )]
+#[command(next_line_help = false)]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -34,6 +36,7 @@ struct Cli {
 }
 
 #[derive(Args, Clone)]
+#[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
     /// Where the service keeps everything, and where verbs find its admin.json
     #[arg(long, global = true, env = "CACHEKEEP_DATA_DIR", value_name = "DIR")]
@@ -44,6 +47,9 @@ pub(crate) struct Global {
     /// Say nothing but the result
     #[arg(short, long, global = true)]
     quiet: bool,
+    /// Act with this access key: JSON with ak, sk and project_id, as `key create -o json` prints it [default: admin.json]
+    #[arg(long, global = true, env = "CACHEKEEP_CREDENTIALS", value_name = "FILE")]
+    credentials: Option<PathBuf>,
 }
 
 impl Global {
@@ -88,6 +94,14 @@ enum Verb {
 }
 
 #[derive(Args)]
+#[command(after_help = "Environment:\n  \
+        CACHEKEEP_LOG           what is logged: error, warn, info (default), debug, or target=level pairs\n  \
+        CACHEKEEP_MASTER_KEY    64 hex digits that replace <data-dir>/keys/master.key\n  \
+        CACHEKEEP_REDIS_SERVER  the engine's program [default: redis-server of the PATH]\n\n\
+        Examples:\n  \
+        cachekeep serve\n  \
+        cachekeep serve --data-dir /srv/cachekeep --listen 0.0.0.0:8635 --tls-cert cert.pem --tls-key key.pem\n  \
+        CACHEKEEP_LOG=debug cachekeep serve --log json --undo-keep 3600")]
 struct Serve {
     /// Address and port of the API; port 0 takes any free one (it is written to admin.json)
     #[arg(long, env = "CACHEKEEP_LISTEN", default_value = "127.0.0.1:8635")]
@@ -116,7 +130,8 @@ struct Serve {
     /// Seconds that the data from before a restore is kept for undo (it occupies memory)
     #[arg(long, default_value_t = 24 * 3600, value_name = "SECONDS")]
     undo_keep: i64,
-    /// Refuse what DCS itself refuses, and answer with its fields only
+    /// As DCS itself: single-node instances have no backup and restore (DCS.4086), save_days end at 7, deleted
+    /// instances are not listed, answers of v2 and v1.0 have no ext
     #[arg(long)]
     strict_dcs: bool,
     /// How the log is written

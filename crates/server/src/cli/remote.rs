@@ -1,21 +1,23 @@
 //! Verbs that call the API.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::{Subcommand, ValueEnum};
-use comfy_table::Table;
 use serde_json::{Value, json};
 
 use super::client::Client;
-use super::{Global, Output, watch};
+use super::target::{Target, UNDOABLE, plain, print_one, print_rows};
+use super::{Global, Output};
 use crate::api::signature::encode;
 use crate::api::system::Flavor;
 use crate::secrets;
 
+/// A password has 32 characters at most; what is longer than this is something else.
+const PASSWORD_LINE_BYTES_MAX: u64 = 1024;
 /// How long `instance create` and `instance delete` wait.
 const INSTANCE_WAIT: Duration = Duration::from_secs(120);
 
@@ -25,7 +27,8 @@ pub(crate) enum InstanceVerb {
     /// Create an instance and wait until it serves; prints how to connect
     #[command(
         after_help = "Examples:\n  cachekeep instance create --name cache1 --capacity 1\n  \
-        cachekeep instance create --name cache2 --capacity 0.5 --port 21100 --no-password\n\n\
+        cachekeep instance create --name cache2 --capacity 0.5 --port 21100 --no-password\n  \
+        cachekeep instance create --name cache3 --password-stdin < password.txt\n\n\
         Sizes in GB: 0.125 0.25 0.5 1 2 4 8 16 24 32 48 64"
     )]
     Create {
@@ -38,11 +41,15 @@ pub(crate) enum InstanceVerb {
         /// Client port [default: a free one]
         #[arg(long)]
         port: Option<u16>,
-        /// Password of the clients [default: a random one, printed]
-        #[arg(long)]
+        /// Password of the clients [default: a random one, printed]; other users of this machine see it in the list of
+        /// processes: the environment or --password-stdin keep it to yourself
+        #[arg(long, env = "CACHEKEEP_PASSWORD", hide_env_values = true)]
         password: Option<String>,
+        /// Read the password from the first line of standard input
+        #[arg(long, conflicts_with = "no_password")]
+        password_stdin: bool,
         /// Clients need no password
-        #[arg(long, conflicts_with = "password")]
+        #[arg(long)]
         no_password: bool,
         /// What survives a crash of the engine
         #[arg(long, value_enum, default_value_t = Persistence::Aof)]
@@ -52,23 +59,32 @@ pub(crate) enum InstanceVerb {
         description: Option<String>,
     },
     /// List all instances
+    #[command(after_help = "Example:\n  cachekeep instance list")]
     List,
     /// Show one instance
+    #[command(after_help = "Example:\n  cachekeep instance show cache1 -o json")]
     Show {
         /// Name or id
         instance: String,
     },
     /// Stop and start the engine (ends a running backup as failed)
+    #[command(after_help = "Example:\n  cachekeep instance restart cache1")]
     Restart {
         /// Name or id
         instance: String,
     },
     /// Remove all keys
+    #[command(
+        after_help = "Example:\n  cachekeep backup create cache1 --wait && cachekeep instance flush cache1"
+    )]
     Flush {
         /// Name or id
         instance: String,
     },
     /// Delete an instance; its backups and records stay
+    #[command(
+        after_help = "Example:\n  cachekeep instance delete cache1\n\nBackups and records are then found by the instance's id."
+    )]
     Delete {
         /// Name or id
         instance: String,
@@ -105,6 +121,9 @@ pub(crate) enum BackupVerb {
         wait: bool,
     },
     /// List the backups of an instance, newest first
+    #[command(
+        after_help = "Examples:\n  cachekeep backup list cache1\n  cachekeep backup list cache1 --limit 100 --begin-time 20260101000000"
+    )]
     List {
         /// Name or id of the instance (the id, where it is deleted)
         instance: String,
@@ -112,6 +131,7 @@ pub(crate) enum BackupVerb {
         page: Page,
     },
     /// Show one backup
+    #[command(after_help = "Example:\n  cachekeep backup show cache1 latest -o json")]
     Show {
         /// Name or id of the instance
         instance: String,
@@ -119,6 +139,7 @@ pub(crate) enum BackupVerb {
         backup: String,
     },
     /// Delete a backup; records of restores that used it stay
+    #[command(after_help = "Example:\n  cachekeep backup delete cache1 backup_20260102030405")]
     Delete {
         /// Name or id of the instance
         instance: String,
@@ -168,6 +189,9 @@ pub(crate) enum RestoreVerb {
         wait: bool,
     },
     /// List every restore of an instance, newest first
+    #[command(
+        after_help = "Examples:\n  cachekeep restore list cache1\n  cachekeep restore list cache1 --limit 100 --offset 100 -o json"
+    )]
     List {
         /// Name or id of the instance (the id, where it is deleted)
         instance: String,
@@ -175,6 +199,7 @@ pub(crate) enum RestoreVerb {
         page: Page,
     },
     /// Show one record
+    #[command(after_help = "Example:\n  cachekeep restore show cache1 latest")]
     Show {
         /// Name or id of the instance
         instance: String,
@@ -182,10 +207,16 @@ pub(crate) enum RestoreVerb {
         restore: String,
     },
     /// Put the data back as it was before a restore; writes since then are discarded
+    #[command(
+        after_help = "Possible until the replaced data is dropped: a day after the restore (`serve --undo-keep`), at the next \
+        restore, where memory is short, or when its backup (kind generation) is deleted. ext.undo_until of \
+        `restore show` says when at the latest. An undo can be undone the same way.\n\n\
+        Examples:\n  cachekeep restore undo cache1 --wait\n  cachekeep restore undo cache1 restore_20260102030405"
+    )]
     Undo {
         /// Name or id of the instance
         instance: String,
-        /// Id or name of the restore
+        /// Id or name of the restore, or latest: the newest that succeeded and is not undone
         #[arg(default_value = "latest")]
         restore: String,
         /// Show the progress and return when it has ended
@@ -220,165 +251,6 @@ impl Page {
             }
         }
         query
-    }
-}
-
-/// Prints rows as a table of the named columns, or `whole` as JSON.
-pub(crate) fn print_rows(global: &Global, columns: &[&str], rows: &[Value], whole: &Value) {
-    if global.output == Output::Json {
-        println!("{whole:#}");
-        return;
-    }
-    let mut table = Table::new();
-    table
-        .load_style(comfy_table::presets::UTF8_FULL_CONDENSED)
-        .set_header(columns);
-    for row in rows {
-        table.add_row(columns.iter().map(|column| {
-            let value = column.split('.').fold(row, |value, name| &value[name]);
-            plain(value)
-        }));
-    }
-    println!("{table}");
-}
-
-fn plain(value: &Value) -> String {
-    match value {
-        Value::Null => String::new(),
-        // Names come from outside: no control character reaches the terminal.
-        Value::String(text) => text.chars().filter(|letter| !letter.is_control()).collect(),
-        other => other.to_string(),
-    }
-}
-
-fn print_one(global: &Global, value: &Value) {
-    if global.output == Output::Json {
-        println!("{value:#}");
-        return;
-    }
-    for (name, value) in value.as_object().into_iter().flatten() {
-        if let Some(inner) = value.as_object().filter(|_| name == "ext") {
-            for (name, value) in inner {
-                println!("{name}: {}", plain(value));
-            }
-        } else {
-            println!("{name}: {}", plain(value));
-        }
-    }
-}
-
-/// A service, and an instance of it found by name or id.
-struct Target {
-    client: Client,
-    id: String,
-}
-
-impl Target {
-    fn find(global: &Global, instance: &str) -> anyhow::Result<Self> {
-        let client = Client::find(&global.data_dir())?;
-        if crate::ids::InstanceId::parse(instance).is_some() {
-            return Ok(Self {
-                client,
-                id: instance.to_owned(),
-            });
-        }
-        let name = encode(instance.as_bytes());
-        let query = format!("name={name}&name_equal=true&include_failure=true&limit=2");
-        let found = client.call("GET", "v2", "/instances", &query, None)?;
-        let found = found["instances"].as_array().cloned().unwrap_or_default();
-        match found.as_slice() {
-            [one] => Ok(Self {
-                client,
-                id: plain(&one["instance_id"]),
-            }),
-            [] => anyhow::bail!("there is no instance {instance}: `cachekeep instance list` shows all"),
-            _ => anyhow::bail!(
-                "several instances are named {instance}: use the id, `cachekeep instance list` shows it"
-            ),
-        }
-    }
-
-    fn call(&self, method: &str, path: &str, query: &str, body: Option<&Value>) -> anyhow::Result<Value> {
-        self.client.call(
-            method,
-            "v2",
-            &format!("/instances/{}{path}", self.id),
-            query,
-            body,
-        )
-    }
-
-    fn ours(&self, method: &str, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
-        self.client.call(
-            method,
-            "ck/v1",
-            &format!("/instances/{}{path}", self.id),
-            "",
-            body,
-        )
-    }
-
-    /// The id of a record given by id, by name, or as `latest`.
-    fn record(&self, list: &str, key: &str, name: &str, given: &str) -> anyhow::Result<String> {
-        if crate::ids::BackupId::parse(given).is_some() {
-            return Ok(given.to_owned());
-        }
-        let mut offset = 0;
-        loop {
-            let query = format!("include_deleted=true&limit=1000&offset={offset}");
-            let page = self.call("GET", &format!("/{list}"), &query, None)?;
-            let rows = page[format!("{key}_record_response")]
-                .as_array()
-                .cloned()
-                .unwrap_or_default();
-            let found = rows.iter().find(|row| match given {
-                // What a switch has replaced is no backup that a person means by "latest".
-                "latest" => {
-                    key == "restore" || (row["status"] == "succeed" && row["ext"]["kind"] != "generation")
-                }
-                _ => row[name] == given,
-            });
-            if let Some(row) = found {
-                return Ok(plain(&row[format!("{key}_id")]));
-            }
-            offset += rows.len();
-            anyhow::ensure!(
-                !rows.is_empty(),
-                "there is no {key} {given}: `cachekeep {key} list {}` shows all",
-                self.id
-            );
-        }
-    }
-
-    fn backup(&self, given: &str) -> anyhow::Result<String> {
-        self.record("backups", "backup", "backup_name", given)
-    }
-
-    fn restore(&self, given: &str) -> anyhow::Result<String> {
-        self.record("restores", "restore", "restore_name", given)
-    }
-
-    /// Prints the id, or follows the record to its end and prints it.
-    fn finish(&self, global: &Global, kind: &str, started: &Value, wait: bool) -> anyhow::Result<ExitCode> {
-        let id = plain(&started[format!("{kind}_id")]);
-        if !wait {
-            match global.output {
-                Output::Json => println!("{started:#}"),
-                Output::Table => println!("{id}"),
-            }
-            return Ok(ExitCode::SUCCESS);
-        }
-        let record = watch::follow(global, kind, || self.ours("GET", &format!("/{kind}s/{id}"), None))?;
-        print_one(global, &record);
-        if record["status"] == "succeed" {
-            return Ok(ExitCode::SUCCESS);
-        }
-        eprintln!(
-            "cachekeep: the {kind} failed ({}): {}",
-            plain(&record["error_code"]),
-            plain(&record["ext"]["failure"])
-        );
-        Ok(ExitCode::FAILURE)
     }
 }
 
@@ -425,19 +297,20 @@ pub(crate) fn instance(global: &Global, verb: &InstanceVerb) -> anyhow::Result<E
             capacity,
             port,
             password,
+            password_stdin,
             no_password,
             persistence,
             description,
         } => {
-            let client = Client::find(&global.data_dir())?;
+            let client = Client::find(global)?;
             let flavor = Flavor::all()
                 .into_iter()
                 .find(|flavor| (flavor.capacity_mb as f64 - capacity * 1024.0).abs() < 1.0)
                 .context("no such size: 0.125, 0.25, 0.5, 1, 2, 4, 8, 16, 24, 32, 48 or 64 GB")?;
-            let password = if *no_password {
-                None
-            } else {
-                Some(password.clone().unwrap_or_else(secrets::random_password))
+            let password = match (no_password, password_stdin) {
+                (true, _) => None,
+                (false, true) => Some(first_line(std::io::stdin())?),
+                (false, false) => Some(password.clone().unwrap_or_else(secrets::random_password)),
             };
             let wish = json!({
                 "name": name, "description": description, "engine": "Redis", "capacity": capacity,
@@ -458,7 +331,7 @@ pub(crate) fn instance(global: &Global, verb: &InstanceVerb) -> anyhow::Result<E
             );
         }
         InstanceVerb::List => {
-            let client = Client::find(&global.data_dir())?;
+            let client = Client::find(global)?;
             let page = client.call("GET", "v2", "/instances", "limit=1000&include_failure=true", None)?;
             print_rows(
                 global,
@@ -478,6 +351,9 @@ pub(crate) fn instance(global: &Global, verb: &InstanceVerb) -> anyhow::Result<E
         InstanceVerb::Delete { instance } => {
             let target = Target::find(global, instance)?;
             target.call("DELETE", "", "", None)?;
+            if global.output == Output::Json {
+                println!("{:#}", json!({"instance_id": target.id, "deleted": true}));
+            }
             if !global.quiet {
                 eprintln!(
                     "deleted {}; its backups stay: `cachekeep backup list {}`",
@@ -487,6 +363,18 @@ pub(crate) fn instance(global: &Global, verb: &InstanceVerb) -> anyhow::Result<E
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The line that a password is given as.
+fn first_line(source: impl Read) -> anyhow::Result<String> {
+    let mut line = String::new();
+    let limited = source.take(PASSWORD_LINE_BYTES_MAX);
+    std::io::BufReader::new(limited)
+        .read_line(&mut line)
+        .context("cannot read the password from standard input")?;
+    let password = line.trim_end_matches(['\r', '\n']);
+    anyhow::ensure!(!password.is_empty(), "standard input gives no password");
+    Ok(password.to_owned())
 }
 
 fn act(global: &Global, instance: &str, action: &str) -> anyhow::Result<()> {
@@ -556,6 +444,9 @@ pub(crate) fn backup(global: &Global, verb: &BackupVerb) -> anyhow::Result<ExitC
             let target = Target::find(global, instance)?;
             let id = target.backup(backup)?;
             target.call("DELETE", &format!("/backups/{id}"), "", None)?;
+            if global.output == Output::Json {
+                println!("{:#}", json!({"backup_id": id, "deleted": true}));
+            }
             if !global.quiet {
                 eprintln!("deleted {id}");
             }
@@ -654,7 +545,8 @@ pub(crate) fn restore(global: &Global, verb: &RestoreVerb) -> anyhow::Result<Exi
             wait,
         } => {
             let target = Target::find(global, instance)?;
-            let id = target.restore(restore)?;
+            let wanted = if restore == "latest" { UNDOABLE } else { restore };
+            let id = target.restore(wanted)?;
             let started = target.ours("POST", &format!("/restores/{id}/undo"), None)?;
             target.finish(global, "restore", &started, *wait)
         }

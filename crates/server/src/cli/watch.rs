@@ -73,15 +73,9 @@ impl Rate {
     fn describe(&mut self, record: &Value) -> String {
         let ext = &record["ext"];
         let phase = ext["phase"].as_str().unwrap_or_default();
-        let done = ext["bytes_done"]
-            .as_i64()
-            .or_else(|| ext["plain_bytes"].as_i64())
-            .unwrap_or(0);
+        let done = ext["bytes_done"].as_i64().unwrap_or(0);
         let total = ext["bytes_total"].as_i64().unwrap_or(0);
-        let keys = ext["keys"]
-            .as_i64()
-            .or_else(|| ext["keys_applied"].as_i64())
-            .unwrap_or(0);
+        let keys = ext["keys_done"].as_i64().unwrap_or(0);
         if phase != self.phase {
             phase.clone_into(&mut self.phase);
             self.since = Some((Instant::now(), done));
@@ -104,5 +98,30 @@ impl Rate {
             }
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use serde_json::json;
+
+    #[test]
+    fn a_phase_that_gets_on_shows_its_rate_and_when_it_will_end() {
+        let mut rate = Rate::default();
+        let seen = |done: u64| json!({"ext": {"phase": "capturing", "bytes_done": done, "bytes_total": 10_000_000, "keys_done": 1234}});
+        let first = rate.describe(&seen(1_000_000));
+        assert!(
+            first.starts_with("capturing ") && first.contains("1,234 keys"),
+            "{first}"
+        );
+        assert!(!first.contains("ETA"), "nothing is known yet: {first}");
+        std::thread::sleep(Duration::from_millis(400));
+        let second = rate.describe(&seen(5_000_000));
+        assert!(second.contains("/s ETA ") && second.ends_with(" s"), "{second}");
+        let ended = rate
+            .describe(&json!({"ext": {"phase": null, "bytes_done": 10_000_000, "bytes_total": 10_000_000}}));
+        assert!(!ended.contains("ETA"), "{ended}");
     }
 }

@@ -2,10 +2,11 @@
 
 use serde_json::Value;
 
-use super::record::{self, Changes, Instance, Status};
+use super::record::{self, Changes, Instance, OwnedInstance, Status};
 use super::{generation, policy};
 use crate::app::App;
 use crate::catalog::{self, Tx};
+use crate::idempotency::{self, Once};
 use crate::ids::{GenerationId, InstanceId, Moment, ProjectId};
 use crate::jobs::{JobKind, queue};
 use crate::limits;
@@ -71,11 +72,26 @@ pub fn check_password(password: &str) -> Result<(), Refusal> {
     }
 }
 
-/// Accepts instances: rows, first generations and jobs in one transaction.
+/// An instance that was accepted.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+pub struct Made {
+    /// Its id.
+    pub id: InstanceId,
+    /// Its name.
+    pub name: String,
+}
+
+/// Accepts instances: rows, first generations and jobs in one transaction, once for each `once`.
 ///
 /// # Errors
 /// Every rule of the fields, and [`Refusal::PortTaken`] or [`Refusal::PortsExhausted`].
-pub fn create(app: &App, project: &ProjectId, wish: &Create, now: Moment) -> Result<Vec<Instance>, Refusal> {
+pub fn create(
+    app: &App,
+    project: &ProjectId,
+    wish: &Create,
+    once: Option<&Once>,
+    now: Moment,
+) -> Result<Vec<Made>, Refusal> {
     check_name(&wish.name)?;
     if let Some(password) = &wish.password {
         check_password(password)?;
@@ -85,48 +101,63 @@ pub fn create(app: &App, project: &ProjectId, wish: &Create, now: Moment) -> Res
         None => None,
     };
     let made = app.catalog.write(|tx| {
-        let mut made = Vec::new();
-        for number in 0..wish.count {
-            let id = InstanceId::random();
-            let port = choose_port(app, tx, wish.port)?;
-            let name = if wish.count == 1 {
-                wish.name.clone()
-            } else {
-                format!("{}-{number:03}", wish.name)
-            };
-            let admin = secrets::random_hex(32);
-            let instance = Instance {
-                project_id: project.clone(),
-                name,
-                description: wish.description.clone(),
-                status: Status::Creating,
-                engine_version: app.config.engine_version.clone(),
-                capacity_mb: wish.capacity_mb,
-                spec_code: wish.spec_code.clone(),
-                bind: app.config.engine_bind.to_string(),
-                port,
-                persistence: wish.persistence,
-                admin_password_sealed: app
-                    .vault
-                    .master
-                    .seal(&format!("instance.admin:{id}"), admin.as_bytes()),
-                client_password_sealed: seal_client_password(app, &id, wish.password.as_deref()),
-                attributes: wish.attributes.clone(),
-                backup_policy: policy.clone(),
-                failure: None,
-                created_at: now,
-                updated_at: now,
-                id,
-            };
-            record::insert(tx, &instance)?;
-            generation::insert(tx, &GenerationId::random(), &instance.id, now)?;
-            queue::insert(tx, &instance.id, JobKind::Create, None, now)?;
-            made.push(instance);
-        }
-        Ok::<_, Refusal>(made)
+        idempotency::once(tx, project, once, now, || {
+            (0..wish.count)
+                .map(|number| insert_one(app, tx, project, wish, number, policy.clone(), now))
+                .collect()
+        })
     })?;
     app.board.wake();
     Ok(made)
+}
+
+fn insert_one(
+    app: &App,
+    tx: &Tx<'_>,
+    project: &ProjectId,
+    wish: &Create,
+    number: u16,
+    policy: Option<String>,
+    now: Moment,
+) -> Result<Made, Refusal> {
+    let id = InstanceId::random();
+    let port = choose_port(app, tx, wish.port)?;
+    let name = if wish.count == 1 {
+        wish.name.clone()
+    } else {
+        format!("{}-{number:03}", wish.name)
+    };
+    let admin = secrets::random_hex(32);
+    let instance = Instance {
+        project_id: project.clone(),
+        name,
+        description: wish.description.clone(),
+        status: Status::Creating,
+        engine_version: app.config.engine_version.clone(),
+        capacity_mb: wish.capacity_mb,
+        spec_code: wish.spec_code.clone(),
+        bind: app.config.engine_bind.to_string(),
+        port,
+        persistence: wish.persistence,
+        admin_password_sealed: app
+            .vault
+            .master
+            .seal(&format!("instance.admin:{id}"), admin.as_bytes()),
+        client_password_sealed: seal_client_password(app, &id, wish.password.as_deref()),
+        attributes: wish.attributes.clone(),
+        backup_policy: policy,
+        failure: None,
+        created_at: now,
+        updated_at: now,
+        id,
+    };
+    record::insert(tx, &instance)?;
+    generation::insert(tx, &GenerationId::random(), &instance.id, now)?;
+    queue::insert(tx, &instance.id, JobKind::Create, None, now)?;
+    Ok(Made {
+        id: instance.id,
+        name: instance.name,
+    })
 }
 
 fn choose_port(app: &App, tx: &Tx<'_>, asked: Option<u16>) -> Result<u16, Refusal> {
@@ -158,8 +189,20 @@ fn seal_client_password(app: &App, id: &InstanceId, password: Option<&str>) -> O
 ///
 /// # Errors
 /// [`Refusal::InstanceUnknown`].
-pub fn find(tx: &Tx<'_>, project: &ProjectId, id: &InstanceId) -> Result<Instance, Refusal> {
+pub fn find(tx: &Tx<'_>, project: &ProjectId, id: &InstanceId) -> Result<OwnedInstance, Refusal> {
     record::find(tx, project, id)?.ok_or(Refusal::InstanceUnknown)
+}
+
+/// As [`find`], deleted ones too: their records outlive them.
+///
+/// # Errors
+/// [`Refusal::InstanceUnknown`].
+pub fn find_with_deleted(
+    tx: &Tx<'_>,
+    project: &ProjectId,
+    id: &InstanceId,
+) -> Result<OwnedInstance, Refusal> {
+    record::find_with_deleted(tx, project, id)?.ok_or(Refusal::InstanceUnknown)
 }
 
 /// Refuses while a job has the instance.
@@ -185,34 +228,31 @@ pub fn check_running(instance: &Instance) -> Result<(), Refusal> {
     }
 }
 
-/// Changes name, description, attributes, backup policy.
+/// Changes name, description, attributes, backup policy: `decide` makes the changes of what the instance is now, in
+/// the transaction that writes them, so that of two calls none takes back what the other changed.
 ///
 /// # Errors
-/// Rules of the fields, unknown instance, busy.
+/// Rules of the fields, unknown instance, busy, what `decide` refuses.
 pub fn update(
     app: &App,
     project: &ProjectId,
     id: &InstanceId,
-    mut changes: Changes,
-    policy: Option<&Value>,
     now: Moment,
+    decide: impl FnOnce(&Instance) -> Result<Changes, Refusal>,
 ) -> Result<(), Refusal> {
-    if let Some(name) = &changes.name {
-        check_name(name)?;
-    }
-    if changes
-        .description
-        .as_ref()
-        .is_some_and(|text| text.chars().count() > limits::DESCRIPTION_CHARS_MAX)
-    {
-        return Err(Refusal::DescriptionTooLong);
-    }
     app.catalog.write(|tx| {
         let instance = find(tx, project, id)?;
         check_idle(tx, id)?;
-        if let Some(given) = policy {
-            let old = instance.backup_policy.as_deref();
-            changes.backup_policy = Some(policy::accept(given, old, project, app.config.strict_dcs, now)?);
+        let changes = decide(&instance)?;
+        if let Some(name) = &changes.name {
+            check_name(name)?;
+        }
+        if changes
+            .description
+            .as_ref()
+            .is_some_and(|text| text.chars().count() > limits::DESCRIPTION_CHARS_MAX)
+        {
+            return Err(Refusal::DescriptionTooLong);
         }
         Ok(record::update(tx, id, &changes, now)?)
     })
@@ -269,7 +309,7 @@ pub fn act(
         }
         let startable = matches!(instance.status, Status::Running | Status::Error);
         if !startable || (kind == JobKind::Flush && instance.status != Status::Running) {
-            return Err(Refusal::NotRunning);
+            return Err(Refusal::WrongState);
         }
         queue::insert(tx, id, kind, None, now)?;
         Ok::<_, Refusal>(interrupted)
@@ -299,7 +339,9 @@ pub fn reset_password(
     app.catalog.write(|tx| {
         let instance = find(tx, project, id)?;
         check_idle(tx, id)?;
-        check_running(&instance)?;
+        if instance.status != Status::Running {
+            return Err(Refusal::WrongState);
+        }
         record::set_client_password(tx, id, sealed.as_deref(), now)?;
         queue::insert(tx, id, JobKind::Password, None, now)?;
         Ok::<_, Refusal>(())

@@ -150,6 +150,16 @@ pub fn existing(tx: &Tx<'_>, instance: &InstanceId) -> Result<Vec<Generation>, E
     )
 }
 
+/// What the instance's switches have replaced and is kept for undo, the newest first.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn retired(tx: &Tx<'_>, instance: &InstanceId) -> Result<Vec<Generation>, Error> {
+    let mut found = existing(tx, instance)?;
+    found.retain(|generation| generation.state == State::Retired);
+    Ok(found)
+}
+
 /// Every generation that may still have a process or directory.
 ///
 /// # Errors

@@ -6,4 +6,4 @@ pub mod job;
 pub mod policy;
 pub mod record;
 
-pub use record::{Instance, Status};
+pub use record::{Instance, OwnedInstance, Status};

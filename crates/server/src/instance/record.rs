@@ -118,6 +118,19 @@ pub struct Instance {
     pub updated_at: Moment,
 }
 
+/// An instance of the caller's project. Only the look-ups that take the project make one, and every query for what
+/// belongs to an instance wants one: a query that forgot the project would not compile.
+#[derive(Debug, Clone)]
+pub struct OwnedInstance(Instance);
+
+impl std::ops::Deref for OwnedInstance {
+    type Target = Instance;
+
+    fn deref(&self) -> &Instance {
+        &self.0
+    }
+}
+
 macro_rules! columns {
     () => {
         "id, project_id, name, description, status, engine_version, capacity_mb, spec_code, bind, port, persistence, \
@@ -185,7 +198,7 @@ pub fn insert(tx: &Tx<'_>, instance: &Instance) -> Result<(), Error> {
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn find(tx: &Tx<'_>, project: &ProjectId, id: &InstanceId) -> Result<Option<Instance>, Error> {
+pub fn find(tx: &Tx<'_>, project: &ProjectId, id: &InstanceId) -> Result<Option<OwnedInstance>, Error> {
     let found = find_with_deleted(tx, project, id)?;
     Ok(found.filter(|found| !matches!(found.status, Status::Deleting | Status::Deleted)))
 }
@@ -198,8 +211,8 @@ pub fn find_with_deleted(
     tx: &Tx<'_>,
     project: &ProjectId,
     id: &InstanceId,
-) -> Result<Option<Instance>, Error> {
-    tx.one(
+) -> Result<Option<OwnedInstance>, Error> {
+    let found = tx.one(
         concat!(
             "SELECT ",
             columns!(),
@@ -207,7 +220,8 @@ pub fn find_with_deleted(
         ),
         (id, project),
         row,
-    )
+    )?;
+    Ok(found.map(OwnedInstance))
 }
 
 /// The instance a job names; jobs are ours and know no project.
@@ -232,6 +246,22 @@ pub fn list(tx: &Tx<'_>, project: &ProjectId) -> Result<Vec<Instance>, Error> {
             "SELECT ",
             columns!(),
             " FROM instance WHERE project_id = ?1 AND status NOT IN ('deleting', 'deleted') ORDER BY created_at_ms, id"
+        ),
+        (project,),
+        row,
+    )
+}
+
+/// As [`list`], deleted ones too: their records outlive them.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn list_with_deleted(tx: &Tx<'_>, project: &ProjectId) -> Result<Vec<Instance>, Error> {
+    tx.all(
+        concat!(
+            "SELECT ",
+            columns!(),
+            " FROM instance WHERE project_id = ?1 ORDER BY created_at_ms, id"
         ),
         (project,),
         row,

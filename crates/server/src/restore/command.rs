@@ -6,9 +6,10 @@ use super::record::{self, Method, NewRestore, Restore, Status};
 use crate::app::App;
 use crate::backup::record::{self as backups, Backup, Kind};
 use crate::catalog::Tx;
+use crate::idempotency::{self, Once};
 use crate::ids::{BackupId, InstanceId, Moment, ProjectId, RestoreId};
 use crate::instance::generation::{self, State};
-use crate::instance::{self, Instance, command as instances};
+use crate::instance::{Instance, OwnedInstance, command as instances};
 use crate::jobs::{JobKind, queue};
 use crate::limits;
 use crate::refusal::Refusal;
@@ -26,7 +27,8 @@ pub struct RestoreRequest {
     pub allow_downtime: bool,
 }
 
-/// Accepts a restore: everything is checked, then record and job are written in one transaction.
+/// Accepts a restore: everything is checked, then record and job are written in one transaction, once for each
+/// `once`.
 ///
 /// # Errors
 /// Every [`Refusal`] of a restore; nothing is recorded then.
@@ -35,32 +37,52 @@ pub fn submit(
     project: &ProjectId,
     id: &InstanceId,
     request: &RestoreRequest,
+    once: Option<&Once>,
     now: Moment,
 ) -> Result<RestoreId, Refusal> {
     crate::backup::command::check_remark(request.remark.as_deref())?;
     let restore = app.catalog.write(|tx| {
-        let (instance, backup, method) = check(app, tx, project, id, request)?;
-        let undo_of = match &backup.generation_id {
-            Some(generation) => record::that_replaced(tx, id, generation)?,
-            None => None,
-        };
-        let new = NewRestore {
-            backup_id: &backup.id,
-            backup_name: &backup.name,
-            backup_remark: backup.remark.as_deref(),
-            remark: request.remark.as_deref(),
-            source_instance_name: &instance.name,
-            method,
-            verify: if request.verify_full { "full" } else { "sample" },
-            undo_of: undo_of.as_ref(),
-        };
-        let restore = record::insert_waiting(tx, project, id, &new, now)?;
-        queue::insert(tx, id, JobKind::Restore, Some(restore.as_str()), now)?;
-        Ok::<_, Refusal>(restore)
+        idempotency::once(tx, project, once, now, || {
+            accept(app, tx, project, id, request, now)
+        })
     })?;
+    accepted(app)?;
+    Ok(restore)
+}
+
+/// Record and job of a restore that passes every check.
+fn accept(
+    app: &App,
+    tx: &Tx<'_>,
+    project: &ProjectId,
+    id: &InstanceId,
+    request: &RestoreRequest,
+    now: Moment,
+) -> Result<RestoreId, Refusal> {
+    let (instance, backup, method) = check(app, tx, project, id, request)?;
+    let undo_of = match &backup.generation_id {
+        Some(generation) => record::that_replaced(tx, id, generation)?,
+        None => None,
+    };
+    let new = NewRestore {
+        backup_id: &backup.id,
+        backup_name: &backup.name,
+        backup_remark: backup.remark.as_deref(),
+        remark: request.remark.as_deref(),
+        source_instance_name: &instance.name,
+        method,
+        verify: if request.verify_full { "full" } else { "sample" },
+        undo_of: undo_of.as_ref(),
+    };
+    let restore = record::insert_waiting(tx, project, id, &new, now)?;
+    queue::insert(tx, id, JobKind::Restore, Some(restore.as_str()), now)?;
+    Ok(restore)
+}
+
+fn accepted(app: &App) -> Result<(), Refusal> {
     engine::failpoint::hit("restore.accepted").map_err(|error| Refusal::Internal(engine::chain(&error)))?;
     app.board.wake();
-    Ok(restore)
+    Ok(())
 }
 
 fn check(
@@ -69,14 +91,14 @@ fn check(
     project: &ProjectId,
     id: &InstanceId,
     request: &RestoreRequest,
-) -> Result<(Instance, Backup, Method), Refusal> {
+) -> Result<(OwnedInstance, Backup, Method), Refusal> {
     let instance = instances::find(tx, project, id)?;
     if app.config.strict_dcs {
         return Err(Refusal::SingleNode);
     }
     instances::check_idle(tx, id)?;
     instances::check_running(&instance)?;
-    let backup = backups::find(tx, id, &request.backup_id)?.ok_or(Refusal::BackupUnknown)?;
+    let backup = backups::find(tx, &instance, &request.backup_id)?.ok_or(Refusal::BackupUnknown)?;
     if !is_restorable(tx, &backup)? {
         return Err(Refusal::NotRestorable);
     }
@@ -97,7 +119,7 @@ fn check(
 /// # Errors
 /// The catalogue failed.
 pub fn is_restorable(tx: &Tx<'_>, backup: &Backup) -> Result<bool, crate::catalog::Error> {
-    if backup.status != backups::Status::Succeeded {
+    if !backup.is_kept() {
         return Ok(false);
     }
     match &backup.generation_id {
@@ -181,37 +203,52 @@ pub fn undo(
     id: &InstanceId,
     restore: &RestoreId,
     remark: Option<String>,
+    once: Option<&Once>,
     now: Moment,
 ) -> Result<RestoreId, Refusal> {
-    let backup_id = app.catalog.read(|tx| {
-        instances::find(tx, project, id)?;
-        let restore = record::find(tx, id, restore)?.ok_or(Refusal::RestoreUnknown)?;
-        if restore.status != Status::Succeeded {
-            return Err(Refusal::NothingToUndo(
-                "only a restore that succeeded can be undone",
-            ));
-        }
-        if restore.undone_by.is_some() {
-            return Err(Refusal::NothingToUndo("it has been undone already"));
-        }
-        let kept = match &restore.old_generation_id {
-            Some(generation) => backups::of_generation(tx, generation)?,
-            None => None,
-        };
-        match kept {
-            Some(backup) if is_restorable(tx, &backup)? => Ok(backup.id),
-            _ => Err(Refusal::NothingToUndo(
-                "the data from before it is no longer kept",
-            )),
-        }
+    crate::backup::command::check_remark(remark.as_deref())?;
+    let restore = app.catalog.write(|tx| {
+        idempotency::once(tx, project, once, now, || {
+            let request = RestoreRequest {
+                backup_id: what_undoes(tx, project, id, restore)?,
+                remark,
+                verify_full: false,
+                allow_downtime: false,
+            };
+            accept(app, tx, project, id, &request, now)
+        })
     })?;
-    let request = RestoreRequest {
-        backup_id,
-        remark,
-        verify_full: false,
-        allow_downtime: false,
+    accepted(app)?;
+    Ok(restore)
+}
+
+/// The backup that stands for what the named restore replaced.
+fn what_undoes(
+    tx: &Tx<'_>,
+    project: &ProjectId,
+    id: &InstanceId,
+    restore: &RestoreId,
+) -> Result<BackupId, Refusal> {
+    let instance = instances::find(tx, project, id)?;
+    let restore = record::find(tx, &instance, restore)?.ok_or(Refusal::RestoreUnknown)?;
+    if restore.status != Status::Succeeded {
+        return Err(Refusal::NothingToUndo(
+            "only a restore that succeeded can be undone",
+        ));
+    }
+    if restore.undone_by.is_some() {
+        return Err(Refusal::NothingToUndo("it has been undone already"));
+    }
+    let kept = match &restore.old_generation_id {
+        Some(generation) => backups::of_generation(tx, generation)?,
+        None => None,
     };
-    submit(app, project, id, &request, now)
+    match kept {
+        Some(backup) if is_restorable(tx, &backup)? => Ok(backup.id),
+        _ => Err(Refusal::NothingToUndo(
+            "the data from before it is no longer kept",
+        )),
+    }
 }
 
 /// One restore record; the instance may be deleted, its records outlive it.
@@ -225,8 +262,8 @@ pub fn find(
     restore: &RestoreId,
 ) -> Result<Restore, Refusal> {
     app.catalog.read(|tx| {
-        instance::record::find_with_deleted(tx, project, id)?.ok_or(Refusal::InstanceUnknown)?;
-        record::find(tx, id, restore)?.ok_or(Refusal::RestoreUnknown)
+        let instance = instances::find_with_deleted(tx, project, id)?;
+        record::find(tx, &instance, restore)?.ok_or(Refusal::RestoreUnknown)
     })
 }
 

@@ -3,6 +3,7 @@
 use crate::backup::record::FailureCode;
 use crate::catalog::{Error, Tx};
 use crate::ids::{BackupId, GenerationId, InstanceId, Moment, ProjectId, RestoreId};
+use crate::instance::OwnedInstance;
 
 /// ```text
 /// Waiting ──> Running ──> Succeeded
@@ -178,6 +179,8 @@ pub struct Restore {
     pub bytes_done: i64,
     /// Expected bytes of the phase.
     pub bytes_total: i64,
+    /// Keys that the phase has got through.
+    pub keys_done: i64,
     /// Keys that the new generation loaded.
     pub keys_applied: i64,
     /// Keys compared one by one after loading.
@@ -209,7 +212,7 @@ pub struct Restore {
 macro_rules! columns {
     () => {
         "ordinal, id, name, backup_id, backup_name, backup_remark, remark, status, progress_bp, error_code, failure, \
-         source_instance_id, source_instance_name, method, verify, target_state, phase, bytes_done, bytes_total, keys_applied, \
+         source_instance_id, source_instance_name, method, verify, target_state, phase, bytes_done, bytes_total, keys_done, keys_applied, \
          keys_compared, keys_expired, unavailable_us, undo_of, undone_by, new_generation_id, old_generation_id, created_at_ms, \
          clock_at_ms, started_at_ms, finished_at_ms, updated_at_ms"
     };
@@ -236,19 +239,20 @@ fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Restore> {
         phase: row.get(16)?,
         bytes_done: row.get(17)?,
         bytes_total: row.get(18)?,
-        keys_applied: row.get(19)?,
-        keys_compared: row.get(20)?,
-        keys_expired: row.get(21)?,
-        unavailable_us: row.get(22)?,
-        undo_of: row.get(23)?,
-        undone_by: row.get(24)?,
-        new_generation_id: row.get(25)?,
-        old_generation_id: row.get(26)?,
-        created_at: row.get(27)?,
-        clock_at: row.get(28)?,
-        started_at: row.get(29)?,
-        finished_at: row.get(30)?,
-        updated_at: row.get(31)?,
+        keys_done: row.get(19)?,
+        keys_applied: row.get(20)?,
+        keys_compared: row.get(21)?,
+        keys_expired: row.get(22)?,
+        unavailable_us: row.get(23)?,
+        undo_of: row.get(24)?,
+        undone_by: row.get(25)?,
+        new_generation_id: row.get(26)?,
+        old_generation_id: row.get(27)?,
+        created_at: row.get(28)?,
+        clock_at: row.get(29)?,
+        started_at: row.get(30)?,
+        finished_at: row.get(31)?,
+        updated_at: row.get(32)?,
     })
 }
 
@@ -343,19 +347,19 @@ fn free_name(tx: &Tx<'_>, instance: &InstanceId, now: Moment) -> Result<String, 
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn find(tx: &Tx<'_>, instance: &InstanceId, id: &RestoreId) -> Result<Option<Restore>, Error> {
+pub fn find(tx: &Tx<'_>, of: &OwnedInstance, id: &RestoreId) -> Result<Option<Restore>, Error> {
     tx.one(
         concat!(
             "SELECT ",
             columns!(),
             " FROM restore WHERE id = ?1 AND instance_id = ?2"
         ),
-        (id, instance),
+        (id, &of.id),
         row,
     )
 }
 
-/// The record a job names.
+/// The record a job names; jobs are ours and know no project.
 ///
 /// # Errors
 /// The catalogue failed.
@@ -390,12 +394,13 @@ pub fn expected_bytes(tx: &Tx<'_>, id: &str) -> Result<u64, Error> {
 /// The catalogue failed.
 pub fn list(
     tx: &Tx<'_>,
-    instance: &InstanceId,
+    of: &OwnedInstance,
     from: Option<Moment>,
     to: Option<Moment>,
     offset: u64,
     limit: u64,
 ) -> Result<(u64, Vec<Restore>), Error> {
+    let instance = &of.id;
     let first = match from {
         None => Some(1),
         Some(from) => tx.one(
@@ -499,9 +504,9 @@ pub fn progress(
     now: Moment,
 ) -> Result<(), Error> {
     tx.execute(
-        "UPDATE restore SET phase = ?2, progress_bp = max(progress_bp, ?3), bytes_done = ?4, bytes_total = ?5, updated_at_ms = ?6 \
+        "UPDATE restore SET phase = ?2, progress_bp = max(progress_bp, ?3), bytes_done = ?4, bytes_total = ?5, keys_done = ?6, updated_at_ms = ?7 \
          WHERE id = ?1 AND status = 'running'",
-        (id, seen.phase, progress_bp, seen.bytes_done, seen.bytes_total, now),
+        (id, seen.phase, progress_bp, seen.bytes_done, seen.bytes_total, seen.keys_done, now),
     )?;
     Ok(())
 }

@@ -243,10 +243,15 @@ fn during_a_flush_and_a_password_reset_everything_is_refused() {
         "UPDATE instance SET status = 'error', failure = 'a test' WHERE id = '{instance}'"
     ));
     for (name, method, path, body) in operations(&instance, UNKNOWN) {
-        if ["backup", "restore", "flush", "password"].contains(&name) {
-            caller.v2(method, &path, body.as_ref()).refused("400 DCS.4049");
-            caller.v1(method, &path, body.as_ref()).refused("400 111400026");
-        }
+        let code = match name {
+            "backup" | "restore" => "DCS.4049",
+            "flush" | "password" => "DCS.4026",
+            _ => continue,
+        };
+        caller
+            .v2(method, &path, body.as_ref())
+            .refused(&format!("400 {code}"));
+        caller.v1(method, &path, body.as_ref()).refused("400 111400026");
     }
 }
 

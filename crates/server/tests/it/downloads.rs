@@ -175,6 +175,18 @@ fn a_link_gives_the_whole_valid_file_any_range_of_it_and_needs_no_credential() {
     stranger.send(&Request::new("GET", &target)).expect(200);
 }
 
+/// The signature of a link, made as the service makes it: HMAC-SHA256 under a key derived for downloads.
+fn proof(master: &str, text: &str) -> String {
+    use ring::hmac::{HMAC_SHA256, Key, sign};
+    let bytes: Vec<u8> = (0..master.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&master[at..at + 2], 16).unwrap())
+        .collect();
+    let derived = sign(&Key::new(HMAC_SHA256, &bytes), b"download");
+    let mac = sign(&Key::new(HMAC_SHA256, derived.as_ref()), text.as_bytes());
+    mac.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 #[test]
 fn a_link_with_any_change_and_one_to_a_deleted_backup_are_dead() {
     let service = Service::start();
@@ -210,6 +222,20 @@ fn a_link_with_any_change_and_one_to_a_deleted_backup_are_dead() {
         stranger
             .send(&Request::new("GET", &target))
             .refused("403 APIGW.0302");
+    }
+    // Rightly signed, by the service's own key, and over: a second ago, and an hour.
+    let master = std::fs::read_to_string(service.data().join("keys/master.key")).unwrap();
+    for ago in [1, 3600] {
+        let expires = jiff::Timestamp::now().as_second() - ago;
+        let proof = proof(master.trim(), &format!("{path}\n{expires}"));
+        let over = format!("{path}?Expires={expires}&Signature={proof}");
+        stranger
+            .send(&Request::new("GET", &over))
+            .refused("403 APIGW.0302");
+        let later = expires + ago + 60;
+        let proof = self::proof(master.trim(), &format!("{path}\n{later}"));
+        let valid = format!("{path}?Expires={later}&Signature={proof}");
+        stranger.send(&Request::new("GET", &valid)).expect(200);
     }
     let at = good.len() - 1;
     let flipped = if good.ends_with('0') { "1" } else { "0" };
@@ -264,6 +290,53 @@ fn a_deletion_is_204_on_v2_and_200_with_a_message_on_v1_and_happens_once() {
     link_of(&caller, &instance, &one, &json!({"expiration": 300})).refused("400 DCS.4031");
 }
 
+/// One record as the list has it.
+fn listed(caller: &Caller, instance: &str, backup: &str) -> Option<Value> {
+    let list = caller.get(&format!("/instances/{instance}/backups")).json();
+    let rows = list["backup_record_response"].as_array().unwrap();
+    rows.iter().find(|row| row["backup_id"] == json!(backup)).cloned()
+}
+
+#[test]
+fn a_backup_whose_files_do_not_go_stays_listed_and_can_be_deleted_again() {
+    // Before anything is gone, and after the manifest is.
+    for (place, whole) in [
+        ("backup_delete.after_commit", true),
+        ("archive.manifest_deleted", false),
+    ] {
+        let mut service = Service::start_with(&[], &[("CACHEKEEP_FAILPOINT", &format!("{place}:error"))]);
+        service.expect_trouble("cannot remove the files of a backup");
+        service.expect_trouble("a request failed");
+        let caller = service.caller();
+        let instance = caller.make_instance("stubborn");
+        let backup = caller.make_backup(&instance, "");
+        let before = listed(&caller, &instance, &backup).unwrap();
+        let path = format!("/instances/{instance}/backups/{backup}");
+        caller.v2("DELETE", &path, None).refused("500 DCS.4101");
+        let after = listed(&caller, &instance, &backup).expect("the record stays");
+        let restore = json!({"backup_id": backup});
+        let restores = format!("/instances/{instance}/restores");
+        if whole {
+            assert_eq!(after, before, "nothing is gone");
+            caller.make_restore(&instance, &backup, "");
+            caller.v1("DELETE", &path, None).expect(200);
+        } else {
+            assert_eq!(
+                (&after["status"], &after["is_support_restore"]),
+                (&json!("expired"), &json!("FALSE"))
+            );
+            caller
+                .v2("POST", &restores, Some(&restore))
+                .refused("400 DCS.4087");
+            caller.v2("DELETE", &path, None).expect(204);
+        }
+        assert_eq!(listed(&caller, &instance, &backup), None);
+        caller.v2("DELETE", &path, None).refused("400 DCS.4031");
+        let left: Vec<_> = std::fs::read_dir(service.data().join("store")).unwrap().collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
+
 #[test]
 fn a_backup_in_the_aof_format_is_downloaded_under_that_name_and_loads() {
     let service = Service::start();
@@ -283,6 +356,16 @@ fn a_backup_in_the_aof_format_is_downloaded_under_that_name_and_loads() {
     let target = target(&service, &caller, &instance, backup);
     assert!(target.contains(".aof?"), "{target}");
     let file = service.connect().send(&Request::new("GET", &target)).expect(200);
-    // An append-only file may begin with a whole RDB.
-    assert!(file.body.starts_with(b"REDIS00"));
+    // An append-only file may begin with a whole RDB; a stock engine must take it as one.
+    let folder = xtask::scratch::Scratch::new("aof").unwrap();
+    let (aof, stock) = (folder.path().join("given.aof"), folder.path().join("stock"));
+    std::fs::create_dir(&stock).unwrap();
+    std::fs::write(&aof, &file.body).unwrap();
+    // An engine moves a file of that name into its own directory of append-only files at its first start.
+    std::fs::copy(&aof, stock.join("appendonly.aof")).unwrap();
+    let stock = stock.to_str().unwrap();
+    let engine = xtask::plain_engine::PlainEngine::start(&[("appendonly", "yes"), ("dir", stock)]).unwrap();
+    let mut engine = xtask::resp::Connection::open(&engine.target()).unwrap();
+    assert_eq!(engine.ask(&["DBSIZE"]).unwrap(), xtask::resp::Reply::Number(1));
+    assert_eq!(engine.ask(&["GET", "key"]).unwrap().text(), Some("value"));
 }

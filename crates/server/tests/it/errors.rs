@@ -25,14 +25,7 @@ fn unknown_paths_and_methods_answer_by_who_asks() {
     let caller = service.caller();
     let nobody = service.caller_with(&caller.project, Credential::Nothing);
     let project = &caller.project;
-    for path in [
-        "/v2/x/y",
-        "/nothing",
-        "/v2/available-zones/",
-        "/v3/nothing",
-        "//",
-        "/ck/v1",
-    ] {
+    for path in ["/v2/x/y", "/nothing", "/v2/available-zones/", "//", "/ck/v1"] {
         caller.send(Request::new("GET", path)).refused("404 DCS.4001");
         let answer = nobody.send(Request::new("GET", path)).refused("404 APIGW.0101");
         assert_eq!(
@@ -65,7 +58,9 @@ fn unknown_paths_and_methods_answer_by_who_asks() {
         .refused("405 DCS.5001");
     nobody
         .send(Request::new("GET", "/v3/auth/tokens"))
-        .refused("405 DCS.5001");
+        .refused("405 405");
+    nobody.send(Request::new("GET", "/v3/nothing")).refused("404 404");
+    caller.send(Request::new("GET", "/v3/nothing")).refused("404 404");
     caller
         .send(Request::new("GET", "/v2/%7Bproject_id%7D/instances"))
         .refused("400 DCS.4002");
@@ -329,4 +324,38 @@ fn a_body_beyond_one_mebibyte_is_413_and_one_of_that_size_is_read() {
     let answer = caller.send(Request::new("POST", &target).body(&body((1 << 20) + 1)));
     answer.refused("413 APIGW.0201");
     caller.get("/instances").expect(200);
+}
+
+#[test]
+fn a_broken_catalogue_is_a_500_with_the_code_of_its_operation_and_a_line_in_the_log() {
+    let mut service = Service::start();
+    service.expect_trouble("the catalogue failed");
+    let caller = service.caller();
+    let instance = caller.make_instance("broken");
+    let backup = caller.make_backup(&instance, "");
+    let path = |what: &str| format!("/instances/{instance}/{what}");
+    let wish = json!({"backup_id": backup});
+    for (table, method, what, body, v2, v1) in [
+        ("restore", "GET", "restores", None, "DCS.5079", "111500079"),
+        (
+            "restore",
+            "POST",
+            "restores",
+            Some(&wish),
+            "DCS.5092",
+            "111500092",
+        ),
+        ("backup", "GET", "backups", None, "DCS.5078", "111500078"),
+        ("backup", "POST", "backups", None, "DCS.5090", "111500090"),
+    ] {
+        service.sql(&format!("ALTER TABLE {table} RENAME TO broken"));
+        let answer = caller.v2(method, &path(what), body);
+        check_flat(&answer.clone().refused(&format!("500 {v2}")));
+        let id = answer.header("x-request-id").unwrap();
+        assert!(service.log().contains(id), "the log names the request");
+        assert!(!answer.text().contains("broken"), "{}", answer.text());
+        caller.v1(method, &path(what), body).refused(&format!("500 {v1}"));
+        service.sql(&format!("ALTER TABLE broken RENAME TO {table}"));
+        caller.get(&path(what)).expect(200);
+    }
 }

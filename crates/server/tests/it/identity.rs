@@ -245,6 +245,11 @@ fn discovery_needs_no_credential_and_projects_are_found_by_name_with_one() {
             .send(Request::new("GET", &format!("{path}?name=elsewhere")))
             .expect(200);
         assert_eq!(foreign.json()["projects"], json!([]));
-        nobody.send(Request::new("GET", path)).refused("401 APIGW.0301");
+        let answer = nobody.send(Request::new("GET", path)).refused("401 401");
+        let error = &answer.json()["error"];
+        assert_eq!(error["title"], "Unauthorized", "in Keystone's shape: {error}");
+        assert!(error["message"].is_string());
+        nobody.send(Request::new("PUT", path)).refused("401 401");
+        caller.send(Request::new("PUT", path)).refused("405 405");
     }
 }

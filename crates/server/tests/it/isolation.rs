@@ -150,7 +150,7 @@ const ROWS: [(&str, &str, Row, &str); 40] = [
     ),
     (
         "GET",
-        "{v}/instances?include_failure=true&include_deleted=true",
+        "{v}/instances?include_failure=true&include_delete=true",
         Row::Project,
         "",
     ),

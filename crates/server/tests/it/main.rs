@@ -3,15 +3,20 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod busy;
+mod by_hand;
 mod cli;
+mod cli_help;
 mod downloads;
 mod errors;
 mod http;
+mod idempotency;
 mod identity;
+mod instances;
 mod isolation;
 mod openapi;
 mod paging;
 mod polling;
+mod pressure;
 mod records;
 mod service;
 mod signatures;

@@ -128,6 +128,11 @@ fn every_reference_resolves_and_every_operation_has_its_own_id() {
                     .any(|status| status.starts_with('2')),
                 "{what}"
             );
+            if method == "post" || method == "put" {
+                let body = &operation["requestBody"]["content"]["application/json"]["schema"];
+                let fields = body["properties"].as_object();
+                assert!(fields.is_some_and(|fields| !fields.is_empty()), "{what}: {body}");
+            }
             for scheme in operation["security"].as_array().unwrap() {
                 let name = scheme.as_object().unwrap().keys().next().unwrap();
                 assert!(
@@ -162,6 +167,13 @@ fn answers_of_every_documented_get_and_post_have_the_documented_fields() {
             Some(body) => Request::json(method, target, body),
             None => Request::new(method, target),
         };
+        if let Some(body) = body.filter(|body| **body != json!({})) {
+            let schema = &operation["requestBody"]["content"]["application/json"]["schema"];
+            assert!(schema["properties"].is_object(), "{method} {path}: {schema}");
+            if let Err(why) = check(&document, schema, body, &format!("body of {method} {path}")) {
+                panic!("{why}");
+            }
+        }
         let answer = caller.send(request);
         let documented = &operation["responses"][answer.status.to_string()];
         assert!(

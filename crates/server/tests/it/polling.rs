@@ -275,3 +275,43 @@ fn creations_that_break_a_rule_are_refused_with_its_code() {
             .refused("400 DCS.4063");
     }
 }
+
+#[test]
+fn what_is_under_way_shows_how_far_it_is_in_bytes_and_keys() {
+    // Each place holds its job for five seconds, half-way.
+    let places = "backup.mid_capture:stall,restore.placed:stall";
+    let service = Service::start_with(&[], &[("CACHEKEEP_FAILPOINT", places)]);
+    let caller = service.caller();
+    let instance = caller.make_instance("followed");
+    let mut engine = caller.engine(&instance);
+    let value = "v".repeat(10_000);
+    for number in 0..2000 {
+        engine.send(&["SET", &format!("key:{number}"), &value]).unwrap();
+    }
+    engine.settle().unwrap();
+    let number = |ext: &Value, name: &str| ext[name].as_i64().unwrap_or_else(|| panic!("{name}: {ext}"));
+    let under_way = |what: &str, id: &str, phase: &str| {
+        wait("a phase that gets on", || {
+            let path = format!("/instances/{instance}/{what}/{id}");
+            let record = caller.ck("GET", &path, None).expect(200).json();
+            assert_ne!(record["status"], "succeed", "seen too late: {record}");
+            let ext = record["ext"].clone();
+            (ext["phase"] == phase && number(&ext, "keys_done") > 0).then_some(ext)
+        })
+    };
+    let backup = caller.start_backup(&instance, "");
+    let ext = under_way("backups", &backup, "capturing");
+    assert!(
+        number(&ext, "bytes_done") > 0 && number(&ext, "bytes_total") > 0,
+        "{ext}"
+    );
+    let ext = caller.wait_end(&instance, "backups", &backup)["ext"].clone();
+    assert_eq!(number(&ext, "bytes_done"), number(&ext, "bytes_total"));
+    assert_eq!(number(&ext, "keys_done"), 2000);
+    let restore = caller.start_restore(&instance, &backup, "");
+    let ext = under_way("restores", &restore, "validating");
+    assert_eq!(number(&ext, "keys_done"), 2000, "{ext}");
+    assert_eq!(number(&ext, "keys_applied"), 0, "nothing is loaded yet: {ext}");
+    assert!(number(&ext, "bytes_total") > 0);
+    caller.wait_end(&instance, "restores", &restore);
+}

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use crate::service::{Caller, Service};
+use crate::service::{Caller, Service, wait};
 
 /// The documented fields of a restore record and whether each may be null.
 const RESTORE_FIELDS: [(&str, bool); 11] = [
@@ -188,6 +188,152 @@ fn every_record_has_all_documented_fields_and_no_more_beside_ext() {
     assert_eq!(record["backup_format"], "RDB");
 }
 
+/// The only record of a list, in both versions, with all its fields, once it has this status.
+fn seen_as(caller: &Caller, instance: &str, what: &str, status: &str) -> Value {
+    let (key, fields) = match what {
+        "backups" => ("backup_record_response", &BACKUP_FIELDS[..]),
+        _ => ("restore_record_response", &RESTORE_FIELDS[..]),
+    };
+    wait(&format!("{what} that are {status}"), || {
+        let (v2, v1) = lists(caller, instance, what);
+        let (v2, v1) = (rows(&v2, key)[0].clone(), rows(&v1, key)[0].clone());
+        if v2["status"] != status || v1["status"] != status {
+            return None;
+        }
+        check_record(&v2, fields, &["ext"]);
+        let further = ["ext", "sourceInstanceId", "sourceInstanceName"];
+        check_record(&v1, fields, &further[..if what == "backups" { 1 } else { 3 }]);
+        Some(v2)
+    })
+}
+
+#[test]
+fn records_that_wait_run_or_failed_have_all_documented_fields_too() {
+    // Each place holds its job for five seconds, once.
+    let places = "backup.claimed:stall,backup.begun:stall,restore.claimed:stall,restore.begun:stall";
+    let service = Service::start_with(&[], &[("CACHEKEEP_FAILPOINT", places)]);
+    let caller = service.caller();
+    let instance = caller.make_instance("unfinished");
+    caller.engine(&instance).ask(&["SET", "key", "value"]).unwrap();
+    caller.start_backup(&instance, "stopped");
+    let record = seen_as(&caller, &instance, "backups", "waiting");
+    assert_eq!(
+        (&record["progress"], &record["size"], &record["execution_at"]),
+        (&json!("0.00"), &json!(0), &Value::Null)
+    );
+    assert_eq!(
+        (&record["error_code"], &record["is_support_restore"]),
+        (&Value::Null, &json!("FALSE"))
+    );
+    let record = seen_as(&caller, &instance, "backups", "backuping");
+    assert!(record["execution_at"].is_string() && record["error_code"].is_null());
+    assert_eq!(record["is_support_restore"], "FALSE");
+    let restart = json!({"instances": [instance], "action": "restart"});
+    caller.v2("PUT", "/instances/status", Some(&restart)).expect(200);
+    let record = seen_as(&caller, &instance, "backups", "failed");
+    assert_eq!(
+        (
+            &record["error_code"],
+            &record["size"],
+            &record["is_support_restore"]
+        ),
+        (&json!("dcs.08.0001"), &json!(0), &json!("FALSE"))
+    );
+    caller.wait_idle(&instance);
+
+    let backup = caller.make_backup(&instance, "");
+    caller.start_restore(&instance, &backup, "");
+    let record = seen_as(&caller, &instance, "restores", "waiting");
+    assert_eq!(
+        (&record["progress"], &record["error_code"]),
+        (&json!("0.00"), &Value::Null)
+    );
+    let record = seen_as(&caller, &instance, "restores", "restoring");
+    assert_eq!(
+        (&record["backup_id"], &record["error_code"]),
+        (&json!(backup), &Value::Null)
+    );
+    seen_as(&caller, &instance, "restores", "succeed");
+    caller.wait_idle(&instance);
+    // Truncated where it lies.
+    let mut segments = Vec::new();
+    files_below(&service.data().join("store"), &mut segments);
+    segments.retain(|path| path.to_string_lossy().contains("seg-"));
+    assert_eq!(segments.len(), 1);
+    std::fs::write(&segments[0], b"age-encryption.org/v1\n").unwrap();
+    caller.start_restore(&instance, &backup, "spoilt");
+    let record = seen_as(&caller, &instance, "restores", "failed");
+    let code = record["error_code"].as_str().unwrap();
+    assert!(["dcs.08.0006", "dcs.08.0007"].contains(&code), "{record}");
+    let ext = &record["ext"];
+    assert!(
+        ["untouched", "rolled_back"].contains(&ext["target_state"].as_str().unwrap()),
+        "{ext}"
+    );
+    let told = ext["failure"].as_str().unwrap();
+    assert!(!told.is_empty());
+    let place = service.data().to_str().unwrap().to_owned();
+    assert!(
+        !told.contains(&place) && !told.contains("/instances/"),
+        "a tenant is told {told}"
+    );
+    assert_eq!(
+        caller.engine(&instance).ask(&["GET", "key"]).unwrap().text(),
+        Some("value"),
+        "the old data serves"
+    );
+}
+
+fn files_below(folder: &std::path::Path, found: &mut Vec<std::path::PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files_below(&path, found);
+        } else {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn a_restores_record_says_until_when_it_can_be_undone() {
+    let service = Service::start_with(&["--undo-keep", "3600"], &[]);
+    let caller = service.caller();
+    let instance = caller.make_instance("undoable");
+    let backup = caller.make_backup(&instance, "");
+    let until = |restore: &str| {
+        let path = format!("/instances/{instance}/restores");
+        let one = caller
+            .ck("GET", &format!("{path}/{restore}"), None)
+            .expect(200)
+            .json();
+        let list = caller.get(&path).expect(200).json();
+        let listed = rows(&list, "restore_record_response")
+            .into_iter()
+            .find(|row| row["restore_id"] == json!(restore))
+            .unwrap();
+        assert_eq!(one["ext"]["undo_until"], listed["ext"]["undo_until"]);
+        one["ext"]["undo_until"]
+            .as_str()
+            .map(|text| text.parse::<jiff::Timestamp>().unwrap())
+    };
+    let first = caller.make_restore(&instance, &backup, "");
+    let left = until(&first).expect("a moment") - jiff::Timestamp::now();
+    let left = left.as_secs_f64();
+    assert!((3500.0..=3600.0).contains(&left), "{left}");
+    let second = caller.make_restore(&instance, &backup, "");
+    assert!(until(&second).is_some());
+    wait("the end of what the first replaced: only one is kept", || {
+        until(&first).is_none().then_some(())
+    });
+    let undo = format!("/instances/{instance}/restores/{second}/undo");
+    let undone = caller.ck("POST", &undo, None).expect(200).json();
+    let undone = undone["restore_id"].as_str().unwrap();
+    caller.wait_end(&instance, "restores", undone);
+    assert_eq!(until(&second), None, "it is undone");
+    assert!(until(undone).is_some(), "an undo can be undone");
+}
+
 #[test]
 fn strict_mode_answers_with_the_documented_fields_only_and_refuses_single_nodes() {
     let service = Service::start_with(&["--strict-dcs"], &[]);
@@ -200,12 +346,28 @@ fn strict_mode_answers_with_the_documented_fields_only_and_refuses_single_nodes(
         let wish = json!({"backup_id": "f4823e9e-fe9b-4ffd-be79-4e5d6de272bb"});
         caller.v2("POST", &path, Some(&wish)).refused("400 DCS.4086");
         caller.v1("POST", &path, Some(&wish)).refused("400 111400086");
+        if what == "restores" {
+            caller.ck("POST", &path, Some(&wish)).refused("400 DCS.4086");
+        }
         assert_eq!(
             caller.get(&path).json()["total_num"],
             0,
             "a refused call leaves no record"
         );
     }
+    let plan = json!({"period_type": "weekly", "backup_at": [1], "begin_at": "00:00-01:00"});
+    let policy = |days: u64| json!({"instance_backup_policy": {"backup_type": "auto", "save_days": days, "periodical_backup_plan": plan}});
+    let one = format!("/instances/{instance}");
+    caller.v2("PUT", &one, Some(&policy(8))).refused("400 DCS.4072");
+    caller.v2("PUT", &one, Some(&policy(7))).expect(204);
+    caller.v2("DELETE", &one, None).expect(204);
+    for what in ["backups", "restores"] {
+        caller
+            .get(&format!("{one}/{what}?include_deleted=true"))
+            .refused("404 DCS.3022");
+    }
+    let all = caller.get("/instances?include_delete=true").expect(200).json();
+    assert_eq!(all["instance_num"], 0);
 }
 
 #[test]

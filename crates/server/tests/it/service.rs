@@ -45,6 +45,8 @@ pub struct Service {
     child: Child,
     folder: Scratch,
     admin: Value,
+    /// Parts of log lines that the test itself brings about.
+    trouble: Vec<&'static str>,
 }
 
 impl Service {
@@ -80,6 +82,7 @@ impl Service {
             child,
             folder,
             admin: Value::Null,
+            trouble: Vec::new(),
         };
         service.admin = wait("a service that serves", || {
             if let Some(status) = service.child.try_wait().unwrap() {
@@ -93,8 +96,17 @@ impl Service {
         service
     }
 
+    /// The test makes something fail that the operator must hear of: such a line has to be in the log.
+    pub fn expect_trouble(&mut self, part: &'static str) {
+        self.trouble.push(part);
+    }
+
     pub fn data(&self) -> PathBuf {
         self.folder.path().join("data")
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     pub fn log(&self) -> String {
@@ -217,7 +229,14 @@ impl Drop for Service {
                 .lines()
                 .filter(|line| line.contains("ERROR") || line.contains("panicked"))
                 .collect();
+            let (expected, trouble): (Vec<&str>, Vec<&str>) = trouble
+                .into_iter()
+                .partition(|line| self.trouble.iter().any(|part| line.contains(part)));
             assert!(trouble.is_empty(), "the service's log: {trouble:#?}");
+            for part in &self.trouble {
+                let told = expected.iter().any(|line| line.contains(part));
+                assert!(told, "the log does not tell: {part}");
+            }
         }
     }
 }

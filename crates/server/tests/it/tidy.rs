@@ -211,3 +211,58 @@ fn crates_depend_downwards_only() {
         }
     }
 }
+
+#[test]
+fn every_route_is_in_the_table() {
+    let found = places(|_, line| line.contains(".route("));
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert!(found[0].starts_with("api/router.rs"), "{found:#?}");
+}
+
+#[test]
+fn every_link_of_the_documents_leads_to_a_file() {
+    let root = repository();
+    let mut documents: Vec<PathBuf> = ["", "docs", "docs/adr"]
+        .iter()
+        .flat_map(|folder| std::fs::read_dir(root.join(folder)).unwrap())
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|ending| ending == "md"))
+        .collect();
+    documents.sort();
+    assert!(documents.len() > 5, "{documents:?}");
+    let mut dead = Vec::new();
+    for document in documents {
+        let text = std::fs::read_to_string(&document).unwrap();
+        for rest in text.split("](").skip(1) {
+            let target = rest.split([')', '#', ' ']).next().unwrap_or_default();
+            let local = !target.is_empty() && !target.contains("://");
+            if local && !document.parent().unwrap().join(target).exists() {
+                dead.push(format!("{}: {target}", document.display()));
+            }
+        }
+    }
+    assert!(dead.is_empty(), "links that lead nowhere: {dead:#?}");
+}
+
+#[test]
+fn the_reading_order_of_a_restore_names_seven_files_and_functions_that_they_have() {
+    let text = std::fs::read_to_string(repository().join("ARCHITECTURE.md")).unwrap();
+    let (_, section) = text.split_once("## One restore, in reading order").unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let mut files = Vec::new();
+    for row in section.lines().filter(|line| line.contains(".rs` |")) {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        let (file, names) = (cells[2].trim_matches('`').to_owned(), cells[3]);
+        let source = std::fs::read_to_string(repository().join(&file)).unwrap_or_else(|_| panic!("{file}"));
+        for name in names.split(", ").map(|name| name.trim_matches('`')) {
+            let there = ["fn ", "enum "].iter().any(|kind| {
+                source.contains(&format!("{kind}{name}(")) || source.contains(&format!("{kind}{name} {{"))
+            });
+            assert!(there, "{file} has no {name}");
+        }
+        if !files.contains(&file) {
+            files.push(file);
+        }
+    }
+    assert_eq!(files.len(), 7, "{files:#?}");
+}

@@ -1,0 +1,469 @@
+//! The table of every route.
+
+use axum::body::Body;
+use axum::http::Response;
+
+use super::error::ApiError;
+use super::openapi::{Answer, Wish};
+use super::request::Request;
+use super::{backups, download, identity, instances, openapi, restores, system};
+
+/// A response.
+pub type Reply = Response<Body>;
+
+/// What carries a call out.
+pub type Handler = fn(&Request) -> Result<Reply, ApiError>;
+
+/// Who may call a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Anybody.
+    Open,
+    /// Any valid credential.
+    Credential,
+    /// A credential for the project of the path.
+    Project,
+}
+
+/// What a call costs, and so where it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// Point look-ups: at once, where the connection is served.
+    Quick,
+    /// Waits for the disk: on a thread where that is allowed.
+    Waits,
+    /// Computes a password hash: as `Waits`, a few at once.
+    Hashes,
+    /// Hands out a file: as `Waits`, and its thread goes on with the body.
+    Streams,
+}
+
+/// One row of the table: also the source of `/openapi.json`.
+pub struct Route {
+    /// Name of the operation.
+    pub name: &'static str,
+    /// HTTP method.
+    pub method: &'static str,
+    /// Path with its parameters.
+    pub path: String,
+    /// Who may call it.
+    pub access: Access,
+    /// Status of its success.
+    pub success: u16,
+    /// What it answers.
+    pub answer: Answer,
+    /// Its query parameters, spelled as on v2.
+    pub query: &'static [&'static str],
+    /// Its JSON body.
+    pub wish: Wish,
+    /// What it does.
+    pub handler: Handler,
+    /// What it costs.
+    pub work: Work,
+}
+
+const PAGED: &[&str] = &[
+    "begin_time",
+    "end_time",
+    "limit",
+    "offset",
+    "start",
+    "include_deleted",
+];
+const INSTANCE_QUERY: &[&str] = &[
+    "instance_id",
+    "name",
+    "name_equal",
+    "status",
+    "ip",
+    "include_failure",
+    "include_delete",
+    "tags",
+    "capacity",
+    "limit",
+    "offset",
+    "start",
+    "marker",
+];
+const FLAVOR_QUERY: &[&str] = &[
+    "spec_code",
+    "cache_mode",
+    "engine",
+    "engine_version",
+    "cpu_type",
+    "capacity",
+];
+
+/// Every route of the service.
+pub fn routes() -> Vec<Route> {
+    let mut table = Vec::new();
+    for (prefix, v1) in [("/v2/{project_id}", false), ("/v1.0/{project_id}", true)] {
+        let suffix = if v1 { "V1" } else { "" };
+        let mut add =
+            |name: &str, method, path: &str, success, answer, query, wish, work, handler: Handler| {
+                table.push(Route {
+                    name: Box::leak(format!("{name}{suffix}").into_boxed_str()),
+                    method,
+                    path: format!("{prefix}{path}"),
+                    access: Access::Project,
+                    success,
+                    answer,
+                    query,
+                    wish,
+                    handler,
+                    work,
+                });
+            };
+        let (changed, deleted) = (204, if v1 { 200 } else { 204 });
+        let deleted_answer = if v1 { Answer::Object } else { Answer::Nothing };
+        let one = "/instances/{instance_id}";
+        add(
+            "ListRestoreRecords",
+            "GET",
+            &format!("{one}/restores"),
+            200,
+            Answer::RestoreList,
+            PAGED,
+            Wish::Nothing,
+            Work::Quick,
+            restores::list,
+        );
+        add(
+            "RestoreInstance",
+            "POST",
+            &format!("{one}/restores"),
+            200,
+            Answer::RestoreStarted,
+            &[],
+            Wish::Restore,
+            Work::Waits,
+            restores::create,
+        );
+        add(
+            "ListBackupRecords",
+            "GET",
+            &format!("{one}/backups"),
+            200,
+            Answer::BackupList,
+            PAGED,
+            Wish::Nothing,
+            Work::Quick,
+            backups::list,
+        );
+        add(
+            "CopyInstance",
+            "POST",
+            &format!("{one}/backups"),
+            200,
+            Answer::BackupStarted,
+            &[],
+            Wish::Backup,
+            Work::Waits,
+            backups::create,
+        );
+        let backup = format!("{one}/backups/{{backup_id}}");
+        add(
+            "DeleteBackupFile",
+            "DELETE",
+            &backup,
+            deleted,
+            deleted_answer,
+            &[],
+            Wish::Nothing,
+            Work::Waits,
+            backups::delete,
+        );
+        let links = format!("{backup}/links");
+        add(
+            "ListBackupFileLinks",
+            "POST",
+            &links,
+            200,
+            Answer::BackupLinks,
+            &[],
+            Wish::Links,
+            Work::Waits,
+            backups::links,
+        );
+        add(
+            "ListInstances",
+            "GET",
+            "/instances",
+            200,
+            Answer::InstanceList,
+            INSTANCE_QUERY,
+            Wish::Nothing,
+            Work::Quick,
+            instances::list,
+        );
+        add(
+            "CreateInstance",
+            "POST",
+            "/instances",
+            200,
+            Answer::Object,
+            &[],
+            Wish::Create,
+            Work::Waits,
+            instances::create,
+        );
+        add(
+            "BatchDeleteInstances",
+            "DELETE",
+            "/instances",
+            200,
+            Answer::BatchResults,
+            &["all_failure"],
+            Wish::Instances,
+            Work::Waits,
+            instances::delete_batch,
+        );
+        add(
+            "RestartOrFlushInstances",
+            "PUT",
+            "/instances/status",
+            200,
+            Answer::BatchResults,
+            &[],
+            Wish::Act,
+            Work::Waits,
+            instances::act,
+        );
+        add(
+            "ShowInstance",
+            "GET",
+            one,
+            200,
+            Answer::Instance,
+            &[],
+            Wish::Nothing,
+            Work::Quick,
+            instances::show,
+        );
+        add(
+            "UpdateInstance",
+            "PUT",
+            one,
+            changed,
+            Answer::Nothing,
+            &[],
+            Wish::Update,
+            Work::Waits,
+            instances::update,
+        );
+        add(
+            "DeleteSingleInstance",
+            "DELETE",
+            one,
+            204,
+            Answer::Nothing,
+            &[],
+            Wish::Nothing,
+            Work::Waits,
+            instances::delete,
+        );
+        let reset = format!("{one}/password/reset");
+        add(
+            "ResetPassword",
+            "POST",
+            &reset,
+            200,
+            Answer::Object,
+            &[],
+            Wish::Password,
+            Work::Waits,
+            instances::reset_password,
+        );
+        add(
+            "ListFlavors",
+            "GET",
+            "/flavors",
+            200,
+            Answer::Object,
+            FLAVOR_QUERY,
+            Wish::Nothing,
+            Work::Quick,
+            system::flavors,
+        );
+        if !v1 {
+            // The documented sample of UpdateInstance spells it in the singular: contract C30.
+            add(
+                "UpdateInstanceSingular",
+                "PUT",
+                "/instance/{instance_id}",
+                changed,
+                Answer::Nothing,
+                &[],
+                Wish::Update,
+                Work::Waits,
+                instances::update,
+            );
+        }
+    }
+    let mut add = |name, method, path: &str, access, answer, query, wish, work, handler: Handler| {
+        table.push(Route {
+            name,
+            method,
+            path: path.to_owned(),
+            access,
+            success: 200,
+            answer,
+            query,
+            wish,
+            handler,
+            work,
+        });
+    };
+    let one = "/ck/v1/{project_id}/instances/{instance_id}";
+    let project = Access::Project;
+    add(
+        "CkRestoreInstance",
+        "POST",
+        &format!("{one}/restores"),
+        project,
+        Answer::RestoreStarted,
+        &[],
+        Wish::Restore,
+        Work::Waits,
+        restores::create,
+    );
+    add(
+        "CkShowRestore",
+        "GET",
+        &format!("{one}/restores/{{restore_id}}"),
+        project,
+        Answer::Restore,
+        &[],
+        Wish::Nothing,
+        Work::Quick,
+        restores::show,
+    );
+    add(
+        "CkUndoRestore",
+        "POST",
+        &format!("{one}/restores/{{restore_id}}/undo"),
+        project,
+        Answer::RestoreStarted,
+        &[],
+        Wish::Undo,
+        Work::Waits,
+        restores::undo,
+    );
+    add(
+        "CkShowBackup",
+        "GET",
+        &format!("{one}/backups/{{backup_id}}"),
+        project,
+        Answer::Backup,
+        &[],
+        Wish::Nothing,
+        Work::Quick,
+        backups::show,
+    );
+    let any_credential = Access::Credential;
+    add(
+        "ListAvailableZones",
+        "GET",
+        "/v2/available-zones",
+        any_credential,
+        Answer::Object,
+        &[],
+        Wish::Nothing,
+        Work::Quick,
+        system::zones,
+    );
+    add(
+        "ListAvailableZonesV1",
+        "GET",
+        "/v1.0/availableZones",
+        any_credential,
+        Answer::Object,
+        &[],
+        Wish::Nothing,
+        Work::Quick,
+        system::zones,
+    );
+    add(
+        "ListProductsV1",
+        "GET",
+        "/v1.0/products",
+        any_credential,
+        Answer::Object,
+        &[],
+        Wish::Nothing,
+        Work::Quick,
+        system::products,
+    );
+    add(
+        "KeystoneListProjects",
+        "GET",
+        "/v3/projects",
+        any_credential,
+        Answer::Object,
+        &["name"],
+        Wish::Nothing,
+        Work::Quick,
+        identity::projects,
+    );
+    add(
+        "KeystoneListAuthProjects",
+        "GET",
+        "/v3/auth/projects",
+        any_credential,
+        Answer::Object,
+        &["name"],
+        Wish::Nothing,
+        Work::Quick,
+        identity::projects,
+    );
+    let open = Access::Open;
+    table.push(Route {
+        name: "KeystoneCreateToken",
+        method: "POST",
+        path: "/v3/auth/tokens".to_owned(),
+        access: open,
+        success: 201,
+        answer: Answer::Object,
+        query: &[],
+        wish: Wish::Token,
+        handler: identity::create_token,
+        work: Work::Hashes,
+    });
+    let mut add = |name, path: &str, handler: Handler| {
+        table.push(Route {
+            name,
+            method: "GET",
+            path: path.to_owned(),
+            access: open,
+            success: 200,
+            answer: Answer::Object,
+            query: &[],
+            wish: Wish::Nothing,
+            handler,
+            work: Work::Quick,
+        });
+    };
+    add("KeystoneVersion", "/v3", identity::version);
+    add("KeystoneVersionSlash", "/v3/", identity::version);
+    add("ListApiVersions", "/", system::versions);
+    add("ShowApiVersion2", "/v2", system::version_2);
+    add("ShowApiVersion2Slash", "/v2/", system::version_2);
+    add("ShowApiVersion1", "/v1.0", system::version_1);
+    add("ShowApiVersion1Slash", "/v1.0/", system::version_1);
+    add("Health", "/healthz", system::healthy);
+    add("Readiness", "/readyz", system::ready);
+    add("OpenApi", "/openapi.json", openapi::serve);
+    table.push(Route {
+        name: "DownloadBackupFile",
+        method: "GET",
+        path: "/download/{project}/{instance}/{backup}/{file}".to_owned(),
+        access: open,
+        success: 200,
+        answer: Answer::Bytes,
+        query: &["Expires", "Signature"],
+        wish: Wish::Nothing,
+        handler: download::serve,
+        work: Work::Streams,
+    });
+    table
+}

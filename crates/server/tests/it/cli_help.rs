@@ -1,0 +1,290 @@
+//! The command line teaches, keeps secrets to itself, and says what to do next.
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::service::{Service, wait};
+
+fn program() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_cachekeep"))
+}
+
+fn help(words: &[&str]) -> String {
+    let output = program().args(words).arg("--help").output().unwrap();
+    assert!(output.status.success(), "{words:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The names below a heading `Commands:`.
+fn verbs(help: &str) -> Vec<String> {
+    let rest = help.split("Commands:\n").nth(1).unwrap_or_default();
+    rest.lines()
+        .take_while(|line| line.starts_with("  "))
+        .filter(|line| !line.starts_with("   "))
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|name| *name != "help")
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn every_verb_has_an_example_and_its_options_are_not_lost_among_the_global_ones() {
+    let mut seen = Vec::new();
+    for noun in verbs(&help(&[])) {
+        let below = verbs(&help(&[&noun]));
+        if below.is_empty() {
+            seen.push(vec![noun]);
+        } else {
+            seen.extend(below.into_iter().map(|verb| vec![noun.clone(), verb]));
+        }
+    }
+    assert!(seen.len() >= 26, "{seen:?}");
+    for words in seen {
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let text = help(&words);
+        let (_, examples) = text
+            .split_once("Example")
+            .unwrap_or_else(|| panic!("{words:?} has no example: {text}"));
+        let call = format!("cachekeep {}", words.join(" "));
+        assert!(examples.contains(&call), "{words:?}: {examples}");
+        let (own, global) = text
+            .split_once("Global options:\n")
+            .unwrap_or_else(|| panic!("{words:?} does not set its options apart"));
+        assert!(
+            global.contains("--data-dir") && !own.contains("--data-dir"),
+            "{text}"
+        );
+    }
+    let serve = help(&["serve"]);
+    for variable in ["CACHEKEEP_LOG", "CACHEKEEP_MASTER_KEY", "CACHEKEEP_REDIS_SERVER"] {
+        assert!(serve.contains(variable), "{variable}");
+    }
+    assert!(help(&["restore", "undo"]).contains("--undo-keep"));
+}
+
+/// Runs a verb on the service with this on its standard input and these variables.
+fn run(service: &Service, words: &[&str], input: &str, variables: &[(&str, &str)]) -> Output {
+    let mut child = program()
+        .args(words)
+        .arg("--data-dir")
+        .arg(service.data())
+        .envs(variables.iter().copied())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let _not_read = child.stdin.take().unwrap().write_all(input.as_bytes());
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn a_password_comes_from_the_environment_or_standard_input_and_is_the_engines() {
+    let service = Service::start();
+    let base = [
+        "instance",
+        "create",
+        "--capacity",
+        "0.125",
+        "-o",
+        "json",
+        "--name",
+    ];
+    for (name, further, input, variables, password) in [
+        (
+            "from-env",
+            &[][..],
+            "",
+            &[("CACHEKEEP_PASSWORD", "From-Env-1")][..],
+            "From-Env-1",
+        ),
+        (
+            "from-stdin",
+            &["--password-stdin"],
+            "From-Stdin-1\r\nmore\n",
+            &[],
+            "From-Stdin-1",
+        ),
+    ] {
+        let output = run(
+            &service,
+            &[&base[..], &[name], further].concat(),
+            input,
+            variables,
+        );
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{told}");
+        let made: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(made["password"], json!(password));
+        let port = u16::try_from(made["port"].as_u64().unwrap()).unwrap();
+        let mut engine = open(port, Some(password)).unwrap();
+        engine.ask(&["PING"]).unwrap();
+        assert!(
+            open(port, None)
+                .and_then(|mut engine| engine.ask(&["PING"]))
+                .is_err()
+        );
+    }
+    let none = [&base[..], &["without", "--password-stdin"]].concat();
+    let output = run(&service, &none, "\n", &[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("no password"));
+    // The value is not shown where the variable is.
+    let shown = program()
+        .args(["instance", "create", "--help"])
+        .env("CACHEKEEP_PASSWORD", "From-Env-1")
+        .output()
+        .unwrap();
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(
+        shown.contains("CACHEKEEP_PASSWORD") && !shown.contains("From-Env-1"),
+        "{shown}"
+    );
+}
+
+fn open(port: u16, password: Option<&str>) -> std::io::Result<xtask::resp::Connection> {
+    xtask::resp::Connection::open(&xtask::resp::Target::local(port, password))
+}
+
+#[test]
+fn deletions_print_json_and_a_file_of_credentials_reaches_another_project() {
+    let service = Service::start();
+    service.run_json(&["project", "create", "second"]);
+    let key = service.run_json(&["key", "create", "--project", "second"]);
+    let file = service.data().join("second.json");
+    std::fs::write(&file, key.to_string()).unwrap();
+    let file = file.to_str().unwrap();
+    let made = service.run_json(&[
+        "--credentials",
+        file,
+        "instance",
+        "create",
+        "--name",
+        "theirs",
+        "--capacity",
+        "0.125",
+    ]);
+    assert_eq!(service.run_json(&["instance", "list"])["instance_num"], 0);
+    let listed = service.run_json(&["instance", "list", "--credentials", file]);
+    assert_eq!(listed["instances"][0]["instance_id"], made["instance_id"]);
+    let output = run(
+        &service,
+        &["instance", "show", "theirs"],
+        "",
+        &[("CACHEKEEP_CREDENTIALS", file)],
+    );
+    assert!(output.status.success());
+    let backup = service.run_json(&[
+        "backup",
+        "create",
+        "theirs",
+        "--wait",
+        "-q",
+        "--credentials",
+        file,
+    ]);
+    let id = backup["backup_id"].as_str().unwrap();
+    let deleted = service.run_json(&["backup", "delete", "theirs", id, "--credentials", file]);
+    assert_eq!(deleted, json!({"backup_id": id, "deleted": true}));
+    let deleted = service.run_json(&["instance", "delete", "theirs", "--credentials", file]);
+    assert_eq!(
+        deleted,
+        json!({"instance_id": made["instance_id"], "deleted": true})
+    );
+    let missing = service.run(&["instance", "list", "--credentials", "/nonexistent"]);
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("cachekeep key create"));
+}
+
+#[test]
+fn who_waits_sees_lines_or_a_bar_and_what_comes_next() {
+    let service = Service::start();
+    let caller = service.caller();
+    let instance = caller.make_instance("watched");
+    caller.engine(&instance).ask(&["SET", "key", "value"]).unwrap();
+    let told = |words: &[&str], succeeds: bool| {
+        let output = service.run(words);
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.success(), succeeds, "{words:?}: {told}");
+        told
+    };
+    let nothing = told(&["restore", "create", "watched", "--backup", "latest"], false);
+    assert!(nothing.contains("cachekeep backup create"), "{nothing}");
+    let nothing = told(&["restore", "undo", "watched"], false);
+    assert!(nothing.contains("nothing to undo"), "{nothing}");
+    let lines = told(&["backup", "create", "watched", "--wait"], true);
+    let last = lines.lines().last().unwrap();
+    assert!(last.starts_with("backup: succeed 100%"), "{lines}");
+    assert!(
+        !lines.contains('\u{1b}'),
+        "no terminal, no control characters: {lines:?}"
+    );
+    let lines = told(
+        &["restore", "create", "watched", "--backup", "latest", "--wait"],
+        true,
+    );
+    assert!(lines.contains("restore: succeed 100%"), "{lines}");
+    assert!(
+        lines.contains("until 20") && lines.contains("cachekeep restore undo"),
+        "{lines}"
+    );
+
+    // On a terminal: script(1) gives it one.
+    let call = format!(
+        "{} backup create watched --wait --data-dir '{}'",
+        env!("CARGO_BIN_EXE_cachekeep"),
+        service.data().display()
+    );
+    let output = Command::new("script")
+        .args(["-qec", &call, "/dev/null"])
+        .stdin(Stdio::null())
+        .env("TERM", "xterm")
+        .output()
+        .unwrap();
+    let screen = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{screen}");
+    assert!(
+        screen.contains("backup [") && screen.contains("backup: succeed in "),
+        "{screen:?}"
+    );
+
+    // A restore that fails: the old data serves, and what next.
+    let mut segments = Vec::new();
+    files_below(&service.data().join("store"), &mut segments);
+    for segment in segments
+        .iter()
+        .filter(|path| path.to_string_lossy().contains("seg-"))
+    {
+        std::fs::write(segment, b"spoilt").unwrap();
+    }
+    let failed = told(
+        &["restore", "create", "watched", "--backup", "latest", "--wait"],
+        false,
+    );
+    assert!(
+        failed.contains("dcs.08.000")
+            && failed.contains("The old data serves")
+            && failed.contains("choose another"),
+        "{failed}"
+    );
+    // The newest restore failed; the one before it can still be undone.
+    let undone = service.run_json(&["restore", "undo", "watched", "--wait", "-q"]);
+    assert_eq!(undone["status"], "succeed");
+    wait("the end of the undo", || {
+        let shown = caller.get(&format!("/instances/{instance}")).json();
+        (shown["status"] == "RUNNING").then_some(())
+    });
+}
+
+fn files_below(folder: &std::path::Path, found: &mut Vec<std::path::PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files_below(&path, found);
+        } else {
+            found.push(path);
+        }
+    }
+}
