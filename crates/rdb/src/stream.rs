@@ -7,6 +7,7 @@
 use crate::digest::mix;
 use crate::elements::{Item, Items};
 use crate::error::{ErrorKind, Step, malformed};
+use crate::event::{self, Event, Sink, pieces, send, send_item};
 use crate::fingerprint::{Fingerprints, MEMBERS_REMEMBERED_MAX};
 use crate::reader::Reader;
 use crate::source::{Packing, Source};
@@ -18,6 +19,9 @@ const FLAG_DELETED: i64 = 1;
 const FLAG_SAME_FIELDS: i64 = 2;
 /// Entries read by a group that lost count of them.
 const ENTRIES_READ_UNKNOWN: u64 = u64::MAX;
+/// Bytes of the field names at the head of a listpack that are kept for a sink that wants values. Engines
+/// start another listpack after 4 KiB.
+const FIELD_NAMES_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 fn of_id(id: Id) -> u128 {
     mix(0x1d, u128::from(id.0) << 64 | u128::from(id.1))
@@ -63,6 +67,43 @@ struct Entries {
     first_live: Option<Id>,
     length: u64,
     digest: u128,
+    names: FieldNames,
+    /// The name that belongs to the value at hand has been sent.
+    name_sent: bool,
+}
+
+/// The field names at the head of a listpack, one after the other.
+#[derive(Default)]
+struct FieldNames {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+    too_long: bool,
+}
+
+impl FieldNames {
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.ends.clear();
+        self.too_long = false;
+    }
+
+    fn push(&mut self, bytes: &[u8]) {
+        if self.bytes.len() + bytes.len() + 8 * self.ends.len() > FIELD_NAMES_BYTES_MAX {
+            self.too_long = true;
+        } else {
+            self.bytes.extend_from_slice(bytes);
+        }
+    }
+
+    fn get(&self, index: usize) -> &[u8] {
+        let start = index
+            .checked_sub(1)
+            .and_then(|before| self.ends.get(before))
+            .copied()
+            .unwrap_or(0);
+        let end = self.ends.get(index).copied().unwrap_or(start);
+        &self.bytes[start..end]
+    }
 }
 
 fn count(value: i64) -> Result<u64, ErrorKind> {
@@ -96,7 +137,39 @@ impl Entries {
         Ok(())
     }
 
-    fn start_entry(&mut self) -> Result<(), ErrorKind> {
+    fn is_live(&self) -> bool {
+        self.flags & FLAG_DELETED == 0
+    }
+
+    fn has_names_of_first(&self) -> bool {
+        self.flags & FLAG_SAME_FIELDS != 0
+    }
+
+    /// Keeps a field name of the head, or a piece of one.
+    fn keep_name<S: Sink>(&mut self, bytes: &[u8]) -> Result<(), ErrorKind> {
+        if !S::VALUES {
+            return Ok(());
+        }
+        self.names.push(bytes);
+        if self.names.too_long {
+            return Err(ErrorKind::LimitExceeded {
+                what: "bytes of field names of a stream listpack",
+                limit: FIELD_NAMES_BYTES_MAX as u64,
+            });
+        }
+        Ok(())
+    }
+
+    /// Sends the name of the value at hand where the entry leaves it out.
+    fn send_name<S: Sink>(&mut self, sink: &mut S) {
+        if S::VALUES && self.has_names_of_first() && !self.name_sent {
+            let index = usize::try_from(self.field_count - self.left).unwrap_or(usize::MAX);
+            sink.event(Event::Whole(event::Part::Field, self.names.get(index)));
+            self.name_sent = true;
+        }
+    }
+
+    fn start_entry<S: Sink>(&mut self, sink: &mut S) -> Result<(), ErrorKind> {
         let counter = if self.flags & FLAG_DELETED != 0 {
             &mut self.deleted
         } else {
@@ -112,6 +185,7 @@ impl Entries {
                 return Err(malformed("stream entries out of order"));
             }
             self.before = Some(self.id);
+            send(sink, Event::Entry(self.id.into()));
         }
         self.values = 0;
         if self.flags & FLAG_SAME_FIELDS != 0 {
@@ -152,10 +226,8 @@ impl Entries {
     }
 }
 
-impl Items for Entries {
-    fn expect(&mut self, _count: u64) {}
-
-    fn item(&mut self, item: Item<'_>) -> Result<(), ErrorKind> {
+impl Entries {
+    fn item<S: Sink>(&mut self, item: Item<'_>, sink: &mut S) -> Result<(), ErrorKind> {
         match self.part {
             Part::Live => {
                 self.live = count(number(item)?)?;
@@ -168,6 +240,7 @@ impl Items for Entries {
             Part::FieldCount => {
                 self.first_count = count(number(item)?)?;
                 self.first_fields = 0;
+                self.names.clear();
                 self.left = self.first_count;
                 self.part = if self.left > 0 {
                     Part::FirstField
@@ -177,6 +250,15 @@ impl Items for Entries {
             }
             Part::FirstField => {
                 self.first_fields = mix(self.first_fields, item.hash());
+                match item {
+                    Item::Bytes(bytes) => self.keep_name::<S>(bytes)?,
+                    Item::Int(value) if S::VALUES => self.keep_name::<S>(value.to_string().as_bytes())?,
+                    // The pieces of a long one have been kept, or were too many.
+                    _ => self.keep_name::<S>(b"")?,
+                }
+                if S::VALUES {
+                    self.names.ends.push(self.names.bytes.len());
+                }
                 self.left -= 1;
                 if self.left == 0 {
                     self.part = Part::FirstEnd;
@@ -201,7 +283,7 @@ impl Items for Entries {
             }
             Part::Sequence => {
                 self.id.1 = self.base.1.wrapping_add(number(item)?.cast_unsigned());
-                self.start_entry()?;
+                self.start_entry(sink)?;
             }
             Part::EntryFieldCount => {
                 self.field_count = count(number(item)?)?;
@@ -213,10 +295,18 @@ impl Items for Entries {
                 };
             }
             Part::Field => {
+                if self.is_live() {
+                    send_item(sink, event::Part::Field, item);
+                }
                 self.fields = mix(self.fields, item.hash());
                 self.part = Part::Value;
             }
             Part::Value => {
+                if self.is_live() {
+                    self.send_name(sink);
+                    send_item(sink, event::Part::Value, item);
+                }
+                self.name_sent = false;
                 self.values = mix(self.values, item.hash());
                 self.left -= 1;
                 self.part = match self.left {
@@ -228,6 +318,36 @@ impl Items for Entries {
             Part::EntrySize => self.end_entry(number(item)?)?,
         }
         Ok(())
+    }
+}
+
+/// Entries that tell a sink what they take.
+struct Told<'a, S> {
+    entries: &'a mut Entries,
+    sink: &'a mut S,
+}
+
+impl<S: Sink> Items for Told<'_, S> {
+    fn expect(&mut self, _count: u64) {}
+
+    #[inline]
+    fn item(&mut self, item: Item<'_>) -> Result<(), ErrorKind> {
+        self.entries.item(item, self.sink)
+    }
+
+    fn piece(&mut self, bytes: &[u8]) {
+        match self.entries.part {
+            // Too many of them are noticed at the end of the name.
+            Part::FirstField if S::VALUES => self.entries.names.push(bytes),
+            Part::Field if self.entries.is_live() => {
+                send(self.sink, Event::Piece(event::Part::Field, bytes));
+            }
+            Part::Value if self.entries.is_live() => {
+                self.entries.send_name(self.sink);
+                send(self.sink, Event::Piece(event::Part::Value, bytes));
+            }
+            _ => {}
+        }
     }
 }
 
@@ -245,6 +365,12 @@ enum Phase {
     ConsumerName,
     ConsumerCounters,
     ConsumerPending,
+    Idempotence,
+    Producer,
+    ProducerMessages,
+    MessageId,
+    Message,
+    MessageCounters,
     Done,
 }
 
@@ -272,6 +398,34 @@ struct Consumer {
     before: Option<Id>,
 }
 
+/// What a stream remembers of the messages of its producers.
+#[derive(Default)]
+struct Idempotence {
+    duration_s: u64,
+    ids_max: u64,
+    producers: u64,
+    producers_left: u64,
+    producer: u128,
+    messages_left: u64,
+    message: u128,
+    digest: u128,
+    added: u64,
+    duplicates: u64,
+}
+
+impl Idempotence {
+    /// Nothing where no producer ever sent an id: so that a stream does not change by moving to a layout that
+    /// stores these settings.
+    fn digest(&self) -> Option<u128> {
+        let is_used = self.producers > 0 || self.added > 0 || self.duplicates > 0;
+        is_used.then(|| {
+            let settings = mix(u128::from(self.duration_s), u128::from(self.ids_max));
+            let counters = u128::from(self.added) << 64 | u128::from(self.duplicates);
+            mix(mix(self.digest, settings), counters)
+        })
+    }
+}
+
 /// A stream that is being read.
 #[derive(Default)]
 pub(crate) struct Stream {
@@ -289,19 +443,22 @@ pub(crate) struct Stream {
     group_index: u64,
     group: Group,
     consumer: Consumer,
+    idempotence: Idempotence,
     /// Names of groups, and of consumers within their group.
     names: Fingerprints,
 }
 
 impl Stream {
-    /// Starts a stream of the first, second or third layout.
+    /// Starts a stream of the first to the fourth layout.
     pub(crate) fn begin(&mut self, generation: u8) {
         let names = std::mem::take(&mut self.names);
+        let field_names = std::mem::take(&mut self.entries.names);
         *self = Self {
             generation,
             names,
             ..Self::default()
         };
+        self.entries.names = field_names;
     }
 
     /// Live entries.
@@ -320,17 +477,26 @@ impl Stream {
         digest = mix(digest, of_id(self.last_id));
         digest = mix(digest, of_id(self.max_deleted));
         digest = mix(digest, u128::from(self.added));
-        mix(digest, self.groups)
+        digest = mix(digest, self.groups);
+        match self.idempotence.digest() {
+            Some(idempotence) => mix(digest, idempotence),
+            None => digest,
+        }
     }
 
-    pub(crate) fn run(&mut self, r: &mut Reader<'_>, source: &mut Source) -> Step<()> {
+    pub(crate) fn run<S: Sink>(
+        &mut self,
+        r: &mut Reader<'_>,
+        source: &mut Source,
+        sink: &mut S,
+    ) -> Step<()> {
         loop {
             match self.phase {
                 Phase::Begin => {
                     self.nodes_left = r.length()?;
                     self.next_node();
                 }
-                Phase::NodeId => match source.item(r)? {
+                Phase::NodeId => match source.item(r, |_| Ok(()))? {
                     Item::Bytes(&[a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]) => {
                         let base = (
                             u64::from_be_bytes([a, b, c, d, e, f, g, h]),
@@ -342,14 +508,17 @@ impl Stream {
                     _ => return Err(malformed("stream listpack id is not 16 bytes").into()),
                 },
                 Phase::Node => {
-                    source.packed(r, Packing::Listpack, &mut self.entries)?;
+                    let entries = &mut self.entries;
+                    source.packed(r, Packing::Listpack, &mut Told { entries, sink })?;
                     self.entries.end_listpack()?;
                     self.nodes_left -= 1;
                     self.next_node();
                 }
-                Phase::Counters => self.counters(r)?,
+                Phase::Counters => self.counters(r, sink)?,
                 Phase::GroupName => {
-                    let name = source.item(r)?.hash();
+                    let item = source.item(r, pieces(sink, event::Part::Group))?;
+                    send_item(sink, event::Part::Group, item);
+                    let name = item.hash();
                     self.group_index += 1;
                     self.unique(name, 0, "consumer group")?;
                     self.group = Group {
@@ -358,14 +527,16 @@ impl Stream {
                     };
                     self.phase = Phase::GroupCounters;
                 }
-                Phase::GroupCounters => self.group_counters(r)?,
-                Phase::GroupPending => self.group_pending(r)?,
+                Phase::GroupCounters => self.group_counters(r, sink)?,
+                Phase::GroupPending => self.group_pending(r, sink)?,
                 Phase::Consumers => {
                     self.group.consumers_left = r.length()?;
                     self.next_consumer()?;
                 }
                 Phase::ConsumerName => {
-                    let name = source.item(r)?.hash();
+                    let item = source.item(r, pieces(sink, event::Part::Consumer))?;
+                    send_item(sink, event::Part::Consumer, item);
+                    let name = item.hash();
                     self.unique(name, self.group_index, "consumer")?;
                     self.consumer = Consumer {
                         name,
@@ -375,14 +546,30 @@ impl Stream {
                 }
                 Phase::ConsumerCounters => {
                     // Seen-time and active-time say when a client last called, not what the stream holds.
-                    let _: [u8; 8] = r.array()?;
-                    if self.generation >= 3 {
-                        let _: [u8; 8] = r.array()?;
-                    }
-                    self.consumer.left = r.length()?;
+                    let seen_ms = i64::from_le_bytes(r.array()?);
+                    let active_ms = match self.generation {
+                        3.. => Some(i64::from_le_bytes(r.array()?)),
+                        _ => None,
+                    };
+                    let pending = r.length()?;
+                    send(
+                        sink,
+                        Event::Consumer {
+                            seen_ms,
+                            active_ms,
+                            pending,
+                        },
+                    );
+                    self.consumer.left = pending;
                     self.phase = Phase::ConsumerPending;
                 }
-                Phase::ConsumerPending => self.consumer_pending(r)?,
+                Phase::ConsumerPending => self.consumer_pending(r, sink)?,
+                Phase::Idempotence
+                | Phase::Producer
+                | Phase::ProducerMessages
+                | Phase::MessageId
+                | Phase::Message
+                | Phase::MessageCounters => self.idempotence(r, source, sink)?,
                 Phase::Done => return Ok(()),
             }
             r.commit();
@@ -405,7 +592,7 @@ impl Stream {
         }
     }
 
-    fn counters(&mut self, r: &mut Reader<'_>) -> Step<()> {
+    fn counters<S: Sink>(&mut self, r: &mut Reader<'_>, sink: &mut S) -> Step<()> {
         let length = r.length()?;
         let last_id = (r.length()?, r.length()?);
         let (max_deleted, added) = if self.generation >= 2 {
@@ -427,7 +614,17 @@ impl Stream {
         self.max_deleted = max_deleted;
         self.added = added;
         self.groups_left = groups;
-        if groups > 0 {
+        send(
+            sink,
+            Event::Stream {
+                length,
+                last: last_id.into(),
+                first: self.entries.first_live.unwrap_or_default().into(),
+                max_deleted: max_deleted.into(),
+                added,
+            },
+        );
+        if groups > 0 || self.generation >= 4 {
             self.names.begin(MEMBERS_REMEMBERED_MAX as u64 / 64);
         }
         self.next_group();
@@ -435,14 +632,84 @@ impl Stream {
     }
 
     fn next_group(&mut self) {
-        self.phase = if self.groups_left > 0 {
-            Phase::GroupName
-        } else {
-            Phase::Done
+        self.phase = match (self.groups_left, self.generation) {
+            (0, 4..) => Phase::Idempotence,
+            (0, _) => Phase::Done,
+            _ => Phase::GroupName,
         };
     }
 
-    fn group_counters(&mut self, r: &mut Reader<'_>) -> Step<()> {
+    /// Reads on in what the fourth layout has behind the groups.
+    fn idempotence<S: Sink>(&mut self, r: &mut Reader<'_>, source: &mut Source, sink: &mut S) -> Step<()> {
+        let known = &mut self.idempotence;
+        match self.phase {
+            Phase::Idempotence => {
+                let (duration_s, ids_max, producers) = (r.length()?, r.length()?, r.length()?);
+                (known.duration_s, known.ids_max) = (duration_s, ids_max);
+                (known.producers, known.producers_left) = (producers, producers);
+                send(
+                    sink,
+                    Event::Idempotence {
+                        duration_s,
+                        ids_max,
+                        producers,
+                    },
+                );
+                self.next_producer();
+            }
+            Phase::Producer => {
+                let item = source.item(r, pieces(sink, event::Part::Producer))?;
+                send_item(sink, event::Part::Producer, item);
+                known.producer = mix(0x1d_e3, item.hash());
+                let producer = known.producer;
+                self.unique(producer, 0, "producer")?;
+                self.phase = Phase::ProducerMessages;
+            }
+            Phase::ProducerMessages => {
+                known.messages_left = r.length()?;
+                self.next_message();
+            }
+            Phase::MessageId => {
+                let item = source.item(r, pieces(sink, event::Part::MessageId))?;
+                send_item(sink, event::Part::MessageId, item);
+                known.message = mix(known.producer, item.hash());
+                self.phase = Phase::Message;
+            }
+            Phase::Message => {
+                let id: Id = (r.length()?, r.length()?);
+                send(sink, Event::Message(id.into()));
+                known.digest = known.digest.wrapping_add(mix(known.message, of_id(id)));
+                known.messages_left -= 1;
+                self.next_message();
+            }
+            _ => {
+                let (added, duplicates) = (r.length()?, r.length()?);
+                (known.added, known.duplicates) = (added, duplicates);
+                send(sink, Event::MessagesCounted { added, duplicates });
+                self.phase = Phase::Done;
+            }
+        }
+        Ok(())
+    }
+
+    fn next_message(&mut self) {
+        if self.idempotence.messages_left > 0 {
+            self.phase = Phase::MessageId;
+        } else {
+            self.idempotence.producers_left -= 1;
+            self.next_producer();
+        }
+    }
+
+    fn next_producer(&mut self) {
+        self.phase = if self.idempotence.producers_left > 0 {
+            Phase::Producer
+        } else {
+            Phase::MessageCounters
+        };
+    }
+
+    fn group_counters<S: Sink>(&mut self, r: &mut Reader<'_>, sink: &mut S) -> Step<()> {
         let last_id = (r.length()?, r.length()?);
         let read = if self.generation >= 2 {
             r.length()?
@@ -451,6 +718,14 @@ impl Stream {
         };
         self.group.pending_left = r.length()?;
         self.group.pending = self.group.pending_left;
+        send(
+            sink,
+            Event::Group {
+                last: last_id.into(),
+                read: (read != ENTRIES_READ_UNKNOWN).then_some(read),
+                pending: self.group.pending,
+            },
+        );
         self.group.meta = mix(of_id(last_id), u128::from(read));
         self.phase = Phase::GroupPending;
         Ok(())
@@ -472,12 +747,20 @@ impl Stream {
         }
     }
 
-    fn group_pending(&mut self, r: &mut Reader<'_>) -> Step<()> {
+    fn group_pending<S: Sink>(&mut self, r: &mut Reader<'_>, sink: &mut S) -> Step<()> {
         while self.group.pending_left > 0 {
             let id = read_id(r)?;
             let time: [u8; 8] = r.array()?;
             let deliveries = r.length()?;
             in_order(&mut self.group.before, id)?;
+            send(
+                sink,
+                Event::Pending {
+                    id: id.into(),
+                    at_ms: i64::from_le_bytes(time),
+                    deliveries,
+                },
+            );
             let hash = of_id(id);
             let delivery = u128::from(u64::from_le_bytes(time)) << 64 | u128::from(deliveries);
             self.group.pending_ids = self.group.pending_ids.wrapping_add(hash);
@@ -489,10 +772,11 @@ impl Stream {
         Ok(())
     }
 
-    fn consumer_pending(&mut self, r: &mut Reader<'_>) -> Step<()> {
+    fn consumer_pending<S: Sink>(&mut self, r: &mut Reader<'_>, sink: &mut S) -> Step<()> {
         while self.consumer.left > 0 {
             let id = read_id(r)?;
             in_order(&mut self.consumer.before, id)?;
+            send(sink, Event::Owned(id.into()));
             self.consumer.ids = self.consumer.ids.wrapping_add(of_id(id));
             self.group.owned += 1;
             if self.group.owned > self.group.pending {

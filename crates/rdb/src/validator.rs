@@ -1,119 +1,31 @@
 //! An RDB file, from its header to its checksum.
 
-use crate::census::{Census, Counted, Counter};
+use crate::census::{Counted, Counter};
 use crate::crc64::Crc64;
-use crate::digest::{Digest, canonical_integer, of_bytes};
+use crate::digest::{canonical_integer, of_bytes};
+use crate::distinct::{Distinct, Found, Spill};
 use crate::error::{Error, ErrorKind, KeyHint, Step, Stop, malformed};
+use crate::event::{KeyStart, KeySummary, Sink};
 use crate::function::FunctionSummary;
-use crate::object::Object;
-use crate::opcode::{self, Type, VERSION_MAX};
+use crate::module::{self, Module, ModuleSummary};
+use crate::object::{Object, Value};
+use crate::opcode::{self, Family};
 use crate::reader::{Carry, Progress, Reader, progress};
+use crate::report::{
+    AUX_BYTES_MAX, AUX_FIELDS_MAX, Checksum, Distinctness, FUNCTION_BYTES_MAX, FUNCTIONS_MAX, KEY_BYTES_MAX,
+    Report, SLOT_IMPORTS_MAX, SlotImport, WARNINGS_MAX, Warning,
+};
 use crate::source::Source;
-
-/// Bytes of a key that are kept and shown to a [`Sink`].
-pub const KEY_BYTES_MAX: usize = 1024 * 1024;
-/// Bytes of the code of one function library, at most.
-pub const FUNCTION_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Function libraries in one file, at most.
-pub const FUNCTIONS_MAX: usize = 4096;
-/// AUX fields that are kept; further ones are read and forgotten.
-pub const AUX_FIELDS_MAX: usize = 128;
-/// Bytes of an AUX name or value that are kept.
-pub const AUX_BYTES_MAX: usize = 1024;
-
-/// Odd values that are kept for the [`Report`].
-pub const WARNINGS_MAX: usize = 64;
 
 /// Bytes parsed before they are added to the checksum, so that they are still in the cache.
 const BLOCK_BYTES: usize = 256 * 1024;
 /// The first version with a checksum at the end.
 const VERSION_WITH_CHECKSUM: u32 = 5;
 const HINT_BYTES: usize = 48;
-
-/// A key that has been read with its whole value.
-#[derive(Debug, Clone, Copy)]
-pub struct KeySummary<'a> {
-    /// The database.
-    pub db: u32,
-    /// The key, or the first [`KEY_BYTES_MAX`] bytes of a longer one.
-    pub key: &'a [u8],
-    /// Bytes of the whole key.
-    pub key_bytes: u64,
-    /// The type of the value.
-    pub kind: Type,
-    /// The RDB type code, which tells the encoding.
-    pub type_code: u8,
-    /// Expiry, in Unix milliseconds; may be past.
-    pub expire_at_ms: Option<i64>,
-    /// Members, fields, items or live entries; 1 for a string.
-    pub elements: u64,
-    /// Serialized bytes of the entry, from its first opcode to the end of its value.
-    pub bytes: u64,
-    /// Digest of the logical value, whatever its encoding.
-    pub value_digest: Digest,
-    /// Absolute offset of the first opcode of the entry (expiry, idle time and frequency belong to it).
-    pub offset: u64,
-}
-
-/// Receives what a [`Validator`] finds, in file order and before the file's checksum is known to be right.
-pub trait Sink {
-    /// A key with a valid value.
-    fn key(&mut self, key: &KeySummary<'_>);
-
-    /// The code of a function library.
-    fn function(&mut self, code: &[u8]) {
-        let _ = code;
-    }
-}
-
-impl Sink for () {
-    fn key(&mut self, _key: &KeySummary<'_>) {}
-}
-
-/// How the checksum of a file turned out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Checksum {
-    /// It is this one, stored and computed.
-    Verified(u64),
-    /// The file has none: it is zero, or the version is below 5.
-    Disabled,
-}
-
-/// A value that engines accept although it is odd.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Warning {
-    /// Absolute offset of the first opcode of the key.
-    pub offset: u64,
-    /// The database.
-    pub db: u32,
-    /// The key.
-    pub key: KeyHint,
-    /// What is odd.
-    pub what: &'static str,
-}
-
-/// A whole, valid file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Report {
-    /// The letters before the version: `REDIS`.
-    pub magic: String,
-    /// The version of the format.
-    pub rdb_version: u32,
-    /// The first [`AUX_FIELDS_MAX`] AUX fields, names and values cut at [`AUX_BYTES_MAX`] bytes.
-    pub aux: Vec<(Vec<u8>, Vec<u8>)>,
-    /// What the databases hold.
-    pub census: Census,
-    /// The function libraries, in file order.
-    pub functions: Vec<FunctionSummary>,
-    /// The first [`WARNINGS_MAX`] odd values.
-    pub warnings: Vec<Warning>,
-    /// Odd values, those beyond the limit included.
-    pub warning_count: u64,
-    /// Bytes of the file.
-    pub bytes: u64,
-    /// The checksum.
-    pub checksum: Checksum,
-}
+/// Slots of a cluster.
+const SLOTS: u64 = 16 * 1024;
+/// A database may be announced with so many keys, or with four times those it has, before that is odd.
+const SIZE_HINT_FREE: u64 = 1024 * 1024;
 
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum State {
@@ -122,10 +34,27 @@ enum State {
     AuxName,
     AuxValue,
     Function,
+    /// The parts of a library as a pre-release stored it, before its code.
+    OldFunction(OldFunction),
+    ModuleAux,
+    SlotJob,
+    SlotRanges,
+    SlotRange {
+        left: u64,
+    },
     Key,
     Value,
     Checksum,
     Done,
+}
+
+/// A part of a library as a pre-release of Redis 7.0 stored it.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum OldFunction {
+    Name,
+    Engine,
+    IsDescribed,
+    Description,
 }
 
 /// What precedes a key and belongs to it.
@@ -142,11 +71,13 @@ struct Entry {
 
 /// Validates an RDB file that is fed to it in chunks of any size.
 ///
-/// Memory stays within about 10 MiB whatever the file holds: bytes are passed on in pieces, except keys
+/// Memory stays within about 18 MiB whatever the file holds: bytes are passed on in pieces, except keys
 /// ([`KEY_BYTES_MAX`]), function libraries ([`FUNCTION_BYTES_MAX`]) and strings compressed from at most
-/// 256 KiB. Duplicate members of a value are found among its first
-/// [`MEMBERS_REMEMBERED_MAX`](crate::MEMBERS_REMEMBERED_MAX) (duplicate groups and consumers of a stream
-/// among its first 2048 names); duplicate keys are not looked for.
+/// 256 KiB; 8 MiB of it serve to find duplicate keys, see [`with_spill`](Self::with_spill).
+///
+/// Duplicate members of a value are found among its first
+/// [`MEMBERS_REMEMBERED_MAX`](crate::MEMBERS_REMEMBERED_MAX), and between these and all others, but not among
+/// those others; duplicate groups, consumers and producers of a stream among its first 2048 names.
 pub struct Validator {
     carry: Carry,
     parser: Parser,
@@ -167,6 +98,23 @@ impl Validator {
             parser: Parser::new(),
             failed: None,
         }
+    }
+
+    /// Keeps what does not fit into memory in `spill`, so that every key is compared with every other: 32 bytes
+    /// per key, at most twice. Without one the first [`KEYS_IN_MEMORY_MAX`](crate::KEYS_IN_MEMORY_MAX) keys are
+    /// compared, and the report says so.
+    #[must_use]
+    pub fn with_spill(mut self, spill: Box<dyn Spill + Send>) -> Self {
+        self.parser.distinct = Distinct::new(Some(spill));
+        self
+    }
+
+    /// Accepts bytes after the end of the file, as engines do: they are counted and not read. Without this they
+    /// are refused.
+    #[must_use]
+    pub fn accept_trailing_bytes(mut self) -> Self {
+        self.parser.accepts_trailing_bytes = true;
+        self
     }
 
     /// Takes the next bytes of the file and passes the keys that end in them to `sink`.
@@ -218,7 +166,8 @@ impl Validator {
     /// Ends the file and returns what it held.
     ///
     /// # Errors
-    /// The error of the last [`feed`](Self::feed), or `Truncated` if the file has not ended.
+    /// The error of the last [`feed`](Self::feed); `Truncated` if the file has not ended; `DuplicateKey` for two
+    /// keys far apart; `Spill`.
     pub fn finish(self) -> Result<Report, Error> {
         if let Some(error) = self.failed {
             return Err(error);
@@ -226,16 +175,30 @@ impl Validator {
         if self.parser.state != State::Done {
             return Err(self.parser.error(self.offset(), ErrorKind::Truncated));
         }
-        let parser = self.parser;
+        let mut parser = self.parser;
+        if let Err(found) = parser.distinct.finish() {
+            return Err(parser.found(found, false));
+        }
         Ok(Report {
-            magic: "REDIS".to_owned(),
+            magic: parser.family.magic().to_owned(),
+            family: parser.family,
             rdb_version: parser.version,
             aux: parser.aux,
             census: parser.counter.finish(),
             functions: parser.functions,
+            modules: parser.modules.into_iter().map(|(_, module)| module).collect(),
+            slot_infos: parser.slot_infos,
+            slot_imports: parser.slot_imports,
+            excessive_hint: parser.excessive_hint,
+            distinctness: if parser.distinct.is_exact() {
+                Distinctness::Proven
+            } else {
+                Distinctness::FirstKeysOnly
+            },
             warnings: parser.warnings,
             warning_count: parser.warning_count,
-            bytes: parser.base,
+            bytes: parser.base - parser.trailing_bytes,
+            trailing_bytes: parser.trailing_bytes,
             checksum: parser.checksum,
         })
     }
@@ -246,7 +209,10 @@ struct Parser {
     base: u64,
     state: State,
     crc: Crc64,
+    family: Family,
     version: u32,
+    accepts_trailing_bytes: bool,
+    trailing_bytes: u64,
     checksum: Checksum,
     source: Source,
     object: Object,
@@ -258,9 +224,29 @@ struct Parser {
     aux_name: Vec<u8>,
     aux: Vec<(Vec<u8>, Vec<u8>)>,
     functions: Vec<FunctionSummary>,
+    /// The first line of a library that was stored without it.
+    function_head: Vec<u8>,
+    module: Module,
+    modules: Vec<(u64, ModuleSummary)>,
+    slot_infos: u64,
+    slot_imports: Vec<SlotImport>,
+    size_hint: SizeHint,
+    excessive_hint: Option<u64>,
+    distinct: Distinct,
+    /// A key that occurs twice, as an error with its own place.
+    duplicate: Option<Error>,
     warnings: Vec<Warning>,
     warning_count: u64,
     counter: Counter,
+}
+
+/// The size that the current database was announced with.
+#[derive(Default)]
+struct SizeHint {
+    keys: u64,
+    at: u64,
+    /// Keys of the file before it.
+    keys_before: u64,
 }
 
 impl Parser {
@@ -269,7 +255,10 @@ impl Parser {
             base: 0,
             state: State::Header,
             crc: Crc64::new(),
+            family: Family::Redis,
             version: 0,
+            accepts_trailing_bytes: false,
+            trailing_bytes: 0,
             checksum: Checksum::Disabled,
             source: Source::new(),
             object: Object::new(),
@@ -280,6 +269,15 @@ impl Parser {
             aux_name: Vec::new(),
             aux: Vec::new(),
             functions: Vec::new(),
+            function_head: Vec::new(),
+            module: Module::default(),
+            modules: Vec::new(),
+            slot_infos: 0,
+            slot_imports: Vec::new(),
+            size_hint: SizeHint::default(),
+            excessive_hint: None,
+            distinct: Distinct::new(None),
+            duplicate: None,
             warnings: Vec::new(),
             warning_count: 0,
             counter: Counter::default(),
@@ -298,10 +296,10 @@ impl Parser {
     }
 
     #[cold]
-    fn warn(&mut self, what: &'static str) {
+    fn warn(&mut self, offset: u64, what: &'static str, key: Option<KeyHint>) {
         self.warning_count += 1;
         if self.warnings.len() < WARNINGS_MAX {
-            let (offset, db, key) = (self.entry.start, self.counter.db(), self.hint());
+            let db = self.counter.db();
             self.warnings.push(Warning {
                 offset,
                 db,
@@ -311,8 +309,39 @@ impl Parser {
         }
     }
 
+    /// What the search for duplicate keys found, or why it ended.
     #[cold]
-    fn error(&self, offset: u64, kind: ErrorKind) -> Error {
+    fn found(&self, found: Found, is_at_hand: bool) -> Error {
+        match found {
+            Found::Twice(twice) => Error {
+                offset: twice.second,
+                kind: ErrorKind::DuplicateKey { first: twice.first },
+                db: twice.db,
+                key: is_at_hand.then(|| self.hint()),
+                type_code: None,
+            },
+            Found::Failed(error) => {
+                let reason = error.to_string();
+                self.error(self.base, ErrorKind::Spill { reason })
+            }
+        }
+    }
+
+    /// Who wrote the file, if it tells by fields that only they write.
+    fn vendor(&self) -> Option<&'static str> {
+        self.aux.iter().find_map(|(name, value)| match &name[..] {
+            [b'b', b'i', b'g', b'-', ..] | [b'b', b'i', b'g', b'd', b'b', b'-', ..] => Some("Redis Enterprise"),
+            b"mvcc-tstamp" => Some("KeyDB"),
+            b"redis-ver" if value.starts_with(b"df-") => Some("Dragonfly"),
+            _ => None,
+        })
+    }
+
+    #[cold]
+    fn error(&self, offset: u64, mut kind: ErrorKind) -> Error {
+        if let ErrorKind::UnknownType { vendor, .. } | ErrorKind::UnknownOpcode { vendor, .. } = &mut kind {
+            *vendor = self.vendor();
+        }
         let in_value = self.state == State::Value;
         let key = in_value.then(|| self.hint());
         let type_code = (in_value || self.state == State::Key).then_some(self.entry.type_code);
@@ -334,6 +363,9 @@ impl Parser {
                 Err(stop) => break stop,
             }
         };
+        if let Some(error) = self.duplicate.take() {
+            return Err(error);
+        }
         let done = match progress(&r, stop) {
             Ok(done) => done,
             Err(kind) => return Err(self.error(self.base + r.pos() as u64, kind)),
@@ -354,6 +386,19 @@ impl Parser {
                 self.entry.key_bytes = bytes;
                 self.entry.key_hash = hash.unwrap_or_else(|| of_bytes(&self.key));
                 self.state = State::Value;
+                let (db, offset) = (self.counter.db(), self.entry.start);
+                if let Err(found) = self.distinct.insert(db, &self.key, hash, offset) {
+                    return Err(self.stop_at_key(found));
+                }
+                if S::VALUES {
+                    sink.begin(&KeyStart {
+                        db,
+                        key: &self.key,
+                        kind: self.object.kind(),
+                        type_code: self.entry.type_code,
+                        expire_at_ms: self.entry.expire_at_ms,
+                    });
+                }
                 Ok(())
             }
             State::Value => self.value(r, sink),
@@ -370,9 +415,22 @@ impl Parser {
                 Ok(())
             }
             State::Function => self.function(r, sink),
+            State::OldFunction(part) => self.old_function(r, part),
+            State::ModuleAux => {
+                self.module.run(r, &mut self.source)?;
+                module::note(&mut self.modules, self.module.id(), |module| &mut module.aux)?;
+                self.state = State::Opcode;
+                Ok(())
+            }
+            State::SlotJob | State::SlotRanges | State::SlotRange { .. } => self.slot_import(r),
             State::Checksum => self.checksum(r),
             State::Done => match r.rest() {
                 [] => Err(r.need(1)),
+                rest if self.accepts_trailing_bytes => {
+                    self.trailing_bytes += rest.len() as u64;
+                    r.advance(rest.len());
+                    Ok(())
+                }
                 _ => Err(ErrorKind::TrailingBytes.into()),
             },
         }
@@ -380,9 +438,9 @@ impl Parser {
 
     fn header(&mut self, r: &mut Reader<'_>) -> Step<()> {
         let header: [u8; 9] = r.array()?;
-        let digits = match &header {
-            [b'R', b'E', b'D', b'I', b'S', digits @ ..] => &digits[..],
-            [b'V', b'A', b'L', b'K', b'E', b'Y', digits @ ..] => &digits[..],
+        let (family, digits) = match &header {
+            [b'R', b'E', b'D', b'I', b'S', digits @ ..] => (Family::Redis, &digits[..]),
+            [b'V', b'A', b'L', b'K', b'E', b'Y', digits @ ..] => (Family::Valkey, &digits[..]),
             _ => return Err(ErrorKind::BadMagic.into()),
         };
         if !digits.iter().all(u8::is_ascii_digit) {
@@ -391,9 +449,10 @@ impl Parser {
         let version = digits
             .iter()
             .fold(0, |version, digit| version * 10 + u32::from(digit - b'0'));
-        if header[0] == b'V' || !(1..=VERSION_MAX).contains(&version) {
-            return Err(ErrorKind::UnsupportedVersion { version }.into());
+        if !family.reads(version) {
+            return Err(ErrorKind::UnsupportedVersion { family, version }.into());
         }
+        self.family = family;
         self.version = version;
         self.state = State::Opcode;
         Ok(())
@@ -403,8 +462,10 @@ impl Parser {
     fn opcode(&mut self, r: &mut Reader<'_>) -> Step<()> {
         let at = self.base + r.pos() as u64;
         let code = r.byte()?;
-        if code < opcode::FUNCTION2 || code == opcode::FUNCTION2 + 1 || code == opcode::FUNCTION2 + 2 {
-            self.object.begin(code).map_err(|kind| refuse(r, kind))?;
+        if code < opcode::SLOT_IMPORT {
+            self.object
+                .begin(self.family, code)
+                .map_err(|kind| refuse(r, kind))?;
             self.start_entry(at);
             self.entry.type_code = code;
             self.state = State::Key;
@@ -433,6 +494,11 @@ impl Parser {
                 self.start_entry(at);
                 return Ok(());
             }
+            // KeyDB keeps what it knows of a key in fields between its expiry and its type.
+            opcode::AUX => {
+                self.state = State::AuxName;
+                return Ok(());
+            }
             _ if self.entry.started => {
                 return Err(refuse(
                     r,
@@ -444,16 +510,38 @@ impl Parser {
                     .ok()
                     .filter(|db| *db <= i32::MAX.cast_unsigned());
                 let db = db.ok_or_else(|| malformed("database number out of range"))?;
+                self.judge_size_hint();
                 self.counter.select(db)?;
             }
             opcode::RESIZEDB => {
-                r.length()?;
-                r.length()?;
+                let (keys, expires) = (r.length()?, r.length()?);
+                self.judge_size_hint();
+                self.size_hint = SizeHint {
+                    keys: keys.max(expires),
+                    at,
+                    keys_before: self.keys,
+                };
             }
-            opcode::AUX => self.state = State::AuxName,
+            opcode::SLOT_INFO => {
+                let slot = r.length()?;
+                r.length()?;
+                r.length()?;
+                if slot >= SLOTS {
+                    return Err(malformed("slot number out of range").into());
+                }
+                self.slot_infos += 1;
+            }
+            opcode::SLOT_IMPORT if self.family == Family::Valkey => self.state = State::SlotJob,
+            opcode::SLOT_IMPORT => return Err(refuse(r, opcode::refusal(self.family, code))),
             opcode::FUNCTION2 => self.state = State::Function,
+            opcode::FUNCTION_PRE_GA => self.state = State::OldFunction(OldFunction::Name),
+            opcode::MODULE_AUX => {
+                self.module.begin_aux();
+                self.state = State::ModuleAux;
+            }
             _ => {
                 debug_assert_eq!(code, opcode::EOF);
+                self.judge_size_hint();
                 self.crc.update(r.seen());
                 self.state = if self.version < VERSION_WITH_CHECKSUM {
                     State::Done
@@ -463,6 +551,84 @@ impl Parser {
             }
         }
         Ok(())
+    }
+
+    /// Compares what the database was announced with to the keys it turned out to have.
+    fn judge_size_hint(&mut self) {
+        let hint = std::mem::take(&mut self.size_hint);
+        let keys = self.keys - hint.keys_before.min(self.keys);
+        if hint.keys > SIZE_HINT_FREE.max(keys.saturating_mul(4)) {
+            self.excessive_hint = self.excessive_hint.max(Some(hint.keys));
+            self.warn(hint.at, "database announced with far more keys than it has", None);
+        }
+    }
+
+    /// Reads on in the slots that a node was being given.
+    fn slot_import(&mut self, r: &mut Reader<'_>) -> Step<()> {
+        self.state = match self.state {
+            State::SlotJob => {
+                self.source.bytes(r, &mut self.text, AUX_BYTES_MAX)?;
+                if self.slot_imports.len() >= SLOT_IMPORTS_MAX {
+                    let limit = SLOT_IMPORTS_MAX as u64;
+                    return Err(ErrorKind::LimitExceeded {
+                        what: "slot imports",
+                        limit,
+                    }
+                    .into());
+                }
+                self.slot_imports.push(SlotImport {
+                    job: String::from_utf8_lossy(&self.text).into_owned(),
+                    slots: 0,
+                });
+                State::SlotRanges
+            }
+            State::SlotRange { left } if left > 0 => {
+                let (first, last) = (r.length()?, r.length()?);
+                if first > last || last >= SLOTS {
+                    return Err(malformed("range of slots out of range").into());
+                }
+                if let Some(import) = self.slot_imports.last_mut() {
+                    import.slots += last - first + 1;
+                }
+                State::SlotRange { left: left - 1 }
+            }
+            State::SlotRanges => State::SlotRange { left: r.length()? },
+            _ => State::Opcode,
+        };
+        Ok(())
+    }
+
+    /// Reads a part of a library that stands before its code.
+    fn old_function(&mut self, r: &mut Reader<'_>, part: OldFunction) -> Step<()> {
+        let next = match part {
+            OldFunction::IsDescribed => match r.length()? {
+                0 => State::Function,
+                _ => State::OldFunction(OldFunction::Description),
+            },
+            _ => {
+                self.source.bytes(r, &mut self.text, AUX_BYTES_MAX)?;
+                match part {
+                    OldFunction::Name => {
+                        self.aux_name.clone_from(&self.text);
+                        State::OldFunction(OldFunction::Engine)
+                    }
+                    OldFunction::Engine => {
+                        self.function_head = [b"#!", &self.text[..], b" name=", &self.aux_name, b"\n"].concat();
+                        State::OldFunction(OldFunction::IsDescribed)
+                    }
+                    _ => State::Function,
+                }
+            }
+        };
+        self.state = next;
+        Ok(())
+    }
+
+    #[cold]
+    fn stop_at_key(&mut self, found: Found) -> Stop {
+        self.duplicate = Some(self.found(found, true));
+        // The error that is kept says it better.
+        Stop::Fail(ErrorKind::Duplicate { what: "key" })
     }
 
     #[inline]
@@ -476,9 +642,9 @@ impl Parser {
 
     #[inline]
     fn value<S: Sink>(&mut self, r: &mut Reader<'_>, sink: &mut S) -> Step<()> {
-        let value = self.object.run(r, &mut self.source)?;
-        if let Some(what) = value.oddity {
-            self.warn(what);
+        let value = self.object.run(r, &mut self.source, sink)?;
+        if value.oddity.is_some() || value.module.is_some() {
+            self.note(&value)?;
         }
         let entry = &mut self.entry;
         entry.started = false;
@@ -487,6 +653,7 @@ impl Parser {
         self.counter.add(&Counted {
             kind: value.kind,
             elements: value.elements,
+            expiring: value.expiring,
             bytes,
             key_hash: entry.key_hash,
             value: value.digest,
@@ -500,12 +667,25 @@ impl Parser {
             type_code: entry.type_code,
             expire_at_ms: entry.expire_at_ms,
             elements: value.elements,
+            expiring_elements: value.expiring,
             bytes,
             value_digest: value.digest.to_be_bytes(),
             offset: entry.start,
         });
         self.state = State::Opcode;
         Ok(())
+    }
+
+    /// Notes what is special about a value.
+    #[cold]
+    fn note(&mut self, value: &Value) -> Result<(), ErrorKind> {
+        if let Some(what) = value.oddity {
+            self.warn(self.entry.start, what, Some(self.hint()));
+        }
+        match value.module {
+            Some(id) => module::note(&mut self.modules, id, |module| &mut module.values),
+            None => Ok(()),
+        }
     }
 
     fn aux(&mut self) {
@@ -537,9 +717,14 @@ impl Parser {
             }
             .into());
         }
-        self.functions.push(FunctionSummary::of(&self.text));
-        sink.function(&self.text);
-        self.text = Vec::new();
+        let mut code = std::mem::take(&mut self.text);
+        if !self.function_head.is_empty() {
+            let mut head = std::mem::take(&mut self.function_head);
+            head.append(&mut code);
+            code = head;
+        }
+        self.functions.push(FunctionSummary::of(&code));
+        sink.function(&code);
         self.state = State::Opcode;
         Ok(())
     }

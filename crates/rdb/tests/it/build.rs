@@ -1,6 +1,6 @@
 //! Builds RDB bytes by hand, and reads them back.
 
-use rdb::{DumpSummary, DumpValidator, Error, KeySummary, Report, Sink, Type, Validator};
+use rdb::{DumpSummary, DumpValidator, Error, Family, KeySummary, Report, Sink, Type, Validator};
 
 /// A string to be packed: as text, or as an integer.
 #[derive(Clone, Copy)]
@@ -281,7 +281,8 @@ pub fn read<'a>(chunks: impl IntoIterator<Item = &'a [u8]>) -> Result<(Report, K
 }
 
 pub fn read_dump(bytes: &[u8], chunk: usize) -> Result<DumpSummary, Error> {
-    let mut validator = DumpValidator::new(bytes.len() as u64);
+    let family = Family::of_footer(bytes).unwrap_or(Family::Redis);
+    let mut validator = DumpValidator::new(bytes.len() as u64, family);
     for piece in bytes.chunks(chunk) {
         validator.feed(piece)?;
     }

@@ -84,13 +84,19 @@ fn damaged_dump_payloads_are_refused() {
         damaged[at] ^= 0x10;
         assert!(read_dump(&damaged, 3).is_err(), "byte {at}");
     }
-    let mut version = [&[0], &string(b"text")[..], &[12, 0]].concat();
+    let mut version = [&[0], &string(b"text")[..], &[14, 0]].concat();
     version.extend(rdb::crc64(&version).to_le_bytes());
     let error = read_dump(&version, 100).unwrap_err();
-    assert_eq!(error.kind, ErrorKind::UnsupportedVersion { version: 12 });
+    assert_eq!(
+        error.kind,
+        ErrorKind::UnsupportedVersion {
+            family: rdb::Family::Redis,
+            version: 14
+        }
+    );
     let error = read_dump(&dump(0, b"\x01ab"), 100).unwrap_err();
     assert_eq!(error.kind, ErrorKind::TrailingBytes);
-    let mut validator = rdb::DumpValidator::new(payload.len() as u64);
+    let mut validator = rdb::DumpValidator::new(payload.len() as u64, rdb::Family::Redis);
     validator.feed(&payload).unwrap();
     assert_eq!(validator.feed(b"x").unwrap_err().kind, ErrorKind::TrailingBytes);
 }
