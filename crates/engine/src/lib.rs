@@ -6,6 +6,7 @@
 pub mod archive;
 pub mod backup;
 pub mod control;
+pub mod duplicate;
 pub mod error;
 pub mod failpoint;
 pub mod keys;
@@ -22,6 +23,7 @@ pub mod verify;
 pub use archive::Archive;
 pub use backup::{BackupPlan, BackupReport, Labels};
 pub use control::{Control, Progress};
+pub use duplicate::SpillFile;
 pub use error::{Error, Kind, chain};
 pub use keys::{Identity, Recipient, SigningKey, VerifyingKey};
 pub use node::{Address, Endpoint, Node, Reply, Secret};

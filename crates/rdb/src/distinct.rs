@@ -32,13 +32,16 @@ pub const KEYS_IN_MEMORY_MAX: usize = SLOTS / 4 * 3;
 
 /// Slots of the table: of 32 bytes, 4 MiB. More would not fit the second-level cache either.
 const SLOTS: usize = 128 * 1024;
-const SLOT_BITS: u32 = SLOTS.trailing_zeros();
+/// Slots of the first table; each that is full is replaced by one eight times its size, up to [`SLOTS`].
+const SLOTS_FIRST: usize = 1024;
 /// Slots behind the last, for clusters that reach beyond it.
-const SLACK: usize = 1024;
+const SLACK: usize = 256;
 const ENTRY_BYTES: usize = 32;
-/// Runs that are merged at once: each gets [`MERGE_BUFFER_BYTES`] of the table's memory.
+/// Runs that are merged at once, each through a buffer of [`MERGE_BUFFER_BYTES`]: 4 MiB in all.
 const RUNS_MAX: usize = 1000;
-const MERGE_BUFFER_BYTES: usize = 128 * ENTRY_BYTES;
+const MERGE_BUFFER_BYTES: usize = 4 * 1024;
+/// Bytes appended to the spill at once.
+const APPEND_BYTES: usize = 64 * 1024;
 
 /// A key, by its fingerprint.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -55,20 +58,18 @@ impl Entry {
         let mut bytes = [0; ENTRY_BYTES];
         let words = [self.print[0], self.print[1], self.offset, self.db];
         for (bytes, word) in bytes.chunks_exact_mut(8).zip(words) {
-            bytes.copy_from_slice(&word.to_be_bytes());
+            bytes.copy_from_slice(&word.to_le_bytes());
         }
         bytes
     }
 
-    fn of_bytes(bytes: &[u8]) -> Self {
-        let mut words = [0; 4];
-        for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(8)) {
-            *word = bytes.iter().fold(0, |word, byte| word << 8 | u64::from(*byte));
-        }
+    fn of_bytes(bytes: &[u8; ENTRY_BYTES]) -> Self {
+        let (words, _) = bytes.as_chunks::<8>();
+        let [first, second, offset, db] = [0, 1, 2, 3].map(|i| u64::from_le_bytes(words[i]));
         Self {
-            print: [words[0], words[1]],
-            offset: words[2],
-            db: words[3],
+            print: [first, second],
+            offset,
+            db,
         }
     }
 }
@@ -112,8 +113,13 @@ struct Run {
 pub(crate) struct Distinct {
     seed: u64,
     slots: Vec<Entry>,
+    /// How far the first word of a fingerprint is shifted to become a slot, and before that to the left, where
+    /// all of its first bits are equal.
+    shift: u32,
+    skip: u32,
     used: usize,
-    /// Databases that are compared; a fingerprint is that of a key in its database.
+    /// Entries at which the table is full.
+    room: usize,
     spill: Option<Box<dyn Spill + Send>>,
     written: u64,
     runs: Vec<Run>,
@@ -126,7 +132,10 @@ impl Distinct {
         Self {
             seed: RandomState::new().hash_one(0),
             slots: Vec::new(),
+            shift: 0,
+            skip: 0,
             used: 0,
+            room: 0,
             spill,
             written: 0,
             runs: Vec::new(),
@@ -148,6 +157,9 @@ impl Distinct {
         hash: Option<u128>,
         offset: u64,
     ) -> Result<(), Found> {
+        if !self.is_exact {
+            return Ok(());
+        }
         let seed = self.seed ^ u64::from(db).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let print = match hash {
             None => xxhash_rust::xxh3::xxh3_128_with_seed(key, seed),
@@ -158,127 +170,152 @@ impl Distinct {
             offset,
             db: u64::from(db),
         };
-        if self.used >= KEYS_IN_MEMORY_MAX {
+        if self.used >= self.room {
             self.make_room()?;
             if !self.is_exact {
                 return Ok(());
             }
-        } else if self.slots.is_empty() {
-            self.slots = vec![Entry::default(); SLOTS + SLACK];
         }
         self.place(entry)
     }
 
     #[inline]
     fn place(&mut self, entry: Entry) -> Result<(), Found> {
-        let mut at = (entry.print[0] >> (u64::BITS - SLOT_BITS)) as usize;
+        while !self.put(entry)? {
+            self.make_room()?;
+            if !self.is_exact {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts an entry into the table; `false` where a long cluster at the last slot left no room for it.
+    #[inline]
+    fn put(&mut self, entry: Entry) -> Result<bool, Found> {
+        let mut at = ((entry.print[0] << self.skip) >> self.shift) as usize;
         loop {
             match self.slots.get_mut(at) {
                 Some(slot) if slot.print[0] == 0 => {
                     *slot = entry;
                     self.used += 1;
-                    return Ok(());
+                    return Ok(true);
                 }
                 Some(slot) if slot.print == entry.print => return Err(twice(*slot, entry)),
                 Some(_) => at += 1,
-                // A cluster of a thousand at the last slot: made room for, and tried again.
-                None => {
-                    self.make_room()?;
-                    if !self.is_exact {
-                        return Ok(());
-                    }
-                    at = (entry.print[0] >> (u64::BITS - SLOT_BITS)) as usize;
-                }
+                None => return Ok(false),
             }
         }
     }
 
-    /// Moves the table into the spill, or gives up where there is none.
+    /// Makes the table larger, or moves it into the spill, or gives up where there is none.
     #[cold]
     fn make_room(&mut self) -> Result<(), Found> {
+        let slots = self.slots.len().saturating_sub(SLACK);
+        if slots < SLOTS {
+            let slots = if slots == 0 {
+                SLOTS_FIRST
+            } else {
+                (slots * 8).min(SLOTS)
+            };
+            let old = std::mem::replace(&mut self.slots, vec![Entry::default(); slots + SLACK]);
+            self.shift = u64::BITS - slots.trailing_zeros();
+            self.room = slots / 4 * 3;
+            self.used = 0;
+            for entry in old.into_iter().filter(|entry| entry.print[0] != 0) {
+                self.place(entry)?;
+            }
+            return Ok(());
+        }
         if self.spill.is_none() {
             self.is_exact = false;
             return Ok(());
         }
         if self.runs.len() >= RUNS_MAX {
-            self.merge(true)?;
+            self.merge(true)
+        } else {
+            let entries = self.drain()?;
+            let start = self.written - entries * ENTRY_BYTES as u64;
+            self.runs.push(Run { start, entries });
+            Ok(())
         }
-        self.drain()
     }
 
-    fn drain(&mut self) -> Result<(), Found> {
-        let Some(spill) = &mut self.spill else { return Ok(()) };
+    /// Appends the table's entries in their order to the spill, empties it, and returns how many they were.
+    fn drain(&mut self) -> Result<u64, Found> {
+        let Some(spill) = &mut self.spill else { return Ok(0) };
         let mut kept = 0;
         for at in 0..self.slots.len() {
-            if self.slots[at].print[0] != 0 {
-                self.slots[kept] = self.slots[at];
-                kept += 1;
+            let entry = self.slots[at];
+            if entry.print[0] == 0 {
+                continue;
             }
+            // An entry stands at its slot or a little behind it: few must be moved, and not far.
+            let mut to = kept;
+            while to > 0 && self.slots[to - 1] > entry {
+                self.slots[to] = self.slots[to - 1];
+                to -= 1;
+            }
+            self.slots[to] = entry;
+            kept += 1;
         }
-        // Nearly sorted: an entry stands at its slot or in the cluster behind it.
-        self.slots[..kept].sort();
-        let run = Run {
-            start: self.written,
-            entries: kept as u64,
-        };
-        let mut bytes = Vec::with_capacity(MERGE_BUFFER_BYTES);
-        for entries in self.slots[..kept].chunks(MERGE_BUFFER_BYTES / ENTRY_BYTES) {
+        let mut bytes = Vec::with_capacity(APPEND_BYTES);
+        for entries in self.slots[..kept].chunks(APPEND_BYTES / ENTRY_BYTES) {
             bytes.clear();
-            bytes.extend(entries.iter().flat_map(|entry| entry.to_bytes()));
+            entries
+                .iter()
+                .for_each(|entry| bytes.extend_from_slice(&entry.to_bytes()));
             spill.append(&bytes)?;
             self.written += bytes.len() as u64;
         }
-        self.runs.push(run);
         self.slots.fill(Entry::default());
         self.used = 0;
-        Ok(())
+        Ok(kept as u64)
     }
 
     /// Compares all keys with each other; to be called once, after the last key.
     pub(crate) fn finish(&mut self) -> Result<(), Found> {
-        if self.runs.is_empty() {
+        match self.runs.is_empty() {
             // All keys are in the table: compared when they came.
-            return Ok(());
+            true => Ok(()),
+            false => self.merge(false),
         }
-        self.drain()?;
-        // The table's memory serves the merge.
-        self.slots = Vec::new();
-        self.merge(false)
     }
 
-    /// Reads all runs side by side in ascending order, and makes one run of them where they are to be kept.
+    /// Moves the table into the spill and compares all runs with each other: part by part of the range of
+    /// fingerprints, as many parts as let each fit into half the table. Makes one run of all where `keep` is set.
     fn merge(&mut self, keep: bool) -> Result<(), Found> {
-        let Some(spill) = &mut self.spill else { return Ok(()) };
-        let mut cursors: Vec<Cursor> = self.runs.iter().map(|run| Cursor::new(*run)).collect();
-        let mut heap = std::collections::BinaryHeap::with_capacity(cursors.len());
-        for (i, cursor) in cursors.iter_mut().enumerate() {
-            if let Some(entry) = cursor.next(spill.as_mut())? {
-                heap.push(std::cmp::Reverse((entry, i)));
-            }
-        }
         let start = self.written;
-        let (mut before, mut entries, mut bytes) = (Entry::default(), 0, Vec::new());
-        while let Some(std::cmp::Reverse((entry, i))) = heap.pop() {
-            if entry.print == before.print {
-                return Err(twice(before, entry));
-            }
-            before = entry;
-            if let Some(next) = cursors[i].next(spill.as_mut())? {
-                heap.push(std::cmp::Reverse((next, i)));
-            }
-            if keep {
-                entries += 1;
-                bytes.extend(entry.to_bytes());
-                if bytes.len() >= MERGE_BUFFER_BYTES {
-                    spill.append(&bytes)?;
-                    self.written += bytes.len() as u64;
-                    bytes.clear();
+        let entries = self.drain()?;
+        self.runs.push(Run { start, entries });
+        let mut cursors: Vec<Cursor> = self.runs.iter().map(|run| Cursor::new(*run)).collect();
+        self.skip = (2 * self.runs.len()).next_power_of_two().trailing_zeros();
+        let (start, mut entries) = (self.written, 0);
+        for part in 0..1u64 << self.skip {
+            for cursor in &mut cursors {
+                loop {
+                    let Some(spill) = &mut self.spill else { return Ok(()) };
+                    match cursor.peek(spill.as_mut())? {
+                        Some(entry) if entry.print[0] >> (u64::BITS - self.skip) == part => {
+                            cursor.at += 1;
+                            if !self.put(entry)? {
+                                let uneven = "fingerprints are not spread evenly";
+                                return Err(Found::Failed(std::io::Error::other(uneven)));
+                            }
+                        }
+                        _ => break,
+                    }
                 }
             }
+            if keep {
+                entries += self.drain()?;
+            } else {
+                self.slots.fill(Entry::default());
+                self.used = 0;
+            }
         }
+        self.skip = 0;
         if keep {
-            spill.append(&bytes)?;
-            self.written += bytes.len() as u64;
             self.runs = vec![Run { start, entries }];
         }
         Ok(())
@@ -288,7 +325,7 @@ impl Distinct {
 /// A place in a run.
 struct Cursor {
     run: Run,
-    buffer: Vec<u8>,
+    entries: Vec<Entry>,
     at: usize,
 }
 
@@ -296,27 +333,35 @@ impl Cursor {
     fn new(run: Run) -> Self {
         Self {
             run,
-            buffer: Vec::new(),
+            entries: Vec::new(),
             at: 0,
         }
     }
 
-    fn next(&mut self, spill: &mut dyn Spill) -> std::io::Result<Option<Entry>> {
-        if self.at == self.buffer.len() {
-            let room = (MERGE_BUFFER_BYTES / ENTRY_BYTES) as u64;
-            let entries = self.run.entries.min(room);
-            if entries == 0 {
-                return Ok(None);
-            }
-            self.buffer.resize(entries as usize * ENTRY_BYTES, 0);
-            spill.read_at(self.run.start, &mut self.buffer)?;
-            self.run.start += self.buffer.len() as u64;
-            self.run.entries -= entries;
-            self.at = 0;
+    /// The entry that comes next.
+    #[inline]
+    fn peek(&mut self, spill: &mut dyn Spill) -> std::io::Result<Option<Entry>> {
+        if self.at == self.entries.len() {
+            self.refill(spill)?;
         }
-        let entry = Entry::of_bytes(&self.buffer[self.at..self.at + ENTRY_BYTES]);
-        self.at += ENTRY_BYTES;
-        Ok(Some(entry))
+        Ok(self.entries.get(self.at).copied())
+    }
+
+    fn refill(&mut self, spill: &mut dyn Spill) -> std::io::Result<()> {
+        let mut bytes = [0; MERGE_BUFFER_BYTES];
+        let count = self.run.entries.min((MERGE_BUFFER_BYTES / ENTRY_BYTES) as u64);
+        // At most as many as fit the buffer.
+        let bytes = &mut bytes[..count as usize * ENTRY_BYTES];
+        if count > 0 {
+            spill.read_at(self.run.start, bytes)?;
+        }
+        self.run.start += bytes.len() as u64;
+        self.run.entries -= count;
+        self.entries.clear();
+        let (entries, _) = bytes.as_chunks::<ENTRY_BYTES>();
+        self.entries.extend(entries.iter().map(Entry::of_bytes));
+        self.at = 0;
+        Ok(())
     }
 }
 
@@ -343,7 +388,7 @@ mod tests {
     fn found(spill: bool, keys: impl Iterator<Item = (u32, u64)>) -> (Option<Twice>, bool) {
         let spill = spill.then(|| Box::new(Kept::default()) as Box<dyn Spill + Send>);
         let mut distinct = Distinct::new(spill);
-        let mut run = || -> Result<(), Found> {
+        let run = || -> Result<(), Found> {
             for (i, (db, key)) in keys.enumerate() {
                 distinct.insert(db, &key.to_le_bytes(), None, i as u64)?;
             }
@@ -360,7 +405,10 @@ mod tests {
     fn a_key_is_found_twice_wherever_it_was_before_and_only_in_its_own_database() {
         let many = 5 * KEYS_IN_MEMORY_MAX as u64;
         assert_eq!(found(true, (0..many).map(|key| (0, key))), (None, true));
-        assert_eq!(found(true, (0..many).map(|key| (key as u32 % 7, key / 7))).0, None);
+        assert_eq!(
+            found(true, (0..many).map(|key| (key as u32 % 7, key / 7))).0,
+            None
+        );
         for (again, db) in [(0, 3), (many / 2, 3), (many - 1, 3)] {
             let keys = (0..many).map(|key| (3, key)).chain([(4, again), (3, again)]);
             let twice = Twice {

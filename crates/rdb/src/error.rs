@@ -134,8 +134,8 @@ impl fmt::Display for ErrorKind {
         match self {
             Self::BadMagic => f.write_str("not an rdb header"),
             Self::UnsupportedVersion { family, version } => {
-                let (magic, writer) = (family.magic(), family.writer(*version));
-                write!(f, "unsupported rdb version {version} of {magic} (written by {writer})")
+                let (magic, origin) = (family.magic(), family.origin(*version));
+                write!(f, "unsupported rdb version {version} of {magic}, {origin},")
             }
             Self::UnknownType { code, vendor } => {
                 write!(f, "unknown value type {code}")?;
@@ -154,7 +154,7 @@ impl fmt::Display for ErrorKind {
             Self::Malformed { what } => f.write_str(what),
             Self::LimitExceeded { what, limit } => write!(f, "{what} above the limit of {limit}"),
             Self::Duplicate { what } => write!(f, "duplicate {what}"),
-            Self::DuplicateKey { first } => write!(f, "key occurs twice, first at offset {first}"),
+            Self::DuplicateKey { first } => write!(f, "key occurs twice, first at offset {first}, then"),
             Self::Spill { reason } => write!(f, "cannot keep fingerprints of keys: {reason}"),
         }
     }

@@ -16,7 +16,9 @@ const BLOCK: usize = 64 * 1024;
 
 /// The most bytes that `packed` bytes can yield: three of them yield at most 264.
 pub(crate) fn yield_max(packed: u64) -> u64 {
-    packed.saturating_mul(ITEM_MAX as u64 / 3).saturating_add(ITEM_MAX as u64)
+    packed
+        .saturating_mul(ITEM_MAX as u64 / 3)
+        .saturating_add(ITEM_MAX as u64)
 }
 
 /// Decodes whole items from `input` into `out[*fill..]` and returns the bytes of input used. Stops before an

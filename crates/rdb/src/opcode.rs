@@ -60,15 +60,16 @@ impl Family {
         }
     }
 
-    /// Who may have written a version that is not read.
-    pub(crate) fn writer(self, version: u32) -> &'static str {
+    /// What is known of a version that is not read.
+    pub(crate) fn origin(self, version: u32) -> &'static str {
         match (self, version) {
-            (Self::Redis, 14) => "Redis 8.8",
-            (Self::Redis, 15) => "Redis 8.10",
-            (Self::Redis, 80..=99) => "no engine: Valkey's number under the magic of Redis",
-            (Self::Valkey, 1..=11) => "no engine: Valkey writes this number under the magic REDIS",
-            (Self::Valkey, 81) => "Valkey 9.2",
-            _ => "no engine known to this version",
+            (Self::Redis, 14) => "written by Redis 8.8",
+            (Self::Redis, 15) => "written by Redis 8.10",
+            (Self::Redis, 80 | 81) => "a number of Valkey under the magic of Redis, which no engine writes",
+            (Self::Valkey, 1..=11) => "which Valkey writes under the magic REDIS",
+            (Self::Valkey, 12..=15) => "a number of Redis under the magic of Valkey, which no engine writes",
+            (Self::Valkey, 81) => "written by Valkey 9.2",
+            _ => "which no known engine writes",
         }
     }
 }

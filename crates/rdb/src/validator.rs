@@ -330,7 +330,9 @@ impl Parser {
     /// Who wrote the file, if it tells by fields that only they write.
     fn vendor(&self) -> Option<&'static str> {
         self.aux.iter().find_map(|(name, value)| match &name[..] {
-            [b'b', b'i', b'g', b'-', ..] | [b'b', b'i', b'g', b'd', b'b', b'-', ..] => Some("Redis Enterprise"),
+            [b'b', b'i', b'g', b'-', ..] | [b'b', b'i', b'g', b'd', b'b', b'-', ..] => {
+                Some("Redis Enterprise")
+            }
             b"mvcc-tstamp" => Some("KeyDB"),
             b"redis-ver" if value.starts_with(b"df-") => Some("Dragonfly"),
             _ => None,
@@ -613,7 +615,8 @@ impl Parser {
                         State::OldFunction(OldFunction::Engine)
                     }
                     OldFunction::Engine => {
-                        self.function_head = [b"#!", &self.text[..], b" name=", &self.aux_name, b"\n"].concat();
+                        self.function_head =
+                            [b"#!", &self.text[..], b" name=", &self.aux_name, b"\n"].concat();
                         State::OldFunction(OldFunction::IsDescribed)
                     }
                     _ => State::Function,

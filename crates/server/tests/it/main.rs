@@ -4,8 +4,10 @@
 
 mod busy;
 mod cli;
+mod corpus;
 mod downloads;
 mod errors;
+mod export;
 mod http;
 mod identity;
 mod isolation;
