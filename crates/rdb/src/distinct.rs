@@ -243,7 +243,9 @@ impl Distinct {
 
     /// Appends the table's entries in their order to the spill, empties it, and returns how many they were.
     fn drain(&mut self) -> Result<u64, Found> {
-        let Some(spill) = &mut self.spill else { return Ok(0) };
+        let Some(spill) = &mut self.spill else {
+            return Ok(0);
+        };
         let mut kept = 0;
         for at in 0..self.slots.len() {
             let entry = self.slots[at];
@@ -294,7 +296,9 @@ impl Distinct {
         for part in 0..1u64 << self.skip {
             for cursor in &mut cursors {
                 loop {
-                    let Some(spill) = &mut self.spill else { return Ok(()) };
+                    let Some(spill) = &mut self.spill else {
+                        return Ok(());
+                    };
                     match cursor.peek(spill.as_mut())? {
                         Some(entry) if entry.print[0] >> (u64::BITS - self.skip) == part => {
                             cursor.at += 1;

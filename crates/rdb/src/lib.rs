@@ -16,7 +16,7 @@
 //!
 //! A [`Sink`] that asks for it is also told the values themselves, see [`Event`].
 //!
-//! The flow of bytes: `validator` (opcodes, keys) → `object` (a value) → `source` (strings, whole or in
+//! The flow of bytes: `validator` (chunks) → `parser` (opcodes, keys) → `object` (a value) → `source` (strings, whole or in
 //! pieces) → `listpack`, `ziplist`, `zipmap`, `intset` (packed items) → `elements` or `stream` (counts and
 //! digest). All of them follow the rule of `reader`: an item is read whole, or nothing has changed.
 
@@ -36,6 +36,7 @@ mod lzf;
 mod module;
 mod object;
 mod opcode;
+mod parser;
 mod reader;
 mod report;
 mod source;

@@ -5,6 +5,7 @@
 
 mod glob;
 mod json;
+mod text;
 
 use std::collections::BTreeSet;
 use std::fs::File;

@@ -10,22 +10,16 @@
 //! text; a stream has `entries`, `meta` and `groups` with their consumers and pending entries.
 //!
 //! Memory: a string up to [`TEXT_BYTES_MAX`] is held to see whether it is text, a longer one is written as base64
-//! in pieces; the expiry of fields is held up to [`DEFERRED_BYTES_MAX`] and goes into an unlinked file beyond; the
+//! in pieces; the expiry of fields is held up to 8 MiB and goes into an unlinked file beyond; the
 //! pending entries of one group are held, up to [`PENDING_MAX`].
 
-use std::fs::File;
-use std::io::{Read, Seek, Write};
+use std::io::Write;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use rdb::{Event, KeyStart, KeySummary, Part, StreamId, Type};
 
 use super::glob;
+use super::text::{Deferred, TEXT_BYTES_MAX, Text, write_score, write_string};
 
-/// Longest string that is written as text.
-const TEXT_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// Bytes of expiry of the fields of one hash that are held in memory.
-const DEFERRED_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Pending entries of one group: 32 bytes each, 32 MiB.
 const PENDING_MAX: u64 = 1024 * 1024;
 
@@ -354,7 +348,7 @@ impl<W: Write> Document<W> {
     }
 
     fn piece(&mut self, part: Part, bytes: &[u8]) -> std::io::Result<()> {
-        if !self.text.is_streaming && self.text.held.len() + bytes.len() > TEXT_BYTES_MAX {
+        if self.text.is_too_long_with(bytes) {
             self.before(part)?;
             self.text.start(&mut self.out)?;
         }
@@ -362,15 +356,15 @@ impl<W: Write> Document<W> {
     }
 
     fn end_of_pieces(&mut self, part: Part) -> std::io::Result<()> {
-        if self.text.is_streaming {
-            self.text.end(&mut self.out)?;
-            if part == Part::Field {
-                self.field = None;
+        match self.text.end(&mut self.out)? {
+            Some(held) => self.whole(part, &held),
+            None => {
+                if part == Part::Field {
+                    self.field = None;
+                }
+                self.after(part)
             }
-            return self.after(part);
         }
-        let held = std::mem::take(&mut self.text.held);
-        self.whole(part, &held)
     }
 
     fn group_event(&mut self, event: Event<'_>) -> std::io::Result<()> {
@@ -558,128 +552,4 @@ fn head_of_library(code: &[u8]) -> (Vec<u8>, Vec<u8>) {
         .find_map(|word| word.strip_prefix(b"name="))
         .unwrap_or_default();
     (name.to_vec(), engine)
-}
-
-/// A string: as text where it is printable, else as base64.
-fn write_string(out: &mut impl Write, bytes: &[u8]) -> std::io::Result<()> {
-    match std::str::from_utf8(bytes) {
-        Ok(text) if !text.chars().any(char::is_control) => {
-            serde_json::to_writer(out, text).map_err(std::io::Error::from)
-        }
-        _ => {
-            out.write_all(b"{\"b64\":\"")?;
-            // A multiple of three, so that only the last piece is padded.
-            for piece in bytes.chunks(3 * 1024) {
-                out.write_all(STANDARD.encode(piece).as_bytes())?;
-            }
-            out.write_all(b"\"}")
-        }
-    }
-}
-
-/// The shortest text that reads back as the same number.
-fn write_score(out: &mut impl Write, score: f64) -> std::io::Result<()> {
-    /// Above it not every integer has a double of its own, and the exponent form is shorter.
-    const INTEGER_MAX: f64 = 1e17;
-    if score.fract() == 0.0 && score.abs() < INTEGER_MAX {
-        write!(out, "{}", score as i64)
-    } else if score.is_finite() {
-        write!(out, "{score:?}")
-    } else {
-        write!(out, "{score}")
-    }
-}
-
-/// A string that comes in pieces.
-#[derive(Default)]
-struct Text {
-    /// All of it; while it is written in pieces, what does not fill three bytes.
-    held: Vec<u8>,
-    is_streaming: bool,
-}
-
-impl Text {
-    fn start(&mut self, out: &mut impl Write) -> std::io::Result<()> {
-        out.write_all(b"{\"b64\":\"")?;
-        self.is_streaming = true;
-        self.push(&[], out)
-    }
-
-    fn push(&mut self, bytes: &[u8], out: &mut impl Write) -> std::io::Result<()> {
-        self.held.extend_from_slice(bytes);
-        if self.is_streaming {
-            let even = self.held.len() / 3 * 3;
-            for piece in self.held[..even].chunks(3 * 1024) {
-                out.write_all(STANDARD.encode(piece).as_bytes())?;
-            }
-            self.held.drain(..even);
-            self.held.shrink_to(TEXT_BYTES_MAX / 8);
-        }
-        Ok(())
-    }
-
-    fn end(&mut self, out: &mut impl Write) -> std::io::Result<()> {
-        out.write_all(STANDARD.encode(&self.held).as_bytes())?;
-        out.write_all(b"\"}")?;
-        self.held.clear();
-        self.is_streaming = false;
-        Ok(())
-    }
-}
-
-/// What is written behind a hash that is being written.
-#[derive(Default)]
-struct Deferred {
-    memory: Vec<u8>,
-    file: Option<File>,
-    any: bool,
-}
-
-impl Deferred {
-    fn is_empty(&self) -> bool {
-        !self.any
-    }
-
-    fn push(&mut self, field: &[u8], at_ms: i64) -> std::io::Result<()> {
-        if std::mem::replace(&mut self.any, true) {
-            self.memory.push(b',');
-        }
-        self.memory.push(b'[');
-        self.memory.extend_from_slice(field);
-        write!(self.memory, ",{at_ms}]")?;
-        if self.memory.len() > DEFERRED_BYTES_MAX {
-            let file = match &mut self.file {
-                Some(file) => file,
-                None => self.file.insert(unlinked_file()?),
-            };
-            file.write_all(&self.memory)?;
-            self.memory.clear();
-        }
-        Ok(())
-    }
-
-    fn drain(&mut self, out: &mut impl Write) -> std::io::Result<()> {
-        if let Some(mut file) = self.file.take() {
-            file.rewind()?;
-            let mut piece = vec![0; 64 * 1024];
-            loop {
-                match file.read(&mut piece)? {
-                    0 => break,
-                    count => out.write_all(&piece[..count])?,
-                }
-            }
-        }
-        out.write_all(&self.memory)?;
-        self.memory.clear();
-        self.any = false;
-        Ok(())
-    }
-}
-
-/// A file in the system's folder for such, gone with the process.
-fn unlinked_file() -> std::io::Result<File> {
-    use rustix::fs::{Mode, OFlags};
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    let file = rustix::fs::open(std::env::temp_dir(), flags, Mode::RUSR | Mode::WUSR)?;
-    Ok(File::from(file))
 }
