@@ -354,7 +354,7 @@ pub fn failure_code(error: &engine::Error, moved: bool, restoring: bool) -> back
     use crate::backup::record::FailureCode;
     match error.kind {
         Kind::Idle | Kind::Deadline => FailureCode::TimedOut,
-        Kind::Key => FailureCode::NoCredentials,
+        Kind::Key | Kind::StoreAccess => FailureCode::NoCredentials,
         Kind::NotFound => FailureCode::NotReadable,
         Kind::Cancelled | Kind::EngineStart | Kind::Auth => FailureCode::NotStarted,
         Kind::Store | Kind::StoreFull if !restoring => FailureCode::NoStore,
