@@ -1,12 +1,12 @@
 //! A bad network between an HTTP client and a server: passes requests on, and spoils some of them.
 //!
-//! One request a connection, on both sides: whoever sends two opens another. A request's fault is drawn from the
-//! seed and its number, so a run with one client thread is the same each time.
+//! One request a connection, on both sides: whoever sends two opens another. Which requests are spoilt is drawn from
+//! the seed and their number, so a run with one client thread is the same each time.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::Stop;
@@ -65,6 +65,8 @@ struct Shared {
     is_down: AtomicBool,
     is_closing: AtomicBool,
     requests: AtomicU64,
+    /// Faults so far, by whether the request is a GET and whether it has a body.
+    turns: [AtomicUsize; 4],
     counts: [AtomicU64; Fault::ALL.len()],
 }
 
@@ -90,6 +92,7 @@ impl FaultProxy {
             is_down: AtomicBool::new(false),
             is_closing: AtomicBool::new(false),
             requests: AtomicU64::new(0),
+            turns: Default::default(),
             counts: Default::default(),
         });
         let accepting = shared.clone();
@@ -213,19 +216,21 @@ impl Shared {
         }
     }
 
-    /// The fault of a request, if any; one that such a request cannot have is replaced by a lost answer.
+    /// The fault of a request, if any: which requests is drawn, and what happens to them goes round among all that
+    /// can happen to such a request, so that none is left out.
     fn draw(&self, number: u64, is_get: bool, length: usize) -> Option<Fault> {
-        let drawn = mix(self.seed, number);
-        if drawn % 100 >= u64::from(self.percent.load(Ordering::Relaxed)) {
+        if mix(self.seed, number) % 100 >= u64::from(self.percent.load(Ordering::Relaxed)) {
             return None;
         }
-        let fault = Fault::ALL[(drawn / 100) as usize % Fault::ALL.len()];
-        let fits = match fault {
+        let fits = |fault: &Fault| match fault {
             Fault::ResetUpload | Fault::FlipUpload => length > 0,
             Fault::Truncate | Fault::Flip | Fault::ResetDownload => is_get,
             _ => true,
         };
-        Some(if fits { fault } else { Fault::LoseAnswer })
+        let fitting: Vec<Fault> = Fault::ALL.into_iter().filter(fits).collect();
+        let kind = usize::from(is_get) + 2 * usize::from(length > 0);
+        let turn = self.turns[kind].fetch_add(1, Ordering::Relaxed);
+        Some(fitting[turn % fitting.len()])
     }
 }
 

@@ -59,5 +59,9 @@ pub const RETIRED_GENERATIONS_MAX: usize = 1;
 pub const MENDED_AT_ONCE: usize = 4;
 /// How often the reconciler looks at every instance.
 pub const RECONCILE_EVERY: Duration = Duration::from_secs(5);
+/// A store that could not remove what nobody needs is asked again after this time: it may be away for long.
+pub const STORE_TRIED_AGAIN_AFTER: Duration = Duration::from_secs(10);
+/// Useless places that the sweeper takes up at once; the rest comes in the next round.
+pub const PLACES_AT_ONCE: u64 = 1000;
 /// How often a running job writes its progress to the catalogue.
 pub const PROGRESS_EVERY: Duration = Duration::from_millis(500);

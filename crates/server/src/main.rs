@@ -16,6 +16,7 @@ mod refusal;
 mod restore;
 mod secrets;
 mod serve;
+mod storage;
 mod tls;
 
 fn main() -> std::process::ExitCode {

@@ -223,70 +223,111 @@ fn an_outage_within_the_patience_is_ridden_out() {
     assert!(bench.read().unwrap().len() > 60 << 20);
 }
 
+/// What came of the backups and restores of one thread.
+#[derive(Default)]
+struct Outcome {
+    backups: u32,
+    made: u32,
+    read: u32,
+    failures: Vec<String>,
+}
+
+/// Backs up, restores through the bad network, and compares with what a sound connection shows. Panics at a lie.
+fn back_up_and_restore(bench: &mut Bench, sound: &Store, prefix: String, outcome: &mut Outcome) {
+    bench.plan.prefix = prefix;
+    bench.control = Control::new(Some(Duration::from_secs(120)));
+    let backup = bench.run();
+    let through = bench.read();
+    let keys = [bench.signer.verifying_key()];
+    let truth = Archive::open(sound, &bench.plan.prefix, &keys, None).and_then(|archive| {
+        let mut rdb = Vec::new();
+        archive
+            .read(&bench.identity, &Control::new(None), 2, |piece| {
+                rdb.extend_from_slice(piece);
+                Ok(())
+            })
+            .map(|()| rdb)
+    });
+    outcome.backups += 1;
+    match backup {
+        Ok(report) => {
+            outcome.made += 1;
+            let truth = truth.unwrap_or_else(|e| panic!("a lying success: {}", engine::chain(&e)));
+            assert_eq!(truth.len() as u64, report.plain_bytes, "a lying success");
+            match through {
+                Ok(rdb) => {
+                    assert!(rdb == truth, "wrong bytes were delivered");
+                    outcome.read += 1;
+                }
+                Err(e) => outcome.failures.push(engine::chain(&e)),
+            }
+        }
+        Err(e) => {
+            assert_eq!(truth.unwrap_err().kind, Kind::NotFound, "a lying failure");
+            outcome.failures.push(engine::chain(&e));
+        }
+    }
+    archive::delete(sound, &bench.plan.prefix).unwrap();
+}
+
 /// N backups and N restores while a fifth of all requests is spoilt. Each restore is compared byte for byte with
-/// what a sound store gave for the same data.
+/// what a sound connection shows.
 #[test]
 fn a_fifth_of_all_requests_spoilt_makes_no_lie() {
-    let is_long = std::env::var_os("CACHEKEEP_TEST_LONG").is_some();
-    let count = if is_long { 500 } else { 20 };
+    const THREADS: u32 = 4;
+    let each = match std::env::var_os("CACHEKEEP_TEST_LONG") {
+        Some(_) => 125,
+        None => 5,
+    };
     let server = server();
     let proxy = FaultProxy::start(server.address(), 20_261_124, Duration::from_millis(500)).unwrap();
     let redis = Redis::start(&["--rdbcompression", "no"]);
     fill(&mut redis.node(), 18);
-    let mut bench = Bench::new(redis.endpoint());
-    bench.store = Store::open_remote(&spec(proxy.address()), QUICK).unwrap();
+    let through = Store::open_remote(&spec(proxy.address()), QUICK).unwrap();
     let sound = store(&server);
+    proxy.set_percent(20);
     let since = Instant::now();
-    let (mut made, mut read) = (0, 0);
-    for number in 0..count {
-        bench.plan.prefix = format!("p/i/b/{number}");
-        bench.control = Control::new(Some(Duration::from_secs(120)));
-        proxy.set_percent(20);
-        let backup = bench.run();
-        let through = bench.read();
-        proxy.set_percent(0);
-        let keys = [bench.signer.verifying_key()];
-        let truth = Archive::open(&sound, &bench.plan.prefix, &keys, None).and_then(|archive| {
-            let mut rdb = Vec::new();
-            archive
-                .read(&bench.identity, &Control::new(None), 2, |piece| {
-                    rdb.extend_from_slice(piece);
-                    Ok(())
-                })
-                .map(|()| rdb)
-        });
-        match &backup {
-            Ok(report) => {
-                made += 1;
-                let truth = truth.unwrap();
-                assert_eq!(truth.len() as u64, report.plain_bytes, "a lying success");
-                match through {
-                    Ok(rdb) => {
-                        read += 1;
-                        assert!(rdb == truth, "wrong bytes were delivered");
+    let outcomes: Vec<Outcome> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..THREADS)
+            .map(|thread| {
+                let (redis, through, sound) = (&redis, &through, &sound);
+                scope.spawn(move || {
+                    let mut bench = Bench::new(redis.endpoint());
+                    bench.store = through.clone();
+                    let mut outcome = Outcome::default();
+                    for number in 0..each {
+                        back_up_and_restore(
+                            &mut bench,
+                            sound,
+                            format!("p/i/{thread}/{number}"),
+                            &mut outcome,
+                        );
                     }
-                    Err(e) => println!("restore {number}: {}", engine::chain(&e)),
-                }
-            }
-            Err(e) => {
-                println!("backup {number}: {}", engine::chain(e));
-                assert_eq!(truth.unwrap_err().kind, Kind::NotFound, "a lying failure");
-            }
-        }
-        archive::delete(&sound, &bench.plan.prefix).unwrap();
-        assert_eq!(server.names(BUCKET).unwrap(), [""; 0], "remains");
+                    outcome
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let sum = |count: &dyn Fn(&Outcome) -> u32| outcomes.iter().map(count).sum::<u32>();
+    let (backups, made, read) = (sum(&|o| o.backups), sum(&|o| o.made), sum(&|o| o.read));
+    for failure in outcomes.iter().flat_map(|outcome| &outcome.failures) {
+        println!("failed: {failure}");
     }
-    let seconds = since.elapsed().as_secs_f32();
     println!(
-        "{made} of {count} backups, {read} of {made} restores in {seconds:.1} s; {} requests, {:?}",
+        "{made} of {backups} backups, {read} of {made} restores in {:.1} s; {} requests, {:?}",
+        since.elapsed().as_secs_f32(),
         proxy.requests(),
         proxy.counts()
     );
-    assert!(made * 100 >= count * 99 && read * 100 >= made * 99);
-    assert!(
-        proxy.counts().iter().all(|(_, count)| *count > 0),
-        "a fault did not happen"
-    );
+    assert_eq!(backups, THREADS * each);
+    assert!(made * 100 >= backups * 99 && read * 100 >= made * 99);
+    let never: Vec<_> = proxy
+        .counts()
+        .into_iter()
+        .filter(|(_, count)| *count == 0)
+        .collect();
+    assert!(never.is_empty(), "these faults never happened: {never:?}");
 }
 
 /// Not a test of its own: the child of the next one.

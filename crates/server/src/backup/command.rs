@@ -102,11 +102,14 @@ pub fn delete(
     remove_data(app, &backup)
 }
 
-/// Removes the objects of a deleted backup. The retired generation that it may have stood for is the reconciler's.
+/// Removes the objects of a deleted backup from the local folder. Those in a remote store are the sweeper's: a store
+/// that does not answer must not hold up the request. The retired generation that it may have stood for is the
+/// reconciler's.
 fn remove_data(app: &App, backup: &Backup) -> Result<(), Refusal> {
     let points = || engine::failpoint::hit("backup_delete.after_commit");
     points().map_err(|error| Refusal::Internal(engine::chain(&error)))?;
     if let Some(prefix) = &backup.prefix
+        && backup.storage_id.is_none()
         && let Err(error) = engine::archive::delete(&app.vault.store, prefix)
     {
         tracing::error!(backup.id = %backup.id, error = engine::chain(&error), "cannot remove the files of a deleted backup");

@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, Params, Row};
 
-const SCHEMA: &str = include_str!("schema.sql");
-/// Stored in `user_version`; a catalogue of a newer version is refused.
-const SCHEMA_VERSION: i64 = 1;
+/// Script `n` (from 0) makes version `n + 1` of the one before. A script that was released is never changed; a new
+/// catalogue is made by running them all, so that there is one way only.
+const SCHEMA: [&str; 2] = [include_str!("schema.sql"), include_str!("schema-2.sql")];
 /// Another process (a backup program, an operator's shell) may hold the file for a moment.
 const BUSY_WAIT: Duration = Duration::from_secs(5);
 /// Prepared statements kept per connection; there are fewer different ones.
@@ -61,7 +61,8 @@ thread_local! {
 }
 
 impl Catalog {
-    /// Opens the file, creating it with its tables where it does not exist.
+    /// Opens the file, creating it with its tables where it does not exist, and bringing one of an older version up
+    /// to date.
     ///
     /// # Errors
     /// [`Error::Unusable`] for a file of a newer version, [`Error::Database`] otherwise.
@@ -69,21 +70,18 @@ impl Catalog {
         let writer = connect(path, OpenFlags::default())?;
         writer.pragma_update(None, "journal_mode", "WAL")?;
         writer.pragma_update(None, "synchronous", "FULL")?;
-        let version: i64 = writer.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-        match version {
-            0 => {
-                let script =
-                    format!("BEGIN IMMEDIATE;\n{SCHEMA}\nPRAGMA user_version = {SCHEMA_VERSION};\nCOMMIT;");
-                writer.execute_batch(&script)?;
-            }
-            SCHEMA_VERSION => {}
-            newer => {
-                return Err(Error::Unusable(format!(
-                    "{} has catalogue version {newer}, this program knows version {SCHEMA_VERSION}: \
-                     use the program that wrote it",
-                    path.display()
-                )));
-            }
+        // In `user_version`.
+        let version: usize = writer.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        let Some(missing) = SCHEMA.get(version..) else {
+            return Err(Error::Unusable(format!(
+                "{} has catalogue version {version}, this program knows version {}: use the program that wrote it",
+                path.display(),
+                SCHEMA.len()
+            )));
+        };
+        for (script, next) in missing.iter().zip(version + 1..) {
+            let whole = format!("BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {next};\nCOMMIT;");
+            writer.execute_batch(&whole)?;
         }
         Ok(Self {
             path: path.to_owned(),
@@ -217,5 +215,52 @@ fn roll_back(connection: &Connection) {
     if !connection.is_autocommit() {
         // Where even this fails the connection is broken, and the next BEGIN says so.
         let _next_begin_reports = connection.execute_batch("ROLLBACK");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn version(path: &Path) -> usize {
+        let file = Connection::open(path).unwrap();
+        file.query_row("PRAGMA user_version", [], |row| row.get(0))
+            .unwrap()
+    }
+
+    #[test]
+    fn a_catalogue_of_version_1_is_brought_up_to_date_and_keeps_its_backups() {
+        let directory = std::env::temp_dir().join(format!("cachekeep-{}", crate::secrets::random_hex(8)));
+        std::fs::create_dir(&directory).unwrap();
+        let path = directory.join("catalog.sqlite");
+        let old = Connection::open(&path).unwrap();
+        old.execute_batch(SCHEMA[0]).unwrap();
+        old.execute_batch(
+            "PRAGMA user_version = 1; PRAGMA foreign_keys = off;
+             INSERT INTO backup (id, instance_id, project_id, ordinal, name, kind, format, status, prefix, manifest_blake3,
+                 created_at_ms, updated_at_ms)
+             VALUES ('b', 'i', 'p', 1, 'backup_1', 'manual', 'rdb', 'succeeded', 'p/i/b/1', 'digest', 1, 1);",
+        )
+        .unwrap();
+        drop(old);
+        for _opened_again in 0..2 {
+            let catalog = Catalog::open(&path).unwrap();
+            let storage: Option<Option<String>> = catalog
+                .read(|tx| {
+                    tx.one("SELECT storage_id FROM backup WHERE id = 'b'", (), |row| {
+                        row.get(0)
+                    })
+                })
+                .unwrap_or_else(|error: Error| panic!("{error}"));
+            assert_eq!(storage, Some(None), "it lies in the local folder, as before");
+            assert_eq!(version(&path), SCHEMA.len());
+        }
+        let newer = SCHEMA.len() + 1;
+        Connection::open(&path)
+            .unwrap()
+            .execute_batch(&format!("PRAGMA user_version = {newer}"))
+            .unwrap();
+        assert!(matches!(Catalog::open(&path), Err(Error::Unusable(_))));
+        std::fs::remove_dir_all(&directory).unwrap();
     }
 }

@@ -20,6 +20,7 @@ use crate::instance::{self, Instance};
 use crate::jobs::Claim;
 use crate::jobs::worker::{Ended, Stop, begun_too_often, failure_code, settle, step, with_progress};
 use crate::limits;
+use crate::storage::{self, record as storages};
 
 /// One restore at work.
 struct Work<'a> {
@@ -477,7 +478,8 @@ impl Work<'_> {
             ));
         };
         let keys = [self.app.vault.signer.verifying_key()];
-        engine::archive::Archive::open(&self.app.vault.store, prefix, &keys, Some(digest.as_str()))
+        let store = storage::open(self.app, self.backup.storage_id.as_ref())?;
+        engine::archive::Archive::open(&store, prefix, &keys, Some(digest.as_str()))
     }
 
     fn project_identity(&self) -> Result<Identity, Error> {
@@ -527,18 +529,15 @@ impl Work<'_> {
             instance.project_id, instance.id, id, self.claim.fence
         );
         let backup = step(self.app, self.claim, |tx| {
-            backups::begin(tx, &id, &prefix, now)?;
+            let storage = storages::default_of(tx, &instance.project_id)?;
+            backups::begin(tx, &id, &prefix, storage.as_ref(), now)?;
             backups::load(tx, &id)
         })?
         .ok_or_else(|| Stop::Broken("a safety backup has no row".to_owned()))?;
-        let made = capture(
-            self.app,
-            instance,
-            &backup,
-            &prefix,
-            self.claim.fence,
-            self.control,
-        );
+        let made = storage::open(self.app, backup.storage_id.as_ref()).and_then(|store| {
+            let (fence, control) = (self.claim.fence, self.control);
+            capture(self.app, instance, &backup, &store, &prefix, fence, control)
+        });
         let now = Moment::now();
         step(self.app, self.claim, |tx| match &made {
             Ok(made) => {
