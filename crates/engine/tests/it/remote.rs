@@ -281,8 +281,6 @@ fn a_fifth_of_all_requests_spoilt_makes_no_lie() {
     };
     let server = server();
     let proxy = FaultProxy::start(server.address(), 20_261_124, Duration::from_millis(500)).unwrap();
-    let redis = Redis::start(&["--rdbcompression", "no"]);
-    fill(&mut redis.node(), 18);
     let through = Store::open_remote(&spec(proxy.address()), QUICK).unwrap();
     let sound = store(&server);
     proxy.set_percent(20);
@@ -290,8 +288,11 @@ fn a_fifth_of_all_requests_spoilt_makes_no_lie() {
     let outcomes: Vec<Outcome> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS)
             .map(|thread| {
-                let (redis, through, sound) = (&redis, &through, &sound);
+                let (through, sound) = (&through, &sound);
                 scope.spawn(move || {
+                    // One each: an engine makes one snapshot at a time.
+                    let redis = Redis::start(&["--rdbcompression", "no"]);
+                    fill(&mut redis.node(), 9);
                     let mut bench = Bench::new(redis.endpoint());
                     bench.store = through.clone();
                     let mut outcome = Outcome::default();
