@@ -4,6 +4,7 @@ mod admin;
 mod client;
 mod inspect;
 mod remote;
+mod storage;
 mod target;
 mod watch;
 
@@ -77,6 +78,9 @@ enum Verb {
     /// Make, list, revoke access keys (works on the data directory)
     #[command(subcommand)]
     Key(admin::KeyVerb),
+    /// Add, list, probe object stores and choose where backups go (works on the data directory)
+    #[command(subcommand)]
+    Storage(storage::StorageVerb),
     /// Create, list, show, restart, flush, delete instances
     #[command(subcommand)]
     Instance(remote::InstanceVerb),
@@ -130,6 +134,9 @@ struct Serve {
     /// Seconds that the data from before a restore is kept for undo (it occupies memory)
     #[arg(long, default_value_t = 24 * 3600, value_name = "SECONDS")]
     undo_keep: i64,
+    /// Seconds that a job goes on trying while a remote store fails; a capture goes on into its spool meanwhile
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    store_patience: u64,
     /// As DCS itself: single-node instances have no backup and restore (DCS.4086), save_days end at 7, deleted
     /// instances are not listed, answers of v2 and v1.0 have no ext
     #[arg(long)]
@@ -178,6 +185,7 @@ pub fn main() -> ExitCode {
         Verb::Project(verb) => admin::project(&global, &verb).map(|()| ExitCode::SUCCESS),
         Verb::User(verb) => admin::user(&global, &verb).map(|()| ExitCode::SUCCESS),
         Verb::Key(verb) => admin::key(&global, &verb).map(|()| ExitCode::SUCCESS),
+        Verb::Storage(verb) => storage::storage(&global, &verb).map(|()| ExitCode::SUCCESS),
         Verb::Instance(verb) => remote::instance(&global, &verb),
         Verb::Backup(verb) => remote::backup(&global, &verb),
         Verb::Restore(verb) => remote::restore(&global, &verb),
@@ -237,6 +245,7 @@ fn configure(global: &Global, serve: Serve) -> anyhow::Result<Config> {
         engine_version,
         run_as: config::engine_user(serve.engine_user.as_deref())?,
         undo_keep_seconds: serve.undo_keep,
+        store_patience: std::time::Duration::from_secs(serve.store_patience),
         strict_dcs: serve.strict_dcs,
     })
 }

@@ -21,4 +21,5 @@ mod records;
 mod service;
 mod signatures;
 mod signer;
+mod storage;
 mod tidy;

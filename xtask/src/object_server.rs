@@ -1,0 +1,116 @@
+//! A real S3 server of the test's own: moto, out of `.venv`, on a free loopback port, in memory, gone on drop.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::Stop;
+use crate::setup::repository;
+
+/// How long it may take to start: Python imports some hundred files, on a machine that may be busy.
+const START_TIME: Duration = Duration::from_secs(60);
+
+/// A running server.
+pub struct ObjectServer {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl ObjectServer {
+    /// Starts moto with an empty bucket of this name.
+    ///
+    /// # Errors
+    /// It is not installed, with the command that installs it; it does not start.
+    pub fn start(bucket: &str) -> Result<Self, Stop> {
+        let python = crate::setup::python();
+        let program = repository().join(".venv/bin/moto_server");
+        if !program.is_file() {
+            return Err(Stop::new(format!(
+                "the S3 server of the tests is missing: {}",
+                program.display()
+            ))
+            .advice("cargo xtask setup test   installs it (moto, from tests/clients/requirements.txt)"));
+        }
+        // Freed again at once: moto takes no port 0 that it would tell.
+        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let child = Command::new(python)
+            .arg(&program)
+            .args(["-H", "127.0.0.1", "-p", &address.port().to_string()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|e| Stop::new(format!("cannot start {}: {e}", program.display())))?;
+        let mut server = Self { child, address };
+        server.wait_until_ready()?;
+        server.make_bucket(bucket)?;
+        Ok(server)
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Makes an empty bucket.
+    ///
+    /// # Errors
+    /// The server refuses.
+    pub fn make_bucket(&self, name: &str) -> Result<(), Stop> {
+        let answer = self.ask("PUT", &format!("/{name}"))?;
+        match answer.contains(" 200 ") {
+            true => Ok(()),
+            false => Err(Stop::new(format!(
+                "the S3 server makes no bucket {name}: {answer}"
+            ))),
+        }
+    }
+
+    /// The names of all objects of a bucket, at most 1000.
+    ///
+    /// # Errors
+    /// The server does not answer.
+    pub fn names(&self, bucket: &str) -> Result<Vec<String>, Stop> {
+        let answer = self.ask("GET", &format!("/{bucket}?list-type=2"))?;
+        let keys = answer.split("<Key>").skip(1);
+        Ok(keys
+            .filter_map(|rest| rest.split_once("</Key>"))
+            .map(|(key, _)| key.to_owned())
+            .collect())
+    }
+
+    fn wait_until_ready(&mut self) -> Result<(), Stop> {
+        let since = Instant::now();
+        while TcpStream::connect(self.address).is_err() {
+            if let Some(status) = self.child.try_wait()? {
+                return Err(Stop::new(format!("the S3 server ended at once ({status})")));
+            }
+            if since.elapsed() > START_TIME {
+                return Err(Stop::new("the S3 server does not listen"));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// moto takes whom nobody signed for.
+    fn ask(&self, method: &str, target: &str) -> Result<String, Stop> {
+        let mut stream = TcpStream::connect(self.address)?;
+        stream.set_read_timeout(Some(START_TIME))?;
+        write!(
+            stream,
+            "{method} {target} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        )?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    }
+}
+
+impl Drop for ObjectServer {
+    fn drop(&mut self) {
+        let _already_gone = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
