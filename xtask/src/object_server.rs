@@ -23,6 +23,20 @@ impl ObjectServer {
     /// # Errors
     /// It is not installed, with the command that installs it; it does not start.
     pub fn start(bucket: &str) -> Result<Self, Stop> {
+        // Checks no signature; nobody would have told it of our keys.
+        Self::start_with(bucket, "inf")
+    }
+
+    /// As [`ObjectServer::start`], but the server knows nobody: it makes the bucket and refuses everything after.
+    ///
+    /// # Errors
+    /// As [`ObjectServer::start`].
+    pub fn start_refusing(bucket: &str) -> Result<Self, Stop> {
+        Self::start_with(bucket, "1")
+    }
+
+    /// `unchecked` is the number of requests that are served before signatures are checked.
+    fn start_with(bucket: &str, unchecked: &str) -> Result<Self, Stop> {
         let python = crate::setup::python();
         let program = repository().join(".venv/bin/moto_server");
         if !program.is_file() {
@@ -37,6 +51,7 @@ impl ObjectServer {
         let child = Command::new(python)
             .arg(&program)
             .args(["-H", "127.0.0.1", "-p", &address.port().to_string()])
+            .env("INITIAL_NO_AUTH_ACTION_COUNT", unchecked)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

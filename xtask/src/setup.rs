@@ -1,7 +1,7 @@
 //! Makes a fresh Debian machine able to run, test and measure cachekeep. Quick where everything is there already.
 //!
 //! Says what is missing and why before it installs anything. What comes from Debian needs root (or sudo); the rest
-//! stays inside the repository: `.venv` (Python clients) and `.tools` (cargo-deny).
+//! stays inside the repository: `.venv` (Python clients, and the S3 server moto) and `.tools` (cargo-deny).
 
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -76,7 +76,7 @@ const PACKAGES: [Package; 9] = [
         name: "python3-venv",
         program: "python3",
         purpose: Purpose::Test,
-        why: "the official clients are Python programs",
+        why: "the official clients and the S3 server of the tests are Python programs",
     },
     Package {
         name: "wrk",
@@ -297,7 +297,7 @@ fn install_python_clients() -> Result<(), Stop> {
         return Ok(());
     }
     println!(
-        "installing the real DCS clients into {} (the Python SDKs are what the tests speak)",
+        "installing the real DCS clients and an S3 server into {} (the tests speak with both)",
         environment.display()
     );
     run_visibly(

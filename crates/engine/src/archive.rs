@@ -329,10 +329,24 @@ impl Archive {
         keys: &[VerifyingKey],
         expected_manifest_blake3: Option<&str>,
     ) -> Result<Self, Error> {
+        Self::open_while(store, prefix, keys, expected_manifest_blake3, &always)
+    }
+
+    /// As [`Archive::open`], while it is wanted: a remote store may take minutes to fail.
+    ///
+    /// # Errors
+    /// As [`Archive::open`], and what `wanted` returns.
+    pub fn open_while(
+        store: &Store,
+        prefix: &str,
+        keys: &[VerifyingKey],
+        expected_manifest_blake3: Option<&str>,
+        wanted: Wanted<'_>,
+    ) -> Result<Self, Error> {
         let name = format!("{prefix}/{MANIFEST}");
         let mut bytes = Vec::new();
         let manifest = store.read_judged(|| {
-            store.get_into(&name, MANIFEST_BYTES_MAX, &mut bytes, &always)?;
+            store.get_into(&name, MANIFEST_BYTES_MAX, &mut bytes, wanted)?;
             Self::judge(&name, &bytes, keys, expected_manifest_blake3)
         })?;
         Ok(Self {

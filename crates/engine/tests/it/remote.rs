@@ -153,6 +153,12 @@ fn what_is_wrong_is_said_and_no_secret_with_it() {
     expect(with(&|s| s.prefix = "/x".to_owned()), Kind::Store, "prefix");
     expect(with(&|s| s.region.clear()), Kind::Store, "region");
     expect(with(&|s| s.kind = RemoteKind::Obs), Kind::Store, "port");
+    let refusing = ObjectServer::start_refusing(BUCKET).unwrap_or_else(|stop| panic!("{stop}"));
+    expect(
+        spec(refusing.address()),
+        Kind::StoreAccess,
+        "check the credentials",
+    );
     let nobody = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -275,9 +281,9 @@ fn back_up_and_restore(bench: &mut Bench, sound: &Store, prefix: String, outcome
 #[test]
 fn a_fifth_of_all_requests_spoilt_makes_no_lie() {
     const THREADS: u32 = 4;
-    let each = match std::env::var_os("CACHEKEEP_TEST_LONG") {
-        Some(_) => 125,
-        None => 5,
+    let each = match std::env::var_os("CACHEKEEP_TEST_LONG").is_some_and(|value| value == "1") {
+        true => 125,
+        false => 5,
     };
     let server = server();
     let proxy = FaultProxy::start(server.address(), 20_261_124, Duration::from_millis(500)).unwrap();

@@ -551,7 +551,8 @@ impl Work<'_> {
         };
         let keys = [self.app.vault.signer.verifying_key()];
         let store = storage::open(self.app, self.backup.storage_id.as_ref())?;
-        engine::archive::Archive::open(&store, prefix, &keys, Some(digest.as_str()))
+        let wanted = || self.control.check("open backup");
+        engine::archive::Archive::open_while(&store, prefix, &keys, Some(digest.as_str()), &wanted)
     }
 
     fn project_identity(&self) -> Result<Identity, Error> {

@@ -283,3 +283,32 @@ fn storages_are_listed_probed_chosen_by_project_and_keep_their_secrets() {
         "team2-only"
     );
 }
+
+#[test]
+fn refused_credentials_are_said_to_be_that() {
+    let server = ObjectServer::start_refusing(BUCKET).unwrap_or_else(|stop| panic!("{stop}"));
+    let service = Service::start();
+    let endpoint = format!("http://{}", server.address());
+    let refused = add(&service, "closed", &endpoint, &[]);
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(
+        refused.status.code() == Some(1) && said.contains("check the credentials"),
+        "{said}"
+    );
+    let added = add(&service, "closed", &endpoint, &["--no-probe"]);
+    assert!(added.status.success());
+    service.run_json(&["storage", "default", "closed"]);
+    let caller = service.caller();
+    let instance = caller.make_instance("closed-out");
+    let failed = caller.start_backup(&instance, "");
+    let record = caller.wait_end(&instance, "backups", &failed);
+    assert_eq!(
+        (&record["status"], &record["error_code"]),
+        (&json!("failed"), &json!("dcs.08.0004"))
+    );
+    for canary in [ACCESS_KEY, SECRET_KEY] {
+        assert!(
+            !record.to_string().contains(canary) && !service.log().contains(canary) && !said.contains(canary)
+        );
+    }
+}
