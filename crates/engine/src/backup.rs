@@ -9,8 +9,8 @@
 //! ```
 //!
 //! Memory of a running backup, whatever the data: segments (SEALERS + 1) x 8.5 MiB + their compressed forms
-//! SEALERS x 8.3 MiB + spool 4.5 MiB + zstd contexts SEALERS x 1 MiB + validator below 4 MiB = 53 MiB with the
-//! two sealers there are, all of it used again from segment to segment. A test holds it to 64 MiB.
+//! SEALERS x 8.3 MiB + spool 4.5 MiB + zstd contexts SEALERS x 1 MiB + validator below 4 MiB + its search for
+//! duplicate keys 8 MiB = 61 MiB with the two sealers there are, all of it used again from segment to segment. A test holds it to 64 MiB.
 
 mod cut;
 mod sealing;
@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use crate::archive::{self, Manifest};
 use crate::control::Control;
+use crate::duplicate::SpillFile;
 use crate::error::{Error, Kind};
 use crate::failpoint;
 use crate::keys::{Recipient, SigningKey};
@@ -215,13 +216,14 @@ fn capture(
     control: &Control,
 ) -> Result<Captured, Error> {
     let spool = Spool::create(&plan.spool_dir, plan.spool_limit_bytes)?;
+    let validator = SpillFile::validator(&plan.spool_dir)?;
     let sealing = Sealing::new(store, &plan.prefix, &plan.recipient);
     std::thread::scope(|scope| {
         // Dropped on every way out, panics included: else the scope would wait for its threads for ever.
         let _stop = StopAtEnd(&spool, &sealing);
         scope.spawn(|| drain(snapshot, &spool, control));
         let jobs = sealing.start(scope);
-        let mut cutter = Cutter::new(jobs);
+        let mut cutter = Cutter::new(validator, jobs);
         let mut chunk = Vec::new();
         loop {
             control.check("capture snapshot")?;

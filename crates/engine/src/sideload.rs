@@ -24,6 +24,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::control::Control;
+use crate::duplicate::{SpillFile, invalid};
 use crate::error::{Error, Kind};
 use crate::failpoint;
 use crate::process::{self, Engine, EngineSpec, Persistence};
@@ -216,8 +217,8 @@ fn receive(
     feed: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<(), Error>) -> Result<(), Error>,
     mut pipe: Option<&mut Pipe<'_>>,
 ) -> Result<Expectation, Error> {
-    let malformed = |e: rdb::Error| Error::new(Kind::Malformed, "validate data", e.to_string());
-    let mut validator = rdb::Validator::new();
+    let malformed = |e: rdb::Error| invalid("validate data", &e);
+    let mut validator = SpillFile::validator(directory)?;
     let mut sampler = Sampler::new();
     let mut writer = Writer::create(&directory.join(INCOMING))?;
     feed(&mut |piece| {
@@ -234,6 +235,7 @@ fn receive(
         failpoint::hit("sideload.mid_place")
     })?;
     let report = validator.finish().map_err(malformed)?;
+    check_loadable(&report)?;
     writer.finish()?;
     failpoint::hit("sideload.after_place")?;
     let expired_keys = sampler.expired_keys();
@@ -244,6 +246,24 @@ fn receive(
         sample,
         functions,
     })
+}
+
+/// Refuses what is valid and yet makes an engine end itself while it loads, whatever its version.
+fn check_loadable(report: &rdb::Report) -> Result<(), Error> {
+    let what = if let Some(module) = report.modules.first() {
+        format!("it holds data of the module type {}", module.name)
+    } else if let Some(import) = report.slot_imports.first() {
+        format!(
+            "it holds slots of a cluster that were on the move (job {})",
+            import.job
+        )
+    } else if let Some(hint) = report.excessive_hint {
+        format!("it announces a database of {hint} keys and has far fewer")
+    } else {
+        return Ok(());
+    };
+    let context = format!("the data is valid, but no managed engine can load it: {what}");
+    Err(Error::new(Kind::Malformed, "validate data", context))
 }
 
 /// Gives the valid file the name under which the engine looks for it.

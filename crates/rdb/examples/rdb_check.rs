@@ -6,7 +6,8 @@ fn check(path: &Path) -> std::io::Result<()> {
     let bytes = std::fs::read(path)?;
     let name = path.display();
     if path.extension().is_some_and(|extension| extension == "dump") {
-        let mut validator = rdb::DumpValidator::new(bytes.len() as u64);
+        let family = rdb::Family::of_footer(&bytes).unwrap_or(rdb::Family::Redis);
+        let mut validator = rdb::DumpValidator::new(bytes.len() as u64, family);
         match validator.feed(&bytes).and_then(|()| validator.finish()) {
             Ok(summary) => println!("{name}: ok, {} of {} elements", summary.kind, summary.elements),
             Err(error) => println!("{name}: {} ({error})", error.kind.name()),

@@ -8,6 +8,22 @@ use std::time::{Duration, Instant};
 const ROUNDS: u32 = 5;
 const CHUNKS: [usize; 3] = [16 * 1024, 256 * 1024, 16 * 1024 * 1024];
 
+/// A spill in memory: what the search for duplicate keys costs without a disk.
+struct Kept(Vec<u8>);
+
+impl rdb::Spill for Kept {
+    fn append(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+        let start = usize::try_from(offset).map_err(std::io::Error::other)?;
+        buffer.copy_from_slice(&self.0[start..start + buffer.len()]);
+        Ok(())
+    }
+}
+
 fn best(mut run: impl FnMut()) -> Duration {
     let round = || {
         let start = Instant::now();
@@ -110,25 +126,69 @@ fn measure(name: &str, bytes: &[u8]) {
         "{name}: {mb:.1} MB, crc64 only {:.0} MB/s",
         mb / crc.as_secs_f64()
     );
-    for chunk in CHUNKS {
+    for (chunk, spilling) in CHUNKS
+        .map(|chunk| (chunk, false))
+        .into_iter()
+        .chain([(CHUNKS[1], true)])
+    {
         let mut keys = 0;
         let all = best(|| {
             let mut validator = rdb::Validator::new();
+            if spilling {
+                validator = validator.with_spill(Box::new(Kept(Vec::new())));
+            }
             for piece in bytes.chunks(chunk) {
                 if let Err(error) = validator.feed(piece, &mut ()) {
                     panic!("{error}");
                 }
             }
             keys = validator.keys_so_far();
+            if let Err(error) = validator.finish() {
+                panic!("{error}");
+            }
         });
         let seconds = all.as_secs_f64();
         println!(
-            "  chunks of {:>5} KiB: {:.0} MB/s, {:.2} M keys/s",
+            "  chunks of {:>5} KiB{}: {:.0} MB/s, {:.2} M keys/s",
             chunk / 1024,
+            if spilling { ", every key compared" } else { "" },
             mb / seconds,
             keys as f64 / seconds / 1e6
         );
     }
+    measure_values(bytes);
+}
+
+/// Takes every event and does the least with it.
+#[derive(Default)]
+struct Devouring(u64);
+
+impl rdb::Sink for Devouring {
+    const VALUES: bool = true;
+
+    fn key(&mut self, _key: &rdb::KeySummary<'_>) {}
+
+    fn event(&mut self, event: rdb::Event<'_>) {
+        if let rdb::Event::Whole(_, bytes) | rdb::Event::Piece(_, bytes) = event {
+            self.0 += bytes.len() as u64;
+        }
+    }
+}
+
+fn measure_values(bytes: &[u8]) {
+    let all = best(|| {
+        let (mut validator, mut sink) = (rdb::Validator::new(), Devouring::default());
+        for piece in bytes.chunks(CHUNKS[1]) {
+            if let Err(error) = validator.feed(piece, &mut sink) {
+                panic!("{error}");
+            }
+        }
+        black_box(sink.0);
+    });
+    println!(
+        "  with values told: {:.0} MB/s",
+        bytes.len() as f64 / 1e6 / all.as_secs_f64()
+    );
 }
 
 fn main() -> std::io::Result<()> {

@@ -69,6 +69,8 @@ pub struct TypeCensus {
     pub keys: u64,
     /// Members, fields, items or entries; 1 per string.
     pub elements: u64,
+    /// Fields that expire by themselves.
+    pub expiring_elements: u64,
     /// Serialized bytes with key and expiry.
     pub bytes: u64,
 }
@@ -114,6 +116,7 @@ struct Tally {
 pub(crate) struct Counted {
     pub(crate) kind: Type,
     pub(crate) elements: u64,
+    pub(crate) expiring: u64,
     pub(crate) bytes: u64,
     pub(crate) key_hash: u128,
     pub(crate) value: u128,
@@ -164,6 +167,7 @@ impl Counter {
         let of_type = &mut tally.types[key.kind as usize];
         of_type.keys += 1;
         of_type.elements = of_type.elements.saturating_add(key.elements);
+        of_type.expiring_elements = of_type.expiring_elements.saturating_add(key.expiring);
         of_type.bytes += key.bytes;
     }
 

@@ -4,10 +4,12 @@ use crate::crc64::Crc64;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind};
 use crate::object::{Object, Value};
-use crate::opcode::{Type, VERSION_MAX};
+use crate::opcode::{Family, Type, layout};
 use crate::reader::{Carry, Progress, Reader, progress};
 use crate::source::Source;
 
+/// The last version that both families write.
+const VERSION_SHARED_MAX: u32 = 11;
 const FOOTER_BYTES: usize = 10;
 const CHECKSUM_BYTES: usize = 8;
 
@@ -43,8 +45,10 @@ pub struct DumpValidator {
 }
 
 impl DumpValidator {
-    /// A validator for a payload of `total_len` bytes.
-    pub fn new(total_len: u64) -> Self {
+    /// A validator for a payload of `total_len` bytes from an engine of this family: a payload tells its version
+    /// only at its end, and the families gave some type codes different meanings. [`Family::of_footer`] tells
+    /// the family of a payload that is at hand.
+    pub fn new(total_len: u64, family: Family) -> Self {
         Self {
             body_left: total_len.saturating_sub(FOOTER_BYTES as u64),
             total: total_len,
@@ -52,6 +56,7 @@ impl DumpValidator {
             carry: Carry::default(),
             parser: Parser {
                 base: 0,
+                family,
                 type_code: None,
                 value: None,
                 crc: Crc64::new(),
@@ -117,9 +122,15 @@ impl DumpValidator {
             return Err(parser.error(self.fed, ErrorKind::Truncated));
         };
         let version = u32::from(u16::from_le_bytes(version_bytes));
-        if !(1..=VERSION_MAX).contains(&version) {
-            let at = self.total - FOOTER_BYTES as u64;
-            return Err(parser.error(at, ErrorKind::UnsupportedVersion { version }));
+        let family = Family::of_version(version);
+        let at = self.total - FOOTER_BYTES as u64;
+        if !family.reads(version) {
+            return Err(parser.error(at, ErrorKind::UnsupportedVersion { family, version }));
+        }
+        // Below the versions at which they went apart, a type means the same in both.
+        if family != parser.family && (version > VERSION_SHARED_MAX || is_contested(type_code)) {
+            let what = "payload of another family than it was said to be of";
+            return Err(parser.error(at, ErrorKind::Malformed { what }));
         }
         parser.crc.update(&version_bytes);
         let (stored, computed) = (u64::from_le_bytes(checksum), parser.crc.value());
@@ -138,8 +149,23 @@ impl DumpValidator {
     }
 }
 
+/// Whether the families gave a type code different meanings.
+fn is_contested(type_code: u8) -> bool {
+    layout(Family::Redis, type_code).ok() != layout(Family::Valkey, type_code).ok()
+}
+
+impl Family {
+    /// The family of a DUMP payload whose last bytes are these: by its version, where Valkey begins at 80. `None`
+    /// for fewer bytes than a footer has.
+    pub fn of_footer(payload: &[u8]) -> Option<Self> {
+        let (footer, _) = payload.last_chunk::<FOOTER_BYTES>()?.split_first_chunk::<2>()?;
+        Some(Self::of_version(u32::from(u16::from_le_bytes(*footer))))
+    }
+}
+
 struct Parser {
     base: u64,
+    family: Family,
     type_code: Option<u8>,
     value: Option<Value>,
     crc: Crc64,
@@ -163,13 +189,13 @@ impl Parser {
         let stop = loop {
             let step = match (self.type_code, self.value) {
                 (None, _) => r.byte().and_then(|code| {
-                    self.object.begin(code).inspect_err(|_| r.rewind())?;
+                    self.object.begin(self.family, code).inspect_err(|_| r.rewind())?;
                     self.type_code = Some(code);
                     Ok(())
                 }),
                 (Some(_), None) => self
                     .object
-                    .run(&mut r, &mut self.source)
+                    .run(&mut r, &mut self.source, &mut ())
                     .map(|value| self.value = Some(value)),
                 (Some(_), Some(_)) if r.rest().is_empty() => Err(r.need(1)),
                 (Some(_), Some(_)) => Err(ErrorKind::TrailingBytes.into()),

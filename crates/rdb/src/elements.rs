@@ -2,6 +2,7 @@
 
 use crate::digest::{canonical_integer, mix, of_bytes, of_integer, push_decimal};
 use crate::error::{ErrorKind, malformed};
+use crate::event::{Event, Part, Sink, send, send_item};
 use crate::fingerprint::Fingerprints;
 
 /// One string inside a value.
@@ -31,6 +32,8 @@ pub(crate) trait Items {
     /// Called once per packed value, before its items, with the number of items it announces.
     fn expect(&mut self, count: u64);
     fn item(&mut self, item: Item<'_>) -> Result<(), ErrorKind>;
+    /// A piece of a string that then comes as [`Item::Hashed`].
+    fn piece(&mut self, bytes: &[u8]);
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -39,22 +42,44 @@ pub(crate) enum Shape {
     List,
     Set,
     Hash,
+    /// A hash each of whose fields is followed by its expiry.
+    ExpiringHash,
     ZSet,
+}
+
+/// What comes next.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+enum Next {
+    /// An item, member or field.
+    #[default]
+    First,
+    /// The value of a field, or the score of a member.
+    Second,
+    /// The expiry of a field.
+    Expiry,
 }
 
 /// Longest member for which the order among equal scores is checked.
 const ORDER_MEMBER_MAX: usize = 512;
+/// The greatest expiry of a field that Redis can hold: two below 2^48.
+const FIELD_EXPIRY_MAX: u64 = (1 << 48) - 2;
 
 #[derive(Default)]
 pub(crate) struct Elements {
     shape: Shape,
     /// Whether the encoding keeps members in score order.
     ordered: bool,
-    /// A field waits for its value, or a member for its score.
-    open: bool,
+    next: Next,
     first: u128,
+    /// Of a field, with its value.
+    pair: u128,
     digest: u128,
     count: u64,
+    expiring: u64,
+    /// The expiry of the next field, where it comes before it.
+    expiry: Option<i64>,
+    /// The expiry of the field before; zero is none.
+    expiry_before: Option<i64>,
     count_before_node: u64,
     seen: Fingerprints,
     score: Option<f64>,
@@ -68,9 +93,12 @@ impl Elements {
     pub(crate) fn begin(&mut self, shape: Shape, ordered: bool) {
         self.shape = shape;
         self.ordered = ordered;
-        self.open = false;
+        self.next = Next::First;
         self.digest = 0;
         self.count = 0;
+        self.expiring = 0;
+        self.expiry = None;
+        self.expiry_before = None;
         self.count_before_node = 0;
         self.score = None;
     }
@@ -86,10 +114,31 @@ impl Elements {
         self.count
     }
 
-    /// Whether a field waits for its value, or a member for its score.
+    /// Fields with an expiry.
+    pub(crate) fn expiring(&self) -> u64 {
+        self.expiring
+    }
+
+    /// Whether a field waits for its value or expiry, or a member for its score.
     #[inline]
     pub(crate) fn is_open(&self) -> bool {
-        self.open
+        self.next != Next::First
+    }
+
+    /// Whether a field waits for its expiry.
+    pub(crate) fn is_expiry_next(&self) -> bool {
+        self.next == Next::Expiry
+    }
+
+    /// What the next string is.
+    #[inline]
+    pub(crate) fn part(&self) -> Part {
+        match (self.shape, self.next) {
+            (Shape::List, _) => Part::Item,
+            (Shape::Hash | Shape::ExpiringHash, Next::First) => Part::Field,
+            (Shape::Hash | Shape::ExpiringHash, _) => Part::Value,
+            (Shape::Set | Shape::ZSet, _) => Part::Member,
+        }
     }
 
     /// Refuses a node of a list that added nothing to it.
@@ -103,7 +152,8 @@ impl Elements {
 
     /// Takes a member that cannot be a duplicate.
     #[inline]
-    pub(crate) fn distinct(&mut self, value: i64) {
+    pub(crate) fn distinct<S: Sink>(&mut self, value: i64, sink: &mut S) {
+        send_item(sink, Part::Member, Item::Int(value));
         self.digest = self.digest.wrapping_add(of_integer(value));
         self.count += 1;
     }
@@ -113,7 +163,7 @@ impl Elements {
             return Ok(());
         }
         let what = match self.shape {
-            Shape::Hash => "hash field",
+            Shape::Hash | Shape::ExpiringHash => "hash field",
             Shape::ZSet => "sorted set member",
             _ => "set member",
         };
@@ -132,8 +182,107 @@ impl Elements {
         }
     }
 
+    /// Takes the next string.
+    #[inline]
+    pub(crate) fn item<S: Sink>(&mut self, item: Item<'_>, sink: &mut S) -> Result<(), ErrorKind> {
+        if self.next == Next::Second && self.shape == Shape::ZSet {
+            let score = match item {
+                Item::Int(value) => value as f64,
+                Item::Bytes(text) => match canonical_integer(text) {
+                    Some(value) => value as f64,
+                    None => score_of_text(text)?,
+                },
+                Item::Hashed(_) => return Err(malformed("score text is too long")),
+            };
+            return self.score(score, sink);
+        }
+        if self.next == Next::Expiry {
+            return self.packed_expiry(item, sink);
+        }
+        send_item(sink, self.part(), item);
+        let hash = item.hash();
+        match self.shape {
+            Shape::List => {
+                self.digest = mix(self.digest, hash);
+                self.count += 1;
+            }
+            Shape::Set => {
+                self.unique(hash)?;
+                self.digest = self.digest.wrapping_add(hash);
+                self.count += 1;
+            }
+            Shape::Hash if self.next == Next::Second => {
+                self.pair = mix(self.first, hash);
+                let expiry = self.expiry.take();
+                self.end_field(expiry, sink);
+            }
+            Shape::ExpiringHash if self.next == Next::Second => {
+                self.pair = mix(self.first, hash);
+                self.next = Next::Expiry;
+            }
+            Shape::Hash | Shape::ExpiringHash | Shape::ZSet => {
+                self.unique(hash)?;
+                self.first = hash;
+                self.next = Next::Second;
+                if self.ordered {
+                    self.keep_member(item);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a field with its value and expiry into the digest. Without an expiry it counts like a field of a
+    /// hash that knows none.
+    #[inline]
+    fn end_field<S: Sink>(&mut self, expiry: Option<i64>, sink: &mut S) {
+        let mut field = self.pair;
+        if let Some(at_ms) = expiry {
+            send(sink, Event::FieldExpiry(at_ms));
+            field = mix(field, u128::from(at_ms.cast_unsigned()));
+            self.expiring += 1;
+        }
+        self.digest = self.digest.wrapping_add(field);
+        self.count += 1;
+        self.next = Next::First;
+    }
+
+    /// Takes the expiry of the field that comes next, in Unix milliseconds.
+    pub(crate) fn expiry_ahead(&mut self, at_ms: Option<u64>) -> Result<(), ErrorKind> {
+        self.expiry = at_ms.map(field_expiry).transpose()?;
+        Ok(())
+    }
+
+    /// Takes the expiry of the field and value before, in Unix milliseconds.
+    pub(crate) fn expiry_behind<S: Sink>(&mut self, at_ms: Option<i64>, sink: &mut S) {
+        self.end_field(at_ms, sink);
+    }
+
+    /// The expiry in a packed hash: zero for none. Such fields follow those that expire, which ascend.
+    fn packed_expiry<S: Sink>(&mut self, item: Item<'_>, sink: &mut S) -> Result<(), ErrorKind> {
+        let value = match item {
+            Item::Int(value) => Some(value),
+            Item::Bytes(text) => canonical_integer(text),
+            Item::Hashed(_) => None,
+        };
+        let at_ms = value
+            .and_then(|value| u64::try_from(value).ok())
+            .ok_or_else(|| malformed("field expiry is not a time"))?;
+        let at_ms = field_expiry(at_ms)?;
+        let is_ordered = match self.expiry_before {
+            Some(before) => at_ms == 0 || (before != 0 && before <= at_ms),
+            None => true,
+        };
+        if !is_ordered {
+            return Err(malformed("hash fields out of the order of their expiry"));
+        }
+        self.expiry_before = Some(at_ms);
+        self.end_field((at_ms != 0).then_some(at_ms), sink);
+        Ok(())
+    }
+
     /// Takes the score of the member before.
-    pub(crate) fn score(&mut self, score: f64) -> Result<(), ErrorKind> {
+    pub(crate) fn score<S: Sink>(&mut self, score: f64, sink: &mut S) -> Result<(), ErrorKind> {
         if score.is_nan() {
             return Err(malformed("score is not a number"));
         }
@@ -150,22 +299,33 @@ impl Elements {
             }
             self.score = Some(score);
         }
+        send(sink, Event::Score(score));
         let bits = if score == 0.0 { 0 } else { score.to_bits() };
         self.digest = self.digest.wrapping_add(mix(self.first, u128::from(bits)));
         self.count += 1;
-        self.open = false;
+        self.next = Next::First;
         Ok(())
     }
 
     /// Checks that the value is whole, and returns its digest.
     pub(crate) fn end(&self) -> Result<u128, ErrorKind> {
-        if self.open {
-            return Err(malformed("odd number of items in a value of pairs"));
+        if self.is_open() {
+            return Err(match self.shape {
+                Shape::ExpiringHash => malformed("items of a hash are not field, value and expiry in turn"),
+                _ => malformed("odd number of items in a value of pairs"),
+            });
         }
         if self.count == 0 {
             return Err(malformed("empty value"));
         }
         Ok(mix(self.digest, u128::from(self.count)))
+    }
+}
+
+fn field_expiry(at_ms: u64) -> Result<i64, ErrorKind> {
+    match i64::try_from(at_ms) {
+        Ok(at_ms) if at_ms.cast_unsigned() <= FIELD_EXPIRY_MAX => Ok(at_ms),
+        _ => Err(malformed("field expiry is beyond what an engine can hold")),
     }
 }
 
@@ -177,51 +337,28 @@ pub(crate) fn score_of_text(text: &[u8]) -> Result<f64, ErrorKind> {
         .ok_or_else(|| malformed("score text is not a number"))
 }
 
-impl Items for Elements {
+/// Elements that tell a sink what they take.
+pub(crate) struct Told<'a, S> {
+    pub(crate) elements: &'a mut Elements,
+    pub(crate) sink: &'a mut S,
+}
+
+impl<S: Sink> Items for Told<'_, S> {
     fn expect(&mut self, count: u64) {
-        self.expect_members(match self.shape {
+        let elements = &mut *self.elements;
+        elements.expect_members(match elements.shape {
             Shape::Hash | Shape::ZSet => count.div_ceil(2),
+            Shape::ExpiringHash => count.div_ceil(3),
             _ => count,
         });
     }
 
     #[inline]
     fn item(&mut self, item: Item<'_>) -> Result<(), ErrorKind> {
-        if self.shape == Shape::ZSet && self.open {
-            return self.score(match item {
-                Item::Int(value) => value as f64,
-                Item::Bytes(text) => match canonical_integer(text) {
-                    Some(value) => value as f64,
-                    None => score_of_text(text)?,
-                },
-                Item::Hashed(_) => return Err(malformed("score text is too long")),
-            });
-        }
-        let hash = item.hash();
-        match self.shape {
-            Shape::List => {
-                self.digest = mix(self.digest, hash);
-                self.count += 1;
-            }
-            Shape::Set => {
-                self.unique(hash)?;
-                self.digest = self.digest.wrapping_add(hash);
-                self.count += 1;
-            }
-            Shape::Hash if self.open => {
-                self.digest = self.digest.wrapping_add(mix(self.first, hash));
-                self.count += 1;
-                self.open = false;
-            }
-            Shape::Hash | Shape::ZSet => {
-                self.unique(hash)?;
-                self.first = hash;
-                self.open = true;
-                if self.ordered {
-                    self.keep_member(item);
-                }
-            }
-        }
-        Ok(())
+        self.elements.item(item, self.sink)
+    }
+
+    fn piece(&mut self, bytes: &[u8]) {
+        send(self.sink, Event::Piece(self.elements.part(), bytes));
     }
 }

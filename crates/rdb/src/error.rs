@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::opcode::Family;
+
 /// The first defect found in an RDB file or a DUMP payload.
 ///
 /// `Display` is one lower-case clause with the defect and its place; it names the key by hash only, so
@@ -38,6 +40,8 @@ pub enum ErrorKind {
     BadMagic,
     /// A header or footer with a version this crate does not read.
     UnsupportedVersion {
+        /// The magic; the family that a footer's version belongs to.
+        family: Family,
         /// The version found.
         version: u32,
     },
@@ -45,11 +49,15 @@ pub enum ErrorKind {
     UnknownType {
         /// The type code.
         code: u8,
+        /// Who may have written it, as far as the AUX fields tell.
+        vendor: Option<&'static str>,
     },
     /// An opcode that no known engine of the accepted versions writes.
     UnknownOpcode {
         /// The opcode.
         code: u8,
+        /// Who may have written it, as far as the AUX fields tell.
+        vendor: Option<&'static str>,
     },
     /// A known type or opcode whose content this crate does not read.
     Unsupported {
@@ -86,6 +94,18 @@ pub enum ErrorKind {
         /// What occurs twice.
         what: &'static str,
     },
+    /// A key that occurs twice in one database. The error's offset is that of the later one, the error's key is
+    /// told where it was still at hand.
+    DuplicateKey {
+        /// Absolute offset of the first opcode of the earlier one.
+        first: u64,
+    },
+    /// The caller's [`Spill`](crate::Spill) could not keep or give back what it was given: nothing is wrong with
+    /// the bytes.
+    Spill {
+        /// What it said.
+        reason: String,
+    },
 }
 
 impl ErrorKind {
@@ -103,6 +123,8 @@ impl ErrorKind {
             Self::Malformed { .. } => "malformed",
             Self::LimitExceeded { .. } => "limit_exceeded",
             Self::Duplicate { .. } => "duplicate",
+            Self::DuplicateKey { .. } => "duplicate_key",
+            Self::Spill { .. } => "spill",
         }
     }
 }
@@ -111,9 +133,18 @@ impl fmt::Display for ErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::BadMagic => f.write_str("not an rdb header"),
-            Self::UnsupportedVersion { version } => write!(f, "unsupported rdb version {version}"),
-            Self::UnknownType { code } => write!(f, "unknown value type {code}"),
-            Self::UnknownOpcode { code } => write!(f, "unknown opcode {code}"),
+            Self::UnsupportedVersion { family, version } => {
+                let (magic, origin) = (family.magic(), family.origin(*version));
+                write!(f, "unsupported rdb version {version} of {magic}, {origin},")
+            }
+            Self::UnknownType { code, vendor } => {
+                write!(f, "unknown value type {code}")?;
+                vendor.map_or(Ok(()), |vendor| write!(f, " (private to {vendor})"))
+            }
+            Self::UnknownOpcode { code, vendor } => {
+                write!(f, "unknown opcode {code}")?;
+                vendor.map_or(Ok(()), |vendor| write!(f, " (private to {vendor})"))
+            }
             Self::Unsupported { code, what } => write!(f, "unsupported {what} (code {code})"),
             Self::Truncated => f.write_str("bytes end too early"),
             Self::ChecksumMismatch { stored, computed } => {
@@ -123,6 +154,8 @@ impl fmt::Display for ErrorKind {
             Self::Malformed { what } => f.write_str(what),
             Self::LimitExceeded { what, limit } => write!(f, "{what} above the limit of {limit}"),
             Self::Duplicate { what } => write!(f, "duplicate {what}"),
+            Self::DuplicateKey { first } => write!(f, "key occurs twice, first at offset {first}, then"),
+            Self::Spill { reason } => write!(f, "cannot keep fingerprints of keys: {reason}"),
         }
     }
 }
@@ -130,8 +163,10 @@ impl fmt::Display for ErrorKind {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} at offset {}", self.kind, self.offset)?;
-        if let Some(key) = &self.key {
-            write!(f, " in db {}, key {:016x}", self.db, key.hash)?;
+        match &self.key {
+            Some(key) => write!(f, " in db {}, key {:016x}", self.db, key.hash)?,
+            None if matches!(self.kind, ErrorKind::DuplicateKey { .. }) => write!(f, " in db {}", self.db)?,
+            None => {}
         }
         if let Some(code) = self.type_code {
             write!(f, ", type {code}")?;

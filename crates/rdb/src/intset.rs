@@ -2,6 +2,7 @@
 
 use crate::elements::Elements;
 use crate::error::{Step, malformed};
+use crate::event::Sink;
 use crate::reader::Reader;
 
 const HEADER_BYTES: u64 = 8;
@@ -28,7 +29,7 @@ impl Intset {
         self.width > 0 && self.left == 0
     }
 
-    pub(crate) fn run(&mut self, r: &mut Reader<'_>, set: &mut Elements) -> Step<()> {
+    pub(crate) fn run<S: Sink>(&mut self, r: &mut Reader<'_>, set: &mut Elements, sink: &mut S) -> Step<()> {
         if self.width == 0 {
             let width = u32::from_le_bytes(r.array()?);
             let count = u64::from(u32::from_le_bytes(r.array()?));
@@ -52,7 +53,7 @@ impl Intset {
                 return Err(malformed("intset members out of order").into());
             }
             self.before = Some(value);
-            set.distinct(value);
+            set.distinct(value, sink);
             self.left -= 1;
             r.commit();
         }

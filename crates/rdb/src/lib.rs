@@ -9,28 +9,36 @@
 //! Memory is bounded: small items are parsed straight from the chunk, an item cut by the end of a chunk is
 //! carried over, and long strings are passed on in pieces, through a window if they are compressed.
 //!
-//! Read are versions 1 to 11 of the format, all that Redis up to 7.2 and Valkey up to 8 write. Refused by
-//! name, at their offset, are module values and data, cluster slot information and anything of later
-//! versions. Absent on purpose: I/O, the values themselves, writing.
+//! Read are versions 1 to 13 under the magic `REDIS` (all that Redis up to 8.6 and Valkey up to 8 write) and 80
+//! under `VALKEY` (Valkey 9.0 and 9.1); the magic decides what the numbers mean that both families use. Values
+//! and data of modules are skipped by their structure and named. Everything else is refused by its number, at
+//! its offset. Absent on purpose: I/O and writing.
 //!
-//! The flow of bytes: `validator` (opcodes, keys) → `object` (a value) → `source` (strings, whole or in
+//! A [`Sink`] that asks for it is also told the values themselves, see [`Event`].
+//!
+//! The flow of bytes: `validator` (chunks) → `parser` (opcodes, keys) → `object` (a value) → `source` (strings, whole or in
 //! pieces) → `listpack`, `ziplist`, `zipmap`, `intset` (packed items) → `elements` or `stream` (counts and
 //! digest). All of them follow the rule of `reader`: an item is read whole, or nothing has changed.
 
 mod census;
 mod crc64;
 mod digest;
+mod distinct;
 mod dump;
 mod elements;
 mod error;
+mod event;
 mod fingerprint;
 mod function;
 mod intset;
 mod listpack;
 mod lzf;
+mod module;
 mod object;
 mod opcode;
+mod parser;
 mod reader;
+mod report;
 mod source;
 mod stream;
 mod validator;
@@ -40,12 +48,16 @@ mod zipmap;
 pub use census::{Census, DATABASES_MAX, DbCensus, Totals, Ttl, TypeCensus};
 pub use crc64::crc64;
 pub use digest::Digest;
+pub use distinct::{KEYS_IN_MEMORY_MAX, Spill};
 pub use dump::{DumpSummary, DumpValidator};
 pub use error::{Error, ErrorKind, KeyHint};
+pub use event::{Event, KeyStart, KeySummary, Part, Sink, StreamId};
 pub use fingerprint::MEMBERS_REMEMBERED_MAX;
 pub use function::FunctionSummary;
-pub use opcode::{Type, VERSION_MAX};
-pub use validator::{
-    AUX_BYTES_MAX, AUX_FIELDS_MAX, Checksum, FUNCTION_BYTES_MAX, FUNCTIONS_MAX, KEY_BYTES_MAX, KeySummary,
-    Report, Sink, Validator, WARNINGS_MAX, Warning,
+pub use module::{MODULES_MAX, ModuleSummary};
+pub use opcode::{Family, Type, VALKEY_VERSION, VERSION_MAX};
+pub use report::{
+    AUX_BYTES_MAX, AUX_FIELDS_MAX, Checksum, Distinctness, FUNCTION_BYTES_MAX, FUNCTIONS_MAX, KEY_BYTES_MAX,
+    Report, SLOT_IMPORTS_MAX, SlotImport, WARNINGS_MAX, Warning,
 };
+pub use validator::Validator;

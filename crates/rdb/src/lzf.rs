@@ -14,6 +14,13 @@ const ITEM_MAX: usize = 264;
 /// Bytes handed on at a time, besides the window.
 const BLOCK: usize = 64 * 1024;
 
+/// The most bytes that `packed` bytes can yield: three of them yield at most 264.
+pub(crate) fn yield_max(packed: u64) -> u64 {
+    packed
+        .saturating_mul(ITEM_MAX as u64 / 3)
+        .saturating_add(ITEM_MAX as u64)
+}
+
 /// Decodes whole items from `input` into `out[*fill..]` and returns the bytes of input used. Stops before an
 /// item that is cut off by the end of the input or does not fit into the output.
 fn decode(input: &[u8], out: &mut [u8], fill: &mut usize) -> Result<usize, ErrorKind> {

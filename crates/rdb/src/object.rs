@@ -1,9 +1,11 @@
 //! A value of any type, read from its first byte after the key to its last.
 
 use crate::digest::mix;
-use crate::elements::{Elements, Item, Items, Shape, score_of_text};
+use crate::elements::{Elements, Item, Shape, Told, score_of_text};
 use crate::error::{ErrorKind, Step, malformed};
-use crate::opcode::{Layout, Type, layout};
+use crate::event::{Part, Sink, pieces, send_item};
+use crate::module::Module;
+use crate::opcode::{Family, FieldExpiry, Layout, Type, layout};
 use crate::reader::Reader;
 use crate::source::{Packing, Source};
 use crate::stream::Stream;
@@ -19,6 +21,20 @@ enum Phase {
     Begin,
     Strings {
         left: u64,
+    },
+    /// The least expiry of a hash, and then its count or its packed fields.
+    Least,
+    /// The packed fields.
+    AfterLeast,
+    /// What comes next of a field: its expiry, itself, its value or its expiry.
+    Expiring {
+        left: u64,
+        place: FieldExpiry,
+    },
+    /// A field whose expiry has been read.
+    ExpiringField {
+        left: u64,
+        place: FieldExpiry,
     },
     Scores {
         left: u64,
@@ -51,6 +67,9 @@ pub(crate) struct Object {
     phase: Phase,
     elements: Elements,
     stream: Stream,
+    module: Module,
+    /// The least expiry of the fields of a hash, in Unix milliseconds.
+    least: u64,
 }
 
 /// What a value turned out to be.
@@ -58,7 +77,11 @@ pub(crate) struct Object {
 pub(crate) struct Value {
     pub(crate) kind: Type,
     pub(crate) elements: u64,
+    /// Fields with an expiry.
+    pub(crate) expiring: u64,
     pub(crate) digest: u128,
+    /// The id of the module of a module's value.
+    pub(crate) module: Option<u64>,
     /// What is odd about a value that engines accept.
     pub(crate) oddity: Option<&'static str>,
 }
@@ -76,58 +99,118 @@ impl Object {
             phase: Phase::Begin,
             elements: Elements::default(),
             stream: Stream::default(),
+            module: Module::default(),
+            least: 0,
         }
     }
 
     /// Starts a value of the given type code.
     #[inline]
-    pub(crate) fn begin(&mut self, code: u8) -> Result<(), ErrorKind> {
-        (self.kind, self.layout) = layout(code)?;
+    pub(crate) fn begin(&mut self, family: Family, code: u8) -> Result<(), ErrorKind> {
+        (self.kind, self.layout) = layout(family, code)?;
         self.phase = Phase::Begin;
         Ok(())
     }
 
+    /// The type of the value that has begun.
+    pub(crate) fn kind(&self) -> Type {
+        self.kind
+    }
+
     /// Reads on, to the end of the value.
     #[inline]
-    pub(crate) fn run(&mut self, r: &mut Reader<'_>, source: &mut Source) -> Step<Value> {
+    pub(crate) fn run<S: Sink>(
+        &mut self,
+        r: &mut Reader<'_>,
+        source: &mut Source,
+        sink: &mut S,
+    ) -> Step<Value> {
         if self.layout == Layout::Text {
-            let digest = tag(Type::String, source.item(r)?.hash());
+            let item = source.item(r, pieces(sink, Part::Text))?;
+            send_item(sink, Part::Text, item);
             return Ok(Value {
                 kind: Type::String,
                 elements: 1,
-                digest,
+                expiring: 0,
+                digest: tag(Type::String, item.hash()),
+                module: None,
                 oddity: None,
             });
         }
-        self.run_elements(r, source)
+        self.run_elements(r, source, sink)
     }
 
-    fn run_elements(&mut self, r: &mut Reader<'_>, source: &mut Source) -> Step<Value> {
+    fn run_elements<S: Sink>(
+        &mut self,
+        r: &mut Reader<'_>,
+        source: &mut Source,
+        sink: &mut S,
+    ) -> Step<Value> {
         if self.phase == Phase::Begin {
             self.start(r)?;
         }
         match self.layout {
-            Layout::Packed(_, packing) => source.packed(r, packing, &mut self.elements)?,
-            Layout::Intset => source.intset(r, &mut self.elements)?,
+            Layout::Packed(_, packing) => self.packed(r, source, packing, sink)?,
+            Layout::LeastThenPacked => {
+                if self.phase == Phase::Least {
+                    self.read_least(r)?;
+                    r.commit();
+                    self.phase = Phase::AfterLeast;
+                }
+                self.packed(r, source, Packing::Listpack, sink)?;
+            }
+            Layout::Intset => source.intset(r, &mut self.elements, sink)?,
             Layout::Stream(_) => {
-                self.stream.run(r, source)?;
-                let digest = tag(self.kind, self.stream.digest());
+                self.stream.run(r, source, sink)?;
                 return Ok(Value {
                     kind: self.kind,
                     elements: self.stream.live_entries(),
-                    digest,
+                    expiring: 0,
+                    digest: tag(self.kind, self.stream.digest()),
+                    module: None,
                     oddity: self.stream.oddity(),
                 });
             }
-            _ => self.counted(r, source)?,
+            Layout::Module => {
+                self.module.run(r, source)?;
+                return Ok(Value {
+                    kind: self.kind,
+                    elements: 1,
+                    expiring: 0,
+                    digest: tag(self.kind, self.module.digest()),
+                    module: Some(self.module.id()),
+                    oddity: None,
+                });
+            }
+            _ => self.counted(r, source, sink)?,
         }
         let digest = tag(self.kind, self.elements.end()?);
         Ok(Value {
             kind: self.kind,
             elements: self.elements.count(),
+            expiring: self.elements.expiring(),
             digest,
+            module: None,
             oddity: None,
         })
+    }
+
+    #[inline]
+    fn packed<S: Sink>(
+        &mut self,
+        r: &mut Reader<'_>,
+        source: &mut Source,
+        packing: Packing,
+        sink: &mut S,
+    ) -> Step<()> {
+        let elements = &mut self.elements;
+        source.packed(r, packing, &mut Told { elements, sink })
+    }
+
+    /// Reads the least expiry of the fields of a hash. Without any, engines store a number that is none.
+    fn read_least(&mut self, r: &mut Reader<'_>) -> Step<()> {
+        self.least = u64::from_le_bytes(r.array()?);
+        Ok(())
     }
 
     /// Reads the count, if the layout has one, and prepares for the members.
@@ -149,6 +232,16 @@ impl Object {
                     left,
                 )
             }
+            Layout::Expiring(FieldExpiry::FromLeast) => (Shape::Hash, false, Phase::Least, 0),
+            Layout::Expiring(place) => {
+                let left = r.length()?;
+                let shape = match place {
+                    FieldExpiry::After => Shape::ExpiringHash,
+                    _ => Shape::Hash,
+                };
+                (shape, false, Phase::Expiring { left, place }, left)
+            }
+            Layout::LeastThenPacked => (Shape::ExpiringHash, false, Phase::Least, 0),
             Layout::Nodes(packing) => {
                 let left = r.length()?;
                 (Shape::List, false, Phase::Nodes { left, packing }, left)
@@ -163,6 +256,10 @@ impl Object {
                 self.stream.begin(generation);
                 (Shape::List, false, Phase::Strings { left: 0 }, 0)
             }
+            Layout::Module => {
+                self.module.begin();
+                (Shape::List, false, Phase::Strings { left: 0 }, 0)
+            }
         };
         r.commit();
         self.phase = phase;
@@ -172,18 +269,19 @@ impl Object {
     }
 
     /// Reads values that start with the count of their parts.
-    fn counted(&mut self, r: &mut Reader<'_>, source: &mut Source) -> Step<()> {
+    fn counted<S: Sink>(&mut self, r: &mut Reader<'_>, source: &mut Source, sink: &mut S) -> Step<()> {
         loop {
             match self.phase {
                 Phase::Strings { left: 0 }
+                | Phase::Expiring { left: 0, .. }
                 | Phase::Scores { left: 0, .. }
                 | Phase::Nodes { left: 0, .. }
                 | Phase::NodeForm { left: 0 } => return Ok(()),
-                Phase::Begin => return Ok(()),
+                Phase::Begin | Phase::AfterLeast => return Ok(()),
                 Phase::Strings { mut left } => {
                     let pairs = self.layout == Layout::Strings(Shape::Hash);
                     while left > 0 {
-                        let step = source.item(r);
+                        let step = source.item(r, pieces(sink, self.elements.part()));
                         let item = match step {
                             Ok(item) => item,
                             Err(stop) => {
@@ -191,15 +289,35 @@ impl Object {
                                 return Err(stop);
                             }
                         };
-                        self.elements.item(item)?;
+                        self.elements.item(item, sink)?;
                         if !pairs || !self.elements.is_open() {
                             left -= 1;
                         }
                     }
                     self.phase = Phase::Strings { left };
                 }
+                Phase::Least => {
+                    self.read_least(r)?;
+                    let left = r.length()?;
+                    self.elements.expect_members(left);
+                    self.phase = Phase::Expiring {
+                        left,
+                        place: FieldExpiry::FromLeast,
+                    };
+                    r.commit();
+                }
+                Phase::Expiring { left, place } => self.expiring(r, source, sink, left, place)?,
+                Phase::ExpiringField { left, place } => {
+                    self.string(r, source, sink)?;
+                    if !self.elements.is_open() {
+                        self.phase = Phase::Expiring {
+                            left: left - 1,
+                            place,
+                        };
+                    }
+                }
                 Phase::Scores { left, texts } => {
-                    self.elements.item(source.item(r)?)?;
+                    self.string(r, source, sink)?;
                     self.phase = Phase::Score { left, texts };
                 }
                 Phase::Score { left, texts } => {
@@ -208,7 +326,7 @@ impl Object {
                     } else {
                         f64::from_le_bytes(r.array()?)
                     };
-                    self.elements.score(score)?;
+                    self.elements.score(score, sink)?;
                     self.phase = Phase::Scores {
                         left: left - 1,
                         texts,
@@ -216,7 +334,7 @@ impl Object {
                     r.commit();
                 }
                 Phase::Nodes { left, packing } => {
-                    self.node(r, source, packing)?;
+                    self.node(r, source, packing, sink)?;
                     self.phase = Phase::Nodes {
                         left: left - 1,
                         packing,
@@ -231,24 +349,75 @@ impl Object {
                     r.commit();
                 }
                 Phase::PlainNode { left } => {
-                    let item = source.item(r)?;
+                    let item = source.item(r, pieces(sink, Part::Item))?;
                     if matches!(item, Item::Bytes([])) {
                         return Err(malformed("empty plain list node").into());
                     }
-                    self.elements.item(item)?;
+                    self.elements.item(item, sink)?;
                     self.phase = Phase::NodeForm { left: left - 1 };
                 }
                 Phase::PackedNode { left } => {
-                    self.node(r, source, Packing::Listpack)?;
+                    self.node(r, source, Packing::Listpack, sink)?;
                     self.phase = Phase::NodeForm { left: left - 1 };
                 }
             }
         }
     }
 
+    #[inline]
+    fn string<S: Sink>(&mut self, r: &mut Reader<'_>, source: &mut Source, sink: &mut S) -> Step<()> {
+        let item = source.item(r, pieces(sink, self.elements.part()))?;
+        Ok(self.elements.item(item, sink)?)
+    }
+
+    /// Reads on in a field that has an expiry before or behind it.
+    fn expiring<S: Sink>(
+        &mut self,
+        r: &mut Reader<'_>,
+        source: &mut Source,
+        sink: &mut S,
+        left: u64,
+        place: FieldExpiry,
+    ) -> Step<()> {
+        if place != FieldExpiry::After {
+            let stored = r.length()?;
+            let at_ms = match (stored, place) {
+                (0, _) => None,
+                // Counted from one, so that zero is free to mean none.
+                (_, FieldExpiry::FromLeast) => Some(self.least.saturating_add(stored - 1)),
+                _ => Some(stored),
+            };
+            self.elements.expiry_ahead(at_ms)?;
+            self.phase = Phase::ExpiringField { left, place };
+            r.commit();
+            return Ok(());
+        }
+        if !self.elements.is_expiry_next() {
+            return self.string(r, source, sink);
+        }
+        let at_ms = match i64::from_le_bytes(r.array()?) {
+            -1 => None,
+            at_ms @ 0.. => Some(at_ms),
+            _ => return Err(malformed("field expiry is not a time").into()),
+        };
+        self.elements.expiry_behind(at_ms, sink);
+        self.phase = Phase::Expiring {
+            left: left - 1,
+            place,
+        };
+        r.commit();
+        Ok(())
+    }
+
     /// Reads one packed node of a list.
-    fn node(&mut self, r: &mut Reader<'_>, source: &mut Source, packing: Packing) -> Step<()> {
-        source.packed(r, packing, &mut self.elements)?;
+    fn node<S: Sink>(
+        &mut self,
+        r: &mut Reader<'_>,
+        source: &mut Source,
+        packing: Packing,
+        sink: &mut S,
+    ) -> Step<()> {
+        self.packed(r, source, packing, sink)?;
         Ok(self.elements.end_node()?)
     }
 }

@@ -3,6 +3,7 @@
 use crate::digest::{Hasher, of_bytes, push_decimal};
 use crate::elements::{Elements, Item, Items};
 use crate::error::{ErrorKind, Step, malformed};
+use crate::event::Sink;
 use crate::intset::Intset;
 use crate::listpack::Listpack;
 use crate::lzf;
@@ -97,6 +98,9 @@ impl Strings {
     fn open_compressed<'b>(&mut self, r: &mut Reader<'b>, packed: u64, plain: u64) -> Step<Opened<'b>> {
         if packed == 0 || plain == 0 {
             return Err(malformed("empty compressed string").into());
+        }
+        if plain > lzf::yield_max(packed) {
+            return Err(malformed("compressed string claims more than its bytes can yield").into());
         }
         let at_hand = usize::try_from(packed)
             .ok()
@@ -227,9 +231,14 @@ impl Packed {
         self.end(packing)
     }
 
-    fn whole_intset(&mut self, bytes: &[u8], set: &mut Elements) -> Result<(), ErrorKind> {
+    fn whole_intset<S: Sink>(
+        &mut self,
+        bytes: &[u8],
+        set: &mut Elements,
+        sink: &mut S,
+    ) -> Result<(), ErrorKind> {
         self.intset.begin(bytes.len() as u64);
-        self.run_intset(bytes, set)?;
+        self.run_intset(bytes, set, sink)?;
         self.end_intset()
     }
 
@@ -242,9 +251,14 @@ impl Packed {
         }
     }
 
-    fn run_intset(&mut self, bytes: &[u8], set: &mut Elements) -> Result<Progress, ErrorKind> {
+    fn run_intset<S: Sink>(
+        &mut self,
+        bytes: &[u8],
+        set: &mut Elements,
+        sink: &mut S,
+    ) -> Result<Progress, ErrorKind> {
         let mut r = Reader::new(bytes);
-        let step = self.intset.run(&mut r, set);
+        let step = self.intset.run(&mut r, set, sink);
         self.reached = r.pos();
         settle(&r, step)
     }
@@ -299,9 +313,14 @@ impl Source {
         self.packed.carry.len() + self.strings.scratch.len()
     }
 
-    /// Reads a string as an item: its bytes or number, or its hash if it is long.
+    /// Reads a string as an item: its bytes or number, or its hash if it is long. A long one is passed to
+    /// `pieces` on the way.
     #[inline]
-    pub(crate) fn item<'s, 'b: 's>(&'s mut self, r: &mut Reader<'b>) -> Step<Item<'s>> {
+    pub(crate) fn item<'s, 'b: 's>(
+        &'s mut self,
+        r: &mut Reader<'b>,
+        pieces: impl FnMut(&[u8]) -> Result<(), ErrorKind>,
+    ) -> Step<Item<'s>> {
         if !self.long {
             match self.strings.open(r)? {
                 Opened::Int(value) => return Ok(Item::Int(value)),
@@ -313,15 +332,19 @@ impl Source {
                 }
             }
         }
-        self.long_item(r)
+        self.long_item(r, pieces)
     }
 
     #[cold]
-    fn long_item<'a>(&mut self, r: &mut Reader<'_>) -> Step<Item<'a>> {
+    fn long_item<'a>(
+        &mut self,
+        r: &mut Reader<'_>,
+        mut pieces: impl FnMut(&[u8]) -> Result<(), ErrorKind>,
+    ) -> Step<Item<'a>> {
         let hasher = &mut self.hasher;
         self.strings.pump(r, |bytes| {
             hasher.update(bytes);
-            Ok(())
+            pieces(bytes)
         })?;
         self.long = false;
         Ok(Item::Hashed(self.hasher.finish()))
@@ -399,16 +422,22 @@ impl Source {
     }
 
     /// Reads a string as an intset.
-    pub(crate) fn intset(&mut self, r: &mut Reader<'_>, set: &mut Elements) -> Step<()> {
+    pub(crate) fn intset<S: Sink>(
+        &mut self,
+        r: &mut Reader<'_>,
+        set: &mut Elements,
+        sink: &mut S,
+    ) -> Step<()> {
         if !self.long {
             match self.strings.open(r)? {
                 Opened::Int(_) => return Err(malformed("number in place of an intset").into()),
                 Opened::Bytes(bytes) => {
-                    let whole = self.packed.whole_intset(bytes, set);
+                    let whole = self.packed.whole_intset(bytes, set, sink);
                     return Ok(whole.inspect_err(|_| r.point_back(bytes.len() - self.packed.reached))?);
                 }
                 Opened::Scratch(length) => {
-                    return Ok(self.packed.whole_intset(&self.strings.scratch[..length], set)?);
+                    let bytes = &self.strings.scratch[..length];
+                    return Ok(self.packed.whole_intset(bytes, set, sink)?);
                 }
                 Opened::Long(length) => {
                     self.packed.intset.begin(length);
@@ -419,7 +448,7 @@ impl Source {
         let mut carry = std::mem::take(&mut self.packed.carry);
         let packed = &mut self.packed;
         let step = self.strings.pump(r, |bytes| {
-            carry.feed(bytes, |bytes| packed.run_intset(bytes, set))
+            carry.feed(bytes, |bytes| packed.run_intset(bytes, set, sink))
         });
         self.packed.carry = carry;
         step?;

@@ -1,235 +1,20 @@
-//! Streams: listpacks of entries, then counters, then consumer groups with their pending entries.
-//!
-//! A listpack starts with its count of live and of deleted entries and the field names of its first entry;
-//! entries with the same names leave them out. Entry ids are differences from the id the listpack is filed
-//! under.
+//! Streams: listpacks of entries, then counters, then consumer groups with their pending entries, then, since
+//! Redis 8.6, what is remembered of the messages of producers.
+
+mod entries;
 
 use crate::digest::mix;
-use crate::elements::{Item, Items};
+use crate::elements::Item;
 use crate::error::{ErrorKind, Step, malformed};
+use crate::event::{self, Event, Sink, pieces, send, send_item};
 use crate::fingerprint::{Fingerprints, MEMBERS_REMEMBERED_MAX};
 use crate::reader::Reader;
 use crate::source::{Packing, Source};
 
-/// An entry id: milliseconds and sequence number.
-type Id = (u64, u64);
+use entries::{Entries, Id, Told, of_id};
 
-const FLAG_DELETED: i64 = 1;
-const FLAG_SAME_FIELDS: i64 = 2;
 /// Entries read by a group that lost count of them.
 const ENTRIES_READ_UNKNOWN: u64 = u64::MAX;
-
-fn of_id(id: Id) -> u128 {
-    mix(0x1d, u128::from(id.0) << 64 | u128::from(id.1))
-}
-
-#[derive(Clone, Copy, Default, PartialEq)]
-enum Part {
-    #[default]
-    Live,
-    Deleted,
-    FieldCount,
-    FirstField,
-    FirstEnd,
-    Flags,
-    Millis,
-    Sequence,
-    EntryFieldCount,
-    Field,
-    Value,
-    EntrySize,
-}
-
-/// The entries, over all listpacks.
-#[derive(Default)]
-struct Entries {
-    part: Part,
-    /// The id the listpack is filed under.
-    base: Id,
-    live: u64,
-    deleted: u64,
-    records: u64,
-    first_count: u64,
-    first_fields: u128,
-    /// Fields or values still to come.
-    left: u64,
-    flags: i64,
-    id: Id,
-    field_count: u64,
-    fields: u128,
-    values: u128,
-    /// The last live entry.
-    before: Option<Id>,
-    first_live: Option<Id>,
-    length: u64,
-    digest: u128,
-}
-
-fn count(value: i64) -> Result<u64, ErrorKind> {
-    u64::try_from(value).map_err(|_| malformed("negative count in a stream"))
-}
-
-fn number(item: Item<'_>) -> Result<i64, ErrorKind> {
-    match item {
-        Item::Int(value) => Ok(value),
-        _ => Err(malformed("text in place of a number in a stream")),
-    }
-}
-
-impl Entries {
-    fn begin_listpack(&mut self, base: Id) {
-        self.base = base;
-        self.part = Part::Live;
-        self.records = 0;
-    }
-
-    fn end_listpack(&self) -> Result<(), ErrorKind> {
-        if self.part != Part::Flags {
-            return Err(malformed("stream listpack ends inside an entry"));
-        }
-        if self.live > 0 || self.deleted > 0 {
-            return Err(malformed("stream listpack has fewer entries than it counts"));
-        }
-        if self.records == 0 {
-            return Err(malformed("stream listpack without entries"));
-        }
-        Ok(())
-    }
-
-    fn start_entry(&mut self) -> Result<(), ErrorKind> {
-        let counter = if self.flags & FLAG_DELETED != 0 {
-            &mut self.deleted
-        } else {
-            &mut self.live
-        };
-        *counter = counter
-            .checked_sub(1)
-            .ok_or_else(|| malformed("stream listpack has more entries than it counts"))?;
-        self.records += 1;
-        // A deleted entry may lie above the last id after XSETID, and then above later entries too.
-        if self.flags & FLAG_DELETED == 0 {
-            if self.before.is_some_and(|before| before >= self.id) {
-                return Err(malformed("stream entries out of order"));
-            }
-            self.before = Some(self.id);
-        }
-        self.values = 0;
-        if self.flags & FLAG_SAME_FIELDS != 0 {
-            self.field_count = self.first_count;
-            self.fields = self.first_fields;
-            self.left = self.field_count;
-            self.part = if self.left > 0 {
-                Part::Value
-            } else {
-                Part::EntrySize
-            };
-        } else {
-            self.fields = 0;
-            self.part = Part::EntryFieldCount;
-        }
-        Ok(())
-    }
-
-    fn end_entry(&mut self, size: i64) -> Result<(), ErrorKind> {
-        let expected = if self.flags & FLAG_SAME_FIELDS != 0 {
-            self.field_count.checked_add(3)
-        } else {
-            self.field_count
-                .checked_mul(2)
-                .and_then(|items| items.checked_add(4))
-        };
-        if u64::try_from(size).ok() != expected {
-            return Err(malformed("stream entry differs from the size kept behind it"));
-        }
-        if self.flags & FLAG_DELETED == 0 {
-            self.length += 1;
-            self.first_live.get_or_insert(self.id);
-            let content = mix(mix(self.fields, self.values), u128::from(self.field_count));
-            self.digest = mix(self.digest, mix(of_id(self.id), content));
-        }
-        self.part = Part::Flags;
-        Ok(())
-    }
-}
-
-impl Items for Entries {
-    fn expect(&mut self, _count: u64) {}
-
-    fn item(&mut self, item: Item<'_>) -> Result<(), ErrorKind> {
-        match self.part {
-            Part::Live => {
-                self.live = count(number(item)?)?;
-                self.part = Part::Deleted;
-            }
-            Part::Deleted => {
-                self.deleted = count(number(item)?)?;
-                self.part = Part::FieldCount;
-            }
-            Part::FieldCount => {
-                self.first_count = count(number(item)?)?;
-                self.first_fields = 0;
-                self.left = self.first_count;
-                self.part = if self.left > 0 {
-                    Part::FirstField
-                } else {
-                    Part::FirstEnd
-                };
-            }
-            Part::FirstField => {
-                self.first_fields = mix(self.first_fields, item.hash());
-                self.left -= 1;
-                if self.left == 0 {
-                    self.part = Part::FirstEnd;
-                }
-            }
-            Part::FirstEnd => {
-                if number(item)? != 0 {
-                    return Err(malformed("stream listpack without the end of its field names"));
-                }
-                self.part = Part::Flags;
-            }
-            Part::Flags => {
-                self.flags = number(item)?;
-                if self.flags & !(FLAG_DELETED | FLAG_SAME_FIELDS) != 0 {
-                    return Err(malformed("unknown flags of a stream entry"));
-                }
-                self.part = Part::Millis;
-            }
-            Part::Millis => {
-                self.id.0 = self.base.0.wrapping_add(number(item)?.cast_unsigned());
-                self.part = Part::Sequence;
-            }
-            Part::Sequence => {
-                self.id.1 = self.base.1.wrapping_add(number(item)?.cast_unsigned());
-                self.start_entry()?;
-            }
-            Part::EntryFieldCount => {
-                self.field_count = count(number(item)?)?;
-                self.left = self.field_count;
-                self.part = if self.left > 0 {
-                    Part::Field
-                } else {
-                    Part::EntrySize
-                };
-            }
-            Part::Field => {
-                self.fields = mix(self.fields, item.hash());
-                self.part = Part::Value;
-            }
-            Part::Value => {
-                self.values = mix(self.values, item.hash());
-                self.left -= 1;
-                self.part = match self.left {
-                    0 => Part::EntrySize,
-                    _ if self.flags & FLAG_SAME_FIELDS != 0 => Part::Value,
-                    _ => Part::Field,
-                };
-            }
-            Part::EntrySize => self.end_entry(number(item)?)?,
-        }
-        Ok(())
-    }
-}
 
 #[derive(Clone, Copy, Default, PartialEq)]
 enum Phase {
@@ -245,6 +30,12 @@ enum Phase {
     ConsumerName,
     ConsumerCounters,
     ConsumerPending,
+    Idempotence,
+    Producer,
+    ProducerMessages,
+    MessageId,
+    Message,
+    MessageCounters,
     Done,
 }
 
@@ -272,6 +63,34 @@ struct Consumer {
     before: Option<Id>,
 }
 
+/// What a stream remembers of the messages of its producers.
+#[derive(Default)]
+struct Idempotence {
+    duration_s: u64,
+    ids_max: u64,
+    producers: u64,
+    producers_left: u64,
+    producer: u128,
+    messages_left: u64,
+    message: u128,
+    digest: u128,
+    added: u64,
+    duplicates: u64,
+}
+
+impl Idempotence {
+    /// Nothing where no producer ever sent an id: so that a stream does not change by moving to a layout that
+    /// stores these settings.
+    fn digest(&self) -> Option<u128> {
+        let is_used = self.producers > 0 || self.added > 0 || self.duplicates > 0;
+        is_used.then(|| {
+            let settings = mix(u128::from(self.duration_s), u128::from(self.ids_max));
+            let counters = u128::from(self.added) << 64 | u128::from(self.duplicates);
+            mix(mix(self.digest, settings), counters)
+        })
+    }
+}
+
 /// A stream that is being read.
 #[derive(Default)]
 pub(crate) struct Stream {
@@ -289,19 +108,22 @@ pub(crate) struct Stream {
     group_index: u64,
     group: Group,
     consumer: Consumer,
+    idempotence: Idempotence,
     /// Names of groups, and of consumers within their group.
     names: Fingerprints,
 }
 
 impl Stream {
-    /// Starts a stream of the first, second or third layout.
+    /// Starts a stream of the first to the fourth layout.
     pub(crate) fn begin(&mut self, generation: u8) {
         let names = std::mem::take(&mut self.names);
+        let field_names = std::mem::take(&mut self.entries.names);
         *self = Self {
             generation,
             names,
             ..Self::default()
         };
+        self.entries.names = field_names;
     }
 
     /// Live entries.
@@ -320,17 +142,21 @@ impl Stream {
         digest = mix(digest, of_id(self.last_id));
         digest = mix(digest, of_id(self.max_deleted));
         digest = mix(digest, u128::from(self.added));
-        mix(digest, self.groups)
+        digest = mix(digest, self.groups);
+        match self.idempotence.digest() {
+            Some(idempotence) => mix(digest, idempotence),
+            None => digest,
+        }
     }
 
-    pub(crate) fn run(&mut self, r: &mut Reader<'_>, source: &mut Source) -> Step<()> {
+    pub(crate) fn run<S: Sink>(&mut self, r: &mut Reader<'_>, source: &mut Source, sink: &mut S) -> Step<()> {
         loop {
             match self.phase {
                 Phase::Begin => {
                     self.nodes_left = r.length()?;
                     self.next_node();
                 }
-                Phase::NodeId => match source.item(r)? {
+                Phase::NodeId => match source.item(r, |_| Ok(()))? {
                     Item::Bytes(&[a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]) => {
                         let base = (
                             u64::from_be_bytes([a, b, c, d, e, f, g, h]),
@@ -342,14 +168,17 @@ impl Stream {
                     _ => return Err(malformed("stream listpack id is not 16 bytes").into()),
                 },
                 Phase::Node => {
-                    source.packed(r, Packing::Listpack, &mut self.entries)?;
+                    let entries = &mut self.entries;
+                    source.packed(r, Packing::Listpack, &mut Told { entries, sink })?;
                     self.entries.end_listpack()?;
                     self.nodes_left -= 1;
                     self.next_node();
                 }
-                Phase::Counters => self.counters(r)?,
+                Phase::Counters => self.counters(r, sink)?,
                 Phase::GroupName => {
-                    let name = source.item(r)?.hash();
+                    let item = source.item(r, pieces(sink, event::Part::Group))?;
+                    send_item(sink, event::Part::Group, item);
+                    let name = item.hash();
                     self.group_index += 1;
                     self.unique(name, 0, "consumer group")?;
                     self.group = Group {
@@ -358,14 +187,16 @@ impl Stream {
                     };
                     self.phase = Phase::GroupCounters;
                 }
-                Phase::GroupCounters => self.group_counters(r)?,
-                Phase::GroupPending => self.group_pending(r)?,
+                Phase::GroupCounters => self.group_counters(r, sink)?,
+                Phase::GroupPending => self.group_pending(r, sink)?,
                 Phase::Consumers => {
                     self.group.consumers_left = r.length()?;
                     self.next_consumer()?;
                 }
                 Phase::ConsumerName => {
-                    let name = source.item(r)?.hash();
+                    let item = source.item(r, pieces(sink, event::Part::Consumer))?;
+                    send_item(sink, event::Part::Consumer, item);
+                    let name = item.hash();
                     self.unique(name, self.group_index, "consumer")?;
                     self.consumer = Consumer {
                         name,
@@ -375,14 +206,30 @@ impl Stream {
                 }
                 Phase::ConsumerCounters => {
                     // Seen-time and active-time say when a client last called, not what the stream holds.
-                    let _: [u8; 8] = r.array()?;
-                    if self.generation >= 3 {
-                        let _: [u8; 8] = r.array()?;
-                    }
-                    self.consumer.left = r.length()?;
+                    let seen_ms = i64::from_le_bytes(r.array()?);
+                    let active_ms = match self.generation {
+                        3.. => Some(i64::from_le_bytes(r.array()?)),
+                        _ => None,
+                    };
+                    let pending = r.length()?;
+                    send(
+                        sink,
+                        Event::Consumer {
+                            seen_ms,
+                            active_ms,
+                            pending,
+                        },
+                    );
+                    self.consumer.left = pending;
                     self.phase = Phase::ConsumerPending;
                 }
-                Phase::ConsumerPending => self.consumer_pending(r)?,
+                Phase::ConsumerPending => self.consumer_pending(r, sink)?,
+                Phase::Idempotence
+                | Phase::Producer
+                | Phase::ProducerMessages
+                | Phase::MessageId
+                | Phase::Message
+                | Phase::MessageCounters => self.idempotence(r, source, sink)?,
                 Phase::Done => return Ok(()),
             }
             r.commit();
@@ -405,7 +252,7 @@ impl Stream {
         }
     }
 
-    fn counters(&mut self, r: &mut Reader<'_>) -> Step<()> {
+    fn counters<S: Sink>(&mut self, r: &mut Reader<'_>, sink: &mut S) -> Step<()> {
         let length = r.length()?;
         let last_id = (r.length()?, r.length()?);
         let (max_deleted, added) = if self.generation >= 2 {
@@ -427,7 +274,17 @@ impl Stream {
         self.max_deleted = max_deleted;
         self.added = added;
         self.groups_left = groups;
-        if groups > 0 {
+        send(
+            sink,
+            Event::Stream {
+                length,
+                last: last_id.into(),
+                first: self.entries.first_live.unwrap_or_default().into(),
+                max_deleted: max_deleted.into(),
+                added,
+            },
+        );
+        if groups > 0 || self.generation >= 4 {
             self.names.begin(MEMBERS_REMEMBERED_MAX as u64 / 64);
         }
         self.next_group();
@@ -435,14 +292,84 @@ impl Stream {
     }
 
     fn next_group(&mut self) {
-        self.phase = if self.groups_left > 0 {
-            Phase::GroupName
-        } else {
-            Phase::Done
+        self.phase = match (self.groups_left, self.generation) {
+            (0, 4..) => Phase::Idempotence,
+            (0, _) => Phase::Done,
+            _ => Phase::GroupName,
         };
     }
 
-    fn group_counters(&mut self, r: &mut Reader<'_>) -> Step<()> {
+    /// Reads on in what the fourth layout has behind the groups.
+    fn idempotence<S: Sink>(&mut self, r: &mut Reader<'_>, source: &mut Source, sink: &mut S) -> Step<()> {
+        let known = &mut self.idempotence;
+        match self.phase {
+            Phase::Idempotence => {
+                let (duration_s, ids_max, producers) = (r.length()?, r.length()?, r.length()?);
+                (known.duration_s, known.ids_max) = (duration_s, ids_max);
+                (known.producers, known.producers_left) = (producers, producers);
+                send(
+                    sink,
+                    Event::Idempotence {
+                        duration_s,
+                        ids_max,
+                        producers,
+                    },
+                );
+                self.next_producer();
+            }
+            Phase::Producer => {
+                let item = source.item(r, pieces(sink, event::Part::Producer))?;
+                send_item(sink, event::Part::Producer, item);
+                known.producer = mix(0x1d_e3, item.hash());
+                let producer = known.producer;
+                self.unique(producer, 0, "producer")?;
+                self.phase = Phase::ProducerMessages;
+            }
+            Phase::ProducerMessages => {
+                known.messages_left = r.length()?;
+                self.next_message();
+            }
+            Phase::MessageId => {
+                let item = source.item(r, pieces(sink, event::Part::MessageId))?;
+                send_item(sink, event::Part::MessageId, item);
+                known.message = mix(known.producer, item.hash());
+                self.phase = Phase::Message;
+            }
+            Phase::Message => {
+                let id: Id = (r.length()?, r.length()?);
+                send(sink, Event::Message(id.into()));
+                known.digest = known.digest.wrapping_add(mix(known.message, of_id(id)));
+                known.messages_left -= 1;
+                self.next_message();
+            }
+            _ => {
+                let (added, duplicates) = (r.length()?, r.length()?);
+                (known.added, known.duplicates) = (added, duplicates);
+                send(sink, Event::MessagesCounted { added, duplicates });
+                self.phase = Phase::Done;
+            }
+        }
+        Ok(())
+    }
+
+    fn next_message(&mut self) {
+        if self.idempotence.messages_left > 0 {
+            self.phase = Phase::MessageId;
+        } else {
+            self.idempotence.producers_left -= 1;
+            self.next_producer();
+        }
+    }
+
+    fn next_producer(&mut self) {
+        self.phase = if self.idempotence.producers_left > 0 {
+            Phase::Producer
+        } else {
+            Phase::MessageCounters
+        };
+    }
+
+    fn group_counters<S: Sink>(&mut self, r: &mut Reader<'_>, sink: &mut S) -> Step<()> {
         let last_id = (r.length()?, r.length()?);
         let read = if self.generation >= 2 {
             r.length()?
@@ -451,6 +378,14 @@ impl Stream {
         };
         self.group.pending_left = r.length()?;
         self.group.pending = self.group.pending_left;
+        send(
+            sink,
+            Event::Group {
+                last: last_id.into(),
+                read: (read != ENTRIES_READ_UNKNOWN).then_some(read),
+                pending: self.group.pending,
+            },
+        );
         self.group.meta = mix(of_id(last_id), u128::from(read));
         self.phase = Phase::GroupPending;
         Ok(())
@@ -472,12 +407,20 @@ impl Stream {
         }
     }
 
-    fn group_pending(&mut self, r: &mut Reader<'_>) -> Step<()> {
+    fn group_pending<S: Sink>(&mut self, r: &mut Reader<'_>, sink: &mut S) -> Step<()> {
         while self.group.pending_left > 0 {
             let id = read_id(r)?;
             let time: [u8; 8] = r.array()?;
             let deliveries = r.length()?;
             in_order(&mut self.group.before, id)?;
+            send(
+                sink,
+                Event::Pending {
+                    id: id.into(),
+                    at_ms: i64::from_le_bytes(time),
+                    deliveries,
+                },
+            );
             let hash = of_id(id);
             let delivery = u128::from(u64::from_le_bytes(time)) << 64 | u128::from(deliveries);
             self.group.pending_ids = self.group.pending_ids.wrapping_add(hash);
@@ -489,10 +432,11 @@ impl Stream {
         Ok(())
     }
 
-    fn consumer_pending(&mut self, r: &mut Reader<'_>) -> Step<()> {
+    fn consumer_pending<S: Sink>(&mut self, r: &mut Reader<'_>, sink: &mut S) -> Step<()> {
         while self.consumer.left > 0 {
             let id = read_id(r)?;
             in_order(&mut self.consumer.before, id)?;
+            send(sink, Event::Owned(id.into()));
             self.consumer.ids = self.consumer.ids.wrapping_add(of_id(id));
             self.group.owned += 1;
             if self.group.owned > self.group.pending {

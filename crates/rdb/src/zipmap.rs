@@ -70,6 +70,7 @@ impl Zipmap {
                     let rest = r.rest();
                     let piece = &rest[..rest.len().min(usize::try_from(left).unwrap_or(usize::MAX))];
                     hasher.update(piece);
+                    items.piece(piece);
                     r.advance(piece.len());
                     r.commit();
                     let left = left - piece.len() as u64;

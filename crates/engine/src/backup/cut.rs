@@ -7,12 +7,14 @@ use crate::archive::{
     DETAILS_VERSION, DbDetails, Details, FunctionDetails, KeyDetails, ObjectRecord, SegmentRecord,
     TypeDetails, segment_name,
 };
-use crate::error::{Error, Kind};
+use crate::duplicate::invalid;
+use crate::error::Error;
 use crate::keys::to_hex;
 use crate::segment::SEGMENT_BYTES;
 
 use super::sealing::{Job, Jobs};
 
+const VALIDATE: &str = "validate snapshot";
 /// How many big keys the details name.
 const BIGGEST_KEYS: usize = 100;
 /// Most bytes of a key's name in the details.
@@ -152,9 +154,9 @@ pub(super) struct Cutter {
 }
 
 impl Cutter {
-    pub(super) fn new(mut jobs: Jobs) -> Self {
+    pub(super) fn new(validator: rdb::Validator, mut jobs: Jobs) -> Self {
         Self {
-            validator: rdb::Validator::new(),
+            validator,
             gathered: Gathered::default(),
             pending: jobs.first_buffer(),
             jobs,
@@ -181,7 +183,7 @@ impl Cutter {
     ) -> Result<(), Error> {
         self.validator
             .feed(chunk, &mut self.gathered)
-            .map_err(malformed)?;
+            .map_err(|e| invalid(VALIDATE, &e))?;
         self.pending.extend_from_slice(chunk);
         while self.pending.len() >= SEGMENT_BYTES {
             let key_start = self.validator.last_key_start();
@@ -211,7 +213,7 @@ impl Cutter {
         if !last.is_empty() {
             self.emit(last)?;
         }
-        let report = self.validator.finish().map_err(malformed)?;
+        let report = self.validator.finish().map_err(|e| invalid(VALIDATE, &e))?;
         // A segment without any key of its own: the end of the file.
         let db = self.gathered.last_db;
         for segment in &mut self.gathered.segments[self.gathered.without_db..] {
@@ -245,8 +247,4 @@ impl Cutter {
         self.first_offset += plain_bytes;
         self.jobs.send(Job { index, piece })
     }
-}
-
-fn malformed(cause: rdb::Error) -> Error {
-    Error::new(Kind::Malformed, "validate snapshot", cause.to_string())
 }

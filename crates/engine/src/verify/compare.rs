@@ -30,6 +30,7 @@ pub(super) struct Compared {
 pub(super) fn sample(node: &mut Node, keys: &[Sampled], control: &Control) -> Result<Compared, Error> {
     let mut done = Compared::default();
     let mut piece = vec![0; PIECE_BYTES];
+    let family = family(node)?;
     let mut selected = None;
     let mut rest = keys;
     while let Some(first) = rest.first() {
@@ -45,7 +46,7 @@ pub(super) fn sample(node: &mut Node, keys: &[Sampled], control: &Control) -> Re
             node.send(&[b"PEXPIRETIME", &key.key])?;
         }
         for key in batch {
-            let is_there = compare_value(node, key, &mut piece)?;
+            let is_there = compare_value(node, key, family, &mut piece)?;
             let expire_at = node.reply()?;
             let is_expired = compare_expiry(key, is_there, &expire_at)?;
             done.compared += u64::from(is_there);
@@ -53,6 +54,18 @@ pub(super) fn sample(node: &mut Node, keys: &[Sampled], control: &Control) -> Re
         }
     }
     Ok(done)
+}
+
+/// Whose numbers the engine's dumps have: the meaning of some type codes depends on it.
+fn family(node: &mut Node) -> Result<rdb::Family, Error> {
+    let fields = node.info("server")?;
+    let is_valkey = fields
+        .iter()
+        .any(|(name, value)| name == "server_name" && value == "valkey");
+    Ok(match is_valkey {
+        true => rdb::Family::Valkey,
+        false => rdb::Family::Redis,
+    })
 }
 
 /// Keys of one db, as many as fit a batch, at least one.
@@ -70,7 +83,12 @@ fn batch_len(keys: &[Sampled]) -> usize {
 }
 
 /// Reads the reply to `DUMP`; `false` where there is no such key.
-fn compare_value(node: &mut Node, key: &Sampled, piece: &mut [u8]) -> Result<bool, Error> {
+fn compare_value(
+    node: &mut Node,
+    key: &Sampled,
+    family: rdb::Family,
+    piece: &mut [u8],
+) -> Result<bool, Error> {
     let header = String::from_utf8_lossy(&node.line()?).into_owned();
     let len: i64 = match header.strip_prefix('$').map(str::parse) {
         Some(Ok(len)) => len,
@@ -91,7 +109,7 @@ fn compare_value(node: &mut Node, key: &Sampled, piece: &mut [u8]) -> Result<boo
         return Ok(false);
     };
     let unreadable = |e: rdb::Error| mismatch(format!("{}: the engine's dump is not valid: {e}", name(key)));
-    let mut validator = rdb::DumpValidator::new(len);
+    let mut validator = rdb::DumpValidator::new(len, family);
     let mut left = len;
     while left > 0 {
         let most = usize::try_from(left).unwrap_or(usize::MAX).min(piece.len());

@@ -120,6 +120,66 @@ fn bytes_that_are_not_valid_leave_nothing() {
 }
 
 #[test]
+fn valid_data_on_which_an_engine_ends_itself_is_refused_before_any_engine_sees_it() {
+    let home = Home::new();
+    let directory = home.path().join("g1");
+    let place = |header: &[u8], body: &[&[u8]]| {
+        let bytes = [header, &body.concat(), &[255], &[0; 8]].concat();
+        sideload::place(&directory, Persistence::Rdb, None, &Control::new(None), |push| {
+            in_pieces(&bytes, push)
+        })
+    };
+    let key: &[u8] = b"\x00\x01k\x01v";
+    place(b"REDIS0010", &[key]).unwrap();
+    sideload::discard(&directory).unwrap();
+    let module: &[u8] = b"\x07\x01m\x00\x00";
+    let slots: &[u8] = b"\xf3\x03job\x01\x00\x05";
+    let hint: &[u8] = b"\xfb\x81\x10\x00\x00\x00\x00\x00\x00\x00\x00";
+    for (header, body, word) in [
+        (b"REDIS0010", [module, key], "module type AAAAAAAAA"),
+        (b"VALKEY080", [slots, key], "job"),
+        (b"REDIS0010", [hint, key], "1152921504606846976"),
+        (b"REDIS0010", [key, key], "twice"),
+    ] {
+        let error = place(header, &body).err().unwrap();
+        assert_eq!(error.kind, Kind::Malformed);
+        assert!(error.to_string().contains(word), "{error}");
+        assert!(!directory.exists());
+    }
+}
+
+#[test]
+fn a_key_twice_is_found_among_more_keys_than_fit_into_memory() {
+    let home = Home::new();
+    let directory = home.path().join("g1");
+    let place = |again: u64| {
+        let mut bytes = b"REDIS0010".to_vec();
+        for key in (0..400_000u64).chain([again]) {
+            bytes.extend([0, 8]);
+            bytes.extend(key.to_be_bytes());
+            bytes.extend(b"\x01v");
+        }
+        bytes.push(255);
+        bytes.extend([0; 8]);
+        sideload::place(&directory, Persistence::Rdb, None, &Control::new(None), |push| {
+            in_pieces(&bytes, push)
+        })
+    };
+    for again in [3, 399_999] {
+        let error = place(again).err().unwrap();
+        let (first, second) = (9 + 12 * again, 9 + 12 * 400_000);
+        let text = format!("key occurs twice, first at offset {first}, then at offset {second} in db 0");
+        assert_eq!(
+            (error.kind, error.context.starts_with(&text)),
+            (Kind::Malformed, true),
+            "{error}"
+        );
+        assert!(!directory.exists());
+    }
+    assert_eq!(place(400_001).unwrap().keys(), 400_001);
+}
+
+#[test]
 fn a_feed_that_fails_or_is_cancelled_leaves_nothing() {
     let home = Home::new();
     let (bytes, _) = data(&home, fill);

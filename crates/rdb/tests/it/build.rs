@@ -1,6 +1,6 @@
 //! Builds RDB bytes by hand, and reads them back.
 
-use rdb::{DumpSummary, DumpValidator, Error, KeySummary, Report, Sink, Type, Validator};
+use rdb::{DumpSummary, DumpValidator, Error, Family, KeySummary, Report, Sink, Type, Validator};
 
 /// A string to be packed: as text, or as an integer.
 #[derive(Clone, Copy)]
@@ -206,6 +206,12 @@ pub fn stream(generation: u8, seen: u8) -> Vec<u8> {
         out.extend(length(1));
     }
     out.extend(numbers(&[0, 0]));
+    if generation >= 4 {
+        // Seconds and ids remembered; one producer with one message; ids added and refused.
+        out.extend(numbers(&[100, 100, 1]));
+        out.extend([string(b"producer"), length(1), string(b"message")].concat());
+        out.extend(numbers(&[2000, 9, 1, 0]));
+    }
     out
 }
 
@@ -241,6 +247,7 @@ pub struct Key {
     pub type_code: u8,
     pub expire_at_ms: Option<i64>,
     pub elements: u64,
+    pub expiring: u64,
     pub bytes: u64,
     pub digest: rdb::Digest,
     pub offset: u64,
@@ -261,6 +268,7 @@ impl Sink for Keys {
             type_code: key.type_code,
             expire_at_ms: key.expire_at_ms,
             elements: key.elements,
+            expiring: key.expiring_elements,
             bytes: key.bytes,
             digest: key.value_digest,
             offset: key.offset,
@@ -281,7 +289,8 @@ pub fn read<'a>(chunks: impl IntoIterator<Item = &'a [u8]>) -> Result<(Report, K
 }
 
 pub fn read_dump(bytes: &[u8], chunk: usize) -> Result<DumpSummary, Error> {
-    let mut validator = DumpValidator::new(bytes.len() as u64);
+    let family = Family::of_footer(bytes).unwrap_or(Family::Redis);
+    let mut validator = DumpValidator::new(bytes.len() as u64, family);
     for piece in bytes.chunks(chunk) {
         validator.feed(piece)?;
     }
@@ -353,19 +362,116 @@ pub fn values() -> Vec<(u8, Vec<u8>)> {
         (19, stream(2, 3)),
         (20, string(&listpack(&items))),
         (21, stream(3, 3)),
+        (7, module_value(b"ReJSON-RL")),
+        (22, expiring_hash(22, Family::Redis)),
+        (23, expiring_hash(23, Family::Redis)),
+        (24, expiring_hash(24, Family::Redis)),
+        (25, expiring_hash(25, Family::Redis)),
+        (26, stream(4, 3)),
     ]
+}
+
+/// The time at which the first field of [`expiring_hash`] expires.
+pub const FIELD_EXPIRES_AT: u64 = 1_900_000_000_000;
+
+/// A hash of four fields, the first two of which expire, in an encoding of one family.
+pub fn expiring_hash(code: u8, family: Family) -> Vec<u8> {
+    use E::{I, S};
+    let at = FIELD_EXPIRES_AT;
+    let fields: [(&[u8], &[u8], u64); 4] = [
+        (b"soon", b"1", at),
+        (b"later", b"text", at + 5000),
+        (b"never", b"", 0),
+        (b"4", b"four", 0),
+    ];
+    let packed: Vec<E<'_>> = fields
+        .iter()
+        .flat_map(|(field, value, at)| {
+            let field = if *field == b"4" { I(4) } else { S(field) };
+            let value = if *value == b"1" { I(1) } else { S(value) };
+            [field, value, I(*at as i64)]
+        })
+        .collect();
+    let plain = |place: fn(&[u8], &[u8], u64) -> Vec<u8>| {
+        counted(4, &fields.map(|(field, value, at)| place(field, value, at)))
+    };
+    match (code, family) {
+        (22, Family::Valkey) => plain(|field, value, at| {
+            let at = if at == 0 { -1 } else { at as i64 };
+            [string(field), string(value), at.to_le_bytes().to_vec()].concat()
+        }),
+        (22, Family::Redis) => plain(|field, value, at| [length(at), string(field), string(value)].concat()),
+        (23, _) => string(&listpack(&packed)),
+        (24, _) => {
+            let fields = plain(|field, value, at| {
+                let left = if at == 0 { 0 } else { at - FIELD_EXPIRES_AT + 1 };
+                [length(left), string(field), string(value)].concat()
+            });
+            [&at.to_le_bytes()[..], &fields].concat()
+        }
+        (25, _) => [&at.to_le_bytes()[..], &string(&listpack(&packed))].concat(),
+        _ => panic!("type {code} has no field expiry"),
+    }
+}
+
+/// The id of a module's type, of version 3.
+pub fn module_id(name: &[u8; 9]) -> u64 {
+    let letters = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let place = |letter| letters.iter().position(|known| known == letter).unwrap() as u64;
+    name.iter().fold(0, |id, letter| id << 6 | place(letter)) << 10 | 3
+}
+
+/// Parts of every kind, and the end mark.
+pub fn module_parts() -> Vec<u8> {
+    let long = vec![b'm'; 200];
+    [
+        &[1, 7, 2, 0x40, 200, 3][..],
+        &1.5f32.to_le_bytes(),
+        &[4],
+        &2.5f64.to_le_bytes(),
+        &[5],
+        &string(b"text"),
+        &[5],
+        &string(&long),
+        &[0],
+    ]
+    .concat()
+}
+
+pub fn module_value(name: &[u8; 9]) -> Vec<u8> {
+    [length(module_id(name)), module_parts()].concat()
+}
+
+/// Data of a module outside of keys.
+pub fn module_aux(name: &[u8; 9]) -> Vec<u8> {
+    [&[247], &length(module_id(name))[..], &[2, 1], &module_parts()].concat()
+}
+
+/// A whole file with the magic of a family.
+pub fn file_of(family: Family, version: u32, body: &[u8]) -> Vec<u8> {
+    let header = match family {
+        Family::Redis => format!("REDIS{version:04}"),
+        Family::Valkey => format!("VALKEY{version:03}"),
+    };
+    sealed(&[header.as_bytes(), body, &[255]].concat())
+}
+
+/// Bytes and their checksum.
+pub fn sealed(bytes: &[u8]) -> Vec<u8> {
+    [bytes, &rdb::crc64(bytes).to_le_bytes()].concat()
 }
 
 /// One key of every encoding, in two databases, with expiry, idle time, frequency, AUX fields and functions.
 pub fn all_types() -> Vec<u8> {
     let keys = values();
     let mut body = [&[250], &string(b"redis-ver")[..], &string(b"7.0.15")].concat();
+    body.extend(module_aux(b"Aux-only0"));
     body.extend([&[250], &string(b"ctime")[..], &[0xc2, 0, 0, 0, 0x60]].concat());
     body.extend(
         [
             &[245],
             &string(b"#!lua name=lib\nreturn 1")[..],
-            &[254, 0, 251, 63, 63],
+            &[254, 0, 251, 63, 63, 244, 0x7f, 0xff, 5, 0],
         ]
         .concat(),
     );

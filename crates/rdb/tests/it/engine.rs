@@ -254,6 +254,7 @@ fn census_and_digests_of_real_dumps_agree_with_the_engine_and_with_each_other() 
             rdb::Type::ZSet => b"ZCARD",
             rdb::Type::Hash => b"HLEN",
             rdb::Type::Stream => b"XLEN",
+            rdb::Type::Module => panic!("the engine has no modules"),
         };
         assert_eq!(
             engine.run(&[count, &key.key]),
@@ -307,7 +308,8 @@ fn digest_survives_a_change_of_encoding_inside_the_engine() {
 fn engine_reads_every_old_encoding_as_the_same_value() {
     let mut engine = Engine::start("restores");
     let mut converted = 0;
-    for (code, value) in values().into_iter().filter(|(code, _)| *code <= 19) {
+    // The engine has no modules, and no later encodings.
+    for (code, value) in values().into_iter().filter(|(code, _)| *code <= 19 && *code != 7) {
         let payload = dump_of(10, code, &value);
         let ours = read_dump(&payload, 100).unwrap();
         engine.run(&[b"RESTORE", b"key", b"0", &payload, b"REPLACE"]);

@@ -4,8 +4,16 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod build;
+mod corpus;
+mod coverage;
+
 mod damage;
 mod encodings;
 mod engine;
+mod fixtures;
+
 mod memory;
 mod refusals;
+
+mod values;
+mod versions;

@@ -54,7 +54,7 @@ fn string_of_600_mb_is_not_buffered_whatever_its_encoding() {
     ]
     .concat();
     payload.extend(rdb::crc64(&payload).to_le_bytes());
-    let mut validator = DumpValidator::new(payload.len() as u64);
+    let mut validator = DumpValidator::new(payload.len() as u64, rdb::Family::Redis);
     for chunk in payload.chunks(10_007) {
         validator.feed(chunk).unwrap();
         assert!(validator.buffered_bytes() < BUFFERED_MAX);

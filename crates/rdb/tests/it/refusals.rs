@@ -2,7 +2,7 @@
 
 use crate::build::*;
 use E::{I, S};
-use rdb::{Error, ErrorKind};
+use rdb::{Error, ErrorKind, Family};
 
 fn error(code: u8, value: &[u8]) -> Error {
     let bytes = file(11, &entry(code, b"key", value));
@@ -30,30 +30,45 @@ fn headers_of_other_formats_and_versions_are_refused_by_name() {
     let kind = |bytes: &[u8]| read([bytes]).unwrap_err().kind;
     assert_eq!(kind(b"RIDES0010"), ErrorKind::BadMagic);
     assert_eq!(kind(b"REDIS001x"), ErrorKind::BadMagic);
-    for (header, version) in [
-        (b"REDIS0012", 12),
-        (b"REDIS0000", 0),
-        (b"REDIS9999", 9999),
-        (b"VALKEY080", 80),
+    for (header, family, version, origin) in [
+        (b"REDIS0000", Family::Redis, 0, "which no known engine writes"),
+        (b"REDIS0014", Family::Redis, 14, "written by Redis 8.8"),
+        (b"REDIS0015", Family::Redis, 15, "written by Redis 8.10"),
+        (b"REDIS0080", Family::Redis, 80, "a number of Valkey"),
+        (b"REDIS9999", Family::Redis, 9999, "which no known engine writes"),
+        (b"VALKEY011", Family::Valkey, 11, "under the magic REDIS"),
+        (b"VALKEY079", Family::Valkey, 79, "which no known engine writes"),
+        (b"VALKEY081", Family::Valkey, 81, "written by Valkey 9.2"),
     ] {
-        assert_eq!(kind(header), ErrorKind::UnsupportedVersion { version });
+        let error = kind(header);
+        assert_eq!(error, ErrorKind::UnsupportedVersion { family, version });
+        let text = error.to_string();
+        assert!(
+            text.contains(&version.to_string()) && text.contains(origin),
+            "{text}"
+        );
     }
 }
 
 #[test]
-fn modules_slots_and_unknown_codes_are_refused_by_number_at_their_offset() {
-    for (code, name) in [
-        (6, "unsupported"),
-        (7, "unsupported"),
-        (8, "unknown_type"),
-        (24, "unsupported"),
-        (100, "unknown_type"),
-        (242, "unknown_opcode"),
-        (244, "unsupported"),
-        (246, "unsupported"),
-        (247, "unsupported"),
+fn later_and_unknown_codes_are_refused_by_number_at_their_offset() {
+    use Family::{Redis, Valkey};
+    for (family, version, code, name) in [
+        (Redis, 13, 6, "unsupported"),
+        (Redis, 13, 8, "unknown_type"),
+        (Redis, 13, 27, "unsupported"),
+        (Redis, 13, 28, "unsupported"),
+        (Redis, 13, 100, "unknown_type"),
+        (Redis, 13, 242, "unknown_opcode"),
+        (Redis, 13, 243, "unsupported"),
+        (Valkey, 80, 6, "unsupported"),
+        (Valkey, 80, 23, "unsupported"),
+        (Valkey, 80, 24, "unsupported"),
+        (Valkey, 80, 26, "unsupported"),
+        (Valkey, 80, 242, "unsupported"),
+        (Valkey, 80, 241, "unknown_opcode"),
     ] {
-        let bytes = file(11, &[&[254, 0, code][..], &[0; 20]].concat());
+        let bytes = file_of(family, version, &[&[254, 0, code][..], &[0; 20]].concat());
         let error = read([&bytes[..]]).unwrap_err();
         assert_eq!((error.kind.name(), error.offset), (name, 11), "code {code}");
         assert!(error.to_string().contains(&code.to_string()));
@@ -264,10 +279,8 @@ fn wrong_stream_length_is_a_warning() {
     let (report, keys) = read([&file(10, &entry(15, b"key", &value))[..]]).unwrap();
     assert_eq!((report.warning_count, keys.keys[0].elements), (1, 4));
     assert_eq!(report.warnings[0].what, "stream length differs from its entries");
-    assert_eq!(
-        (report.warnings[0].offset, report.warnings[0].key.prefix.as_str()),
-        (9, "key")
-    );
+    let key = report.warnings[0].key.as_ref().unwrap();
+    assert_eq!((report.warnings[0].offset, key.prefix.as_str()), (9, "key"));
 }
 
 #[test]
@@ -278,7 +291,7 @@ fn expiry_without_a_key_is_refused() {
         &[248, 1],
         &[249, 1],
     ] {
-        for next in [&[][..], &[254, 0], &[250, 0, 0]] {
+        for next in [&[][..], &[254, 0], &[244, 0, 0, 0]] {
             let bytes = file(11, &[opcodes, next].concat());
             let error = read([&bytes[..]]).unwrap_err();
             assert_eq!(error.kind.name(), "malformed");

@@ -1,4 +1,6 @@
-//! `cachekeep inspect FILE`: validates an RDB file and says what is in it.
+//! `cachekeep inspect FILE`: validates an RDB file and says what is in it, in one pass and bounded memory.
+
+mod survey;
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -8,6 +10,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::{Global, Output};
+use survey::{Survey, TTL_NAMES, shown};
 
 /// Validate an RDB file to its last byte and say what is in it
 #[derive(Args)]
@@ -21,7 +24,7 @@ pub(crate) struct Inspect {
 }
 
 /// Bytes read at once.
-const CHUNK_BYTES: usize = 1024 * 1024;
+pub(super) const CHUNK_BYTES: usize = 1024 * 1024;
 
 /// Runs the verb.
 pub(crate) fn run(global: &Global, verb: &Inspect) -> ExitCode {
@@ -49,23 +52,19 @@ pub(crate) fn run(global: &Global, verb: &Inspect) -> ExitCode {
     }
 }
 
-/// What was seen until the first error: keys and the header are told even of a broken file.
-#[derive(Default)]
-struct Seen {
-    keys: u64,
-    expires: u64,
-}
-
-impl rdb::Sink for Seen {
-    fn key(&mut self, key: &rdb::KeySummary<'_>) {
-        self.keys += 1;
-        self.expires += u64::from(key.expire_at_ms.is_some());
-    }
+/// A validator as the command line wants it: bytes behind the end are told and not refused, as engines do, and
+/// every key is compared with every other where the system's folder for such takes a file.
+pub(super) fn validator() -> rdb::Validator {
+    let exact = engine::SpillFile::validator(&std::env::temp_dir());
+    exact
+        .unwrap_or_else(|_| rdb::Validator::new())
+        .accept_trailing_bytes()
 }
 
 fn examine(source: &mut dyn Read) -> std::io::Result<Value> {
-    let mut validator = rdb::Validator::new();
-    let mut seen = Seen::default();
+    let mut validator = validator();
+    // Keys and the header are told even of a broken file.
+    let mut seen = Survey::default();
     let mut head = Vec::new();
     let mut buffer = vec![0; CHUNK_BYTES];
     let outcome = loop {
@@ -79,48 +78,99 @@ fn examine(source: &mut dyn Read) -> std::io::Result<Value> {
             break Err(error);
         }
     };
-    let (magic, version) = head_of(&head);
-    Ok(match outcome {
-        Ok(report) => {
-            let dbs: Vec<Value> = report
-                .census
-                .dbs
-                .iter()
-                .map(|(db, census)| {
-                    let types: serde_json::Map<String, Value> = census
-                        .types
-                        .iter()
-                        .map(|(kind, seen)| {
-                            (
-                                kind.name().to_owned(),
-                                json!({"keys": seen.keys, "elements": seen.elements, "bytes": seen.bytes}),
-                            )
-                        })
-                        .collect();
-                    json!({"db": db, "keys": census.keys, "expires": census.expires, "types": types,
-                           "digest": crate::secrets::hex(&census.digest)})
-                })
-                .collect();
-            let aux: serde_json::Map<String, Value> = report
-                .aux
-                .iter()
-                .map(|(name, value)| {
-                    (
-                        String::from_utf8_lossy(name).into_owned(),
-                        json!(String::from_utf8_lossy(value)),
-                    )
-                })
-                .collect();
-            json!({"magic": report.magic, "rdb_version": report.rdb_version, "valid": true, "keys": seen.keys,
-                   "expires": seen.expires, "bytes": report.bytes, "functions": report.functions.len(),
-                   "checksum": match report.checksum { rdb::Checksum::Verified(_) => "verified", rdb::Checksum::Disabled => "disabled" },
-                   "aux": aux, "dbs": dbs, "error": null})
-        }
-        Err(error) => {
-            json!({"magic": magic, "rdb_version": version, "valid": false, "keys": seen.keys, "expires": seen.expires,
-                   "error": {"offset": error.offset, "kind": error.kind.name(), "message": error.to_string()}})
-        }
-    })
+    match outcome {
+        Ok(report) => Ok(valid(&report, seen)),
+        Err(error) => match error.kind {
+            rdb::ErrorKind::Spill { .. } => Err(std::io::Error::other(error)),
+            _ => {
+                let (magic, version) = head_of(&head);
+                Ok(
+                    json!({"magic": magic, "rdb_version": version, "valid": false, "keys": seen.keys, "expires": seen.expires,
+                           "error": {"offset": error.offset, "kind": error.kind.name(), "message": error.to_string(),
+                                     "db": error.db, "key": error.key.as_ref().map(|key| shown(key.prefix.as_bytes())),
+                                     "type_code": error.type_code}}),
+                )
+            }
+        },
+    }
+}
+
+fn valid(report: &rdb::Report, seen: Survey) -> Value {
+    let dbs: Vec<Value> = report
+        .census
+        .dbs
+        .iter()
+        .map(|(db, census)| database(*db, census))
+        .collect();
+    let aux: serde_json::Map<String, Value> = report
+        .aux
+        .iter()
+        .map(|(name, value)| {
+            (
+                String::from_utf8_lossy(name).into_owned(),
+                json!(String::from_utf8_lossy(value)),
+            )
+        })
+        .collect();
+    let functions: Vec<Value> = report
+        .functions
+        .iter()
+        .map(|of| json!({"name": of.name, "engine": of.engine, "bytes": of.code_bytes}))
+        .collect();
+    let modules: Vec<Value> = report
+        .modules
+        .iter()
+        .map(|of| json!({"name": of.name, "version": of.version, "keys": of.values, "aux": of.aux}))
+        .collect();
+    let imports: Vec<Value> = report
+        .slot_imports
+        .iter()
+        .map(|of| json!({"job": shown(of.job.as_bytes()), "slots": of.slots}))
+        .collect();
+    let warnings: Vec<Value> = report
+        .warnings
+        .iter()
+        .map(|of| {
+            json!({"offset": of.offset, "db": of.db, "what": of.what,
+                   "key": of.key.as_ref().map(|key| shown(key.prefix.as_bytes()))})
+        })
+        .collect();
+    let checksum = match report.checksum {
+        rdb::Checksum::Verified(_) => "verified",
+        rdb::Checksum::Disabled => "disabled",
+    };
+    let duplicate_keys = match report.distinctness {
+        rdb::Distinctness::Proven => "none",
+        rdb::Distinctness::FirstKeysOnly => "none among the first keys",
+    };
+    json!({"magic": report.magic, "rdb_version": report.rdb_version, "valid": true, "keys": seen.keys,
+           "expires": seen.expires, "expiring_fields": seen.expiring_fields, "bytes": report.bytes,
+           "trailing_bytes": report.trailing_bytes, "functions": functions.len(), "libraries": functions,
+           "modules": modules, "slot_infos": report.slot_infos, "slot_imports": imports, "checksum": checksum,
+           "duplicate_keys": duplicate_keys, "warning_count": report.warning_count, "warnings": warnings,
+           "aux": aux, "dbs": dbs, "sizes": seen.sizes(), "prefixes": seen.prefixes(), "biggest": seen.biggest(),
+           "error": null})
+}
+
+fn database(db: u32, census: &rdb::DbCensus) -> Value {
+    let types: serde_json::Map<String, Value> = census
+        .types
+        .iter()
+        .map(|(kind, seen)| {
+            (
+                kind.name().to_owned(),
+                json!({"keys": seen.keys, "elements": seen.elements, "expiring_elements": seen.expiring_elements,
+                       "bytes": seen.bytes}),
+            )
+        })
+        .collect();
+    let classes = TTL_NAMES.iter().zip(census.ttl.buckets);
+    let ttl: Vec<Value> = classes
+        .map(|(name, keys)| json!({"left": name, "keys": keys}))
+        .collect();
+    json!({"db": db, "keys": census.keys, "expires": census.expires, "types": types,
+           "ttl": {"earliest": census.ttl.min_ms, "latest": census.ttl.max_ms, "left": ttl},
+           "digest": crate::secrets::hex(&census.digest)})
 }
 
 fn head_of(head: &[u8]) -> (Value, Value) {
@@ -156,13 +206,35 @@ fn print_table(seen: &Value) {
         seen["bytes"],
         seen["checksum"].as_str().unwrap_or_default()
     );
-    let mut table = comfy_table::Table::new();
-    table
-        .load_style(comfy_table::presets::UTF8_FULL_CONDENSED)
-        .set_header(["db", "type", "keys", "elements", "bytes"]);
+    for module in seen["modules"].as_array().into_iter().flatten() {
+        let (name, keys, aux) = (&module["name"], &module["keys"], &module["aux"]);
+        let name = name.as_str().unwrap_or_default();
+        println!(
+            "module type {name}: {keys} keys and {aux} other data, skipped; only an engine with it loads the file"
+        );
+    }
+    for import in seen["slot_imports"].as_array().into_iter().flatten() {
+        println!(
+            "slots on the move: {} in job {}; an engine outside of a cluster ends itself when it loads the file",
+            import["slots"],
+            import["job"].as_str().unwrap_or_default()
+        );
+    }
+    if seen["trailing_bytes"] != 0 {
+        println!(
+            "{} bytes after the end were not looked at",
+            seen["trailing_bytes"]
+        );
+    }
+    for warning in seen["warnings"].as_array().into_iter().flatten() {
+        let what = warning["what"].as_str().unwrap_or_default();
+        let key = warning["key"].as_str().unwrap_or_default();
+        println!("warning: {what} at byte {} {key}", warning["offset"]);
+    }
+    let mut rows = Vec::new();
     for db in seen["dbs"].as_array().into_iter().flatten() {
         for (kind, types) in db["types"].as_object().into_iter().flatten() {
-            table.add_row([
+            rows.push(vec![
                 db["db"].to_string(),
                 kind.clone(),
                 types["keys"].to_string(),
@@ -170,6 +242,39 @@ fn print_table(seen: &Value) {
                 types["bytes"].to_string(),
             ]);
         }
+    }
+    print_rows(&["db", "type", "keys", "elements", "bytes"], rows);
+    let columns = |list: &Value, names: &[&str]| -> Vec<Vec<String>> {
+        let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let rows = list.as_array().into_iter().flatten();
+        rows.map(|row| names.iter().map(|name| text(&row[name])).collect())
+            .collect()
+    };
+    for (list, names) in [
+        ("prefixes", &["prefix", "keys", "elements", "bytes"][..]),
+        ("sizes", &["size", "keys"]),
+        ("biggest", &["db", "key", "type", "elements", "bytes"]),
+    ] {
+        print_rows(names, columns(&seen[list], names));
+    }
+    for db in seen["dbs"].as_array().into_iter().flatten() {
+        if db["expires"] != 0 {
+            println!("time left in db {}:", db["db"]);
+            print_rows(&["left", "keys"], columns(&db["ttl"]["left"], &["left", "keys"]));
+        }
+    }
+}
+
+fn print_rows(header: &[&str], rows: Vec<Vec<String>>) {
+    if rows.is_empty() {
+        return;
+    }
+    let mut table = comfy_table::Table::new();
+    table
+        .load_style(comfy_table::presets::UTF8_FULL_CONDENSED)
+        .set_header(header.to_vec());
+    for row in rows {
+        table.add_row(row);
     }
     println!("{table}");
 }

@@ -2,6 +2,7 @@
 
 mod admin;
 mod client;
+mod export;
 mod inspect;
 mod remote;
 mod storage;
@@ -92,6 +93,10 @@ enum Verb {
     Restore(remote::RestoreVerb),
     /// Validate an RDB file to its last byte and say what is in it
     Inspect(inspect::Inspect),
+    /// Write the content of an RDB file as JSON
+    Export(export::Export),
+    /// Show one key of an RDB file
+    Get(export::Get),
     /// Answer every request with the same bytes: the bare route that benchmarks compare with
     #[command(hide = true)]
     BenchEcho(BenchEcho),
@@ -190,6 +195,8 @@ pub fn main() -> ExitCode {
         Verb::Backup(verb) => remote::backup(&global, &verb),
         Verb::Restore(verb) => remote::restore(&global, &verb),
         Verb::Inspect(verb) => Ok(inspect::run(&global, &verb)),
+        Verb::Export(verb) => Ok(export::run(&verb)),
+        Verb::Get(verb) => Ok(export::get(&verb)),
         Verb::BenchEcho(verb) => bench_echo(&verb).map(|()| ExitCode::SUCCESS),
     };
     match done {

@@ -1,0 +1,303 @@
+//! `cachekeep export FILE` and `cachekeep get FILE KEY`: the content of an RDB file as JSON.
+//!
+//! The file is read twice. The first pass validates it to its last byte, so that nothing is written of a file
+//! that is not valid; the second writes. Memory is bounded whatever the file holds, see [`json`].
+
+mod glob;
+mod json;
+mod text;
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{BufWriter, Seek, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, ValueEnum};
+
+use super::inspect::validator;
+use json::{Document, Selection};
+
+/// Write the content of an RDB file as JSON
+#[derive(Args)]
+#[command(
+    after_help = "The file is validated to its last byte before anything is written.\n\
+    Strings that are not printable UTF-8 are written as {\"b64\": ...}, scores as text, times in Unix milliseconds.\n\n\
+    Exit status: 0 written, 1 the file is invalid, 2 usage or a file cannot be read or written.\n\nExamples:\n  \
+    cachekeep export dump.rdb --format json\n  \
+    cachekeep export dump.rdb --format json --db 0 --key 'user:*' --type hash --to users.json"
+)]
+pub(crate) struct Export {
+    /// The file
+    file: PathBuf,
+    /// The form of the result
+    #[arg(long, value_enum, default_value_t = Format::Json)]
+    format: Format,
+    /// Only keys of this database
+    #[arg(long, value_name = "N")]
+    db: Option<u32>,
+    /// Only keys that match, as KEYS matches: * ? [a-z] and backslash
+    #[arg(long, value_name = "GLOB")]
+    key: Option<String>,
+    /// Only values of this type
+    #[arg(long = "type", value_name = "TYPE", value_parser = type_by_name)]
+    kind: Option<rdb::Type>,
+    /// Write to this file instead of standard output; it appears when it is complete
+    #[arg(long, value_name = "FILE")]
+    to: Option<PathBuf>,
+}
+
+/// Show one key of an RDB file
+#[derive(Args)]
+#[command(
+    after_help = "Exit status: 0 shown, 1 the file is invalid or has no such key, 2 usage or the file cannot be read.\n\n\
+    Example:\n  cachekeep get dump.rdb user:1 --db 0"
+)]
+pub(crate) struct Get {
+    /// The file
+    file: PathBuf,
+    /// The key
+    key: String,
+    /// Its database
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    db: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Json,
+}
+
+fn type_by_name(name: &str) -> Result<rdb::Type, String> {
+    let known = rdb::Type::ALL.into_iter().find(|kind| kind.name() == name);
+    known.ok_or_else(|| {
+        format!(
+            "one of {} is wanted",
+            rdb::Type::ALL.map(rdb::Type::name).join(", ")
+        )
+    })
+}
+
+/// Why nothing, or not everything, was written.
+enum Stop {
+    /// The file is not valid.
+    Invalid(rdb::Error),
+    /// A value has a part that cannot be written in bounded memory.
+    TooBig(String),
+    /// A file cannot be read or written.
+    Io(String),
+}
+
+impl Stop {
+    fn code(&self) -> ExitCode {
+        match self {
+            Self::Invalid(_) | Self::TooBig(_) => ExitCode::FAILURE,
+            Self::Io(_) => ExitCode::from(2),
+        }
+    }
+}
+
+impl std::fmt::Display for Stop {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Invalid(error) => write!(f, "{error}"),
+            Self::TooBig(what) | Self::Io(what) => f.write_str(what),
+        }
+    }
+}
+
+/// Runs `export`.
+pub(crate) fn run(verb: &Export) -> ExitCode {
+    let Format::Json = verb.format;
+    let selection = Selection {
+        db: verb.db,
+        glob: verb.key.clone().map(String::into_bytes),
+        exact: None,
+        kind: verb.kind,
+    };
+    let done = open(&verb.file).and_then(|mut file| {
+        let survey = survey(&mut file, &verb.file)?;
+        match &verb.to {
+            None => {
+                let out = BufWriter::new(std::io::stdout().lock());
+                write_document(&mut file, &survey, selection, out).map(drop)
+            }
+            Some(to) => write_file(&mut file, &survey, selection, to).map(drop),
+        }
+    });
+    report(&verb.file, done.map(|()| ExitCode::SUCCESS))
+}
+
+/// Runs `get`.
+pub(crate) fn get(verb: &Get) -> ExitCode {
+    let selection = Selection {
+        db: Some(verb.db),
+        glob: None,
+        exact: Some(verb.key.clone().into_bytes()),
+        kind: None,
+    };
+    let done = open(&verb.file).and_then(|mut file| {
+        survey(&mut file, &verb.file)?;
+        let document = Document::bare(BufWriter::new(std::io::stdout().lock()), selection);
+        let document = pass(&mut file, document)?;
+        let keys = document.keys();
+        document.flush().map_err(cannot_write)?;
+        Ok(keys)
+    });
+    let found = done.map(|keys| match keys {
+        0 => {
+            eprintln!(
+                "cachekeep: {}: no such key in db {}",
+                verb.file.display(),
+                verb.db
+            );
+            ExitCode::FAILURE
+        }
+        _ => ExitCode::SUCCESS,
+    });
+    report(&verb.file, found)
+}
+
+fn report(file: &Path, done: Result<ExitCode, Stop>) -> ExitCode {
+    match done {
+        Ok(code) => code,
+        Err(stop) => {
+            eprintln!("cachekeep: {}: {stop}", file.display());
+            stop.code()
+        }
+    }
+}
+
+fn open(path: &Path) -> Result<File, Stop> {
+    let file = File::open(path).map_err(|e| Stop::Io(format!("cannot open: {e}")))?;
+    // The file is read twice: what can be read once only is no input.
+    match file.metadata() {
+        Ok(about) if about.is_file() => Ok(file),
+        _ => Err(Stop::Io("a file is wanted, which can be read twice".to_owned())),
+    }
+}
+
+fn cannot_write(error: std::io::Error) -> Stop {
+    Stop::Io(format!("cannot write the result, which is incomplete: {error}"))
+}
+
+/// What must be known before the first byte is written.
+struct Survey {
+    has_functions: bool,
+    /// Databases whose keys do not stand together: each gets a pass of its own.
+    scattered: Option<BTreeSet<u32>>,
+}
+
+/// The order of databases.
+#[derive(Default)]
+struct Order {
+    dbs: BTreeSet<u32>,
+    last: Option<u32>,
+    is_scattered: bool,
+}
+
+impl rdb::Sink for Order {
+    fn key(&mut self, key: &rdb::KeySummary<'_>) {
+        if self.last != Some(key.db) {
+            self.last = Some(key.db);
+            self.is_scattered |= !self.dbs.insert(key.db);
+        }
+    }
+}
+
+/// Validates the whole file.
+fn survey(file: &mut File, path: &Path) -> Result<Survey, Stop> {
+    let mut order = Order::default();
+    let report = read_through(file, &mut order, |_| Ok(()))?;
+    if report.trailing_bytes > 0 {
+        let after = report.trailing_bytes;
+        eprintln!(
+            "cachekeep: {}: {after} bytes after the end are not looked at",
+            path.display()
+        );
+    }
+    for module in &report.modules {
+        let name = &module.name;
+        eprintln!(
+            "cachekeep: {}: values of module type {name} are left out",
+            path.display()
+        );
+    }
+    Ok(Survey {
+        has_functions: !report.functions.is_empty(),
+        scattered: order.is_scattered.then_some(order.dbs),
+    })
+}
+
+/// Reads a file from its start to its end; `check` is asked after every piece.
+fn read_through<S: rdb::Sink>(
+    file: &mut File,
+    sink: &mut S,
+    check: impl Fn(&mut S) -> Result<(), Stop>,
+) -> Result<rdb::Report, Stop> {
+    let cannot_read = |e: std::io::Error| Stop::Io(format!("cannot read: {e}"));
+    file.rewind().map_err(cannot_read)?;
+    let mut validator = validator();
+    let mut buffer = vec![0; super::inspect::CHUNK_BYTES];
+    loop {
+        let count = std::io::Read::read(file, &mut buffer).map_err(cannot_read)?;
+        if count == 0 {
+            return validator.finish().map_err(Stop::Invalid);
+        }
+        validator.feed(&buffer[..count], sink).map_err(Stop::Invalid)?;
+        check(sink)?;
+    }
+}
+
+fn pass<W: Write>(file: &mut File, mut document: Document<W>) -> Result<Document<W>, Stop> {
+    read_through(file, &mut document, |document| match document.failure() {
+        None => Ok(()),
+        Some(json::Failure::Write(error)) => Err(cannot_write(error)),
+        Some(json::Failure::TooBig(what)) => {
+            Err(Stop::TooBig(format!("{what}; what was written is incomplete")))
+        }
+    })?;
+    Ok(document)
+}
+
+fn write_document<W: Write>(
+    file: &mut File,
+    survey: &Survey,
+    selection: Selection,
+    out: W,
+) -> Result<W, Stop> {
+    let mut document = Document::new(out, selection).map_err(cannot_write)?;
+    match &survey.scattered {
+        None => document = pass(file, document)?,
+        Some(dbs) => {
+            for db in dbs {
+                document.only_db(*db);
+                document = pass(file, document)?;
+            }
+        }
+    }
+    document.end_keys().map_err(cannot_write)?;
+    if survey.has_functions {
+        document.begin_functions().map_err(cannot_write)?;
+        document = pass(file, document)?;
+    }
+    document.finish().map_err(cannot_write)
+}
+
+/// Writes beside the file, which gets its name when it is complete.
+fn write_file(file: &mut File, survey: &Survey, selection: Selection, to: &Path) -> Result<File, Stop> {
+    let mut name = to.file_name().unwrap_or_default().to_owned();
+    name.push(".incomplete");
+    let beside = to.with_file_name(name);
+    let out = File::create(&beside).map_err(cannot_write)?;
+    let written = write_document(file, survey, selection, BufWriter::new(out)).and_then(|out| {
+        let out = out.into_inner().map_err(|e| cannot_write(e.into_error()))?;
+        out.sync_all().map_err(cannot_write)?;
+        std::fs::rename(&beside, to).map_err(cannot_write)?;
+        Ok(out)
+    });
+    if written.is_err() {
+        let _gone_or_never_there = std::fs::remove_file(&beside);
+    }
+    written
+}
