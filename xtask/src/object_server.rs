@@ -1,4 +1,5 @@
-//! A real S3 server of the test's own: moto, out of `.venv`, on a free loopback port, in memory, gone on drop.
+//! A real S3 server of the test's own on a free loopback port, gone on drop: moto out of `.venv`, in memory, or s3s-fs
+//! out of `.tools`, in a scratch folder.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -6,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::Stop;
+use crate::scratch::Scratch;
 use crate::setup::repository;
 
 /// How long it may take to start: Python imports some hundred files, on a machine that may be busy.
@@ -15,6 +17,8 @@ const START_TIME: Duration = Duration::from_secs(60);
 pub struct ObjectServer {
     child: Child,
     address: SocketAddr,
+    /// Where s3s-fs keeps its objects.
+    _folder: Option<Scratch>,
 }
 
 impl ObjectServer {
@@ -57,9 +61,46 @@ impl ObjectServer {
             .stderr(Stdio::null())
             .spawn()
             .map_err(|e| Stop::new(format!("cannot start {}: {e}", program.display())))?;
-        let mut server = Self { child, address };
+        let mut server = Self {
+            child,
+            address,
+            _folder: None,
+        };
         server.wait_until_ready()?;
         server.make_bucket(bucket)?;
+        Ok(server)
+    }
+
+    /// Starts s3s-fs, which checks signatures, with an empty bucket of this name and one pair of keys.
+    ///
+    /// # Errors
+    /// As [`ObjectServer::start`].
+    pub fn start_checking(bucket: &str, access_key: &str, secret_key: &str) -> Result<Self, Stop> {
+        let program = crate::setup::s3s_fs();
+        if !program.is_file() {
+            return Err(
+                Stop::new(format!("the second S3 server is missing: {}", program.display()))
+                    .advice("cargo xtask setup long   builds it (s3s-fs, some minutes)"),
+            );
+        }
+        let folder = Scratch::new("s3s")?;
+        std::fs::create_dir(folder.path().join(bucket))?;
+        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let child = Command::new(&program)
+            .args(["--host", "127.0.0.1", "--port", &address.port().to_string()])
+            .args(["--access-key", access_key, "--secret-key", secret_key])
+            .arg(folder.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|e| Stop::new(format!("cannot start {}: {e}", program.display())))?;
+        let mut server = Self {
+            child,
+            address,
+            _folder: Some(folder),
+        };
+        server.wait_until_ready()?;
         Ok(server)
     }
 

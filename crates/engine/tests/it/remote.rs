@@ -280,15 +280,40 @@ fn back_up_and_restore(bench: &mut Bench, sound: &Store, prefix: String, outcome
 /// what a sound connection shows.
 #[test]
 fn a_fifth_of_all_requests_spoilt_makes_no_lie() {
+    back_up_on_a_bad_network(&server(), if is_long() { 125 } else { 5 });
+}
+
+/// s3s-fs checks signatures and keeps files; its build takes minutes, so it is asked in the long form only.
+#[test]
+fn another_server_that_checks_signatures_is_served_as_well() {
+    if !is_long() {
+        return;
+    }
+    let server = ObjectServer::start_checking(BUCKET, "THE-ACCESS-KEY", "the-secret-half");
+    let server = server.unwrap_or_else(|stop| panic!("{stop}"));
+    for finding in store(&server).probe("probe/x") {
+        finding.outcome.unwrap();
+    }
+    let mut stranger = spec(server.address());
+    stranger.secret_key = Secret::new("not-the-secret-half");
+    let error = Store::open_remote(&stranger, QUICK)
+        .unwrap()
+        .put("x", b"x")
+        .unwrap_err();
+    assert_eq!(error.kind, Kind::StoreAccess, "{}", engine::chain(&error));
+    back_up_on_a_bad_network(&server, 25);
+}
+
+fn is_long() -> bool {
+    std::env::var_os("CACHEKEEP_TEST_LONG").is_some_and(|value| value == "1")
+}
+
+/// Four engines side by side, `each` backed up and read back so many times.
+fn back_up_on_a_bad_network(server: &ObjectServer, each: u32) {
     const THREADS: u32 = 4;
-    let each = match std::env::var_os("CACHEKEEP_TEST_LONG").is_some_and(|value| value == "1") {
-        true => 125,
-        false => 5,
-    };
-    let server = server();
     let proxy = FaultProxy::start(server.address(), 20_261_124, Duration::from_millis(500)).unwrap();
     let through = Store::open_remote(&spec(proxy.address()), QUICK).unwrap();
-    let sound = store(&server);
+    let sound = store(server);
     proxy.set_percent(20);
     let since = Instant::now();
     let outcomes: Vec<Outcome> = std::thread::scope(|scope| {
