@@ -14,12 +14,24 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 #[test]
 fn data_of_every_type_is_whole_in_the_new_generation_and_after_its_restart() {
+    whole_after_restart(false);
+}
+
+#[test]
+fn data_that_is_loaded_through_a_pipe_is_whole_and_in_the_directory_for_the_next_start() {
+    whole_after_restart(true);
+}
+
+fn whole_after_restart(through_pipe: bool) {
     for persistence in [Persistence::Aof, Persistence::Rdb, Persistence::None] {
         let home = Home::new();
         let (bytes, expected) = data(&home, fill);
         let mut spec = home.spec("g1");
         spec.persistence = persistence;
-        let (engine, expectation) = side_load(&spec, &bytes);
+        let (engine, expectation) = match through_pipe {
+            true => sideload::load(&spec, &Control::new(None), |push| in_pieces(&bytes, push)).unwrap(),
+            false => side_load(&spec, &bytes),
+        };
         for level in [VerifyLevel::Sample, VerifyLevel::Full] {
             let report = verify(&engine, &expectation, level, &Control::new(None)).unwrap();
             assert_eq!(report.keys_loaded, expectation.keys());
@@ -89,6 +101,53 @@ fn keys_whose_time_has_passed_are_counted_all_and_not_only_those_of_the_sample()
     std::thread::sleep(Duration::from_millis(5));
     let (_, expectation) = side_load(&home.spec("g1"), &bytes);
     assert_eq!((expectation.keys(), expectation.expired_keys), (12_002, 12_000));
+}
+
+#[test]
+fn a_load_through_a_pipe_that_fails_anywhere_leaves_neither_engine_nor_directory() {
+    let home = Home::new();
+    let (bytes, expected) = data(&home, |node| {
+        fill(node);
+        run(node, "DEBUG POPULATE 100000 key 100");
+    });
+    let spec = home.spec("g1");
+    let admin = &spec.admin_password;
+    let engine = || process::find(&spec.directory, admin).unwrap();
+    let half = bytes.len() / 2;
+    let fails_with =
+        |kinds: &[Kind],
+         feed: &dyn Fn(&Control, &mut dyn FnMut(&[u8]) -> Result<(), Error>) -> Result<(), Error>| {
+            let control = Control::new(None);
+            let error = sideload::load(&spec, &control, |push| feed(&control, push))
+                .err()
+                .unwrap();
+            assert!(kinds.contains(&error.kind), "{error:?}");
+            assert!(engine().is_none() && !spec.directory.exists(), "{error:?}");
+        };
+    // The validator finds it; or the end is missing.
+    let mut flipped = bytes.clone();
+    flipped[half] ^= 0x10;
+    fails_with(&[Kind::Malformed], &|_, push| in_pieces(&flipped, push));
+    fails_with(&[Kind::Malformed], &|_, push| in_pieces(&bytes[..half], push));
+    // The store fails; somebody does not want it any more.
+    fails_with(&[Kind::Tampered], &|_, push| {
+        in_pieces(&bytes[..half], push)?;
+        Err(Error::new(Kind::Tampered, "test", "the second half"))
+    });
+    fails_with(&[Kind::Cancelled], &|control, push| {
+        in_pieces(&bytes[..half], push)?;
+        control.cancel();
+        in_pieces(&bytes[half..], push)
+    });
+    // The engine dies under it.
+    fails_with(&[Kind::EngineExited, Kind::Connection], &|_, push| {
+        in_pieces(&bytes[..half], push)?;
+        engine().unwrap().kill().unwrap();
+        in_pieces(&bytes[half..], push)
+    });
+    let (engine, _) = sideload::load(&spec, &Control::new(None), |push| in_pieces(&bytes, push)).unwrap();
+    engine.promote(0).unwrap();
+    assert_eq!(digest(&engine), expected);
 }
 
 #[test]
