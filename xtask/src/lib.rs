@@ -5,7 +5,9 @@
 
 pub mod args;
 pub mod bench;
+pub mod fault_proxy;
 pub mod fill;
+pub mod object_server;
 pub mod plain_engine;
 pub mod resp;
 pub mod scratch;

@@ -1,7 +1,7 @@
 //! Makes a fresh Debian machine able to run, test and measure cachekeep. Quick where everything is there already.
 //!
 //! Says what is missing and why before it installs anything. What comes from Debian needs root (or sudo); the rest
-//! stays inside the repository: `.venv` (Python clients) and `.tools` (cargo-deny).
+//! stays inside the repository: `.venv` (Python clients, and the S3 server moto) and `.tools` (cargo-deny).
 
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -76,7 +76,7 @@ const PACKAGES: [Package; 9] = [
         name: "python3-venv",
         program: "python3",
         purpose: Purpose::Test,
-        why: "the official clients are Python programs",
+        why: "the official clients and the S3 server of the tests are Python programs",
     },
     Package {
         name: "wrk",
@@ -114,8 +114,10 @@ done
 "#;
 
 const CARGO_DENY_VERSION: &str = "0.20.2";
+/// The newest that the toolchain named in Cargo.toml builds.
+const S3S_FS_VERSION: &str = "0.14.1";
 
-/// `cargo xtask setup [run|test|bench]`.
+/// `cargo xtask setup [run|test|bench|long]`.
 ///
 /// # Errors
 /// Whatever could not be installed, with what to do by hand.
@@ -125,7 +127,11 @@ pub fn command(mut args: Args) -> Result<(), Stop> {
         [name] if name == "run" => Purpose::Run,
         [name] if name == "test" => Purpose::Test,
         [name] if name == "bench" => Purpose::Bench,
-        _ => return Err(Stop::new("setup takes one of: run, test, bench")),
+        [name] if name == "long" => {
+            prepare(Purpose::Test)?;
+            return install_s3s_fs();
+        }
+        _ => return Err(Stop::new("setup takes one of: run, test, bench, long")),
     };
     prepare(purpose)?;
     println!("ready");
@@ -175,6 +181,11 @@ pub fn service_program() -> PathBuf {
 pub fn repository() -> PathBuf {
     let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
     xtask.parent().unwrap_or(xtask).to_owned()
+}
+
+/// The second S3 server of the tests, see [`install_s3s_fs`].
+pub fn s3s_fs() -> PathBuf {
+    repository().join(".tools/bin/s3s-fs")
 }
 
 /// The Python that has the clients.
@@ -297,7 +308,7 @@ fn install_python_clients() -> Result<(), Stop> {
         return Ok(());
     }
     println!(
-        "installing the real DCS clients into {} (the Python SDKs are what the tests speak)",
+        "installing the real DCS clients and an S3 server into {} (the tests speak with both)",
         environment.display()
     );
     run_visibly(
@@ -354,4 +365,28 @@ fn install_cargo_deny() -> Result<(), Stop> {
             .env_remove("CARGO_TARGET_DIR"),
     )
     .map_err(|e| e.advice("cargo-deny comes from the crate registry: is it reachable?"))
+}
+
+/// A second S3 server, which checks signatures: for the long form of the tests only, because its build takes four
+/// CPU minutes.
+///
+/// # Errors
+/// It could not be built.
+pub fn install_s3s_fs() -> Result<(), Stop> {
+    let probe = Command::new(s3s_fs()).arg("--version").output();
+    let have = probe
+        .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+        .unwrap_or_default();
+    if have.split_whitespace().last() == Some(S3S_FS_VERSION) {
+        return Ok(());
+    }
+    println!("installing s3s-fs {S3S_FS_VERSION} (a second S3 server for the long tests; some minutes)");
+    run_visibly(
+        cargo()
+            .args(["install", "--quiet", "--locked", "--force", "--root"])
+            .arg(repository().join(".tools"))
+            .args(["--version", S3S_FS_VERSION, "--features", "binary", "s3s-fs"])
+            .env_remove("CARGO_TARGET_DIR"),
+    )
+    .map_err(|e| e.advice("s3s-fs comes from the crate registry: is it reachable?"))
 }

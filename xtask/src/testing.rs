@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::args::Args;
 use crate::service::{Scheme, Service, processes_in};
-use crate::setup::{Purpose, build_service, cargo, prepare, python, repository, run_visibly};
+use crate::setup::{Purpose, build_service, cargo, install_s3s_fs, prepare, python, repository, run_visibly};
 use crate::{Stop, service};
 
 /// `cargo xtask test --help`.
@@ -43,7 +43,10 @@ pub fn command(mut args: Args) -> Result<(), Stop> {
     let clients = client_tests()?;
     check_names(&selection, &clients)?;
     let started = Instant::now();
-    step("setup", || prepare(Purpose::Test))?;
+    step("setup", || match long {
+        true => prepare(Purpose::Test).and_then(|()| install_s3s_fs()),
+        false => prepare(Purpose::Test),
+    })?;
     if selection.wants("fmt") {
         step("fmt", || {
             run_cargo(&["fmt", "--all", "--check"]).map_err(|e| e.advice("cargo fmt --all puts it right"))

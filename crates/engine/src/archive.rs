@@ -9,6 +9,8 @@
 //! `for s in seg-*; do age -d -i KEY $s | zstd -d; done > dump.rdb` gives the RDB without this program: the
 //! numbers are padded so that the order of the shell is the order of the bytes.
 //!
+//! Bytes from a remote store that do not match their digest are read again before they are called tampered.
+//!
 //! Nothing is read that the signed manifest does not name with its size and digests; whether it is the right
 //! manifest is decided by its digest, which the caller keeps elsewhere.
 
@@ -24,7 +26,7 @@ use crate::control::Control;
 use crate::error::{Error, Kind};
 use crate::keys::{Identity, SigningKey, VerifyingKey, from_hex, to_hex};
 use crate::segment::{Expected, Opener, PLAIN_BYTES_MAX, Sealed, stored_bytes_max};
-use crate::store::Store;
+use crate::store::{Store, Wanted, always};
 
 /// Version of the manifest and of the layout that this code writes.
 pub const MANIFEST_VERSION: u32 = 1;
@@ -37,6 +39,10 @@ const MANIFEST_BYTES_MAX: u64 = 64 * 1024 * 1024;
 const READ_MEMORY_BYTES: u64 = 56 * 1024 * 1024;
 /// How long a wait lasts before the control is asked again.
 const PATIENCE: Duration = Duration::from_millis(100);
+
+/// Segments of a broken backup that can be missing before one that is there: as many as were being stored when it
+/// broke, with reserve.
+const SEGMENTS_MISSING_MAX: u32 = 8;
 
 const MANIFEST: &str = "manifest.json";
 /// The name of the details object, relative to the prefix.
@@ -231,6 +237,17 @@ pub fn write_manifest(
     manifest: &Manifest,
     signer: &SigningKey,
 ) -> Result<String, Error> {
+    write_manifest_while(store, prefix, manifest, signer, &always)
+}
+
+/// As [`write_manifest`], while it is wanted.
+pub(crate) fn write_manifest_while(
+    store: &Store,
+    prefix: &str,
+    manifest: &Manifest,
+    signer: &SigningKey,
+    wanted: Wanted<'_>,
+) -> Result<String, Error> {
     let unwritable = |e: serde_json::Error| Error::new(Kind::Store, "write manifest", "as JSON").because(e);
     let text = serde_json::to_string(manifest).map_err(unwritable)?;
     let signed = SignedManifest {
@@ -239,19 +256,56 @@ pub fn write_manifest(
         manifest: text,
     };
     let bytes = serde_json::to_vec(&signed).map_err(unwritable)?;
-    store.put(&format!("{prefix}/{MANIFEST}"), &bytes)?;
-    Ok(blake3::hash(&bytes).to_string())
+    let digest = blake3::hash(&bytes).to_string();
+    store.put_buffer(&format!("{prefix}/{MANIFEST}"), bytes, wanted)?;
+    Ok(digest)
+}
+
+/// Whether something of an archive, or of an attempt to make it, lies below the prefix.
+///
+/// # Errors
+/// [`Kind::Store`], [`Kind::StoreAccess`].
+pub fn is_begun(store: &Store, prefix: &str) -> Result<bool, Error> {
+    if !store.is_remote() {
+        return Ok(!store.list(prefix)?.is_empty());
+    }
+    Ok(store.exists(&format!("{prefix}/{MANIFEST}"))?
+        || store.exists(&format!("{prefix}/{}", segment_name(0)))?)
 }
 
 /// Removes an archive, manifest first: a broken deletion leaves no archive that looks whole. Run again after an
 /// error.
 ///
+/// In a remote store the objects are found by their names, one after the other, because its LIST need not show them
+/// all; what it does show beyond them goes too.
+///
 /// # Errors
-/// [`Kind::Store`].
+/// [`Kind::Store`], [`Kind::StoreAccess`].
 pub fn delete(store: &Store, prefix: &str) -> Result<(), Error> {
     store.delete(&format!("{prefix}/{MANIFEST}"))?;
     crate::failpoint::hit("archive.manifest_deleted")?;
-    store.delete_prefix(prefix)
+    if !store.is_remote() {
+        return store.delete_prefix(prefix);
+    }
+    store.delete(&format!("{prefix}/{DETAILS}"))?;
+    let mut absent = 0;
+    for index in 0.. {
+        let name = format!("{prefix}/{}", segment_name(index));
+        if store.exists(&name)? {
+            store.delete(&name)?;
+            absent = 0;
+        } else {
+            absent += 1;
+            if absent > SEGMENTS_MISSING_MAX {
+                break;
+            }
+        }
+    }
+    match store.delete_prefix(prefix) {
+        // The right to LIST may be withheld: it is not needed.
+        Err(e) if e.kind == Kind::StoreAccess => Ok(()),
+        deleted => deleted,
+    }
 }
 
 /// An archive whose manifest is signed by a trusted key.
@@ -275,15 +329,46 @@ impl Archive {
         keys: &[VerifyingKey],
         expected_manifest_blake3: Option<&str>,
     ) -> Result<Self, Error> {
+        Self::open_while(store, prefix, keys, expected_manifest_blake3, &always)
+    }
+
+    /// As [`Archive::open`], while it is wanted: a remote store may take minutes to fail.
+    ///
+    /// # Errors
+    /// As [`Archive::open`], and what `wanted` returns.
+    pub fn open_while(
+        store: &Store,
+        prefix: &str,
+        keys: &[VerifyingKey],
+        expected_manifest_blake3: Option<&str>,
+        wanted: Wanted<'_>,
+    ) -> Result<Self, Error> {
         let name = format!("{prefix}/{MANIFEST}");
-        let tampered = |what: &str| Error::new(Kind::Tampered, "open archive", format!("{name}: {what}"));
         let mut bytes = Vec::new();
-        store.get_into(&name, MANIFEST_BYTES_MAX, &mut bytes)?;
-        if expected_manifest_blake3.is_some_and(|expected| blake3::hash(&bytes).to_string() != expected) {
+        let manifest = store.read_judged(|| {
+            store.get_into(&name, MANIFEST_BYTES_MAX, &mut bytes, wanted)?;
+            Self::judge(&name, &bytes, keys, expected_manifest_blake3)
+        })?;
+        Ok(Self {
+            store: store.clone(),
+            prefix: prefix.to_owned(),
+            manifest,
+        })
+    }
+
+    /// The manifest in the bytes of its object, where they are what they must be.
+    fn judge(
+        name: &str,
+        bytes: &[u8],
+        keys: &[VerifyingKey],
+        expected_manifest_blake3: Option<&str>,
+    ) -> Result<Manifest, Error> {
+        let tampered = |what: &str| Error::new(Kind::Tampered, "open archive", format!("{name}: {what}"));
+        if expected_manifest_blake3.is_some_and(|expected| blake3::hash(bytes).to_string() != expected) {
             return Err(tampered("it is not the manifest that was recorded"));
         }
         let signed: SignedManifest =
-            serde_json::from_slice(&bytes).map_err(|e| tampered("it is no signed manifest").because(e))?;
+            serde_json::from_slice(bytes).map_err(|e| tampered("it is no signed manifest").because(e))?;
         let signature = from_hex(&signed.signature).ok_or_else(|| tampered("its signature is no hex"))?;
         let key = keys
             .iter()
@@ -314,11 +399,7 @@ impl Archive {
         if offset != manifest.plain_bytes {
             return Err(tampered("its segments are not the whole"));
         }
-        Ok(Self {
-            store: store.clone(),
-            prefix: prefix.to_owned(),
-            manifest,
-        })
+        Ok(manifest)
     }
 
     /// What was signed.
@@ -367,7 +448,7 @@ impl Archive {
             while let Some(object) = objects.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let proven = control
                     .check("prove archive")
-                    .and_then(|()| self.prove_object(object, &mut stored));
+                    .and_then(|()| self.prove_object(object, &mut stored, control));
                 if let Err(e) = proven {
                     // The others stop as well.
                     next.store(objects.len(), Ordering::Relaxed);
@@ -387,17 +468,25 @@ impl Archive {
         lock(&failure).take().map_or(Ok(()), Err)
     }
 
-    fn prove_object(&self, object: &ObjectRecord, stored: &mut Vec<u8>) -> Result<(), Error> {
+    fn prove_object(
+        &self,
+        object: &ObjectRecord,
+        stored: &mut Vec<u8>,
+        control: &Control,
+    ) -> Result<(), Error> {
         let name = self.full_name(object);
         let bytes_max = object.stored_bytes.min(stored_bytes_max(PLAIN_BYTES_MAX));
-        self.store.get_into(&name, bytes_max, stored)?;
-        if stored.len() as u64 == object.stored_bytes
-            && blake3::hash(stored).to_string() == object.stored_blake3
-        {
-            return Ok(());
-        }
-        let context = format!("{name}: its stored bytes are not those of the manifest");
-        Err(Error::new(Kind::Tampered, "prove archive", context))
+        self.store.read_judged(|| {
+            let wanted = || control.check("prove archive");
+            self.store.get_into(&name, bytes_max, stored, &wanted)?;
+            if stored.len() as u64 == object.stored_bytes
+                && blake3::hash(stored).to_string() == object.stored_blake3
+            {
+                return Ok(());
+            }
+            let context = format!("{name}: its stored bytes are not those of the manifest");
+            Err(Error::new(Kind::Tampered, "prove archive", context))
+        })
     }
 
     /// Reads the census.
@@ -409,7 +498,7 @@ impl Archive {
         let name = self.full_name(object);
         let tampered = |what: &str| Error::new(Kind::Tampered, "read details", format!("{name}: {what}"));
         let mut piece = Piece::default();
-        piece.read(self, object, &mut Opener::new(identity)?)?;
+        piece.read(self, object, &mut Opener::new(identity)?, &always)?;
         let version = serde_json::from_slice::<VersionOnly>(&piece.plain)
             .map_err(|e| tampered("they have no version").because(e))?
             .version;
@@ -475,7 +564,9 @@ impl Archive {
         while let Some((index, plain)) = window.claim() {
             let mut piece = Piece { stored, plain };
             let result = match &mut opener {
-                Ok(opener) => piece.read(self, &self.manifest.segments[index].object, opener),
+                Ok(opener) => piece.read(self, &self.manifest.segments[index].object, opener, &|| {
+                    window.wanted()
+                }),
                 Err(e) => Err(Error::new(e.kind, e.operation, e.context.clone())),
             };
             window.finish(index, result.map(|()| std::mem::take(&mut piece.plain)));
@@ -503,7 +594,7 @@ impl Archive {
             if segment.first_offset >= range.end {
                 break;
             }
-            piece.read(self, &segment.object, &mut opener)?;
+            piece.read(self, &segment.object, &mut opener, &always)?;
             let within = |offset: u64| {
                 let relative = offset.saturating_sub(segment.first_offset);
                 usize::try_from(relative)
@@ -538,11 +629,16 @@ impl Piece {
         archive: &Archive,
         object: &ObjectRecord,
         opener: &mut Opener<'_>,
+        wanted: Wanted<'_>,
     ) -> Result<(), Error> {
         let name = archive.full_name(object);
         let bytes_max = object.stored_bytes.min(stored_bytes_max(PLAIN_BYTES_MAX));
-        archive.store.get_into(&name, bytes_max, &mut self.stored)?;
-        opener.open(object.expected(&name), &self.stored, &mut self.plain)
+        archive.store.read_judged(|| {
+            archive
+                .store
+                .get_into(&name, bytes_max, &mut self.stored, wanted)?;
+            opener.open(object.expected(&name), &self.stored, &mut self.plain)
+        })
     }
 }
 
@@ -589,6 +685,18 @@ impl Window {
                 .changed
                 .wait(state)
                 .unwrap_or_else(|poisoned| poisoned.into_inner());
+        }
+    }
+
+    /// An error once nobody wants pieces any more.
+    fn wanted(&self) -> Result<(), Error> {
+        match self.lock().is_stopped {
+            true => Err(Error::new(
+                Kind::Cancelled,
+                "read archive",
+                "nobody wants the rest",
+            )),
+            false => Ok(()),
         }
     }
 

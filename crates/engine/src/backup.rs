@@ -29,7 +29,7 @@ use crate::node::{Endpoint, Node};
 use crate::psync::{Handshake, Snapshot, Started, Tuned, Tuning};
 use crate::segment::Sealer;
 use crate::spool::{CHUNK_BYTES, Popped, Spool};
-use crate::store::Store;
+use crate::store::{Patience, Store};
 
 use cut::{Captured, Cutter};
 use sealing::Sealing;
@@ -118,13 +118,13 @@ pub fn run(
     signer: &SigningKey,
     control: &Control,
 ) -> Result<BackupReport, Error> {
-    if !store.list(&plan.prefix)?.is_empty() {
+    if archive::is_begun(store, &plan.prefix)? {
         let context = format!("{} holds objects already", plan.prefix);
         return Err(Error::new(Kind::Store, "start backup", context));
     }
     let result = make(plan, store, signer, control);
     if result.is_err()
-        && let Err(e) = archive::delete(store, &plan.prefix)
+        && let Err(e) = archive::delete(&store.with_patience(Patience::SHORT), &plan.prefix)
     {
         tracing::warn!(prefix = plan.prefix, error = %crate::chain(&e), "remains of a failed backup stay in the store");
     }
@@ -149,7 +149,7 @@ fn make(
     let captured = capture(plan, store, snapshot, control)?;
     failpoint::hit("backup.after_last_segment")?;
 
-    let details = store_details(plan, store, &captured)?;
+    let details = store_details(plan, store, &captured, control)?;
     failpoint::hit("backup.after_details")?;
 
     let stored_bytes = captured
@@ -177,7 +177,9 @@ fn make(
     };
     control.check("write manifest")?;
     failpoint::hit("backup.before_manifest")?;
-    let manifest_blake3 = archive::write_manifest(store, &plan.prefix, &manifest, signer)?;
+    let manifest_blake3 = archive::write_manifest_while(store, &plan.prefix, &manifest, signer, &|| {
+        control.check("write manifest")
+    })?;
     failpoint::hit("backup.after_manifest")?;
     let used_memory_bytes = cut::aux_text(&captured.report, &["used-mem"])
         .parse()
@@ -299,11 +301,13 @@ fn store_details(
     plan: &BackupPlan,
     store: &Store,
     captured: &Captured,
+    control: &Control,
 ) -> Result<archive::ObjectRecord, Error> {
     let details = captured.details(plan.source.address.to_string());
     let mut piece = serde_json::to_vec(&details)
         .map_err(|e| Error::new(Kind::Store, "write details", "as JSON").because(e))?;
     let sealed = Sealer::new(&plan.recipient)?.seal(&mut piece)?;
-    store.put(&format!("{}/{}", plan.prefix, archive::DETAILS), &piece)?;
+    let name = format!("{}/{}", plan.prefix, archive::DETAILS);
+    store.put_buffer(&name, piece, &|| control.check("store details"))?;
     Ok(archive::ObjectRecord::new(archive::DETAILS, sealed))
 }

@@ -35,6 +35,8 @@ pub enum Kind {
     Malformed,
     /// The object store could not be read or written.
     Store,
+    /// The object store refuses our credentials, or what they ask for.
+    StoreAccess,
     /// The object store or the spool has no room.
     StoreFull,
     /// An object that must exist does not.
@@ -71,6 +73,7 @@ impl Kind {
             Kind::Protocol => "protocol",
             Kind::Malformed => "malformed",
             Kind::Store => "store",
+            Kind::StoreAccess => "store_access",
             Kind::StoreFull => "store_full",
             Kind::NotFound => "not_found",
             Kind::Tampered => "tampered",

@@ -29,4 +29,4 @@ pub use error::{Error, Kind, chain};
 pub use keys::{Identity, Recipient, SigningKey, VerifyingKey};
 pub use node::{Address, Endpoint, Node, Reply, Secret};
 pub use psync::Tuning;
-pub use store::Store;
+pub use store::{Patience, RemoteKind, RemoteSpec, Store};

@@ -1,181 +1,208 @@
-//! The object store: a local folder of immutable objects.
+//! The object store: immutable objects under plain names, in a local folder or behind S3 or OBS.
 //!
-//! An object is written beside its name, synced, and linked to the name, which fails where the name exists: so a
-//! name never shows half an object and never changes what it means. There is no update and no rename.
+//! Whoever writes chooses names that nobody else ever uses, and writes each once. On that rests all that a remote
+//! store does not promise: there is no conditional put here, a put that got no answer may be sent again, and what
+//! LIST shows decides nothing. That an object holds the right bytes is for its reader to check, by the digests of
+//! the archive.
 
-use std::fs::{self, File};
-use std::io;
+mod folder;
+mod patience;
+mod probe;
+mod remote;
+
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::direct::DirectFile;
 use crate::error::{Error, Kind};
-use crate::failpoint;
 
-/// Longest object name in bytes; every file system here takes 255 per component and 4096 per path.
+use folder::Folder;
+pub use patience::Patience;
+pub use probe::{Check, Finding};
+use remote::Remote;
+pub use remote::{RemoteKind, RemoteSpec};
+
+/// Longest object name in bytes: what S3 takes; every file system here takes 255 per component and 4096 per path.
 const NAME_BYTES_MAX: usize = 1024;
 const COMPONENT_BYTES_MAX: usize = 200;
-/// How often a put makes its directories anew when a delete takes them away in between.
-const DIRECTORY_TRIES: u32 = 5;
-/// Starts the name of a file that is not an object yet. No object name may start a component with a dot.
-const TEMPORARY_PREFIX: &str = ".put-";
+/// Most bytes of an object that [`Store::get`] takes into memory.
+const GET_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
-/// A folder that holds objects.
+/// Asked every 100 ms while a call waits for a remote store; its error ends the call.
+pub type Wanted<'a> = &'a (dyn Fn() -> Result<(), Error> + 'a);
+
+/// A place that holds objects. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Store {
-    root: PathBuf,
-    put_delay: Duration,
+pub struct Store(Place);
+
+#[derive(Debug, Clone)]
+enum Place {
+    Folder(Folder),
+    Remote(Arc<Remote>, Patience),
 }
 
 impl Store {
-    /// Opens the folder, made if missing.
+    /// Opens a local folder, made if missing.
     ///
     /// # Errors
     /// [`Kind::Store`], [`Kind::StoreFull`].
     pub fn open(root: impl Into<PathBuf>) -> Result<Self, Error> {
-        let root = root.into();
-        fs::create_dir_all(&root)
-            .map_err(|e| Error::io(Kind::Store, "open store", root.display().to_string(), e))?;
-        Ok(Self {
-            root,
-            put_delay: Duration::ZERO,
-        })
+        Ok(Self(Place::Folder(Folder::open(root)?)))
     }
 
-    /// The same store with every put slowed down: stands for a slow disk in tests.
-    pub fn with_put_delay(mut self, put_delay: Duration) -> Self {
-        self.put_delay = put_delay;
-        self
-    }
-
-    /// The folder.
-    pub fn root(&self) -> &Path {
-        &self.root
-    }
-
-    /// Stores a new object. Durable on return: bytes, name and every directory above it are synced.
+    /// Makes ready to talk to a remote store; nothing is sent yet.
     ///
     /// # Errors
-    /// [`Kind::StoreFull`] without room; [`Kind::Store`] else, also where the name exists: the object that was
-    /// there is untouched. After an error the name does not exist, except where the last sync failed.
-    pub fn put(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
-        let path = self.path(name)?;
-        if !self.put_delay.is_zero() {
-            std::thread::sleep(self.put_delay);
-        }
-        let failed = |e: io::Error| Error::io(Kind::Store, "put object", name, e);
-        let directory = path.parent().unwrap_or(&self.root);
-        let (temporary, mut file) = self.create_temporary(directory).map_err(failed)?;
-        let written = file
-            .write(bytes)
-            .and_then(|()| file.finish()?.sync_all())
-            .map_err(failed)
-            .and_then(|()| failpoint::hit("store.after_temp_write"))
-            .and_then(|()| fs::hard_link(&temporary, &path).map_err(failed));
-        let removed = fs::remove_file(&temporary).map_err(failed);
-        written?;
-        failpoint::hit("store.after_link")?;
-        sync_directory(directory).map_err(failed)?;
-        removed
+    /// [`Kind::Store`] where the description cannot be right, with what to change.
+    pub fn open_remote(spec: &RemoteSpec, patience: Patience) -> Result<Self, Error> {
+        Ok(Self(Place::Remote(
+            Arc::new(Remote::open(spec, &patience)?),
+            patience,
+        )))
     }
 
-    /// Makes the missing directories and a new file in the last one.
-    fn create_temporary(&self, directory: &Path) -> io::Result<(PathBuf, DirectFile)> {
-        static COUNTER: AtomicU64 = AtomicU64::new(0);
-        let unique = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let temporary = directory.join(format!("{TEMPORARY_PREFIX}{}-{unique}", std::process::id()));
-        let mut tries = 0;
-        loop {
-            let created = self
-                .create_directories(directory)
-                .and_then(|()| DirectFile::create(&temporary));
-            tries += 1;
-            match created {
-                // A process of the same number left it behind when it died.
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists && tries < DIRECTORY_TRIES => {
-                    fs::remove_file(&temporary)?;
-                }
-                Err(e) if e.kind() == io::ErrorKind::NotFound && tries < DIRECTORY_TRIES => {}
-                Err(e) => return Err(e),
-                Ok(file) => return Ok((temporary, file)),
+    /// The same store for a caller who waits less (or longer) for a remote one.
+    #[must_use]
+    pub fn with_patience(&self, patience: Patience) -> Self {
+        match &self.0 {
+            Place::Folder(_) => self.clone(),
+            Place::Remote(remote, _) => Self(Place::Remote(remote.clone(), patience)),
+        }
+    }
+
+    /// The same store with every put slowed down, where it is a folder: stands for a slow disk in tests.
+    #[must_use]
+    pub fn with_put_delay(self, put_delay: Duration) -> Self {
+        match self.0 {
+            Place::Folder(folder) => Self(Place::Folder(folder.with_put_delay(put_delay))),
+            remote => Self(remote),
+        }
+    }
+
+    /// The folder; empty for a remote store.
+    pub fn root(&self) -> &Path {
+        match &self.0 {
+            Place::Folder(folder) => folder.root(),
+            Place::Remote(..) => Path::new(""),
+        }
+    }
+
+    /// Whether a network lies between us and the objects: then a call may take long, a read may bring damaged
+    /// bytes of a sound object, and a listing may be incomplete.
+    pub fn is_remote(&self) -> bool {
+        matches!(self.0, Place::Remote(..))
+    }
+
+    /// Stores a new object. Durable on return: in a folder bytes, name and every directory above it are synced; a
+    /// remote store has said that it has the bytes, or has shown them.
+    ///
+    /// # Errors
+    /// [`Kind::StoreFull`] without room; [`Kind::StoreAccess`] where the store refuses our credentials;
+    /// [`Kind::Store`] else, in a folder also where the name exists: the object that was there is untouched. After
+    /// an error the name does not exist in a folder, except where the last sync failed; a remote store may have it.
+    pub fn put(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
+        match &self.0 {
+            Place::Folder(folder) => folder.put(name, bytes),
+            Place::Remote(..) => self.put_buffer(name, bytes.to_vec(), &always).map(drop),
+        }
+    }
+
+    /// As [`Store::put`] for a large object: its buffer is sent as it is, without a copy, and comes back empty.
+    ///
+    /// # Errors
+    /// As [`Store::put`], and what `wanted` returns.
+    pub fn put_buffer(&self, name: &str, mut bytes: Vec<u8>, wanted: Wanted<'_>) -> Result<Vec<u8>, Error> {
+        match &self.0 {
+            Place::Folder(folder) => {
+                folder.put(name, &bytes)?;
+                bytes.clear();
+                Ok(bytes)
+            }
+            Place::Remote(remote, patience) => {
+                check_name(name)?;
+                remote.put(name, bytes, patience, wanted)
             }
         }
-    }
-
-    /// One at a time: a put that finds its directory there may rely on that directory being durable.
-    fn create_directories(&self, directory: &Path) -> io::Result<()> {
-        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-        let _guard = ONE_AT_A_TIME
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
-        self.create_missing(directory)
-    }
-
-    fn create_missing(&self, directory: &Path) -> io::Result<()> {
-        if directory == self.root || directory.is_dir() {
-            return Ok(());
-        }
-        let parent = directory.parent().unwrap_or(&self.root);
-        self.create_missing(parent)?;
-        match fs::create_dir(directory) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
-            // Made by us or at this moment by another process: either way its name must be durable for ours.
-            _ => {}
-        }
-        sync_directory(parent)
     }
 
     /// The bytes of an object.
     ///
     /// # Errors
-    /// [`Kind::NotFound`], [`Kind::Store`].
+    /// As [`Store::get_into`].
     pub fn get(&self, name: &str) -> Result<Vec<u8>, Error> {
-        fs::read(self.path(name)?).map_err(|e| unreadable(name, e))
+        let mut bytes = Vec::new();
+        self.get_into(name, GET_BYTES_MAX, &mut bytes, &always)?;
+        Ok(bytes)
     }
 
     /// The bytes of an object into a buffer that is used again; refuses one larger than `bytes_max`.
     ///
     /// # Errors
-    /// As [`Store::get`]; [`Kind::Tampered`] above the limit.
-    pub fn get_into(&self, name: &str, bytes_max: u64, into: &mut Vec<u8>) -> Result<(), Error> {
-        use std::io::Read;
-        let file = File::open(self.path(name)?).map_err(|e| unreadable(name, e))?;
-        into.clear();
-        file.take(bytes_max + 1)
-            .read_to_end(into)
-            .map_err(|e| unreadable(name, e))?;
-        if into.len() as u64 > bytes_max {
-            return Err(Error::new(
-                Kind::Tampered,
-                "get object",
-                format!("{name} is larger than {bytes_max} bytes"),
-            ));
+    /// [`Kind::NotFound`], [`Kind::Store`], [`Kind::StoreAccess`]; [`Kind::Tampered`] above the limit; what
+    /// `wanted` returns.
+    pub fn get_into(
+        &self,
+        name: &str,
+        bytes_max: u64,
+        into: &mut Vec<u8>,
+        wanted: Wanted<'_>,
+    ) -> Result<(), Error> {
+        match &self.0 {
+            Place::Folder(folder) => folder.get_into(name, bytes_max, into),
+            Place::Remote(remote, patience) => {
+                check_name(name)?;
+                remote.get_into(name, bytes_max, into, patience, wanted)
+            }
         }
-        Ok(())
+    }
+
+    /// Runs what reads an object and judges its bytes. With a remote store it is run again, twice at most, where it
+    /// ends as [`Kind::Tampered`]: a damaged transfer is not a damaged object.
+    ///
+    /// # Errors
+    /// Those of the last reading.
+    pub(crate) fn read_judged<T>(
+        &self,
+        mut read_and_judge: impl FnMut() -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let readings = match &self.0 {
+            Place::Folder(_) => 1,
+            Place::Remote(..) => patience::READINGS_MAX,
+        };
+        let mut reading = 1;
+        loop {
+            match read_and_judge() {
+                Err(e) if e.kind == Kind::Tampered && reading < readings => {
+                    tracing::warn!(
+                        error = crate::chain(&e),
+                        reading,
+                        "read again: the bytes came wrong"
+                    );
+                    reading += 1;
+                }
+                judged => return judged,
+            }
+        }
     }
 
     /// The size of an object in bytes.
     ///
     /// # Errors
-    /// [`Kind::NotFound`], [`Kind::Store`].
+    /// [`Kind::NotFound`], [`Kind::Store`], [`Kind::StoreAccess`].
     pub fn size(&self, name: &str) -> Result<u64, Error> {
-        match fs::metadata(self.path(name)?) {
-            Ok(metadata) if metadata.is_file() => Ok(metadata.len()),
-            Ok(_) => Err(Error::new(
-                Kind::NotFound,
-                "get object",
-                format!("{name} is a directory"),
-            )),
-            Err(e) => Err(unreadable(name, e)),
+        match &self.0 {
+            Place::Folder(folder) => folder.size(name),
+            Place::Remote(remote, patience) => {
+                check_name(name)?;
+                remote.size(name, patience, &always)
+            }
         }
     }
 
     /// Whether the object is there.
     ///
     /// # Errors
-    /// [`Kind::Store`].
+    /// [`Kind::Store`], [`Kind::StoreAccess`].
     pub fn exists(&self, name: &str) -> Result<bool, Error> {
         match self.size(name) {
             Ok(_) => Ok(true),
@@ -187,123 +214,72 @@ impl Store {
     /// Removes an object; one that is not there is removed already. Durable on return.
     ///
     /// # Errors
-    /// [`Kind::Store`].
+    /// [`Kind::Store`], [`Kind::StoreAccess`].
     pub fn delete(&self, name: &str) -> Result<(), Error> {
-        let path = self.path(name)?;
-        let failed = |e: io::Error| Error::io(Kind::Store, "delete object", name, e);
-        absent_is_fine(fs::remove_file(&path)).map_err(failed)?;
-        absent_is_fine(sync_directory(path.parent().unwrap_or(&self.root))).map_err(failed)
+        match &self.0 {
+            Place::Folder(folder) => folder.delete(name),
+            Place::Remote(remote, patience) => {
+                check_name(name)?;
+                remote.delete(name, patience, &always)
+            }
+        }
     }
 
-    /// Removes everything below `prefix`, remains of broken puts and directories left empty included.
-    /// Durable on return; run again after an error.
+    /// Removes everything below `prefix`; in a folder remains of broken puts and directories left empty included,
+    /// in a remote store what its LIST shows, which need not be all. Durable on return; run again after an error.
     ///
     /// # Errors
-    /// [`Kind::Store`].
+    /// [`Kind::Store`], [`Kind::StoreAccess`].
     pub fn delete_prefix(&self, prefix: &str) -> Result<(), Error> {
-        let path = self.path(prefix)?;
-        let failed = |e: io::Error| Error::io(Kind::Store, "delete objects", prefix, e);
-        absent_is_fine(fs::remove_dir_all(&path)).map_err(failed)?;
-        // Parents that are empty now go too; the first that is not, or that a put uses at this moment, stays.
-        let mut parent = path.parent().unwrap_or(&self.root);
-        while parent != self.root {
-            match fs::remove_dir(parent) {
-                Ok(()) => {}
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(_in_use) => break,
+        match &self.0 {
+            Place::Folder(folder) => folder.delete_prefix(prefix),
+            Place::Remote(remote, patience) => {
+                check_name(prefix)?;
+                for name in remote.list(prefix, patience, &always)? {
+                    remote.delete(&name, patience, &always)?;
+                }
+                Ok(())
             }
-            parent = parent.parent().unwrap_or(&self.root);
         }
-        absent_is_fine(sync_directory(parent)).map_err(failed)
     }
 
-    /// The names of all objects below `prefix` (all of the store for `""`), sorted.
+    /// The names of all objects below `prefix` (all of the store for `""`), sorted; of a remote store those that
+    /// its LIST shows.
     ///
     /// # Errors
-    /// [`Kind::Store`].
+    /// [`Kind::Store`], [`Kind::StoreAccess`].
     pub fn list(&self, prefix: &str) -> Result<Vec<String>, Error> {
-        let start = if prefix.is_empty() {
-            self.root.clone()
-        } else {
-            self.path(prefix)?
-        };
-        let failed = |e: io::Error| Error::io(Kind::Store, "list objects", prefix, e);
-        let mut names = Vec::new();
-        let mut directories = vec![start];
-        while let Some(directory) = directories.pop() {
-            let entries = match fs::read_dir(&directory) {
-                Ok(entries) => entries,
-                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-                Err(e) => return Err(failed(e)),
-            };
-            for entry in entries {
-                let entry = entry.map_err(failed)?;
-                if entry.file_type().map_err(failed)?.is_dir() {
-                    directories.push(entry.path());
-                } else if let Ok(relative) = entry.path().strip_prefix(&self.root)
-                    && let Some(name) = relative.to_str()
-                    && check_name(name).is_ok()
-                {
-                    names.push(name.to_owned());
+        match &self.0 {
+            Place::Folder(folder) => folder.list(prefix),
+            Place::Remote(remote, patience) => {
+                if !prefix.is_empty() {
+                    check_name(prefix)?;
                 }
+                remote.list(prefix, patience, &always)
             }
         }
-        names.sort();
-        Ok(names)
     }
 
     /// The directories `depth` levels below the root, sorted: also those that hold nothing but remains of broken
-    /// puts, which [`Store::list`] does not show.
+    /// puts, which [`Store::list`] does not show. Nothing for a remote store, which has no directories.
     ///
     /// # Errors
     /// [`Kind::Store`].
     pub fn directories(&self, depth: usize) -> Result<Vec<String>, Error> {
-        let failed = |e: io::Error| Error::io(Kind::Store, "list directories", "", e);
-        let mut level = vec![String::new()];
-        for _ in 0..depth {
-            let mut below = Vec::new();
-            for name in level {
-                let entries = match fs::read_dir(self.root.join(&name)) {
-                    Ok(entries) => entries,
-                    Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-                    Err(e) => return Err(failed(e)),
-                };
-                for entry in entries {
-                    let entry = entry.map_err(failed)?;
-                    let Ok(component) = entry.file_name().into_string() else {
-                        continue;
-                    };
-                    if entry.file_type().map_err(failed)?.is_dir() && check_name(&component).is_ok() {
-                        below.push(if name.is_empty() {
-                            component
-                        } else {
-                            format!("{name}/{component}")
-                        });
-                    }
-                }
-            }
-            level = below;
+        match &self.0 {
+            Place::Folder(folder) => folder.directories(depth),
+            Place::Remote(..) => Ok(Vec::new()),
         }
-        level.sort();
-        Ok(level)
     }
+}
 
-    fn path(&self, name: &str) -> Result<PathBuf, Error> {
-        check_name(name)?;
-        Ok(self.root.join(name))
-    }
+/// For calls that nobody interrupts.
+pub fn always() -> Result<(), Error> {
+    Ok(())
 }
 
 /// Components of `[A-Za-z0-9._-]` between single slashes, none starting with a dot.
 fn check_name(name: &str) -> Result<(), Error> {
-    let is_component = |component: &str| {
-        !component.is_empty()
-            && component.len() <= COMPONENT_BYTES_MAX
-            && !component.starts_with('.')
-            && component
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
-    };
     if name.len() <= NAME_BYTES_MAX && name.split('/').all(is_component) {
         return Ok(());
     }
@@ -314,22 +290,11 @@ fn check_name(name: &str) -> Result<(), Error> {
     ))
 }
 
-fn unreadable(name: &str, cause: io::Error) -> Error {
-    // ENOTDIR: a component above it is an object, so this one is not there either.
-    let kind = match cause.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Kind::NotFound,
-        _ => Kind::Store,
-    };
-    Error::io(kind, "get object", name, cause)
-}
-
-fn sync_directory(directory: &Path) -> io::Result<()> {
-    File::open(directory)?.sync_all()
-}
-
-fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
-    match result {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
+fn is_component(component: &str) -> bool {
+    !component.is_empty()
+        && component.len() <= COMPONENT_BYTES_MAX
+        && !component.starts_with('.')
+        && component
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
 }

@@ -23,6 +23,8 @@ pub struct Vault {
     pub master: MasterKey,
     /// Signs manifests.
     pub signer: engine::keys::SigningKey,
-    /// Where archives lie.
+    /// The local folder for archives.
     pub store: engine::store::Store,
+    /// Other stores, see [`crate::storage::open`].
+    pub remotes: crate::storage::Remotes,
 }

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::ids::{GenerationId, InstanceId};
 
@@ -29,6 +30,8 @@ pub struct Config {
     pub run_as: Option<(u32, u32)>,
     /// How long a replaced generation is kept for undo.
     pub undo_keep_seconds: i64,
+    /// How long a job goes on trying while a remote store fails.
+    pub store_patience: Duration,
     /// Refuse what DCS refuses (single-node backup and restore).
     pub strict_dcs: bool,
 }

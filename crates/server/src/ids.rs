@@ -74,6 +74,11 @@ id!(
     is_uuid
 );
 id!(
+    /// A remote object store: a UUID.
+    StorageId,
+    is_uuid
+);
+id!(
     /// A person or program that logs in with a password: 32 hex digits.
     UserId,
     is_hex32
@@ -89,7 +94,7 @@ macro_rules! random_uuid {
         }
     )*};
 }
-random_uuid!(InstanceId, BackupId, RestoreId, GenerationId, JobId);
+random_uuid!(InstanceId, BackupId, RestoreId, GenerationId, JobId, StorageId);
 
 macro_rules! random_hex32 {
     ($($name:ident),*) => {$(

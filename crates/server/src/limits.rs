@@ -89,7 +89,12 @@ pub const MENDED_AT_ONCE: usize = 16;
 pub const GLANCE: Duration = Duration::from_secs(2);
 /// How often the reconciler looks at every instance.
 pub const RECONCILE_EVERY: Duration = Duration::from_secs(5);
-/// How often the store is swept for objects of no backup. Nobody waits for it: what is left there takes room only.
+/// How often the local folder is swept for objects of no backup. Nobody waits for it: what is left there takes room
+/// only.
 pub const SWEEP_EVERY: Duration = Duration::from_secs(10 * 60);
+/// A store that could not remove what nobody needs is asked again after this time: it may be away for long.
+pub const STORE_TRIED_AGAIN_AFTER: Duration = Duration::from_secs(10);
+/// Useless places that the sweeper takes up at once; the rest comes in the next round.
+pub const PLACES_AT_ONCE: u64 = 1000;
 /// How often a running job writes its progress to the catalogue.
 pub const PROGRESS_EVERY: Duration = Duration::from_millis(500);

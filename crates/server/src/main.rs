@@ -18,6 +18,7 @@ mod restore;
 mod secrets;
 mod serve;
 mod stall;
+mod storage;
 mod tls;
 
 fn main() -> std::process::ExitCode {

@@ -14,7 +14,7 @@ use engine::{Control, Kind};
 use crate::app::App;
 use crate::backup::record as backups;
 use crate::catalog;
-use crate::ids::{BackupId, InstanceId, Moment};
+use crate::ids::{InstanceId, Moment};
 use crate::instance::generation::{self, Generation, State};
 use crate::instance::{Instance, Status, job as instances, record};
 use crate::jobs::queue;
@@ -40,7 +40,6 @@ pub fn at_start(app: &App) -> Result<(), catalog::Error> {
         );
     }
     remove_orphans(app)?;
-    sweep_store(app)?;
     Ok(())
 }
 
@@ -48,14 +47,8 @@ pub fn at_start(app: &App) -> Result<(), catalog::Error> {
 pub fn run(app: &Arc<App>, closing: &std::sync::atomic::AtomicBool) {
     let places = Arc::new(Places::default());
     let mut seen = 0;
-    let mut swept = Instant::now();
     while !closing.load(std::sync::atomic::Ordering::SeqCst) {
-        let mut looked = look_at_all(app, &places);
-        if looked.is_ok() && swept.elapsed() >= limits::SWEEP_EVERY {
-            looked = sweep_store(app);
-            swept = Instant::now();
-        }
-        if let Err(error) = looked {
+        if let Err(error) = look_at_all(app, &places) {
             tracing::error!(
                 error = engine::chain(&error),
                 "the reconciler could not read the catalogue"
@@ -306,37 +299,4 @@ fn subdirectories(root: &std::path::Path) -> Vec<PathBuf> {
         .map(|entry| entry.path())
         .filter(|path| path.is_dir())
         .collect()
-}
-
-/// Removes stored objects that the catalogue knows to be of no backup: attempts of records that failed, were
-/// deleted, or succeeded with another attempt. What it does not know is left alone: it may be newer than the
-/// catalogue.
-fn sweep_store(app: &App) -> Result<(), catalog::Error> {
-    // An object's name is project/instance/backup/attempt/...
-    let prefixes = match app.vault.store.directories(4) {
-        Ok(prefixes) => prefixes,
-        Err(error) => {
-            tracing::error!(error = engine::chain(&error), "cannot look into the store");
-            return Ok(());
-        }
-    };
-    for prefix in prefixes {
-        let Some(id) = prefix.split('/').nth(2).and_then(BackupId::parse) else {
-            continue;
-        };
-        let useless = match app.catalog.read(|tx| backups::kept_prefix(tx, &id))? {
-            None => false,
-            Some((kept, backups::Status::Succeeded)) => kept.as_deref() != Some(prefix.as_str()),
-            Some((_, backups::Status::Waiting | backups::Status::Running)) => false,
-            Some((_, backups::Status::Failed | backups::Status::Expired | backups::Status::Deleted)) => true,
-        };
-        if useless && let Err(error) = engine::archive::delete(&app.vault.store, &prefix) {
-            tracing::warn!(
-                prefix,
-                error = engine::chain(&error),
-                "left-over objects do not go"
-            );
-        }
-    }
-    Ok(())
 }

@@ -22,7 +22,7 @@ use crate::ids::{Moment, ProjectId, UserId};
 use crate::jobs::worker::{self, Board};
 use crate::secrets::{self, MasterKey};
 use crate::stall::Unstalled;
-use crate::{limits, reconcile};
+use crate::{limits, reconcile, storage};
 
 /// Opens everything below the data directory. Used by `serve` and by the administrator's commands.
 ///
@@ -67,6 +67,7 @@ pub fn open(mut config: Config) -> anyhow::Result<App> {
             master,
             signer,
             store,
+            remotes: storage::Remotes::default(),
         },
         board: Board::new(),
     })
@@ -223,6 +224,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let _lock = lock(&config.data_dir)?;
     let app = Arc::new(open(config)?);
     reconcile::at_start(&app)?;
+    storage::sweep::local(&app)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let listener = runtime
         .block_on(TcpListener::bind(app.config.listen))
@@ -246,6 +248,10 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     std::thread::Builder::new().name("reconciler".to_owned()).spawn({
         let (app, closing) = (app.clone(), closing.clone());
         move || reconcile::run(&app, &closing)
+    })?;
+    std::thread::Builder::new().name("sweeper".to_owned()).spawn({
+        let (app, closing) = (app.clone(), closing.clone());
+        move || storage::sweep::run(&app, &closing)
     })?;
     let scheme = if app.config.tls.is_some() { "https" } else { "http" };
     println!("cachekeep serves {scheme}://{address}");

@@ -130,13 +130,14 @@ impl<'a> Sealing<'a> {
             }
             let name = segment_name(index);
             let sealed = sealer.seal(&mut piece)?;
-            self.store.put(&format!("{}/{name}", self.prefix), &piece)?;
+            let emptied = self
+                .store
+                .put_buffer(&format!("{}/{name}", self.prefix), piece, &|| self.wanted())?;
             let record = ObjectRecord::new(name, sealed);
             self.lock().stored.push((index, record));
             failpoint::hit("backup.first_segment_stored")?;
-            piece.clear();
             // Nobody waits for it where the cutter has gone.
-            let _gone = freed.send(piece);
+            let _gone = freed.send(emptied);
         }
     }
 
@@ -145,7 +146,14 @@ impl<'a> Sealing<'a> {
         self.lock().failure.take().map_or(Ok(()), Err)
     }
 
-    /// Segments that wait are not stored any more.
+    fn wanted(&self) -> Result<(), Error> {
+        match self.is_stopped.load(Ordering::Relaxed) {
+            true => Err(Error::new(Kind::Cancelled, "store segments", "nobody wants them")),
+            false => Ok(()),
+        }
+    }
+
+    /// Segments that wait are not stored any more, and those that are being sent are given up.
     pub(super) fn stop(&self) {
         self.is_stopped.store(true, Ordering::Relaxed);
     }

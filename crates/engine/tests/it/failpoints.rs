@@ -46,7 +46,8 @@ fn child_makes_a_backup() {
     }
 }
 
-fn peak_kib() -> u64 {
+/// Highest resident size of this process so far.
+pub fn peak_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status
         .lines()

@@ -7,4 +7,5 @@ mod backup;
 mod failpoints;
 mod harness;
 mod psync;
+mod remote;
 mod store;

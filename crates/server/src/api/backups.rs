@@ -271,6 +271,8 @@ pub struct BackupDetails {
     pub used_memory_bytes: i64,
     /// BLAKE3 of the signed manifest.
     pub manifest_blake3: Option<String>,
+    /// The store that its file lies in: `local` or the name of a storage.
+    pub storage: String,
     /// Why it failed; the log has more of it, for the operator.
     pub failure: Option<String>,
 }
@@ -322,6 +324,10 @@ impl BackupRecord {
                 plain_bytes: row.plain_bytes,
                 used_memory_bytes: row.used_memory_bytes,
                 manifest_blake3: row.manifest_blake3.clone(),
+                storage: row
+                    .storage_name
+                    .clone()
+                    .unwrap_or_else(|| crate::storage::LOCAL.to_owned()),
                 failure: failure::shown(&request.app.config, row.failure.as_deref()),
             }),
         })

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, Response, StatusCode, header};
+use engine::store::Patience;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::error::ApiError;
@@ -105,7 +106,9 @@ pub fn serve(request: &Request) -> Result<Reply, ApiError> {
         }
     };
     let keys = [app.vault.signer.verifying_key()];
-    let archive = engine::archive::Archive::open(&app.vault.store, prefix, &keys, Some(digest.as_str()))
+    let archive = crate::storage::open(app, backup.storage_id.as_ref())
+        .map(|store| store.with_patience(Patience::SHORT))
+        .and_then(|store| engine::archive::Archive::open(&store, prefix, &keys, Some(digest.as_str())))
         .map_err(|error| broken(&error))?;
     let identity = crate::restore::job::project_identity(app, &project).map_err(|error| broken(&error))?;
     let total = archive.manifest().plain_bytes;

@@ -45,6 +45,7 @@ mod tests {
             engine_version: String::new(),
             run_as: None,
             undo_keep_seconds: 0,
+            store_patience: std::time::Duration::ZERO,
             strict_dcs: false,
         };
         for (whole, told) in [

@@ -64,7 +64,8 @@ pub fn find(app: &App, project: &ProjectId, instance: &InstanceId, id: &BackupId
 }
 
 /// Deletes a backup: the intent is written, its files go, then the record is hidden. What a crash leaves half done is
-/// finished at the next start.
+/// finished at the next start. One in a remote store is hidden at once, and its objects go in the background until
+/// they are gone.
 ///
 /// # Errors
 /// Unknown, being made, being restored, being deleted; [`Refusal::DeleteFailed`] where the files do not go: the record
@@ -100,14 +101,16 @@ pub fn delete(
         if backup.is_being_deleted() {
             return Err(Refusal::BeingDeleted);
         }
-        let done = match &backup.generation_id {
+        let done = match (&backup.generation_id, &backup.storage_id) {
             // The process is the reconciler's to remove.
-            Some(generation) => {
+            (Some(generation), _) => {
                 use instance::generation::{State, transition};
                 transition(tx, generation, State::Retired, State::Removing)?;
                 record::delete(tx, id, now)?
             }
-            None => record::intend_delete(tx, id)?,
+            // The objects are the sweeper's: a store that does not answer must not hold up the request.
+            (None, Some(_)) => record::delete(tx, id, now)?,
+            (None, None) => record::intend_delete(tx, id)?,
         };
         if done {
             Ok(backup)
@@ -115,7 +118,7 @@ pub fn delete(
             Err(Refusal::BackupUnknown)
         }
     })?;
-    if backup.generation_id.is_some() {
+    if backup.generation_id.is_some() || backup.storage_id.is_some() {
         app.board.tidy();
         return Ok(());
     }
@@ -133,6 +136,7 @@ pub fn delete(
     }
 }
 
+/// Removes the objects of a backup from the local folder.
 fn remove_data(app: &App, backup: &Backup) -> Result<(), engine::Error> {
     engine::failpoint::hit("backup_delete.after_commit")?;
     match &backup.prefix {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use engine::backup::{BackupPlan, BackupReport, Labels};
 use engine::keys::Recipient;
 use engine::psync::Tuning;
+use engine::store::Store;
 use engine::{Control, Error, Kind, failpoint};
 
 use super::record::{self, Backup, FailureCode, Finished};
@@ -16,6 +17,7 @@ use crate::instance::{self, job as instances};
 use crate::jobs::Claim;
 use crate::jobs::worker::{Ended, Stop, begun_too_often, failure_code, settle, step, with_progress};
 use crate::limits;
+use crate::storage::{self, record as storages};
 
 /// Captures the instance into the store and settles the record.
 ///
@@ -38,6 +40,7 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
     })??;
     failpoint::hit("backup.claimed")?;
     if let Some(left_behind) = &backup.prefix
+        && backup.storage_id.is_none()
         && let Err(error) = engine::archive::delete(&app.vault.store, left_behind)
     {
         return fail(app, claim, &id, FailureCode::NotRemoved, &error);
@@ -46,7 +49,11 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
         "{}/{}/{}/{}",
         instance.project_id, instance.id, backup.id, claim.fence
     );
-    step(app, claim, |tx| record::begin(tx, &id, &prefix, Moment::now()))?;
+    let storage = step(app, claim, |tx| {
+        let storage = storages::default_of(tx, &instance.project_id)?;
+        record::begin(tx, &id, &prefix, storage.as_ref(), Moment::now())?;
+        Ok(storage)
+    })?;
     failpoint::hit("backup.begun")?;
 
     let report = |seen: &engine::Progress| {
@@ -64,7 +71,8 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
     let made = match control.check("backup").err().or_else(|| begun_too_often(claim)) {
         Some(error) => Err(error),
         None => with_progress(control, report, || {
-            capture(app, &instance, &backup, &prefix, claim.fence, control)
+            let store = storage::open(app, storage.as_ref())?;
+            capture(app, &instance, &backup, &store, &prefix, claim.fence, control)
         }),
     };
     match made {
@@ -80,7 +88,9 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
             let settled = settle(app, claim, |tx| {
                 record::succeed(tx, &id, &finished, Moment::now()).map(drop)
             });
+            // In a remote store they are the sweeper's: their place is written down.
             if let Err(Stop::ClaimLost) = settled
+                && storage.is_none()
                 && let Err(error) = engine::archive::delete(&app.vault.store, &prefix)
             {
                 tracing::warn!(
@@ -109,7 +119,7 @@ fn fail(app: &App, claim: &Claim, id: &BackupId, code: FailureCode, error: &Erro
     Ok(Ended::Failed(why))
 }
 
-/// Captures `instance` for the record `backup` under `prefix`.
+/// Captures `instance` for the record `backup` into `store`, under `prefix`.
 ///
 /// # Errors
 /// What the data plane says; nothing is left under the prefix.
@@ -117,6 +127,7 @@ pub fn capture(
     app: &App,
     instance: &Instance,
     backup: &Backup,
+    store: &Store,
     prefix: &str,
     attempt: i64,
     control: &Control,
@@ -147,5 +158,5 @@ pub fn capture(
         idle_timeout: limits::ENGINE_IDLE,
         expected_bytes,
     };
-    engine::backup::run(&plan, &app.vault.store, &app.vault.signer, control)
+    engine::backup::run(&plan, store, &app.vault.signer, control)
 }

@@ -1,8 +1,9 @@
 //! The backup record: its states, changed only here and by compare-and-set, and its SQL.
 
 use crate::catalog::{Error, Tx};
-use crate::ids::{BackupId, GenerationId, InstanceId, Moment, ProjectId};
+use crate::ids::{BackupId, GenerationId, InstanceId, Moment, ProjectId, StorageId};
 use crate::instance::OwnedInstance;
+use crate::limits;
 
 /// ```text
 /// Waiting ──> Running ──> Succeeded ──> Expired
@@ -183,6 +184,10 @@ pub struct Backup {
     pub failure: Option<String>,
     /// Where the archive lies in the store.
     pub prefix: Option<String>,
+    /// The store; `None`: the local folder.
+    pub storage_id: Option<StorageId>,
+    /// Its name.
+    pub storage_name: Option<String>,
     /// BLAKE3 of the manifest: binds the record to exactly these objects.
     pub manifest_blake3: Option<String>,
     /// The retired process that holds the data, for [`Kind::Generation`].
@@ -217,7 +222,8 @@ const DELETING: &str = "deleting";
 macro_rules! columns {
     () => {
         "id, instance_id, name, kind, format, status, progress_bp, size_bytes, plain_bytes, keys, used_memory_bytes, period, \
-         remark, error_code, failure, prefix, manifest_blake3, generation_id, phase, bytes_total, created_at_ms, execution_at_ms, updated_at_ms"
+         remark, error_code, failure, prefix, manifest_blake3, generation_id, phase, bytes_total, created_at_ms, execution_at_ms, updated_at_ms, \
+         storage_id, (SELECT name FROM storage WHERE storage.id = storage_id)"
     };
 }
 
@@ -247,6 +253,8 @@ fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Backup> {
         created_at: row.get(20)?,
         execution_at: row.get(21)?,
         updated_at: row.get(22)?,
+        storage_id: row.get(23)?,
+        storage_name: row.get(24)?,
     })
 }
 
@@ -434,18 +442,71 @@ pub fn list(
     Ok((total.unwrap_or(0), rows))
 }
 
-/// Waiting → Running, or Running again after a crash: the new attempt's prefix replaces the old one's.
-/// `false`: the record has ended, and the caller must stop.
+/// Waiting → Running, or Running again after a crash: the new attempt's prefix and store replace the old one's, whose
+/// place is useless from then on. `false`: the record has ended, and the caller must stop.
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn begin(tx: &Tx<'_>, id: &BackupId, prefix: &str, now: Moment) -> Result<bool, Error> {
+pub fn begin(
+    tx: &Tx<'_>,
+    id: &BackupId,
+    prefix: &str,
+    storage: Option<&StorageId>,
+    now: Moment,
+) -> Result<bool, Error> {
     let changed = tx.execute(
-        "UPDATE backup SET status = 'running', prefix = ?2, execution_at_ms = coalesce(execution_at_ms, ?3), updated_at_ms = ?3, \
+        "UPDATE backup SET status = 'running', prefix = ?2, storage_id = ?4, execution_at_ms = coalesce(execution_at_ms, ?3), updated_at_ms = ?3, \
          progress_bp = 0, phase = 'connecting' WHERE id = ?1 AND status IN ('waiting', 'running')",
-        (id, prefix, now),
+        (id, prefix, now, storage),
     )?;
+    if changed == 1 && storage.is_some() {
+        tx.execute(
+            "INSERT INTO backup_place (prefix, storage_id, backup_id) VALUES (?1, ?2, ?3)",
+            (prefix, storage, id),
+        )?;
+    }
     Ok(changed == 1)
+}
+
+/// Objects in a remote store that no backup needs.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// What their names begin with.
+    pub prefix: String,
+    /// The store.
+    pub storage_id: StorageId,
+    /// The instance whose job wrote them.
+    pub instance_id: InstanceId,
+}
+
+/// Places of backups that have ended otherwise than with what lies there; at most [`limits::PLACES_AT_ONCE`].
+///
+/// # Errors
+/// The catalogue failed.
+pub fn useless_places(tx: &Tx<'_>) -> Result<Vec<Place>, Error> {
+    tx.all(
+        "SELECT place.prefix, place.storage_id, backup.instance_id FROM backup_place AS place \
+         JOIN backup ON backup.id = place.backup_id \
+         WHERE backup.status IN ('failed', 'expired', 'deleted') OR backup.prefix <> place.prefix \
+         ORDER BY place.prefix LIMIT ?1",
+        (limits::PLACES_AT_ONCE,),
+        |row| {
+            Ok(Place {
+                prefix: row.get(0)?,
+                storage_id: row.get(1)?,
+                instance_id: row.get(2)?,
+            })
+        },
+    )
+}
+
+/// The last object of a place is gone.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn forget_place(tx: &Tx<'_>, prefix: &str) -> Result<(), Error> {
+    tx.execute("DELETE FROM backup_place WHERE prefix = ?1", (prefix,))?;
+    Ok(())
 }
 
 /// Writes how far a running record is.

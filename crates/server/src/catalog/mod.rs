@@ -63,29 +63,35 @@ thread_local! {
 }
 
 impl Catalog {
-    /// Opens the file, creating it with its tables where it does not exist.
+    /// Opens the file, creating it with its tables where it is empty.
     ///
     /// # Errors
-    /// [`Error::Unusable`] for a file of a newer version, [`Error::Database`] otherwise.
+    /// [`Error::Unusable`] for a file of another version, of another form or of another program,
+    /// [`Error::Database`] otherwise.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let writer = connect(path, OpenFlags::default())?;
         writer.pragma_update(None, "journal_mode", "WAL")?;
         writer.pragma_update(None, "synchronous", "FULL")?;
+        let unusable = |why: String| Err(Error::Unusable(format!("{} {why}", path.display())));
         let version: i64 = writer.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-        match version {
-            0 => {
-                let script =
-                    format!("BEGIN IMMEDIATE;\n{SCHEMA}\nPRAGMA user_version = {SCHEMA_VERSION};\nCOMMIT;");
-                writer.execute_batch(&script)?;
-            }
-            SCHEMA_VERSION => {}
-            newer => {
-                return Err(Error::Unusable(format!(
-                    "{} has catalogue version {newer}, this program knows version {SCHEMA_VERSION}: \
-                     use the program that wrote it",
-                    path.display()
-                )));
-            }
+        if version == 0 && form(&writer)?.is_empty() {
+            let script =
+                format!("BEGIN IMMEDIATE;\n{SCHEMA}\nPRAGMA user_version = {SCHEMA_VERSION};\nCOMMIT;");
+            writer.execute_batch(&script)?;
+        } else if version != SCHEMA_VERSION {
+            return unusable(format!(
+                "has catalogue version {version}, this program knows version {SCHEMA_VERSION}: \
+                 use the program that wrote it"
+            ));
+        }
+        let ours = Connection::open_in_memory()?;
+        ours.execute_batch(SCHEMA)?;
+        if form(&writer)? != form(&ours)? {
+            return unusable(
+                "was made by an unreleased version of this program and has other tables: use that version, \
+                 or choose another --data-dir"
+                    .to_owned(),
+            );
         }
         Ok(Self {
             path: path.to_owned(),
@@ -210,6 +216,16 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
     Ok(connection)
 }
 
+/// What lies in a database: `table backup prefix`, a line for each column, index and trigger; sorted.
+fn form(connection: &Connection) -> Result<Vec<String>, Error> {
+    let mut statement = connection.prepare(
+        "SELECT concat_ws(' ', item.type, item.name, part.name) FROM sqlite_schema AS item \
+         LEFT JOIN pragma_table_info(item.name) AS part ORDER BY 1",
+    )?;
+    let lines = statement.query_map([], |row| row.get(0))?;
+    Ok(lines.collect::<Result<_, _>>()?)
+}
+
 fn begin(connection: &Connection, sql: &'static str) -> Result<(), Error> {
     connection.prepare_cached(sql)?.execute([])?;
     Ok(())
@@ -219,5 +235,40 @@ fn roll_back(connection: &Connection) {
     if !connection.is_autocommit() {
         // Where even this fails the connection is broken, and the next BEGIN says so.
         let _next_begin_reports = connection.execute_batch("ROLLBACK");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_catalogue_of_another_form_is_refused_and_left_as_it_was() {
+        let directory = std::env::temp_dir().join(format!("cachekeep-{}", crate::secrets::random_hex(8)));
+        std::fs::create_dir(&directory).unwrap();
+        let path = directory.join("catalog.sqlite");
+        for _opened_again in 0..2 {
+            Catalog::open(&path).unwrap();
+        }
+        let refused = |changed: &str, why: &str| {
+            let file = Connection::open(&path).unwrap();
+            file.execute_batch(changed).unwrap();
+            let before = form(&file).unwrap();
+            match Catalog::open(&path) {
+                Err(Error::Unusable(text)) => assert!(text.contains(why), "{changed}: {text}"),
+                Err(other) => panic!("{changed}: {other}"),
+                Ok(_) => panic!("{changed}: it is opened"),
+            }
+            assert_eq!(form(&file).unwrap(), before, "{changed}");
+        };
+        refused("PRAGMA user_version = 2", "use the program that wrote it");
+        refused("PRAGMA user_version = 0", "use the program that wrote it");
+        for changed in [
+            "PRAGMA user_version = 1; DROP TABLE backup_place",
+            "ALTER TABLE restore DROP COLUMN keys_done",
+        ] {
+            refused(changed, "unreleased version");
+        }
+        std::fs::remove_dir_all(&directory).unwrap();
     }
 }

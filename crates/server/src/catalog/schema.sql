@@ -86,6 +86,30 @@ CREATE TABLE job (
 CREATE UNIQUE INDEX job_instance_active_unique ON job(instance_id) WHERE state <> 'done';
 CREATE INDEX job_active_index ON job(created_at_ms) WHERE state <> 'done';
 
+-- Object stores beside the local folder.
+CREATE TABLE storage (
+    id TEXT NOT NULL PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,              -- never 'local': that is the folder in the data directory
+    project_id TEXT REFERENCES project(id), -- null: every project may use it
+    kind TEXT NOT NULL CHECK (kind IN ('s3', 'obs')),
+    endpoint TEXT NOT NULL,
+    bucket TEXT NOT NULL,
+    prefix TEXT NOT NULL,
+    region TEXT NOT NULL,
+    access_key_sealed BLOB NOT NULL,
+    secret_key_sealed BLOB NOT NULL,
+    capabilities TEXT,                      -- JSON: what the newest probe found; null before the first
+    created_at_ms BIGINT NOT NULL,
+    CHECK (name <> 'local')
+);
+
+-- Where new backups go: the project's own choice, else the one without a project, else the local folder.
+CREATE TABLE storage_default (
+    project_id TEXT REFERENCES project(id),
+    storage_id TEXT REFERENCES storage(id)  -- null: the local folder
+);
+CREATE UNIQUE INDEX storage_default_project_unique ON storage_default(coalesce(project_id, ''));
+
 CREATE TABLE backup (
     id TEXT NOT NULL PRIMARY KEY,
     instance_id TEXT NOT NULL REFERENCES instance(id),
@@ -105,6 +129,7 @@ CREATE TABLE backup (
     error_code TEXT,                        -- 1 to 8: dcs.08.000x
     failure TEXT,                           -- the chain of causes, for the operator
     prefix TEXT,                            -- where the archive lies; set by the claim
+    storage_id TEXT REFERENCES storage(id), -- in which store; null: the local folder; set with prefix
     manifest_blake3 TEXT,                   -- set with succeeded
     generation_id TEXT REFERENCES generation(id), -- kind generation: the data is a retired process, not an archive
     phase TEXT,
@@ -122,6 +147,14 @@ WHEN (OLD.status IN ('failed', 'expired') AND NEW.status NOT IN (OLD.status, 'de
   OR (OLD.status = 'deleted' AND NEW.status <> 'deleted')
   OR (OLD.status = 'succeeded' AND NEW.status NOT IN ('succeeded', 'expired', 'deleted'))
 BEGIN SELECT RAISE(ABORT, 'backup_terminal_is_final'); END;
+
+-- Where a remote store holds or may hold objects of an attempt: written before the first object is, removed after
+-- the last one is gone. So what is to be deleted is known without a listing.
+CREATE TABLE backup_place (
+    prefix TEXT NOT NULL PRIMARY KEY,
+    storage_id TEXT NOT NULL REFERENCES storage(id),
+    backup_id TEXT NOT NULL REFERENCES backup(id)
+);
 
 -- Clustered by (instance, ordinal): any page is one short scan.
 CREATE TABLE restore (

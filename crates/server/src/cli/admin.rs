@@ -90,7 +90,11 @@ pub(crate) enum KeyVerb {
     },
 }
 
-fn open(global: &Global) -> anyhow::Result<App> {
+/// Opens the data directory as its administrator.
+///
+/// # Errors
+/// It is none.
+pub(super) fn open(global: &Global) -> anyhow::Result<App> {
     let data_dir = global.data_dir();
     anyhow::ensure!(
         data_dir.join("catalog.sqlite").exists(),
@@ -108,11 +112,16 @@ fn open(global: &Global) -> anyhow::Result<App> {
         engine_version: String::new(),
         run_as: None,
         undo_keep_seconds: 0,
+        store_patience: engine::Patience::JOB.total,
         strict_dcs: false,
     })
 }
 
-fn find_project(app: &App, name: &str) -> anyhow::Result<Project> {
+/// The project of that name or id.
+///
+/// # Errors
+/// There is none.
+pub(super) fn find_project(app: &App, name: &str) -> anyhow::Result<Project> {
     let all = app.catalog.read(record::projects)?;
     let found = all
         .into_iter()
@@ -121,11 +130,12 @@ fn find_project(app: &App, name: &str) -> anyhow::Result<Project> {
 }
 
 /// Prints rows for people or programs.
-fn print(global: &Global, columns: &[&str], rows: &[serde_json::Value]) {
+pub(super) fn print(global: &Global, columns: &[&str], rows: &[serde_json::Value]) {
     super::target::print_rows(global, columns, rows, &json!(rows));
 }
 
-fn print_one(global: &Global, value: &serde_json::Value) {
+/// Prints one thing for people or programs.
+pub(super) fn print_one(global: &Global, value: &serde_json::Value) {
     match global.output {
         Output::Json => println!("{value:#}"),
         Output::Table => {

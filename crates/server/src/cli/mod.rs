@@ -5,6 +5,7 @@ mod client;
 mod export;
 mod inspect;
 mod remote;
+mod storage;
 mod target;
 mod watch;
 
@@ -78,6 +79,9 @@ enum Verb {
     /// Make, list, revoke access keys (works on the data directory)
     #[command(subcommand)]
     Key(admin::KeyVerb),
+    /// Add, list, probe object stores and choose where backups go (works on the data directory)
+    #[command(subcommand)]
+    Storage(storage::StorageVerb),
     /// Create, list, show, restart, flush, delete instances
     #[command(subcommand)]
     Instance(remote::InstanceVerb),
@@ -135,6 +139,9 @@ struct Serve {
     /// Seconds that the data from before a restore is kept for undo (it occupies memory)
     #[arg(long, default_value_t = 24 * 3600, value_name = "SECONDS")]
     undo_keep: i64,
+    /// Seconds that a job goes on trying while a remote store fails; a capture goes on into its spool meanwhile
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    store_patience: u64,
     /// As DCS itself: single-node instances have no backup and restore (DCS.4086), save_days end at 7, deleted
     /// instances are not listed, answers of v2 and v1.0 have no ext
     #[arg(long)]
@@ -183,6 +190,7 @@ pub fn main() -> ExitCode {
         Verb::Project(verb) => admin::project(&global, &verb).map(|()| ExitCode::SUCCESS),
         Verb::User(verb) => admin::user(&global, &verb).map(|()| ExitCode::SUCCESS),
         Verb::Key(verb) => admin::key(&global, &verb).map(|()| ExitCode::SUCCESS),
+        Verb::Storage(verb) => storage::storage(&global, &verb).map(|()| ExitCode::SUCCESS),
         Verb::Instance(verb) => remote::instance(&global, &verb),
         Verb::Backup(verb) => remote::backup(&global, &verb),
         Verb::Restore(verb) => remote::restore(&global, &verb),
@@ -244,6 +252,7 @@ fn configure(global: &Global, serve: Serve) -> anyhow::Result<Config> {
         engine_version,
         run_as: config::engine_user(serve.engine_user.as_deref())?,
         undo_keep_seconds: serve.undo_keep,
+        store_patience: std::time::Duration::from_secs(serve.store_patience),
         strict_dcs: serve.strict_dcs,
     })
 }

@@ -240,6 +240,11 @@ impl Gate {
             instance: instance.clone(),
         })
     }
+
+    /// Whether somebody has it at this moment.
+    pub fn is_held(app: &App, instance: &InstanceId) -> bool {
+        lock(&app.board.held).contains(instance)
+    }
 }
 
 impl Drop for Gate {
@@ -424,7 +429,7 @@ pub fn failure_code(error: &engine::Error, moved: bool, restoring: bool) -> back
     use crate::backup::record::FailureCode;
     match error.kind {
         Kind::Idle | Kind::Deadline => FailureCode::TimedOut,
-        Kind::Key => FailureCode::NoCredentials,
+        Kind::Key | Kind::StoreAccess => FailureCode::NoCredentials,
         Kind::NotFound => FailureCode::NotReadable,
         Kind::Cancelled | Kind::EngineStart | Kind::Auth => FailureCode::NotStarted,
         Kind::Store | Kind::StoreFull if !restoring => FailureCode::NoStore,

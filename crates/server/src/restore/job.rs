@@ -22,6 +22,7 @@ use crate::instance::{self, Instance};
 use crate::jobs::Claim;
 use crate::jobs::worker::{Ended, Stop, begun_too_often, failure_code, settle, step, with_progress};
 use crate::limits;
+use crate::storage::{self, record as storages};
 
 /// One restore at work.
 struct Work<'a> {
@@ -123,28 +124,57 @@ struct Generations {
 }
 
 impl Work<'_> {
-    /// The new generation beside the old one: the whole backup is proven to be what was validated, then an engine
-    /// loads it while it is validated once more, and is verified. The old generation serves all the while.
+    /// The new generation beside the old one: an engine loads the backup and is verified. The old generation serves
+    /// all the while.
     fn prepare_beside(&self) -> Result<Generations, Halt> {
         self.remove_left_behind()?;
         self.make_room()?;
         let pair = self.begin(None)?;
-        let archive = self.prove()?;
-        failpoint::hit("restore.proven")?;
-        self.enter(TargetState::Loading)?;
-        let identity = self.project_identity()?;
-        self.control.enter("loading", archive.manifest().plain_bytes);
-        instances::prepare_directory(self.app, &self.instance.id)?;
-        let spec = instances::spec(self.app, &self.instance, &pair.new)?;
-        let (engine, expectation) = sideload::load(&spec, self.control, |push| {
-            archive.read(&identity, self.control, DECODE_WORKERS, push)
-        })?;
+        let (engine, expectation) = match self.is_read_twice() {
+            true => self.load_proven(&pair.new)?,
+            false => self.load_placed(&pair.new)?,
+        };
         failpoint::hit("restore.loaded")?;
         let durable = sideload::sync_behind(engine.directory())?;
         self.verify(&engine, &expectation)?;
         failpoint::hit("restore.verified")?;
         durable.wait()?;
         Ok(pair)
+    }
+
+    /// Whether the stored bytes are read once more than needed, so that loading and validating go on side by side:
+    /// from the local folder that is the faster way. From a remote store it would be a second download.
+    fn is_read_twice(&self) -> bool {
+        self.restore.method == Method::SideLoad && self.backup.storage_id.is_none()
+    }
+
+    /// Proves that the whole backup is what was validated, then lets an engine load it while it is validated once more.
+    fn load_proven(&self, new: &GenerationId) -> Result<(Engine, Expectation), Halt> {
+        let archive = self.prove()?;
+        failpoint::hit("restore.proven")?;
+        self.enter(TargetState::Loading)?;
+        let identity = self.project_identity()?;
+        self.control.enter("loading", archive.manifest().plain_bytes);
+        instances::prepare_directory(self.app, &self.instance.id)?;
+        let spec = instances::spec(self.app, &self.instance, new)?;
+        let loaded = sideload::load(&spec, self.control, |push| {
+            archive.read(&identity, self.control, DECODE_WORKERS, push)
+        })?;
+        Ok(loaded)
+    }
+
+    /// Reads the whole backup once and validates it; only then an engine is started and loads it.
+    fn load_placed(&self, new: &GenerationId) -> Result<(Engine, Expectation), Halt> {
+        let expectation = self.place(new)?;
+        self.enter(TargetState::Loading)?;
+        Ok((self.start_placed(new)?, expectation))
+    }
+
+    /// Starts an engine that loads what [`Self::place`] has left for it, and waits until it has.
+    fn start_placed(&self, new: &GenerationId) -> Result<Engine, Halt> {
+        let engine = process::start_standby(&instances::spec(self.app, &self.instance, new)?)?;
+        engine.wait_loaded(self.control)?;
+        Ok(engine)
     }
 
     /// As [`Self::prepare_beside`], but the old generation is backed up and stopped before the new one loads.
@@ -159,8 +189,7 @@ impl Work<'_> {
         // Where it cannot save it goes on serving, and this restore has failed.
         old.stop_saved(limits::ENGINE_STOP + limits::time_for(old.used_memory()?))?;
         failpoint::hit("restore.old_stopped")?;
-        let engine = process::start_standby(&instances::spec(self.app, &self.instance, &pair.new)?)?;
-        engine.wait_loaded(self.control)?;
+        let engine = self.start_placed(&pair.new)?;
         self.verify(&engine, &expectation)?;
         sideload::sync(engine.directory())?;
         Ok(pair)
@@ -521,7 +550,9 @@ impl Work<'_> {
             ));
         };
         let keys = [self.app.vault.signer.verifying_key()];
-        engine::archive::Archive::open(&self.app.vault.store, prefix, &keys, Some(digest.as_str()))
+        let store = storage::open(self.app, self.backup.storage_id.as_ref())?;
+        let wanted = || self.control.check("open backup");
+        engine::archive::Archive::open_while(&store, prefix, &keys, Some(digest.as_str()), &wanted)
     }
 
     fn project_identity(&self) -> Result<Identity, Error> {
@@ -571,18 +602,15 @@ impl Work<'_> {
             instance.project_id, instance.id, id, self.claim.fence
         );
         let backup = step(self.app, self.claim, |tx| {
-            backups::begin(tx, &id, &prefix, now)?;
+            let storage = storages::default_of(tx, &instance.project_id)?;
+            backups::begin(tx, &id, &prefix, storage.as_ref(), now)?;
             backups::load(tx, &id)
         })?
         .ok_or_else(|| Stop::Broken("a safety backup has no row".to_owned()))?;
-        let made = capture(
-            self.app,
-            instance,
-            &backup,
-            &prefix,
-            self.claim.fence,
-            self.control,
-        );
+        let made = storage::open(self.app, backup.storage_id.as_ref()).and_then(|store| {
+            let (fence, control) = (self.claim.fence, self.control);
+            capture(self.app, instance, &backup, &store, &prefix, fence, control)
+        });
         let now = Moment::now();
         step(self.app, self.claim, |tx| match &made {
             Ok(made) => {
@@ -617,11 +645,11 @@ impl Work<'_> {
 
     fn report(&self, seen: &engine::Progress) {
         // Where each phase begins and how much of the whole it is, in hundredths of a percent: loading is the
-        // engine's single thread and takes most of the time. In place, validating comes first.
+        // engine's single thread and takes most of the time. What is read once is validated before that.
         let (base, span) = match seen.phase {
             "proving" => (100, 400),
             "validating" => (100, 2900),
-            "loading" if self.restore.method == Method::SideLoad => (500, 8000),
+            "loading" if self.is_read_twice() => (500, 8000),
             "loading" => (3000, 5500),
             "verifying" => (8500, 1200),
             "switching" => (9800, 0),

@@ -16,6 +16,7 @@ mod kill_points;
 mod lifecycle;
 mod memory;
 mod random_kills;
+mod remote;
 mod resumed;
 mod world;
 

@@ -23,4 +23,5 @@ mod records;
 mod service;
 mod signatures;
 mod signer;
+mod storage;
 mod tidy;
