@@ -170,7 +170,12 @@ impl Board {
         }
     }
 
-    /// Tells the reconciler that there may be something to tidy up.
+    /// Whether a job of the instance is at work, be it one that was ended from outside and does not know it yet.
+    pub fn is_at_work(&self, instance: &InstanceId) -> bool {
+        lock(&self.running).values().any(|(of, _)| of == instance)
+    }
+
+    /// Tells the reconciler and the sweeper that there may be something to tidy up.
     pub fn tidy(&self) {
         *lock(&self.untidy.0) += 1;
         self.untidy.1.notify_all();
@@ -239,11 +244,6 @@ impl Gate {
             app: app.clone(),
             instance: instance.clone(),
         })
-    }
-
-    /// Whether somebody has it at this moment.
-    pub fn is_held(app: &App, instance: &InstanceId) -> bool {
-        lock(&app.board.held).contains(instance)
     }
 }
 

@@ -12,7 +12,6 @@ use crate::app::App;
 use crate::backup::record::{self as backups, Status};
 use crate::catalog;
 use crate::ids::{BackupId, StorageId};
-use crate::jobs::worker::Gate;
 use crate::limits;
 
 /// For ever, after each job, each deletion and every [`limits::RECONCILE_EVERY`]; the local folder every
@@ -52,9 +51,8 @@ fn remote(
         if failed.contains_key(&place.storage_id) {
             continue;
         }
-        // A job that was ended from outside may still be writing there: its record has ended, but it has not let go
-        // of its instance. Whoever takes the instance later writes elsewhere.
-        if Gate::is_held(app, &place.instance_id) {
+        // A job that was ended from outside may still be writing there. One that begins later writes elsewhere.
+        if app.board.is_at_work(&place.instance_id) {
             continue;
         }
         let removed = super::open(app, Some(&place.storage_id))
