@@ -30,6 +30,7 @@ pub(crate) enum StorageVerb {
         Then: cachekeep storage default offsite")]
     Add(Add),
     /// List all stores, and whose backups go where
+    #[command(after_help = "Example:\n  cachekeep storage list")]
     List,
     /// Write, read back, look at, list and delete a small object, and say what does not work
     #[command(after_help = "Example:\n  cachekeep storage probe offsite")]
