@@ -285,13 +285,13 @@ impl Distinct {
     }
 
     /// Moves the table into the spill and compares all runs with each other: part by part of the range of
-    /// fingerprints, as many parts as let each fit into half the table. Makes one run of all where `keep` is set.
+    /// fingerprints, as many parts as let each fit into the table. Makes one run of all where `keep` is set.
     fn merge(&mut self, keep: bool) -> Result<(), Found> {
         let start = self.written;
         let entries = self.drain()?;
         self.runs.push(Run { start, entries });
         let mut cursors: Vec<Cursor> = self.runs.iter().map(|run| Cursor::new(*run)).collect();
-        self.skip = (2 * self.runs.len()).next_power_of_two().trailing_zeros();
+        self.skip = self.runs.len().next_power_of_two().trailing_zeros();
         let (start, mut entries) = (self.written, 0);
         for part in 0..1u64 << self.skip {
             for cursor in &mut cursors {
@@ -300,7 +300,8 @@ impl Distinct {
                         return Ok(());
                     };
                     match cursor.peek(spill.as_mut())? {
-                        Some(entry) if entry.print[0] >> (u64::BITS - self.skip) == part => {
+                        // Shifted twice, as one shift by all bits is none.
+                        Some(entry) if entry.print[0] >> (u64::BITS - 1 - self.skip) >> 1 == part => {
                             cursor.at += 1;
                             if !self.put(entry)? {
                                 let uneven = "fingerprints are not spread evenly";

@@ -90,6 +90,7 @@ pub(crate) struct Elements {
 }
 
 impl Elements {
+    #[inline]
     pub(crate) fn begin(&mut self, shape: Shape, ordered: bool) {
         self.shape = shape;
         self.ordered = ordered;
@@ -104,17 +105,20 @@ impl Elements {
     }
 
     /// Makes room to find duplicates among `count` members.
+    #[inline]
     pub(crate) fn expect_members(&mut self, count: u64) {
         if self.shape != Shape::List {
             self.seen.begin(count);
         }
     }
 
+    #[inline]
     pub(crate) fn count(&self) -> u64 {
         self.count
     }
 
     /// Fields with an expiry.
+    #[inline]
     pub(crate) fn expiring(&self) -> u64 {
         self.expiring
     }
@@ -126,6 +130,7 @@ impl Elements {
     }
 
     /// Whether a field waits for its expiry.
+    #[inline]
     pub(crate) fn is_expiry_next(&self) -> bool {
         self.next == Next::Expiry
     }
@@ -142,6 +147,7 @@ impl Elements {
     }
 
     /// Refuses a node of a list that added nothing to it.
+    #[inline]
     pub(crate) fn end_node(&mut self) -> Result<(), ErrorKind> {
         if self.count == self.count_before_node {
             return Err(malformed("empty list node"));
@@ -158,6 +164,7 @@ impl Elements {
         self.count += 1;
     }
 
+    #[inline]
     fn unique(&mut self, hash: u128) -> Result<(), ErrorKind> {
         if self.seen.insert(hash) {
             return Ok(());
@@ -185,56 +192,71 @@ impl Elements {
     /// Takes the next string.
     #[inline]
     pub(crate) fn item<S: Sink>(&mut self, item: Item<'_>, sink: &mut S) -> Result<(), ErrorKind> {
-        if self.next == Next::Second && self.shape == Shape::ZSet {
-            let score = match item {
-                Item::Int(value) => value as f64,
-                Item::Bytes(text) => match canonical_integer(text) {
-                    Some(value) => value as f64,
-                    None => score_of_text(text)?,
-                },
-                Item::Hashed(_) => return Err(malformed("score text is too long")),
-            };
-            return self.score(score, sink);
-        }
-        if self.next == Next::Expiry {
-            return self.packed_expiry(item, sink);
-        }
-        send_item(sink, self.part(), item);
-        let hash = item.hash();
-        match self.shape {
-            Shape::List => {
-                self.digest = mix(self.digest, hash);
-                self.count += 1;
+        match (self.shape, self.next) {
+            (Shape::Hash, Next::First) => {
+                send_item(sink, Part::Field, item);
+                self.first = item.hash();
+                self.next = Next::Second;
+                self.unique(self.first)
             }
-            Shape::Set => {
-                self.unique(hash)?;
+            (Shape::Hash, _) => {
+                send_item(sink, Part::Value, item);
+                let pair = mix(self.first, item.hash());
+                match self.expiry {
+                    None => {
+                        self.digest = self.digest.wrapping_add(pair);
+                        self.count += 1;
+                        self.next = Next::First;
+                    }
+                    expiry => {
+                        self.pair = pair;
+                        self.expiry = None;
+                        self.end_field(expiry, sink);
+                    }
+                }
+                Ok(())
+            }
+            (Shape::List, _) => {
+                send_item(sink, Part::Item, item);
+                self.digest = mix(self.digest, item.hash());
+                self.count += 1;
+                Ok(())
+            }
+            (Shape::Set, _) => {
+                send_item(sink, Part::Member, item);
+                let hash = item.hash();
                 self.digest = self.digest.wrapping_add(hash);
                 self.count += 1;
+                self.unique(hash)
             }
-            Shape::Hash if self.next == Next::Second => {
-                self.pair = mix(self.first, hash);
-                let expiry = self.expiry.take();
-                self.end_field(expiry, sink);
-            }
-            Shape::ExpiringHash if self.next == Next::Second => {
-                self.pair = mix(self.first, hash);
-                self.next = Next::Expiry;
-            }
-            Shape::Hash | Shape::ExpiringHash | Shape::ZSet => {
-                self.unique(hash)?;
-                self.first = hash;
+            (Shape::ZSet, Next::First) => {
+                send_item(sink, Part::Member, item);
+                self.first = item.hash();
                 self.next = Next::Second;
                 if self.ordered {
                     self.keep_member(item);
                 }
+                self.unique(self.first)
             }
+            (Shape::ZSet, _) => self.score(packed_score(item)?, sink),
+            (Shape::ExpiringHash, Next::First) => {
+                send_item(sink, Part::Field, item);
+                self.first = item.hash();
+                self.next = Next::Second;
+                self.unique(self.first)
+            }
+            (Shape::ExpiringHash, Next::Second) => {
+                send_item(sink, Part::Value, item);
+                self.pair = mix(self.first, item.hash());
+                self.next = Next::Expiry;
+                Ok(())
+            }
+            (Shape::ExpiringHash, Next::Expiry) => self.packed_expiry(item, sink),
         }
-        Ok(())
     }
 
     /// Takes a field with its value and expiry into the digest. Without an expiry it counts like a field of a
     /// hash that knows none.
-    #[inline]
     fn end_field<S: Sink>(&mut self, expiry: Option<i64>, sink: &mut S) {
         let mut field = self.pair;
         if let Some(at_ms) = expiry {
@@ -308,6 +330,7 @@ impl Elements {
     }
 
     /// Checks that the value is whole, and returns its digest.
+    #[inline]
     pub(crate) fn end(&self) -> Result<u128, ErrorKind> {
         if self.is_open() {
             return Err(match self.shape {
@@ -326,6 +349,19 @@ fn field_expiry(at_ms: u64) -> Result<i64, ErrorKind> {
     match i64::try_from(at_ms) {
         Ok(at_ms) if at_ms.cast_unsigned() <= FIELD_EXPIRY_MAX => Ok(at_ms),
         _ => Err(malformed("field expiry is beyond what an engine can hold")),
+    }
+}
+
+/// The score in a packed sorted set.
+#[inline]
+fn packed_score(item: Item<'_>) -> Result<f64, ErrorKind> {
+    match item {
+        Item::Int(value) => Ok(value as f64),
+        Item::Bytes(text) => match canonical_integer(text) {
+            Some(value) => Ok(value as f64),
+            None => score_of_text(text),
+        },
+        Item::Hashed(_) => Err(malformed("score text is too long")),
     }
 }
 
