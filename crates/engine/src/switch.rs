@@ -19,7 +19,8 @@ use crate::node::{Node, Reply};
 use crate::process::{Engine, port_of, take_port};
 
 /// How long the new generation tries to take the port. A child that the old engine forked this very moment, for a
-/// snapshot or a rewrite, still has the old listening socket until it is scheduled for the first time.
+/// snapshot or a rewrite, still has the old listening socket until it is scheduled for the first time; and the kernel
+/// closes that of a dead one a moment after it has left the process table.
 const TAKE_OVER_LIMIT: Duration = Duration::from_millis(100);
 const TAKE_OVER_POLL: Duration = Duration::from_micros(200);
 /// How long [`run`] tries to give a port back that somebody took in the moment when nobody held it.
@@ -65,7 +66,7 @@ pub fn run(plan: &SwitchPlan<'_>) -> Result<SwitchReport, Error> {
     check_can_serve(&mut new).map_err(|e| plan.new.explain(e))?;
     let new_port = port_of(&mut new).map_err(|e| plan.new.explain(e))?;
     let Some(old_engine) = plan.old.filter(|old| old.is_alive()) else {
-        take_port(&mut new, plan.port).map_err(|e| plan.new.explain(e))?;
+        take_over(plan, &mut new)?;
         return Ok(SwitchReport {
             gap: None,
             clients_ended: 0,

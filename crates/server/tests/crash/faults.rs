@@ -317,8 +317,12 @@ fn a_stranger_on_the_port_of_an_engine_that_died_is_waited_out() {
     std::thread::sleep(Duration::from_millis(1100));
     world.kill();
     kill(world.serving_pid("one").unwrap());
-    wait_until("it is dead", || world.engines().is_empty());
-    let stranger = TcpListener::bind(("127.0.0.1", world.instances["one"].port)).unwrap();
+    let mut stranger = None;
+    // The kernel closes the port of a dead process a moment after that has left the process table.
+    wait_until("the port is free", || {
+        stranger = TcpListener::bind(("127.0.0.1", world.instances["one"].port)).ok();
+        stranger.is_some()
+    });
     world.run(&Run::default());
     let id = world.id("one");
     wait_until("it is said that it does not serve", || {
