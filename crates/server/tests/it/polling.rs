@@ -279,7 +279,7 @@ fn creations_that_break_a_rule_are_refused_with_its_code() {
 #[test]
 fn what_is_under_way_shows_how_far_it_is_in_bytes_and_keys() {
     // Each place holds its job for five seconds, half-way.
-    let places = "backup.mid_capture:stall,restore.placed:stall";
+    let places = "backup.mid_capture:stall,sideload.after_place:stall";
     let service = Service::start_with(&[], &[("CACHEKEEP_FAILPOINT", places)]);
     let caller = service.caller();
     let instance = caller.make_instance("followed");
@@ -309,7 +309,7 @@ fn what_is_under_way_shows_how_far_it_is_in_bytes_and_keys() {
     assert_eq!(number(&ext, "bytes_done"), number(&ext, "bytes_total"));
     assert_eq!(number(&ext, "keys_done"), 2000);
     let restore = caller.start_restore(&instance, &backup, "");
-    let ext = under_way("restores", &restore, "validating");
+    let ext = under_way("restores", &restore, "loading");
     assert_eq!(number(&ext, "keys_done"), 2000, "{ext}");
     assert_eq!(number(&ext, "keys_applied"), 0, "nothing is loaded yet: {ext}");
     assert!(number(&ext, "bytes_total") > 0);
