@@ -12,6 +12,9 @@ use crate::harness::{Home, data, digest, fill, in_pieces, run, side_load, wait_u
 
 const LIMIT: Duration = Duration::from_secs(20);
 
+/// Where a feed puts its pieces.
+type Push<'a> = &'a mut dyn FnMut(&[u8]) -> Result<(), Error>;
+
 #[test]
 fn data_of_every_type_is_whole_in_the_new_generation_and_after_its_restart() {
     whole_after_restart(false);
@@ -114,16 +117,14 @@ fn a_load_through_a_pipe_that_fails_anywhere_leaves_neither_engine_nor_directory
     let admin = &spec.admin_password;
     let engine = || process::find(&spec.directory, admin).unwrap();
     let half = bytes.len() / 2;
-    let fails_with =
-        |kinds: &[Kind],
-         feed: &dyn Fn(&Control, &mut dyn FnMut(&[u8]) -> Result<(), Error>) -> Result<(), Error>| {
-            let control = Control::new(None);
-            let error = sideload::load(&spec, &control, |push| feed(&control, push))
-                .err()
-                .unwrap();
-            assert!(kinds.contains(&error.kind), "{error:?}");
-            assert!(engine().is_none() && !spec.directory.exists(), "{error:?}");
-        };
+    let fails_with = |kinds: &[Kind], feed: &dyn Fn(&Control, Push<'_>) -> Result<(), Error>| {
+        let control = Control::new(None);
+        let error = sideload::load(&spec, &control, |push| feed(&control, push))
+            .err()
+            .unwrap();
+        assert!(kinds.contains(&error.kind), "{error:?}");
+        assert!(engine().is_none() && !spec.directory.exists(), "{error:?}");
+    };
     // The validator finds it; or the end is missing.
     let mut flipped = bytes.clone();
     flipped[half] ^= 0x10;
