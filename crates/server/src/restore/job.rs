@@ -519,7 +519,7 @@ impl Work<'_> {
         let identity = self.project_identity()?;
         let stored_bytes = archive.manifest().stored_bytes + archive.manifest().details.stored_bytes;
         self.control.enter("proving", stored_bytes);
-        archive.prove(&identity, self.control, HASH_WORKERS)?;
+        archive.prove(&identity, self.control, WORKERS_ALONE)?;
         Ok(archive)
     }
 
@@ -536,7 +536,7 @@ impl Work<'_> {
             self.instance.persistence,
             self.app.config.run_as,
             self.control,
-            |push| archive.read(&identity, self.control, DECODE_WORKERS, push),
+            |push| archive.read(&identity, self.control, WORKERS_ALONE, push),
         )?;
         Ok(expectation)
     }
@@ -670,8 +670,9 @@ impl Work<'_> {
 
 /// Threads that decode segments: one is three times as fast as an engine loads, more would only hold buffers.
 const DECODE_WORKERS: usize = 1;
-/// Threads that hash stored segments while nothing else is to do.
-const HASH_WORKERS: usize = 2;
+/// Threads that hash stored segments, or fetch and decode them, while no engine loads. One would wait for each answer of a
+/// remote store.
+const WORKERS_ALONE: usize = 2;
 
 /// The private half of the project's archive key.
 ///
