@@ -142,7 +142,12 @@ fn a_backup_in_s3_is_made_restored_downloaded_and_deleted() {
     caller
         .v2("DELETE", &format!("/instances/{instance}/backups/{backup}"), None)
         .expect(204);
+    let since = std::time::Instant::now();
     wait("the objects to go", || world.objects().is_empty().then_some(()));
+    assert!(
+        since.elapsed() < Duration::from_secs(4),
+        "the sweeper is told, it does not come by in its round only"
+    );
     connection.send(&Request::new("GET", target)).expect(404);
     caller.make_restore(&instance, &near, "the local one is as it was");
 }
@@ -196,6 +201,8 @@ fn a_store_that_is_away_fails_clearly_and_deletions_are_made_up_for() {
     wait("the objects to go once the store is back", || {
         world.objects().is_empty().then_some(())
     });
+    // The service has closed the connection by then: nothing was said on it for ten seconds.
+    let caller = world.service.caller();
     let after = caller.make_backup(&instance, "after the outage");
     caller.make_restore(&instance, &after, "");
     assert!(!world.service.log().contains(SECRET_KEY));
