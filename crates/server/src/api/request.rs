@@ -99,9 +99,9 @@ impl Request {
         let mut found = None;
         for pair in self.query.split('&') {
             let (given, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let given = String::from_utf8_lossy(&super::signature::decode(given, true)).into_owned();
+            let given = String::from_utf8_lossy(&signature::decode(given, true)).into_owned();
             if normal(&given) == normal(name) {
-                found = Some(String::from_utf8_lossy(&super::signature::decode(value, true)).into_owned());
+                found = Some(String::from_utf8_lossy(&signature::decode(value, true)).into_owned());
             }
         }
         found.filter(|value| !value.is_empty())
