@@ -62,7 +62,7 @@ enum Next {
 /// Longest member for which the order among equal scores is checked.
 const ORDER_MEMBER_MAX: usize = 512;
 /// The greatest expiry of a field that Redis can hold: two below 2^48.
-const FIELD_EXPIRY_MAX: u64 = (1 << 48) - 2;
+pub(crate) const FIELD_EXPIRY_MAX: u64 = (1 << 48) - 2;
 
 #[derive(Default)]
 pub(crate) struct Elements {

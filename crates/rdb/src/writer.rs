@@ -23,7 +23,7 @@ use crate::opcode::{self, Family, Layout, Type, layout};
 use crate::report::Report;
 
 pub use aof::AofWriter;
-use plain::{Form, HELD_BYTES_MAX, LeastExpiry, Plain};
+use plain::{Expiries, Form, Plain};
 use raw::Raw;
 pub use target::{TARGETS, Target};
 use values::Values;
@@ -294,18 +294,15 @@ where
                 }
                 Some(Family::Valkey) => Form::ExpiringHash,
                 Some(Family::Redis) => {
-                    let mut least = LeastExpiry::default();
-                    let mut raw = Raw::new(&mut self.read, key.offset, key.bytes);
-                    let at = raw.value_offset()?;
+                    let mut expiries = Expiries::default();
+                    let at = Raw::new(&mut self.read, key.offset, key.bytes).value_offset()?;
                     let value = at..key.offset + key.bytes;
                     self.values
-                        .tell(&mut self.read, self.family, key.type_code, value, &mut least)?;
-                    if least.held_max > HELD_BYTES_MAX {
-                        return Ok(Err(
-                            "a hash with fields that expire has a field and value above 8 MiB",
-                        ));
+                        .tell(&mut self.read, self.family, key.type_code, value, &mut expiries)?;
+                    if let Some(reason) = expiries.obstacle() {
+                        return Ok(Err(reason));
                     }
-                    let least = least.at_ms.unwrap_or(0);
+                    let least = expiries.least.unwrap_or(0);
                     Form::HashFromLeast { least }
                 }
             },

@@ -9,6 +9,7 @@ use super::raw::Raw;
 use super::target::Target;
 use super::values::Values;
 use super::{Loss, library_lost};
+use crate::elements::FIELD_EXPIRY_MAX;
 use crate::event::{Event, KeySummary, Part, Sink, StreamId};
 use crate::opcode::{Family, Type};
 use crate::report::Report;
@@ -125,8 +126,8 @@ where
                 "fields that expire by themselves need redis-7.4 or valkey-9.0",
             ));
         }
-        let holds = matches!(key.kind, Type::ZSet | Type::Stream) || key.expiring_elements > 0;
-        if !holds || key.bytes <= SURELY_HELD_BYTES {
+        let holds = matches!(key.kind, Type::ZSet | Type::Stream);
+        if key.expiring_elements == 0 && (!holds || key.bytes <= SURELY_HELD_BYTES) {
             return Ok(None);
         }
         let mut held = Held {
@@ -134,10 +135,14 @@ where
             now: 0,
             most: 0,
             pending: 0,
+            last_expiry: 0,
         };
         self.values
             .tell(&mut self.read, self.family, key.type_code, value, &mut held)?;
-        Ok(if held.most > HELD_BYTES_MAX {
+        let is_redis = self.target.family() == Family::Redis;
+        Ok(if is_redis && held.last_expiry > FIELD_EXPIRY_MAX {
+            Some("a field expires later than Redis can hold")
+        } else if held.most > HELD_BYTES_MAX {
             Some("a member, field or entry above 8 MiB, which a command must hold")
         } else if held.pending > PENDING_MAX {
             Some("a consumer group with more than 1048576 pending entries")
@@ -177,6 +182,8 @@ struct Held {
     now: u64,
     most: u64,
     pending: u64,
+    /// The greatest expiry of a field.
+    last_expiry: u64,
 }
 
 impl Sink for Held {
@@ -190,6 +197,10 @@ impl Sink for Held {
             Event::Long(part, length) => (part, length),
             Event::Entry(_) => {
                 self.now = 0;
+                return;
+            }
+            Event::FieldExpiry(at_ms) => {
+                self.last_expiry = self.last_expiry.max(at_ms.cast_unsigned());
                 return;
             }
             Event::Group { pending, .. } => {

@@ -3,10 +3,11 @@
 use std::io::{self, Write};
 
 use super::Output;
+use crate::elements::FIELD_EXPIRY_MAX;
 use crate::event::{Event, KeySummary, Part, Sink};
 
 /// Bytes of a field and its value that are held until its expiry is known.
-pub(super) const HELD_BYTES_MAX: u64 = 8 * 1024 * 1024;
+const HELD_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
 /// The forms that every version of their family reads.
 #[derive(Clone, Copy, PartialEq)]
@@ -133,15 +134,16 @@ impl<W: Write> Sink for Plain<'_, W> {
     }
 }
 
-/// Finds the least expiry of the fields of a hash, and the most bytes of a field and its value.
+/// Finds the least and the greatest expiry of the fields of a hash, and the most bytes of a field and its value.
 #[derive(Default)]
-pub(super) struct LeastExpiry {
-    pub(super) at_ms: Option<u64>,
-    pub(super) held_max: u64,
+pub(super) struct Expiries {
+    pub(super) least: Option<u64>,
+    greatest: u64,
+    held_max: u64,
     held: u64,
 }
 
-impl Sink for LeastExpiry {
+impl Sink for Expiries {
     const VALUES: bool = true;
 
     fn key(&mut self, _key: &KeySummary<'_>) {}
@@ -152,14 +154,26 @@ impl Sink for LeastExpiry {
             Event::Long(part, length) => self.add(part, length),
             Event::FieldExpiry(at_ms) => {
                 let at_ms = at_ms.cast_unsigned();
-                self.at_ms = Some(self.at_ms.map_or(at_ms, |least| least.min(at_ms)));
+                self.least = Some(self.least.map_or(at_ms, |least| least.min(at_ms)));
+                self.greatest = self.greatest.max(at_ms);
             }
             _ => {}
         }
     }
 }
 
-impl LeastExpiry {
+impl Expiries {
+    /// Why Redis cannot hold the hash.
+    pub(super) fn obstacle(&self) -> Option<&'static str> {
+        if self.greatest > FIELD_EXPIRY_MAX {
+            Some("a field expires later than Redis can hold")
+        } else if self.held_max > HELD_BYTES_MAX {
+            Some("a hash with fields that expire has a field and value above 8 MiB")
+        } else {
+            None
+        }
+    }
+
     fn add(&mut self, part: Part, bytes: u64) {
         if part == Part::Field {
             self.held = 0;

@@ -259,6 +259,29 @@ fn what_an_older_engine_cannot_hold_is_named() {
     );
 }
 
+#[test]
+fn a_field_that_expires_later_than_redis_can_hold_is_not_written_for_it() {
+    // Two below 2^48 is the last that it holds.
+    for (at_ms, is_held) in [
+        ((1i64 << 48) - 2, true),
+        ((1 << 48) - 1, false),
+        (i64::MAX, false),
+    ] {
+        let value = counted(1, &[string(b"f"), string(b"v"), at_ms.to_le_bytes().to_vec()]);
+        let bytes = file_of(rdb::Family::Valkey, 80, &entry(22, b"key", &value));
+        let redis = Target::by_name("redis-8.0").unwrap();
+        let (out, losses) = written(&bytes, redis, Compression::Keep);
+        assert_eq!(
+            (losses.is_empty(), read([&out[..]]).unwrap().1.keys.len()),
+            (is_held, usize::from(is_held))
+        );
+        assert_eq!(aof(&bytes, redis).1.is_empty(), is_held);
+        let valkey = Target::by_name("valkey-9.0").unwrap();
+        assert!(written(&bytes, valkey, Compression::Compress).1.is_empty());
+        assert!(aof(&bytes, valkey).1.is_empty());
+    }
+}
+
 /// Loads a file into the engine and returns the engine's own digest and the file it saves.
 fn loaded(name: &str, file: &str, bytes: &[u8]) -> (Vec<u8>, Vec<u8>) {
     let mut engine = Engine::start_on(name, file, bytes);
