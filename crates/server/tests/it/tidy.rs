@@ -181,7 +181,7 @@ fn own_dependencies(manifest: &str) -> Vec<String> {
     let names = section
         .lines()
         .filter_map(|line| line.split(['.', ' ', '=']).next());
-    let own = ["rdb", "engine", "signature", "cachekeep", "xtask"];
+    let own = ["rdb", "engine", "signature", "cachekeep", "fuzzing", "xtask"];
     names
         .filter(|name| own.contains(name))
         .map(str::to_owned)
