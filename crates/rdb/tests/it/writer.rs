@@ -366,3 +366,100 @@ fn other_engines_load_what_was_written_for_them_and_hold_the_same() {
         assert!(loaded > 250, "{name}: {loaded}");
     }
 }
+
+/// A file whose middle is one byte over and over.
+struct Huge {
+    head: Vec<u8>,
+    middle: u64,
+    tail: Vec<u8>,
+}
+
+impl Huge {
+    fn read(&self, offset: u64, buffer: &mut [u8]) {
+        let (head, end) = (self.head.len() as u64, offset + buffer.len() as u64);
+        buffer.fill(b'x');
+        for (part, from) in [(&self.head, 0), (&self.tail, head + self.middle)] {
+            let to = from + part.len() as u64;
+            for at in offset.max(from)..end.min(to) {
+                buffer[(at - offset) as usize] = part[(at - from) as usize];
+            }
+        }
+    }
+
+    fn feed<S: Sink>(&self, sink: &mut S) -> Report {
+        let mut validator = Validator::new();
+        let bytes = self.head.len() as u64 + self.middle + self.tail.len() as u64;
+        let mut chunk = vec![0; 256 * 1024];
+        for offset in (0..bytes).step_by(chunk.len()) {
+            let count = (bytes - offset).min(chunk.len() as u64) as usize;
+            self.read(offset, &mut chunk[..count]);
+            validator.feed(&chunk[..count], sink).unwrap();
+        }
+        validator.finish().unwrap()
+    }
+}
+
+/// Counts what is written, and the most that comes at once.
+#[derive(Default)]
+struct Counting {
+    bytes: u64,
+    most: usize,
+}
+
+impl io::Write for Counting {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.bytes += bytes.len() as u64;
+        self.most = self.most.max(bytes.len());
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+struct ThroughBoth<A, B> {
+    rdb: A,
+    aof: B,
+}
+
+impl<A, B> Sink for ThroughBoth<A, B>
+where
+    A: FnMut(&KeySummary<'_>),
+    B: FnMut(&KeySummary<'_>),
+{
+    fn key(&mut self, key: &KeySummary<'_>) {
+        (self.rdb)(key);
+        (self.aof)(key);
+    }
+}
+
+#[test]
+fn an_item_of_300_mb_passes_an_older_engine_s_form_and_commands_in_pieces() {
+    const ITEM: u64 = 300_000_000;
+    let huge = Huge {
+        head: [
+            &b"REDIS0010\x12\x04list\x02\x01\x05small\x01"[..],
+            &[&[0x80], &(ITEM as u32).to_be_bytes()[..]].concat(),
+        ]
+        .concat(),
+        middle: ITEM,
+        tail: [&[255], &[0; 8][..]].concat(),
+    };
+    let report = huge.feed(&mut ());
+    let old = Target::by_name("redis-6.2").unwrap();
+    let read = |offset: u64, buffer: &mut [u8]| {
+        huge.read(offset, buffer);
+        Ok(())
+    };
+    let mut rdb = Writer::new(&report, old, Compression::Compress, read, Counting::default()).unwrap();
+    let mut aof = AofWriter::new(&report, old, read, Counting::default());
+    huge.feed(&mut ThroughBoth {
+        rdb: |key: &KeySummary<'_>| rdb.key(key, |loss| panic!("{loss:?}")).unwrap(),
+        aof: |key: &KeySummary<'_>| aof.key(key, |loss| panic!("{loss:?}")).unwrap(),
+    });
+    for written in [rdb.finish().unwrap(), aof.finish().unwrap()] {
+        assert!((ITEM..ITEM + 200).contains(&written.bytes), "{}", written.bytes);
+        assert!(written.most <= 64 * 1024, "{} at once", written.most);
+    }
+}
