@@ -11,6 +11,8 @@ use crate::error::{ErrorKind, malformed};
 const WINDOW: usize = 8192;
 /// The most bytes one item yields.
 const ITEM_MAX: usize = 264;
+/// Bytes of a reference that are copied at once.
+const STEP: usize = 16;
 /// Bytes handed on at a time, besides the window.
 const BLOCK: usize = 64 * 1024;
 
@@ -30,6 +32,16 @@ fn decode(input: &[u8], out: &mut [u8], fill: &mut usize) -> Result<usize, Error
         let control = usize::from(control);
         if control < 32 {
             let length = control + 1;
+            // A fixed size is copied by a few moves and not by a call; what is too much is written over.
+            if let (Some(literal), Some(target)) = (
+                input[used + 1..].first_chunk::<RUN_MAX>(),
+                out[at..].first_chunk_mut::<RUN_MAX>(),
+            ) {
+                *target = *literal;
+                used += 1 + length;
+                at += length;
+                continue;
+            }
             let (Some(literal), Some(target)) = (
                 input.get(used + 1..used + 1 + length),
                 out.get_mut(at..at + length),
@@ -57,7 +69,18 @@ fn decode(input: &[u8], out: &mut [u8], fill: &mut usize) -> Result<usize, Error
         if out.len() - at < length {
             break;
         }
-        if distance >= length {
+        if distance >= STEP && out.len() - at >= length.next_multiple_of(STEP) {
+            // Each step reads what was there before it: the distance is not smaller than a step.
+            for done in (0..length).step_by(STEP) {
+                let (before, target) = out.split_at_mut(at + done);
+                if let (Some(step), Some(target)) = (
+                    before[from + done..].first_chunk::<STEP>(),
+                    target.first_chunk_mut::<STEP>(),
+                ) {
+                    *target = *step;
+                }
+            }
+        } else if distance >= length {
             out.copy_within(from..from + length, at);
         } else {
             // The copied range grows as it is written, and each copy at least doubles it.
