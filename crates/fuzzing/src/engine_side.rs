@@ -30,13 +30,11 @@ pub(crate) fn replies(input: &[u8]) {
     // A byte that is no UTF-8 becomes three.
     assert!(taken <= 3 * input.len(), "{taken} bytes out of {}", input.len());
     let (small, large) = (capture(input, 41), capture(input, INPUT_BYTES_MAX));
-    match (small, large) {
-        (Ok(small), Ok(large)) => {
-            // Behind the mark nothing may follow, so where one read brings more, the mark does not end it.
-            assert_eq!(small, large);
-            assert!(small.len() <= input.len());
-        }
-        (small, large) => assert!(small.is_err() || large.is_err()),
+    if let (Ok(small), Ok(large)) = (small, large) {
+        // No engine sends anything behind the mark; where a stranger does, it ends the snapshot or does not, as the
+        // bytes come, and the validator judges what there is.
+        assert!(small.starts_with(&large) || large.starts_with(&small));
+        assert!(small.len().max(large.len()) <= input.len());
     }
 }
 
