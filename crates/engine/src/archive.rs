@@ -314,6 +314,7 @@ pub struct Archive {
     store: Store,
     prefix: String,
     manifest: Manifest,
+    manifest_blake3: String,
 }
 
 impl Archive {
@@ -353,6 +354,7 @@ impl Archive {
             store: store.clone(),
             prefix: prefix.to_owned(),
             manifest,
+            manifest_blake3: blake3::hash(&bytes).to_string(),
         })
     }
 
@@ -400,6 +402,11 @@ impl Archive {
             return Err(tampered("its segments are not the whole"));
         }
         Ok(manifest)
+    }
+
+    /// BLAKE3 of the manifest's object, hexadecimal.
+    pub fn manifest_blake3(&self) -> &str {
+        &self.manifest_blake3
     }
 
     /// What was signed.

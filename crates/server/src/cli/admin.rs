@@ -101,8 +101,16 @@ pub(super) fn open(global: &Global) -> anyhow::Result<App> {
         "{} is no data directory of cachekeep: name it with --data-dir, or run `cachekeep serve` once",
         data_dir.display()
     );
-    serve::open(Config {
-        data_dir,
+    serve::open(administer(global)?)
+}
+
+/// Settings of verbs that work on the data directory: they start no engine and listen nowhere.
+///
+/// # Errors
+/// None in practice.
+pub(super) fn administer(global: &Global) -> anyhow::Result<Config> {
+    Ok(Config {
+        data_dir: global.data_dir(),
         listen: "127.0.0.1:0".parse()?,
         tls: None,
         region: String::new(),

@@ -1,9 +1,11 @@
 //! The command line: `serve`, verbs on the data directory, verbs that call the API, and `inspect` for files.
 
 mod admin;
+mod catalog;
 mod client;
 mod export;
 mod inspect;
+mod place;
 mod remote;
 mod storage;
 mod target;
@@ -82,6 +84,9 @@ enum Verb {
     /// Add, list, probe object stores and choose where backups go (works on the data directory)
     #[command(subcommand)]
     Storage(storage::StorageVerb),
+    /// Say how far the catalogue's mirror is; make a lost catalogue anew from a store
+    #[command(subcommand)]
+    Catalog(catalog::CatalogVerb),
     /// Create, list, show, restart, flush, delete instances
     #[command(subcommand)]
     Instance(remote::InstanceVerb),
@@ -191,6 +196,7 @@ pub fn main() -> ExitCode {
         Verb::User(verb) => admin::user(&global, &verb).map(|()| ExitCode::SUCCESS),
         Verb::Key(verb) => admin::key(&global, &verb).map(|()| ExitCode::SUCCESS),
         Verb::Storage(verb) => storage::storage(&global, &verb).map(|()| ExitCode::SUCCESS),
+        Verb::Catalog(verb) => catalog::catalog(&global, &verb).map(|()| ExitCode::SUCCESS),
         Verb::Instance(verb) => remote::instance(&global, &verb),
         Verb::Backup(verb) => remote::backup(&global, &verb),
         Verb::Restore(verb) => remote::restore(&global, &verb),

@@ -19,6 +19,8 @@ mod openapi;
 mod paging;
 mod polling;
 mod pressure;
+mod readme;
+mod rebuild;
 mod records;
 mod service;
 mod signatures;
