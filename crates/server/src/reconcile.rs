@@ -12,7 +12,7 @@ use engine::process::{self, Persistence};
 use engine::{Control, Kind};
 
 use crate::app::App;
-use crate::backup::record as backups;
+use crate::backup::record::{self as backups, FailureCode};
 use crate::catalog;
 use crate::ids::{InstanceId, Moment};
 use crate::instance::generation::{self, Generation, State};
@@ -40,6 +40,24 @@ pub fn at_start(app: &App) -> Result<(), catalog::Error> {
         );
     }
     remove_orphans(app)?;
+    settle_imports(app)
+}
+
+/// Ends imports whose process is gone: it held the lock, and nobody does now. What they stored is swept.
+fn settle_imports(app: &App) -> Result<(), catalog::Error> {
+    for id in app.catalog.read(backups::unfinished_imports)? {
+        let path = app.config.import_lock(&id);
+        let is_held = std::fs::File::open(&path).is_ok_and(|file| file.try_lock().is_err());
+        if is_held {
+            continue;
+        }
+        tracing::warn!(backup.id = %id, "an import ended without an outcome: it has failed");
+        app.catalog.write(|tx| {
+            let why = "the import ended before it was done: import the file again";
+            backups::fail(tx, &id, FailureCode::TimedOut, why, Moment::now())
+        })?;
+        let _none_where_it_was_never_made = std::fs::remove_file(&path);
+    }
     Ok(())
 }
 
@@ -48,7 +66,7 @@ pub fn run(app: &Arc<App>, closing: &std::sync::atomic::AtomicBool) {
     let places = Arc::new(Places::default());
     let mut seen = 0;
     while !closing.load(std::sync::atomic::Ordering::SeqCst) {
-        if let Err(error) = look_at_all(app, &places) {
+        if let Err(error) = settle_imports(app).and_then(|()| look_at_all(app, &places)) {
             tracing::error!(
                 error = engine::chain(&error),
                 "the reconciler could not read the catalogue"

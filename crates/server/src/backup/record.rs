@@ -286,6 +286,35 @@ pub fn insert_waiting(
     Ok(id)
 }
 
+/// Adds the record of a file that is being imported: its id is known before it.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn insert_import(
+    tx: &Tx<'_>,
+    id: &BackupId,
+    project: &ProjectId,
+    instance: &InstanceId,
+    remark: Option<&str>,
+    now: Moment,
+) -> Result<(), Error> {
+    let (kind, format, status) = (Kind::Manual, Format::Rdb, Status::Waiting);
+    insert(tx, id, project, instance, kind, format, status, remark, now)
+}
+
+/// Unfinished manual backups that no job works on: imports, which have none.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn unfinished_imports(tx: &Tx<'_>) -> Result<Vec<BackupId>, Error> {
+    tx.all(
+        "SELECT id FROM backup WHERE status IN ('waiting', 'running') AND kind = 'manual' AND NOT EXISTS \
+         (SELECT 1 FROM job WHERE job.state <> 'done' AND job.subject_id = backup.id)",
+        (),
+        |row| row.get(0),
+    )
+}
+
 /// Adds the record of a generation that a switch replaces: restorable from its first moment.
 ///
 /// # Errors

@@ -141,6 +141,7 @@ CREATE TABLE backup (
     CHECK (status <> 'failed' OR error_code IS NOT NULL)
 );
 CREATE UNIQUE INDEX backup_instance_ordinal_unique ON backup(instance_id, ordinal);
+CREATE INDEX backup_unfinished_index ON backup(kind) WHERE status IN ('waiting', 'running');
 CREATE INDEX backup_generation_index ON backup(generation_id) WHERE generation_id IS NOT NULL;
 CREATE TRIGGER backup_terminal_is_final BEFORE UPDATE OF status ON backup
 WHEN (OLD.status IN ('failed', 'expired') AND NEW.status NOT IN (OLD.status, 'deleted'))

@@ -4,6 +4,7 @@ mod admin;
 mod catalog;
 mod client;
 mod export;
+mod import;
 mod inspect;
 mod place;
 mod remote;
@@ -93,6 +94,8 @@ enum Verb {
     /// Create, list, show, delete, download backups
     #[command(subcommand)]
     Backup(remote::BackupVerb),
+    /// Take an RDB file of another server as a backup of an instance (works on the data directory)
+    Import(import::Import),
     /// Restore, list the records of restores, undo
     #[command(subcommand)]
     Restore(remote::RestoreVerb),
@@ -199,6 +202,7 @@ pub fn main() -> ExitCode {
         Verb::Catalog(verb) => catalog::catalog(&global, &verb).map(|()| ExitCode::SUCCESS),
         Verb::Instance(verb) => remote::instance(&global, &verb),
         Verb::Backup(verb) => remote::backup(&global, &verb),
+        Verb::Import(verb) => import::run(&global, &verb).map(|()| ExitCode::SUCCESS),
         Verb::Restore(verb) => remote::restore(&global, &verb),
         Verb::Inspect(verb) => Ok(inspect::run(&global, &verb)),
         Verb::Export(verb) => Ok(export::run(&verb)),

@@ -13,6 +13,7 @@ mod export;
 mod http;
 mod idempotency;
 mod identity;
+mod import;
 mod instances;
 mod isolation;
 mod openapi;
