@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use engine::Secret;
-use engine::store::{RemoteKind, RemoteSpec};
+use engine::store::{Patience, RemoteKind, RemoteSpec, Store};
 
 /// How a bucket is reached.
 #[derive(Args, Clone)]
@@ -66,6 +66,20 @@ impl Place {
             access_key: Secret::new(access_key.trim()),
             secret_key: Secret::new(secret.trim()),
         }))
+    }
+}
+
+impl Place {
+    /// Opens it; nothing is sent yet.
+    ///
+    /// # Errors
+    /// The description cannot be right, or the folder cannot be made.
+    pub(crate) fn open(&self) -> anyhow::Result<Store> {
+        let opened = match self {
+            Self::Folder(folder) => Store::open(folder.clone()),
+            Self::Bucket(spec) => Store::open_remote(spec, Patience::JOB),
+        };
+        opened.map_err(|error| anyhow::anyhow!(engine::chain(&error)))
     }
 }
 

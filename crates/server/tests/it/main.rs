@@ -2,6 +2,7 @@
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod alone;
 mod busy;
 mod by_hand;
 mod cli;
