@@ -13,6 +13,7 @@ pub mod failpoint;
 pub mod keys;
 pub mod node;
 pub mod process;
+pub mod proof;
 pub mod psync;
 pub mod segment;
 pub mod sideload;

@@ -57,6 +57,13 @@ impl Config {
         self.spool_dir().join(format!("import-{backup}.lock"))
     }
 
+    /// Directory of a throw-away engine, and the file whose lock says that somebody uses it.
+    pub fn proof_place(&self, name: &str) -> (PathBuf, PathBuf) {
+        let directory = self.spool_dir().join(format!("proof-{name}"));
+        let lock = self.spool_dir().join(format!("proof-{name}.lock"));
+        (directory, lock)
+    }
+
     /// Below it, a directory per instance and in it one per generation.
     pub fn instances_dir(&self) -> PathBuf {
         self.data_dir.join("instances")

@@ -40,7 +40,38 @@ pub fn at_start(app: &App) -> Result<(), catalog::Error> {
         );
     }
     remove_orphans(app)?;
+    remove_proofs(app);
     settle_imports(app)
+}
+
+/// Ends throw-away engines whose verify is gone: it held the lock, and nobody does now.
+fn remove_proofs(app: &App) {
+    let Ok(entries) = std::fs::read_dir(app.config.spool_dir()) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let file = entry.file_name();
+        let name = file
+            .to_str()
+            .and_then(|text| text.strip_prefix("proof-")?.strip_suffix(".lock"));
+        let Some(name) = name else {
+            continue;
+        };
+        if std::fs::File::open(entry.path()).is_ok_and(|lock| lock.try_lock().is_err()) {
+            continue;
+        }
+        let (directory, lock) = app.config.proof_place(name);
+        for (pid, _) in process::find_orphans(&directory) {
+            tracing::warn!(engine.pid = pid, "ending an engine of a verify that is gone");
+            end_process(pid);
+        }
+        if directory.exists() {
+            remove(&directory);
+        }
+        if !directory.exists() {
+            let _gone_already = std::fs::remove_file(&lock);
+        }
+    }
 }
 
 /// Ends imports whose process is gone: it held the lock, and nobody does now. What they stored is swept.
@@ -66,6 +97,7 @@ pub fn run(app: &Arc<App>, closing: &std::sync::atomic::AtomicBool) {
     let places = Arc::new(Places::default());
     let mut seen = 0;
     while !closing.load(std::sync::atomic::Ordering::SeqCst) {
+        remove_proofs(app);
         if let Err(error) = settle_imports(app).and_then(|()| look_at_all(app, &places)) {
             tracing::error!(
                 error = engine::chain(&error),

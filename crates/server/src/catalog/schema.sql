@@ -133,6 +133,11 @@ CREATE TABLE backup (
     manifest_blake3 TEXT,                   -- set with succeeded
     generation_id TEXT REFERENCES generation(id), -- kind generation: the data is a retired process, not an archive
     phase TEXT,
+    proof_level TEXT CHECK (proof_level IN ('stored', 'parsed', 'proven')), -- of the verify that counts; null: none yet
+    proof_at_ms BIGINT,
+    proof_engine TEXT,                      -- version of the engine that loaded it, for proven
+    proof_load_ms BIGINT,
+    proof_failure TEXT,                     -- what is wrong with the backup; null: it holds
     bytes_total BIGINT NOT NULL DEFAULT 0,  -- plain bytes expected, for who watches it
     created_at_ms BIGINT NOT NULL,
     execution_at_ms BIGINT,

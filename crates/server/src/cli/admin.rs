@@ -8,7 +8,8 @@ use super::{Global, Output};
 use crate::app::App;
 use crate::config::Config;
 use crate::identity::record::{self, DOMAIN, Project};
-use crate::ids::Moment;
+use crate::ids::{InstanceId, Moment};
+use crate::instance::record::{self as instances, Instance};
 use crate::serve;
 
 /// Verbs on projects.
@@ -135,6 +136,26 @@ pub(super) fn find_project(app: &App, name: &str) -> anyhow::Result<Project> {
         .into_iter()
         .find(|project| project.name == name || project.id.as_str() == name);
     found.ok_or_else(|| anyhow::anyhow!("there is no project {name}: `cachekeep project list` shows all"))
+}
+
+/// The instance of that name or id, of any project; a deleted one by its id.
+///
+/// # Errors
+/// There is none, or several.
+pub(super) fn find_instance(app: &App, named: &str) -> anyhow::Result<Instance> {
+    if let Some(id) = InstanceId::parse(named) {
+        let found = app.catalog.read(|tx| instances::load(tx, &id))?;
+        return found.with_context(|| format!("there is no instance {named}"));
+    }
+    let mut found = app.catalog.read(instances::all_living)?;
+    found.retain(|instance| instance.name == named);
+    anyhow::ensure!(
+        found.len() < 2,
+        "several instances are named {named}: use the id, `cachekeep instance list` shows it"
+    );
+    found
+        .pop()
+        .with_context(|| format!("there is no instance {named}: `cachekeep instance list` shows all"))
 }
 
 /// Prints rows for people or programs.

@@ -16,12 +16,12 @@ use engine::keys::Recipient;
 use serde_json::json;
 
 use super::Global;
-use super::admin::{open, print_one};
+use super::admin::{find_instance, open, print_one};
 use crate::app::App;
 use crate::backup::record::{self as backups, Finished};
 use crate::identity::record as identity;
-use crate::ids::{BackupId, InstanceId, Moment};
-use crate::instance::record::{self as instances, Instance};
+use crate::ids::{BackupId, Moment};
+use crate::instance::Instance;
 use crate::jobs::worker::{failure_code, with_progress};
 use crate::storage::{self, record as storages};
 
@@ -58,7 +58,7 @@ pub(crate) fn run(global: &Global, verb: &Import) -> anyhow::Result<()> {
     let app = open(global)?;
     crate::backup::command::check_remark(verb.remark.as_deref())
         .map_err(|_too_long| anyhow::anyhow!("a remark has at most 128 characters"))?;
-    let instance = find(&app, &verb.instance)?;
+    let instance = find_instance(&app, &verb.instance)?;
     let (mut source, name, bytes) = source(&verb.file)?;
     let id = BackupId::random();
     let lock_file = app.config.import_lock(&id);
@@ -88,22 +88,6 @@ pub(crate) fn run(global: &Global, verb: &Import) -> anyhow::Result<()> {
         );
     }
     Ok(())
-}
-
-fn find(app: &App, named: &str) -> anyhow::Result<Instance> {
-    if let Some(id) = InstanceId::parse(named) {
-        let found = app.catalog.read(|tx| instances::load(tx, &id))?;
-        return found.with_context(|| format!("there is no instance {named}"));
-    }
-    let mut found = app.catalog.read(instances::all_living)?;
-    found.retain(|instance| instance.name == named);
-    anyhow::ensure!(
-        found.len() < 2,
-        "several instances are named {named}: use the id, `cachekeep instance list` shows it"
-    );
-    found
-        .pop()
-        .with_context(|| format!("there is no instance {named}: `cachekeep instance list` shows all"))
 }
 
 /// What is read, its name, and its size (0 where that is not known).

@@ -11,6 +11,7 @@ mod place;
 mod remote;
 mod storage;
 mod target;
+mod verify;
 mod watch;
 
 use std::net::{IpAddr, SocketAddr};

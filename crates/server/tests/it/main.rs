@@ -29,3 +29,4 @@ mod signatures;
 mod signer;
 mod storage;
 mod tidy;
+mod verify;
