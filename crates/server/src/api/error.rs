@@ -217,10 +217,12 @@ fn v1_code(code: u32) -> u32 {
 
 /// A JSON body with its status.
 pub fn json_response(status: u16, body: &impl serde::Serialize) -> Response<Body> {
-    let bytes = serde_json::to_vec(body).unwrap_or_else(|error| {
+    // Most lists' pages fit: a body that grows is copied each time.
+    let mut bytes = Vec::with_capacity(16 * 1024);
+    if let Err(error) = serde_json::to_writer(&mut bytes, body) {
         tracing::error!(%error, "an answer does not serialise: this is a bug");
-        b"{}".to_vec()
-    });
+        bytes = b"{}".to_vec();
+    }
     let mut response = Response::new(Body::from(bytes));
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     response.headers_mut().insert(

@@ -71,6 +71,17 @@ pub fn window(request: &Request) -> Result<Window, Refusal> {
     })
 }
 
+/// A moment as the wire wants it: `"2026-01-02T03:04:05.678Z"`.
+#[derive(Debug, Clone, Copy)]
+pub struct Stamp(pub Moment);
+
+impl serde::Serialize for Stamp {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let bytes = self.0.iso_bytes();
+        serializer.serialize_str(std::str::from_utf8(&bytes).unwrap_or_default())
+    }
+}
+
 /// Hundredths of a percent as the wire wants them: `"42.50"`.
 pub fn percent(basis_points: i64) -> String {
     let clamped = basis_points.clamp(0, 10_000);

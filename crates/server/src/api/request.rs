@@ -1,5 +1,6 @@
 //! A request as handlers see it: authenticated, its parts decoded leniently where real clients differ.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use axum::body::Bytes;
@@ -99,12 +100,12 @@ impl Request {
         let mut found = None;
         for pair in self.query.split('&') {
             let (given, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let given = String::from_utf8_lossy(&super::signature::decode(given, true)).into_owned();
-            if normal(&given) == normal(name) {
-                found = Some(String::from_utf8_lossy(&super::signature::decode(value, true)).into_owned());
+            if normal(&plain(given)).eq(normal(name.as_bytes())) {
+                found = Some(value);
             }
         }
-        found.filter(|value| !value.is_empty())
+        let found = String::from_utf8_lossy(&plain(found?)).into_owned();
+        Some(found).filter(|value| !value.is_empty())
     }
 
     /// The `Idempotency-Key` of the call. v1.0 does not know the header, and ignores it.
@@ -159,11 +160,18 @@ impl Request {
     }
 }
 
-fn normal(name: &str) -> String {
-    name.bytes()
-        .filter(|byte| *byte != b'_')
-        .map(|byte| char::from(byte.to_ascii_lowercase()))
-        .collect()
+fn normal(name: &[u8]) -> impl Iterator<Item = u8> {
+    name.iter()
+        .filter(|byte| **byte != b'_')
+        .map(u8::to_ascii_lowercase)
+}
+
+/// A part of a query, decoded where it needs to be.
+fn plain(part: &str) -> Cow<'_, [u8]> {
+    match part.bytes().any(|byte| matches!(byte, b'%' | b'+')) {
+        true => Cow::Owned(super::signature::decode(part, true)),
+        false => Cow::Borrowed(part.as_bytes()),
+    }
 }
 
 /// The fields of a JSON body. Null counts as absent.

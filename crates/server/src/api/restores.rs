@@ -5,10 +5,10 @@ use utoipa::ToSchema;
 
 use super::error::{ApiError, Version, json_response};
 use super::failure;
-use super::page;
+use super::page::{self, Stamp};
 use super::request::Request;
 use super::routes::Reply;
-use crate::ids::BackupId;
+use crate::ids::{BackupId, RestoreId};
 use crate::instance::command as instances;
 use crate::instance::generation::{self, Generation};
 use crate::limits;
@@ -147,59 +147,61 @@ pub struct RestoreStarted {
 
 /// The answer to ListRestoreRecords.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct RestoreList {
+pub struct RestoreList<'a> {
     /// The page, newest first.
-    pub restore_record_response: Vec<RestoreRecord>,
+    pub restore_record_response: Vec<RestoreRecord<'a>>,
     /// All records of the window, before paging.
     pub total_num: u64,
 }
 
 /// One restore record: the eleven documented fields, always all of them.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct RestoreRecord {
+pub struct RestoreRecord<'a> {
     /// The record.
-    pub restore_id: String,
+    pub restore_id: &'a str,
     /// `restore_yyyyMMddHHmmss`
-    pub restore_name: String,
+    pub restore_name: &'a str,
     /// The source; stays after that backup is deleted.
-    pub backup_id: String,
+    pub backup_id: &'a str,
     /// Copied when the restore was accepted.
-    pub backup_name: String,
+    pub backup_name: &'a str,
     /// Copied when the restore was accepted.
-    pub backup_remark: Option<String>,
+    pub backup_remark: Option<&'a str>,
     /// The remark of the request.
-    pub restore_remark: Option<String>,
+    pub restore_remark: Option<&'a str>,
     /// `waiting`, `restoring`, `succeed`, `failed`
     pub status: &'static str,
     /// `"0.00"` to `"100.00"`
     pub progress: String,
     /// When it was accepted.
-    pub created_at: String,
+    #[schema(value_type = String)]
+    pub created_at: Stamp,
     /// When it last changed; the end once it has ended.
-    pub updated_at: String,
+    #[schema(value_type = String)]
+    pub updated_at: Stamp,
     /// `dcs.08.000x`, null unless failed.
-    pub error_code: Option<String>,
+    pub error_code: Option<&'a str>,
     /// v1.0 only: the instance that the backup came from.
     #[serde(rename = "sourceInstanceId", skip_serializing_if = "Option::is_none")]
     #[schema(required = false, nullable = false)]
-    pub source_instance_id: Option<String>,
+    pub source_instance_id: Option<&'a str>,
     /// v1.0 only: its name.
     #[serde(rename = "sourceInstanceName", skip_serializing_if = "Option::is_none")]
     #[schema(required = false, nullable = false)]
-    pub source_instance_name: Option<String>,
+    pub source_instance_name: Option<&'a str>,
     /// What DCS does not tell; absent in strict mode.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(required = false, nullable = false)]
-    pub ext: Option<RestoreDetails>,
+    pub ext: Option<RestoreDetails<'a>>,
 }
 
 /// What we tell beyond DCS about a restore.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct RestoreDetails {
+pub struct RestoreDetails<'a> {
     /// 1 for the instance's first restore, and so on without a gap.
     pub ordinal: i64,
     /// What is going on now.
-    pub phase: Option<String>,
+    pub phase: Option<&'a str>,
     /// Acknowledged bytes of the phase.
     pub bytes_done: i64,
     /// Expected bytes of the phase.
@@ -220,42 +222,46 @@ pub struct RestoreDetails {
     /// `untouched`, `loading`, `verifying`, `switching`, `replaced`, `rolled_back`, `unknown`
     pub target_state: &'static str,
     /// The instance that the backup came from.
-    pub source_instance_id: String,
+    pub source_instance_id: &'a str,
     /// The restore that this one took back.
-    pub undo_of: Option<String>,
+    pub undo_of: Option<&'a str>,
     /// The restore that took this one back.
-    pub undone_by: Option<String>,
+    pub undone_by: Option<&'a str>,
     /// Until when an undo is possible at the latest: what was replaced may have to give way to another restore, or to a
     /// need of memory, before. Null where it is not possible.
-    pub undo_until: Option<String>,
+    #[schema(value_type = Option<String>)]
+    pub undo_until: Option<Stamp>,
     /// `side_load`, `in_place`, `switch_back`
     pub method: &'static str,
     /// `sample` or `full`
-    pub verify: String,
+    pub verify: &'a str,
     /// The switch in microseconds: writes to the old generation paused to new port open. Absent where that is not
     /// known: a crash came in between, or the old generation had ended before.
     pub unavailable_us: Option<i64>,
     /// Why it failed; the log has more of it, for the operator.
     pub failure: Option<String>,
     /// When the work began.
-    pub started_at: Option<String>,
+    #[schema(value_type = Option<String>)]
+    pub started_at: Option<Stamp>,
     /// When it ended.
-    pub finished_at: Option<String>,
+    #[schema(value_type = Option<String>)]
+    pub finished_at: Option<Stamp>,
     /// What the clock said when it was accepted.
-    pub clock_at: String,
+    #[schema(value_type = String)]
+    pub clock_at: Stamp,
 }
 
-impl RestoreRecord {
+impl<'a> RestoreRecord<'a> {
     /// `kept`: the instance's generations that are kept for undo.
-    fn new(request: &Request, row: &Restore, kept: &[Generation]) -> Self {
+    fn new(request: &Request, row: &'a Restore, kept: &[Generation]) -> Self {
         let v1 = request.version == Version::V1;
         Self {
-            restore_id: row.id.to_string(),
-            restore_name: row.name.clone(),
-            backup_id: row.backup_id.to_string(),
-            backup_name: row.backup_name.clone(),
-            backup_remark: row.backup_remark.clone(),
-            restore_remark: row.remark.clone(),
+            restore_id: row.id.as_str(),
+            restore_name: &row.name,
+            backup_id: row.backup_id.as_str(),
+            backup_name: &row.backup_name,
+            backup_remark: row.backup_remark.as_deref(),
+            restore_remark: row.remark.as_deref(),
             status: match row.status {
                 Status::Waiting => "waiting",
                 Status::Running => "restoring",
@@ -263,14 +269,14 @@ impl RestoreRecord {
                 Status::Failed => "failed",
             },
             progress: page::percent(row.progress_bp),
-            created_at: row.created_at.iso(),
-            updated_at: row.updated_at.iso(),
-            error_code: row.error_code.clone(),
-            source_instance_id: v1.then(|| row.source_instance_id.to_string()),
-            source_instance_name: v1.then(|| row.source_instance_name.clone()),
+            created_at: Stamp(row.created_at),
+            updated_at: Stamp(row.updated_at),
+            error_code: row.error_code.as_deref(),
+            source_instance_id: v1.then_some(row.source_instance_id.as_str()),
+            source_instance_name: v1.then_some(row.source_instance_name.as_str()),
             ext: request.tells_more().then(|| RestoreDetails {
                 ordinal: row.ordinal,
-                phase: row.phase.clone(),
+                phase: row.phase.as_deref(),
                 bytes_done: row.bytes_done,
                 bytes_total: row.bytes_total,
                 keys_done: row.keys_done,
@@ -280,21 +286,21 @@ impl RestoreRecord {
                 keys_compared: row.keys_compared,
                 keys_expired: row.keys_expired,
                 target_state: row.target_state.word(),
-                source_instance_id: row.source_instance_id.to_string(),
-                undo_of: row.undo_of.as_ref().map(ToString::to_string),
-                undone_by: row.undone_by.as_ref().map(ToString::to_string),
+                source_instance_id: row.source_instance_id.as_str(),
+                undo_of: row.undo_of.as_ref().map(RestoreId::as_str),
+                undone_by: row.undone_by.as_ref().map(RestoreId::as_str),
                 undo_until: kept
                     .iter()
                     .filter(|_| row.status == Status::Succeeded && row.undone_by.is_none())
                     .find(|kept| Some(&kept.id) == row.old_generation_id.as_ref())
-                    .and_then(|kept| kept.expires_at.map(crate::ids::Moment::iso)),
+                    .and_then(|kept| kept.expires_at.map(Stamp)),
                 method: row.method.word(),
-                verify: row.verify.clone(),
+                verify: &row.verify,
                 unavailable_us: row.unavailable_us,
                 failure: failure::shown(&request.app.config, row.failure.as_deref()),
-                started_at: row.started_at.map(crate::ids::Moment::iso),
-                finished_at: row.finished_at.map(crate::ids::Moment::iso),
-                clock_at: row.clock_at.iso(),
+                started_at: row.started_at.map(Stamp),
+                finished_at: row.finished_at.map(Stamp),
+                clock_at: Stamp(row.clock_at),
             }),
         }
     }
