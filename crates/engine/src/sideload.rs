@@ -238,9 +238,7 @@ fn receive(
             if let Some(pipe) = &mut pipe {
                 pipe.write(part, control)?;
             }
-            control
-                .bytes_done
-                .fetch_add(part.len() as u64, Ordering::Relaxed);
+            control.bytes_done.fetch_add(part.len() as u64, Ordering::Relaxed);
         }
         control.keys_done.store(sampler.keys(), Ordering::Relaxed);
         failpoint::hit("sideload.mid_place")
