@@ -16,6 +16,7 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 
 use super::inspect::validator;
+use super::{Global, source};
 use json::{Document, Selection};
 
 /// Write the content of an RDB file as JSON
@@ -28,7 +29,7 @@ use json::{Document, Selection};
     cachekeep export dump.rdb --format json --db 0 --key 'user:*' --type hash --to users.json"
 )]
 pub(crate) struct Export {
-    /// The file
+    /// The file, or the id of a backup
     file: PathBuf,
     /// The form of the result
     #[arg(long, value_enum, default_value_t = Format::Json)]
@@ -54,7 +55,7 @@ pub(crate) struct Export {
     Example:\n  cachekeep get dump.rdb user:1 --db 0"
 )]
 pub(crate) struct Get {
-    /// The file
+    /// The file, or the id of a backup
     file: PathBuf,
     /// The key
     key: String,
@@ -107,7 +108,7 @@ impl std::fmt::Display for Stop {
 }
 
 /// Runs `export`.
-pub(crate) fn run(verb: &Export) -> ExitCode {
+pub(crate) fn run(global: &Global, verb: &Export) -> ExitCode {
     let Format::Json = verb.format;
     let selection = Selection {
         db: verb.db,
@@ -115,7 +116,7 @@ pub(crate) fn run(verb: &Export) -> ExitCode {
         exact: None,
         kind: verb.kind,
     };
-    let done = open(&verb.file).and_then(|mut file| {
+    let done = open(global, &verb.file).and_then(|mut file| {
         let survey = survey(&mut file, &verb.file)?;
         match &verb.to {
             None => {
@@ -129,14 +130,14 @@ pub(crate) fn run(verb: &Export) -> ExitCode {
 }
 
 /// Runs `get`.
-pub(crate) fn get(verb: &Get) -> ExitCode {
+pub(crate) fn get(global: &Global, verb: &Get) -> ExitCode {
     let selection = Selection {
         db: Some(verb.db),
         glob: None,
         exact: Some(verb.key.clone().into_bytes()),
         kind: None,
     };
-    let done = open(&verb.file).and_then(|mut file| {
+    let done = open(global, &verb.file).and_then(|mut file| {
         survey(&mut file, &verb.file)?;
         let document = Document::bare(BufWriter::new(std::io::stdout().lock()), selection);
         let document = pass(&mut file, document)?;
@@ -168,8 +169,8 @@ fn report(file: &Path, done: Result<ExitCode, Stop>) -> ExitCode {
     }
 }
 
-fn open(path: &Path) -> Result<File, Stop> {
-    let file = File::open(path).map_err(|e| Stop::Io(format!("cannot open: {e}")))?;
+fn open(global: &Global, path: &Path) -> Result<File, Stop> {
+    let file = source::open(global, path).map_err(|e| Stop::Io(format!("cannot open: {e}")))?;
     // The file is read twice: what can be read once only is no input.
     match file.metadata() {
         Ok(about) if about.is_file() => Ok(file),

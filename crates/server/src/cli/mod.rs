@@ -9,6 +9,7 @@ mod import;
 mod inspect;
 mod place;
 mod remote;
+mod source;
 mod storage;
 mod target;
 mod verify;
@@ -99,11 +100,11 @@ enum Verb {
     Import(import::Import),
     /// Restore, list the records of restores, undo; or restore into a directory without a service
     Restore(RestoreNoun),
-    /// Validate an RDB file to its last byte and say what is in it
+    /// Validate an RDB file or a backup to its last byte and say what is in it
     Inspect(inspect::Inspect),
-    /// Write the content of an RDB file as JSON
+    /// Write the content of an RDB file or a backup as JSON
     Export(export::Export),
-    /// Show one key of an RDB file
+    /// Show one key of an RDB file or a backup
     Get(export::Get),
     /// Answer every request with the same bytes: the bare route that benchmarks compare with
     #[command(hide = true)]
@@ -252,8 +253,8 @@ pub fn main() -> ExitCode {
             None => alone::restore(&global, &noun.alone).map(|()| ExitCode::SUCCESS),
         },
         Verb::Inspect(verb) => Ok(inspect::run(&global, &verb)),
-        Verb::Export(verb) => Ok(export::run(&verb)),
-        Verb::Get(verb) => Ok(export::get(&verb)),
+        Verb::Export(verb) => Ok(export::run(&global, &verb)),
+        Verb::Get(verb) => Ok(export::get(&global, &verb)),
         Verb::BenchEcho(verb) => bench_echo(&verb).map(|()| ExitCode::SUCCESS),
     };
     match done {

@@ -15,6 +15,7 @@ mod http;
 mod idempotency;
 mod identity;
 mod import;
+mod inside;
 mod instances;
 mod isolation;
 mod openapi;
