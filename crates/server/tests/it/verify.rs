@@ -192,7 +192,12 @@ fn a_verify_waits_for_no_operation_and_the_engine_of_one_that_dies_is_ended() {
         );
         (!processes_in(&spool).is_empty()).then_some(())
     });
-    // The instance is as free as ever.
+    // Held in the middle: the instance is as free as ever.
+    let stopped = Command::new("kill")
+        .args(["-STOP", &child.id().to_string()])
+        .status()
+        .unwrap();
+    assert!(stopped.success());
     caller.make_restore(&instance, &backup, "beside a verify");
     child.kill().unwrap();
     child.wait().unwrap();
