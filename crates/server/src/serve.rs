@@ -176,6 +176,22 @@ pub fn make_project(app: &App, name: &str) -> anyhow::Result<Project> {
     Ok(project)
 }
 
+/// Gives a project a new archive key, which is returned; backups that exist keep theirs.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn rotate_key(app: &App, project: &ProjectId, now: Moment) -> anyhow::Result<engine::keys::Recipient> {
+    let identity = engine::keys::Identity::generate();
+    let recipient = identity.recipient();
+    let sealed = app
+        .vault
+        .master
+        .seal(&identity_place(project), identity.to_secret().expose().as_bytes());
+    app.catalog
+        .write(|tx| record::rotate_key(tx, project, &recipient.to_string(), &sealed, now))?;
+    Ok(recipient)
+}
+
 fn taken(error: crate::catalog::Error, what: &str, name: &str) -> anyhow::Error {
     match error {
         crate::catalog::Error::Constraint(_) => {

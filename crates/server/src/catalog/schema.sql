@@ -8,6 +8,14 @@ CREATE TABLE project (
     created_at_ms BIGINT NOT NULL
 );
 
+-- Archive keys that a project had before the present one: they open the backups of their time.
+CREATE TABLE project_old_key (
+    recipient TEXT NOT NULL PRIMARY KEY,
+    project_id TEXT NOT NULL REFERENCES project(id),
+    identity_sealed BLOB NOT NULL,          -- sealed as the present one is
+    retired_at_ms BIGINT NOT NULL
+);
+
 CREATE TABLE account (
     id TEXT NOT NULL PRIMARY KEY,
     project_id TEXT NOT NULL REFERENCES project(id),
@@ -229,7 +237,7 @@ CREATE INDEX generation_instance_index ON generation(instance_id) WHERE state <>
 -- transaction of the change itself, and removed after the store has it. A row that changes again counts up.
 CREATE TABLE outbox (
     project_id TEXT NOT NULL,
-    subject TEXT NOT NULL CHECK (subject IN ('project', 'storage', 'choice', 'instance', 'generation', 'backup', 'restore')),
+    subject TEXT NOT NULL CHECK (subject IN ('project', 'old_key', 'storage', 'choice', 'instance', 'generation', 'backup', 'restore')),
     id TEXT NOT NULL,                       -- of the row; of a choice its project or ''
     changes BIGINT NOT NULL DEFAULT 1,
     UNIQUE (project_id, subject, id)
@@ -250,6 +258,10 @@ CREATE TRIGGER project_added_is_mirrored AFTER INSERT ON project BEGIN
 END;
 CREATE TRIGGER project_changed_is_mirrored AFTER UPDATE ON project BEGIN
     INSERT INTO outbox (project_id, subject, id) VALUES (NEW.id, 'project', NEW.id)
+    ON CONFLICT DO UPDATE SET changes = changes + 1;
+END;
+CREATE TRIGGER old_key_added_is_mirrored AFTER INSERT ON project_old_key BEGIN
+    INSERT INTO outbox (project_id, subject, id) VALUES (NEW.project_id, 'old_key', NEW.recipient)
     ON CONFLICT DO UPDATE SET changes = changes + 1;
 END;
 CREATE TRIGGER storage_added_is_mirrored AFTER INSERT ON storage BEGIN

@@ -15,8 +15,7 @@ use super::admin;
 use crate::app::App;
 use crate::backup::record as backups;
 use crate::ids::BackupId;
-use crate::instance::record as instances;
-use crate::restore::job::project_identity;
+use crate::restore::job::archive_identity;
 use crate::storage;
 
 /// Threads that decode segments: nothing else works meanwhile.
@@ -39,17 +38,11 @@ pub(super) fn open(global: &Global, named: &Path) -> io::Result<File> {
 
 fn decode(app: &App, id: &BackupId) -> io::Result<File> {
     let failed = |error: engine::Error| io::Error::other(engine::chain(&error));
-    let found = app.catalog.read(|tx| {
-        let backup = backups::load(tx, id)?;
-        let instance = match &backup {
-            Some(backup) => instances::load(tx, &backup.instance_id)?,
-            None => None,
-        };
-        Ok::<_, crate::catalog::Error>(backup.zip(instance))
-    });
-    let (backup, instance) = found
+    let backup = app
+        .catalog
+        .read(|tx| backups::load(tx, id))
         .map_err(io::Error::other)?
-        .filter(|(backup, _)| backup.is_kept())
+        .filter(backups::Backup::is_kept)
         .ok_or_else(|| io::Error::other("there is no such backup here"))?;
     let (Some(prefix), Some(digest)) = (&backup.prefix, &backup.manifest_blake3) else {
         return Err(io::Error::other(
@@ -59,7 +52,7 @@ fn decode(app: &App, id: &BackupId) -> io::Result<File> {
     let keys = [app.vault.signer.verifying_key()];
     let store = storage::open(app, backup.storage_id.as_ref()).map_err(failed)?;
     let archive = Archive::open(&store, prefix, &keys, Some(digest.as_str())).map_err(failed)?;
-    let identity = project_identity(app, &instance.project_id).map_err(failed)?;
+    let identity = archive_identity(app, &archive).map_err(failed)?;
     let mut file = nameless(&app.config.spool_dir())?;
     let mut written = Ok(());
     let read = archive.read(&identity, &Control::new(None), WORKERS, |piece| {

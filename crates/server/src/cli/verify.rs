@@ -26,7 +26,7 @@ use crate::ids::{BackupId, Moment};
 use crate::instance::Instance;
 use crate::jobs::worker::with_progress;
 use crate::restore::command::{available_memory, memory_needed};
-use crate::restore::job::project_identity;
+use crate::restore::job::archive_identity;
 use crate::{secrets, storage};
 
 /// Most backups that a name or `latest` is looked up among.
@@ -92,9 +92,7 @@ pub(crate) fn run(global: &Global, verb: &Verify) -> anyhow::Result<ExitCode> {
         }
     };
     let mut seen = Seen::default();
-    let outcome = with_progress(&control, tell, || {
-        look(&app, &instance, &backup, verb, &control, &mut seen)
-    });
+    let outcome = with_progress(&control, tell, || look(&app, &backup, verb, &control, &mut seen));
     let now = Moment::now();
     let failure = match outcome {
         Ok(()) => None,
@@ -150,19 +148,12 @@ fn find(app: &App, instance: &Instance, named: &str) -> anyhow::Result<Backup> {
 }
 
 /// Verifies; what is known of the engine is left in `seen`, however it ends.
-fn look(
-    app: &App,
-    instance: &Instance,
-    backup: &Backup,
-    verb: &Verify,
-    control: &Control,
-    seen: &mut Seen,
-) -> Result<(), Error> {
+fn look(app: &App, backup: &Backup, verb: &Verify, control: &Control, seen: &mut Seen) -> Result<(), Error> {
     let prefix = backup.prefix.as_deref().unwrap_or_default();
     let keys = [app.vault.signer.verifying_key()];
     let store = storage::open(app, backup.storage_id.as_ref())?;
     let archive = Archive::open(&store, prefix, &keys, backup.manifest_blake3.as_deref())?;
-    let identity = project_identity(app, &instance.project_id)?;
+    let identity = archive_identity(app, &archive)?;
     match verb.level {
         Level::Stored => proof::stored(&archive, &identity, control),
         Level::Parsed => proof::parsed(&archive, &identity, &app.config.spool_dir(), control),

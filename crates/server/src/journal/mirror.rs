@@ -72,7 +72,7 @@ fn send_all(app: &App, project: &ProjectId, closing: &AtomicBool) -> Result<(), 
         };
         let store = storage::open(app, journal.storage_id.as_ref())?.with_patience(Patience::SHORT);
         if journal.written.is_none() {
-            put_key(app, &store, project)?;
+            put_keys(app, &store, project)?;
         }
         let number = app
             .catalog
@@ -151,26 +151,22 @@ fn begin(tx: &Tx<'_>, project: &ProjectId) -> Result<(), catalog::Error> {
     record::begin_chain(tx, project, storage.as_ref(), &recipient)
 }
 
-/// Lays the key of the coming entries beside them, once.
-fn put_key(app: &App, store: &Store, project: &ProjectId) -> Result<(), Error> {
-    let key = app
+/// Lays the keys of the project beside the entries, each once: those of the coming entries, and of earlier archives.
+fn put_keys(app: &App, store: &Store, project: &ProjectId) -> Result<(), Error> {
+    let keys = app
         .catalog
-        .read(|tx| {
-            let recipient = identity::project_recipient(tx, project)?;
-            let sealed = identity::project_identity(tx, project)?;
-            Ok::<_, catalog::Error>(recipient.zip(sealed))
-        })
+        .read(|tx| identity::archive_keys(tx, project))
         .map_err(instance::job::catalog_failed)?;
-    let Some((recipient, identity_sealed)) = key else {
-        return Ok(());
-    };
-    let name = entry::key_name(project, &recipient);
-    if store.exists(&name)? {
-        return Ok(());
+    for (recipient, identity_sealed) in keys {
+        let name = entry::key_name(project, &recipient);
+        if store.exists(&name)? {
+            continue;
+        }
+        let key = ProjectKey {
+            recipient,
+            identity_sealed,
+        };
+        store.put(&name, &entry::seal_key(project, &key, &app.vault.signer)?)?;
     }
-    let key = ProjectKey {
-        recipient,
-        identity_sealed,
-    };
-    store.put(&name, &entry::seal_key(project, &key, &app.vault.signer)?)
+    Ok(())
 }

@@ -9,6 +9,8 @@ use crate::ids::{ProjectId, StorageId};
 pub enum Subject {
     /// A project with its archive key.
     Project,
+    /// An archive key that a project had before.
+    OldKey,
     /// A remote store with its sealed credentials.
     Storage,
     /// Where new backups go.
@@ -25,8 +27,9 @@ pub enum Subject {
 
 impl Subject {
     /// In the order in which one refers to the other.
-    pub const ALL: [Subject; 7] = [
+    pub const ALL: [Subject; 8] = [
         Subject::Project,
+        Subject::OldKey,
         Subject::Storage,
         Subject::Choice,
         Subject::Instance,
@@ -39,6 +42,7 @@ impl Subject {
     pub fn word(self) -> &'static str {
         match self {
             Subject::Project => "project",
+            Subject::OldKey => "old_key",
             Subject::Storage => "storage",
             Subject::Choice => "choice",
             Subject::Instance => "instance",
@@ -56,6 +60,7 @@ impl Subject {
     fn select(self) -> &'static str {
         match self {
             Subject::Project => "SELECT * FROM project WHERE id = ?1",
+            Subject::OldKey => "SELECT * FROM project_old_key WHERE recipient = ?1",
             Subject::Storage => "SELECT * FROM storage WHERE id = ?1",
             Subject::Choice => "SELECT * FROM storage_default WHERE coalesce(project_id, '') = ?1",
             Subject::Instance => "SELECT * FROM instance WHERE id = ?1",
@@ -68,6 +73,7 @@ impl Subject {
     fn table_and_key(self) -> (&'static str, &'static str) {
         match self {
             Subject::Project => ("project", "id"),
+            Subject::OldKey => ("project_old_key", "recipient"),
             Subject::Storage => ("storage", "id"),
             Subject::Choice => ("storage_default", "coalesce(project_id, '')"),
             Subject::Instance => ("instance", "id"),
@@ -199,6 +205,8 @@ pub fn begin_chain(
     for all in [
         "INSERT INTO outbox (project_id, subject, id) SELECT id, 'project', id FROM project WHERE id = ?1 \
          ON CONFLICT DO UPDATE SET changes = changes + 1",
+        "INSERT INTO outbox (project_id, subject, id) SELECT ?1, 'old_key', recipient FROM project_old_key \
+         WHERE project_id = ?1 ON CONFLICT DO UPDATE SET changes = changes + 1",
         "INSERT INTO outbox (project_id, subject, id) SELECT ?1, 'storage', id FROM storage \
          WHERE coalesce(project_id, ?1) = ?1 ON CONFLICT DO UPDATE SET changes = changes + 1",
         "INSERT INTO outbox (project_id, subject, id) SELECT ?1, 'choice', coalesce(project_id, '') FROM storage_default \

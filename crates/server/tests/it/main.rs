@@ -25,6 +25,7 @@ mod pressure;
 mod readme;
 mod rebuild;
 mod records;
+mod rotation;
 mod service;
 mod signatures;
 mod signer;

@@ -11,7 +11,7 @@ use crate::app::App;
 use crate::backup::record::{self as backups, Backup, FailureCode, Finished, Status};
 use crate::catalog;
 use crate::ids::{BackupId, InstanceId, Moment, ProjectId, StorageId};
-use crate::restore::job::project_identity;
+use crate::restore::job::archive_identity;
 use crate::storage;
 
 /// Threads that hash what is stored.
@@ -259,9 +259,7 @@ impl Work<'_> {
         }
         archive.probe()?;
         if self.wish.prove_all {
-            let project = ProjectId::parse(&manifest.project)
-                .ok_or_else(|| Error::new(Kind::Tampered, "open archive", "it names no project"))?;
-            let identity = project_identity(self.app, &project)?;
+            let identity = archive_identity(self.app, &archive)?;
             archive.prove(&identity, &Control::new(None), WORKERS)?;
         }
         let digest = archive.manifest_blake3().to_owned();
@@ -270,8 +268,8 @@ impl Work<'_> {
 
     fn finished(&self, archive: &Archive, manifest_blake3: String) -> Finished {
         let manifest = archive.manifest();
-        let details = ProjectId::parse(&manifest.project)
-            .and_then(|project| project_identity(self.app, &project).ok())
+        let details = archive_identity(self.app, archive)
+            .ok()
             .and_then(|identity| archive.details(&identity).ok());
         let used = details.and_then(|details| {
             let found = details.aux.into_iter().find(|(name, _)| name == "used-mem");
