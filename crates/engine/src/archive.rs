@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use crate::control::Control;
 use crate::error::{Error, Kind};
 use crate::keys::{Identity, SigningKey, VerifyingKey, from_hex, to_hex};
+use crate::priority;
 use crate::segment::{Expected, Opener, PLAIN_BYTES_MAX, Sealed, stored_bytes_max};
 use crate::store::{Store, Wanted, always};
 
@@ -551,6 +552,7 @@ impl Archive {
             for _ in 0..workers {
                 scope.spawn(|| {
                     let _stop = StopAtPanic(&window);
+                    priority::let_engines_go_first();
                     self.decode(identity, &window);
                 });
             }

@@ -12,6 +12,7 @@ pub mod error;
 pub mod failpoint;
 pub mod keys;
 pub mod node;
+mod priority;
 pub mod process;
 pub mod proof;
 pub mod psync;

@@ -27,6 +27,7 @@ use crate::control::Control;
 use crate::duplicate::{SpillFile, invalid};
 use crate::error::{Error, Kind};
 use crate::failpoint;
+use crate::priority;
 use crate::process::{self, Engine, EngineSpec, Persistence};
 
 use pipe::Pipe;
@@ -125,13 +126,22 @@ pub fn place(
 pub fn load(
     spec: &EngineSpec,
     control: &Control,
-    feed: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<(), Error>) -> Result<(), Error>,
+    feed: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<(), Error>) -> Result<(), Error> + Send,
 ) -> Result<(Engine, Expectation), Error> {
     let directory = &spec.directory;
     new_directory(directory, spec.run_as)?;
     let engine = process::start_standby(spec).inspect_err(|_| give_up(directory))?;
     let loaded = Pipe::open(&engine, &directory.join(SNAPSHOT), spec.run_as, control).and_then(|mut pipe| {
-        let expectation = receive(directory, control, feed, Some(&mut pipe))?;
+        let expectation = std::thread::scope(|scope| {
+            // Not on the calling thread, which has a switch to make when this is over.
+            let receiving = scope.spawn(|| {
+                priority::let_engines_go_first();
+                receive(directory, control, feed, Some(&mut pipe))
+            });
+            receiving
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })?;
         pipe.finish(control)?;
         publish(directory, spec.persistence, spec.run_as)?;
         failpoint::hit("sideload.after_rename")?;

@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 
 use crate::direct::DirectFile;
 use crate::error::{Error, Kind};
+use crate::priority;
 
 /// Memory: `BUFFER_BYTES` times (`BUFFERS` in flight, one that is filled, one that is written) and the file's own
 /// buffer = 4 MiB. Enough to bridge the moments in which the disk is busy with something else.
@@ -30,7 +31,10 @@ impl Writer {
         let (give_back, emptied) = sync_channel(BUFFERS + 2);
         let thread = std::thread::Builder::new()
             .name("sideload-write".to_owned())
-            .spawn(move || write_all(file, &to_write, &give_back))
+            .spawn(move || {
+                priority::let_engines_go_first();
+                write_all(file, &to_write, &give_back)
+            })
             .map_err(failed)?;
         Ok(Self {
             filled: Some(filled),
