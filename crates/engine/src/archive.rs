@@ -319,6 +319,7 @@ pub struct Archive {
     store: Store,
     prefix: String,
     manifest: Manifest,
+    manifest_blake3: String,
 }
 
 impl Archive {
@@ -358,6 +359,7 @@ impl Archive {
             store: store.clone(),
             prefix: prefix.to_owned(),
             manifest,
+            manifest_blake3: blake3::hash(&bytes).to_string(),
         })
     }
 
@@ -405,6 +407,11 @@ impl Archive {
             return Err(tampered("its segments are not the whole"));
         }
         Ok(manifest)
+    }
+
+    /// BLAKE3 of the manifest's object, hexadecimal.
+    pub fn manifest_blake3(&self) -> &str {
+        &self.manifest_blake3
     }
 
     /// What was signed.

@@ -13,6 +13,7 @@
 //! duplicate keys 8 MiB = 61 MiB with the two sealers there are, all of it used again from segment to segment. A test holds it to 64 MiB.
 
 mod cut;
+mod import;
 mod sealing;
 
 use std::path::PathBuf;
@@ -32,6 +33,7 @@ use crate::spool::{CHUNK_BYTES, Popped, Spool};
 use crate::store::{Patience, Store};
 
 use cut::{Captured, Cutter};
+pub use import::{ImportPlan, run as import};
 use sealing::Sealing;
 
 /// How long a wait lasts before the control is asked again.
@@ -149,7 +151,36 @@ fn make(
     let captured = capture(plan, store, snapshot, control)?;
     failpoint::hit("backup.after_last_segment")?;
 
-    let details = store_details(plan, store, &captured, control)?;
+    let whole = Whole {
+        prefix: &plan.prefix,
+        labels: &plan.labels,
+        recipient: &plan.recipient,
+        source: plan.source.address.to_string(),
+        replid,
+        offset,
+    };
+    conclude(whole, captured, store, signer, control)
+}
+
+/// What the end of an archive needs to know of its beginning.
+struct Whole<'a> {
+    prefix: &'a str,
+    labels: &'a Labels,
+    recipient: &'a Recipient,
+    source: String,
+    replid: String,
+    offset: i64,
+}
+
+/// Stores details and manifest of segments that are stored: the backup exists from there on.
+fn conclude(
+    whole: Whole<'_>,
+    captured: Captured,
+    store: &Store,
+    signer: &SigningKey,
+    control: &Control,
+) -> Result<BackupReport, Error> {
+    let details = store_details(&whole, store, &captured, control)?;
     failpoint::hit("backup.after_details")?;
 
     let stored_bytes = captured
@@ -159,25 +190,25 @@ fn make(
         .sum();
     let manifest = Manifest {
         version: archive::MANIFEST_VERSION,
-        project: plan.labels.project.clone(),
-        instance: plan.labels.instance.clone(),
-        backup: plan.labels.backup.clone(),
-        attempt: plan.labels.attempt,
-        created_at_ms: plan.labels.created_at_ms,
+        project: whole.labels.project.clone(),
+        instance: whole.labels.instance.clone(),
+        backup: whole.labels.backup.clone(),
+        attempt: whole.labels.attempt,
+        created_at_ms: whole.labels.created_at_ms,
         engine_version: captured.aux_text(&["redis-ver", "valkey-ver"]),
         rdb_version: captured.report.rdb_version,
-        replid,
-        offset,
+        replid: whole.replid,
+        offset: whole.offset,
         keys: captured.keys,
         plain_bytes: captured.report.bytes,
         stored_bytes,
-        recipient: plan.recipient.to_string(),
+        recipient: whole.recipient.to_string(),
         details,
         segments: captured.segments,
     };
     control.check("write manifest")?;
     failpoint::hit("backup.before_manifest")?;
-    let manifest_blake3 = archive::write_manifest_while(store, &plan.prefix, &manifest, signer, &|| {
+    let manifest_blake3 = archive::write_manifest_while(store, whole.prefix, &manifest, signer, &|| {
         control.check("write manifest")
     })?;
     failpoint::hit("backup.after_manifest")?;
@@ -193,7 +224,7 @@ fn make(
         rdb_version: manifest.rdb_version,
         engine_version: manifest.engine_version,
         replid: manifest.replid,
-        offset,
+        offset: manifest.offset,
         used_memory_bytes,
         rdb: captured.report,
     })
@@ -220,7 +251,8 @@ fn capture(
     let sealing = Sealing::new(store, &plan.prefix, &plan.recipient);
     std::thread::scope(|scope| {
         // Dropped on every way out, panics included: else the scope would wait for its threads for ever.
-        let _stop = StopAtEnd(&spool, &sealing);
+        let _abandon = AbandonAtEnd(&spool);
+        let _stop = StopAtEnd(&sealing);
         scope.spawn(|| drain(snapshot, &spool, control));
         let jobs = sealing.start(scope);
         let mut cutter = Cutter::new(validator, jobs);
@@ -274,12 +306,19 @@ fn drain(mut snapshot: Snapshot, spool: &Spool, control: &Control) {
     spool.close(end);
 }
 
-struct StopAtEnd<'a, 'b>(&'a Spool, &'a Sealing<'b>);
+struct AbandonAtEnd<'a>(&'a Spool);
+
+impl Drop for AbandonAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.abandon();
+    }
+}
+
+struct StopAtEnd<'a, 'b>(&'a Sealing<'b>);
 
 impl Drop for StopAtEnd<'_, '_> {
     fn drop(&mut self) {
-        self.0.abandon();
-        self.1.stop();
+        self.0.stop();
     }
 }
 
@@ -298,16 +337,16 @@ impl Drop for CloseAtPanic<'_> {
 
 /// Stores the census.
 fn store_details(
-    plan: &BackupPlan,
+    whole: &Whole<'_>,
     store: &Store,
     captured: &Captured,
     control: &Control,
 ) -> Result<archive::ObjectRecord, Error> {
-    let details = captured.details(plan.source.address.to_string());
+    let details = captured.details(whole.source.clone());
     let mut piece = serde_json::to_vec(&details)
         .map_err(|e| Error::new(Kind::Store, "write details", "as JSON").because(e))?;
-    let sealed = Sealer::new(&plan.recipient)?.seal(&mut piece)?;
-    let name = format!("{}/{}", plan.prefix, archive::DETAILS);
+    let sealed = Sealer::new(whole.recipient)?.seal(&mut piece)?;
+    let name = format!("{}/{}", whole.prefix, archive::DETAILS);
     store.put_buffer(&name, piece, &|| control.check("store details"))?;
     Ok(archive::ObjectRecord::new(archive::DETAILS, sealed))
 }

@@ -16,6 +16,7 @@ pub mod keys;
 pub mod node;
 mod priority;
 pub mod process;
+pub mod proof;
 pub mod psync;
 pub mod segment;
 pub mod sideload;

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::ids::{GenerationId, InstanceId};
+use crate::ids::{BackupId, GenerationId, InstanceId};
 
 /// The service's settings.
 #[derive(Debug, Clone)]
@@ -50,6 +50,18 @@ impl Config {
     /// Where captures spool what the store has not taken yet.
     pub fn spool_dir(&self) -> PathBuf {
         self.data_dir.join("spool")
+    }
+
+    /// Whoever imports a file as this backup holds the lock on it.
+    pub fn import_lock(&self, backup: &BackupId) -> PathBuf {
+        self.spool_dir().join(format!("import-{backup}.lock"))
+    }
+
+    /// Directory of a throw-away engine, and the file whose lock says that somebody uses it.
+    pub fn proof_place(&self, name: &str) -> (PathBuf, PathBuf) {
+        let directory = self.spool_dir().join(format!("proof-{name}"));
+        let lock = self.spool_dir().join(format!("proof-{name}.lock"));
+        (directory, lock)
     }
 
     /// Below it, a directory per instance and in it one per generation.

@@ -96,3 +96,7 @@ pub const STORE_TRIED_AGAIN_AFTER: Duration = Duration::from_secs(10);
 pub const PLACES_AT_ONCE: u64 = 1000;
 /// How often a running job writes its progress to the catalogue.
 pub const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+/// Rows of one entry of the journal: a restore record has 1 KiB, and both are held in memory.
+pub const JOURNAL_ROWS_MAX: u64 = 1000;
+/// Bytes of rows after which an entry of the journal takes no more.
+pub const JOURNAL_ENTRY_BYTES: usize = 4 * 1024 * 1024;

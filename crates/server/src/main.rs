@@ -11,6 +11,7 @@ mod identity;
 mod ids;
 mod instance;
 mod jobs;
+mod journal;
 mod limits;
 mod reconcile;
 mod refusal;

@@ -12,7 +12,7 @@ use engine::process::{self, Persistence};
 use engine::{Control, Kind};
 
 use crate::app::App;
-use crate::backup::record as backups;
+use crate::backup::record::{self as backups, FailureCode};
 use crate::catalog;
 use crate::ids::{InstanceId, Moment};
 use crate::instance::generation::{self, Generation, State};
@@ -40,6 +40,55 @@ pub fn at_start(app: &App) -> Result<(), catalog::Error> {
         );
     }
     remove_orphans(app)?;
+    remove_proofs(app);
+    settle_imports(app)
+}
+
+/// Ends throw-away engines whose verify is gone: it held the lock, and nobody does now.
+fn remove_proofs(app: &App) {
+    let Ok(entries) = std::fs::read_dir(app.config.spool_dir()) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let file = entry.file_name();
+        let name = file
+            .to_str()
+            .and_then(|text| text.strip_prefix("proof-")?.strip_suffix(".lock"));
+        let Some(name) = name else {
+            continue;
+        };
+        if std::fs::File::open(entry.path()).is_ok_and(|lock| lock.try_lock().is_err()) {
+            continue;
+        }
+        let (directory, lock) = app.config.proof_place(name);
+        for (pid, _) in process::find_orphans(&directory) {
+            tracing::warn!(engine.pid = pid, "ending an engine of a verify that is gone");
+            end_process(pid);
+        }
+        if directory.exists() {
+            remove(&directory);
+        }
+        if !directory.exists() {
+            let _gone_already = std::fs::remove_file(&lock);
+        }
+    }
+}
+
+/// Ends imports whose process is gone: it held the lock, and nobody does now. What they stored is swept.
+fn settle_imports(app: &App) -> Result<(), catalog::Error> {
+    for id in app.catalog.read(backups::unfinished_imports)? {
+        let path = app.config.import_lock(&id);
+        let is_held = std::fs::File::open(&path).is_ok_and(|file| file.try_lock().is_err());
+        if is_held {
+            continue;
+        }
+        tracing::warn!(backup.id = %id, "an import ended without an outcome: it has failed");
+        app.catalog.write(|tx| {
+            let why = "the import ended before it was done: import the file again";
+            backups::fail(tx, &id, FailureCode::TimedOut, why, Moment::now())
+        })?;
+        let _none_where_it_was_never_made = std::fs::remove_file(&path);
+    }
     Ok(())
 }
 
@@ -48,7 +97,8 @@ pub fn run(app: &Arc<App>, closing: &std::sync::atomic::AtomicBool) {
     let places = Arc::new(Places::default());
     let mut seen = 0;
     while !closing.load(std::sync::atomic::Ordering::SeqCst) {
-        if let Err(error) = look_at_all(app, &places) {
+        remove_proofs(app);
+        if let Err(error) = settle_imports(app).and_then(|()| look_at_all(app, &places)) {
             tracing::error!(
                 error = engine::chain(&error),
                 "the reconciler could not read the catalogue"

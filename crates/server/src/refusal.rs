@@ -21,7 +21,7 @@ pub enum Refusal {
     WrongState,
     /// The instance cannot be deleted while it is being made.
     DeleteWhileCreating,
-    /// The backup is not restorable: not finished, failed, expired, or its data is gone.
+    /// The backup is not restorable: not finished, failed, expired, found damaged, or its data is gone.
     NotRestorable,
     /// The backup has no file to hand out: it is a retired generation.
     NoFile,

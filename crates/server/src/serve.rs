@@ -22,13 +22,23 @@ use crate::ids::{Moment, ProjectId, UserId};
 use crate::jobs::worker::{self, Board};
 use crate::secrets::{self, MasterKey};
 use crate::stall::Unstalled;
-use crate::{limits, reconcile, storage};
+use crate::{journal, limits, reconcile, storage};
 
 /// Opens everything below the data directory. Used by `serve` and by the administrator's commands.
 ///
 /// # Errors
 /// What cannot be made, read or opened, and what to do about it.
-pub fn open(mut config: Config) -> anyhow::Result<App> {
+pub fn open(config: Config) -> anyhow::Result<App> {
+    let catalog = config.catalog_file();
+    let is_new = !catalog.exists();
+    open_with(config, &catalog, is_new)
+}
+
+/// As [`open`], with this catalogue; keys that are missing are made where `may_make_keys` says that they are new.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_with(mut config: Config, catalog: &Path, may_make_keys: bool) -> anyhow::Result<App> {
     std::fs::create_dir_all(&config.data_dir).with_context(|| {
         format!(
             "cannot make {}: choose another --data-dir",
@@ -50,15 +60,14 @@ pub fn open(mut config: Config) -> anyhow::Result<App> {
     }
     std::fs::create_dir_all(config.instances_dir())?;
     // Keys are made before the catalogue: where that exists and they do not, somebody has lost them.
-    let is_new = !config.catalog_file().exists();
-    let master =
-        MasterKey::load(&data_dir.join("keys/master.key"), is_new).context("cannot load the master key")?;
-    let signer =
-        load_signer(&data_dir.join("keys/signing.key"), is_new).context("cannot load the signing key")?;
+    let master = MasterKey::load(&data_dir.join("keys/master.key"), may_make_keys)
+        .context("cannot load the master key")?;
+    let signer = load_signer(&data_dir.join("keys/signing.key"), may_make_keys)
+        .context("cannot load the signing key")?;
     let store = engine::store::Store::open(config.store_dir())?;
-    make_private(&config.catalog_file())?;
-    let catalog = Catalog::open(&config.catalog_file())
-        .with_context(|| format!("cannot open the catalogue {}", config.catalog_file().display()))?;
+    make_private(catalog)?;
+    let catalog =
+        Catalog::open(catalog).with_context(|| format!("cannot open the catalogue {}", catalog.display()))?;
     check_master_key(&catalog, &master)?;
     Ok(App {
         config,
@@ -167,6 +176,22 @@ pub fn make_project(app: &App, name: &str) -> anyhow::Result<Project> {
     Ok(project)
 }
 
+/// Gives a project a new archive key, which is returned; backups that exist keep theirs.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn rotate_key(app: &App, project: &ProjectId, now: Moment) -> anyhow::Result<engine::keys::Recipient> {
+    let identity = engine::keys::Identity::generate();
+    let recipient = identity.recipient();
+    let sealed = app
+        .vault
+        .master
+        .seal(&identity_place(project), identity.to_secret().expose().as_bytes());
+    app.catalog
+        .write(|tx| record::rotate_key(tx, project, &recipient.to_string(), &sealed, now))?;
+    Ok(recipient)
+}
+
 fn taken(error: crate::catalog::Error, what: &str, name: &str) -> anyhow::Error {
     match error {
         crate::catalog::Error::Constraint(_) => {
@@ -216,6 +241,50 @@ pub fn make_access_key(app: &App, project: &ProjectId) -> anyhow::Result<(String
     Ok((ak, sk))
 }
 
+/// Makes the user and the access key of admin.json anew in a catalogue that knows its project and not them. `false`:
+/// there is no such file, or it is of another project.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn take_up_admin(app: &App, now: Moment) -> anyhow::Result<bool> {
+    let Ok(bytes) = std::fs::read(app.config.admin_file()) else {
+        return Ok(false);
+    };
+    let admin: serde_json::Value = serde_json::from_slice(&bytes)
+        .with_context(|| format!("{} is not whole", app.config.admin_file().display()))?;
+    let field = |name: &str| admin[name].as_str().unwrap_or_default();
+    let Some(project_id) = ProjectId::parse(field("project_id")) else {
+        return Ok(false);
+    };
+    let account = Account {
+        id: UserId::random(),
+        project_id: project_id.clone(),
+        name: field("user").to_owned(),
+        password_hash: secrets::hash_password(field("password")),
+        created_at: now,
+        revoked_at: None,
+    };
+    let ak = field("ak").to_owned();
+    let key = AccessKey {
+        sk_sealed: app
+            .vault
+            .master
+            .seal(&format!("access_key.sk:{ak}"), field("sk").as_bytes()),
+        ak,
+        project_id: project_id.clone(),
+        created_at: now,
+        revoked_at: None,
+    };
+    app.catalog.write(|tx| {
+        if record::project(tx, &project_id)?.is_none() {
+            return Ok(false);
+        }
+        record::insert_account(tx, &account)?;
+        record::insert_access_key(tx, &key)?;
+        Ok(true)
+    })
+}
+
 /// Runs the service until SIGTERM or SIGINT.
 ///
 /// # Errors
@@ -253,6 +322,10 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         let (app, closing) = (app.clone(), closing.clone());
         move || storage::sweep::run(&app, &closing)
     })?;
+    std::thread::Builder::new().name("mirror".to_owned()).spawn({
+        let (app, closing) = (app.clone(), closing.clone());
+        move || journal::mirror::run(&app, &closing)
+    })?;
     let scheme = if app.config.tls.is_some() { "https" } else { "http" };
     println!("cachekeep serves {scheme}://{address}");
     println!("credentials: {}", app.config.admin_file().display());
@@ -273,7 +346,10 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 }
 
 /// One process per data directory: every running job in the catalogue is then known to be nobody else's.
-fn lock(data_dir: &Path) -> anyhow::Result<std::fs::File> {
+///
+/// # Errors
+/// Another process has it.
+pub fn lock(data_dir: &Path) -> anyhow::Result<std::fs::File> {
     std::fs::create_dir_all(data_dir)
         .with_context(|| format!("cannot make {}: choose another --data-dir", data_dir.display()))?;
     let file = std::fs::OpenOptions::new()

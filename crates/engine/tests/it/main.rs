@@ -4,6 +4,7 @@
 
 mod archive;
 mod backup;
+mod damage;
 mod failpoints;
 mod harness;
 mod psync;

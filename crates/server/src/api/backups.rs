@@ -273,7 +273,27 @@ pub struct BackupDetails {
     pub manifest_blake3: Option<String>,
     /// The store that its file lies in: `local` or the name of a storage.
     pub storage: String,
+    /// What the verify that counts found; null before the first.
+    pub proof: Option<BackupProof>,
     /// Why it failed; the log has more of it, for the operator.
+    pub failure: Option<String>,
+}
+
+/// What a verify found.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct BackupProof {
+    /// `stored`: every stored byte is the one that was stored; `parsed`: and they are the valid data of the capture;
+    /// `proven`: and a throw-away engine has loaded them.
+    pub level: &'static str,
+    /// Whether the backup holds; where it does not, it is not restorable.
+    pub holds: bool,
+    /// When that was found.
+    pub verified_at: String,
+    /// Version of the engine, for `proven`.
+    pub engine: Option<String>,
+    /// How long that engine loaded.
+    pub load_ms: Option<i64>,
+    /// What is wrong with the backup.
     pub failure: Option<String>,
 }
 
@@ -328,6 +348,14 @@ impl BackupRecord {
                     .storage_name
                     .clone()
                     .unwrap_or_else(|| crate::storage::LOCAL.to_owned()),
+                proof: row.proof.as_ref().map(|proof| BackupProof {
+                    level: proof.level.word(),
+                    holds: proof.failure.is_none(),
+                    verified_at: proof.at.iso(),
+                    engine: proof.engine.clone(),
+                    load_ms: proof.load_ms,
+                    failure: failure::shown(&request.app.config, proof.failure.as_deref()),
+                }),
                 failure: failure::shown(&request.app.config, row.failure.as_deref()),
             }),
         })

@@ -110,7 +110,7 @@ pub fn serve(request: &Request) -> Result<Reply, ApiError> {
         .map(|store| store.with_patience(Patience::SHORT))
         .and_then(|store| engine::archive::Archive::open(&store, prefix, &keys, Some(digest.as_str())))
         .map_err(|error| broken(&error))?;
-    let identity = crate::restore::job::project_identity(app, &project).map_err(|error| broken(&error))?;
+    let identity = crate::restore::job::archive_identity(app, &archive).map_err(|error| broken(&error))?;
     let total = archive.manifest().plain_bytes;
     let (status, range) = match wanted_range(request, total) {
         Ok(None) => (StatusCode::OK, 0..total),

@@ -2,4 +2,5 @@
 
 pub mod command;
 pub mod job;
+pub mod proof_record;
 pub mod record;

@@ -1,5 +1,6 @@
 //! The backup record: its states, changed only here and by compare-and-set, and its SQL.
 
+use super::proof_record::{self, Proof};
 use crate::catalog::{Error, Tx};
 use crate::ids::{BackupId, GenerationId, InstanceId, Moment, ProjectId, StorageId};
 use crate::instance::OwnedInstance;
@@ -192,6 +193,8 @@ pub struct Backup {
     pub manifest_blake3: Option<String>,
     /// The retired process that holds the data, for [`Kind::Generation`].
     pub generation_id: Option<GenerationId>,
+    /// What the verify that counts found.
+    pub proof: Option<Proof>,
     /// What is going on now.
     pub phase: Option<String>,
     /// Plain bytes expected while it runs; an estimate from the memory that the data takes.
@@ -210,6 +213,11 @@ impl Backup {
         self.status == Status::Succeeded && !self.is_being_deleted()
     }
 
+    /// Whether a verify found it damaged.
+    pub fn is_damaged(&self) -> bool {
+        self.proof.as_ref().is_some_and(|proof| proof.failure.is_some())
+    }
+
     /// Whether its removal is intended: see [`intend_delete`].
     pub fn is_being_deleted(&self) -> bool {
         self.phase.as_deref() == Some(DELETING)
@@ -223,7 +231,8 @@ macro_rules! columns {
     () => {
         "id, instance_id, name, kind, format, status, progress_bp, size_bytes, plain_bytes, keys, used_memory_bytes, period, \
          remark, error_code, failure, prefix, manifest_blake3, generation_id, phase, bytes_total, created_at_ms, execution_at_ms, updated_at_ms, \
-         storage_id, (SELECT name FROM storage WHERE storage.id = storage_id)"
+         storage_id, (SELECT name FROM storage WHERE storage.id = storage_id), \
+         proof_level, proof_at_ms, proof_engine, proof_load_ms, proof_failure"
     };
 }
 
@@ -255,6 +264,7 @@ fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Backup> {
         updated_at: row.get(22)?,
         storage_id: row.get(23)?,
         storage_name: row.get(24)?,
+        proof: proof_record::read(row, 25)?,
     })
 }
 
@@ -284,6 +294,35 @@ pub fn insert_waiting(
         now,
     )?;
     Ok(id)
+}
+
+/// Adds the record of a file that is being imported: its id is known before it.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn insert_import(
+    tx: &Tx<'_>,
+    id: &BackupId,
+    project: &ProjectId,
+    instance: &InstanceId,
+    remark: Option<&str>,
+    now: Moment,
+) -> Result<(), Error> {
+    let (kind, format, status) = (Kind::Manual, Format::Rdb, Status::Waiting);
+    insert(tx, id, project, instance, kind, format, status, remark, now)
+}
+
+/// Unfinished manual backups that no job works on: imports, which have none.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn unfinished_imports(tx: &Tx<'_>) -> Result<Vec<BackupId>, Error> {
+    tx.all(
+        "SELECT id FROM backup WHERE status IN ('waiting', 'running') AND kind = 'manual' AND NOT EXISTS \
+         (SELECT 1 FROM job WHERE job.state <> 'done' AND job.subject_id = backup.id)",
+        (),
+        |row| row.get(0),
+    )
 }
 
 /// Adds the record of a generation that a switch replaces: restorable from its first moment.

@@ -4,6 +4,8 @@
 //! connection, begin at once (`BEGIN IMMEDIATE`: a deferred transaction that reads and then writes fails under
 //! concurrency) and are on disk when the call returns (`synchronous = FULL`).
 
+pub mod image;
+
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -17,7 +19,7 @@ const SCHEMA: &str = include_str!("schema.sql");
 /// Stored in `user_version`; a catalogue of a newer version is refused. Nothing is released yet: until then
 /// schema.sql changes in place, and a catalogue made before a change has to be made anew. From the first release on a
 /// change is a step from one version to the next.
-const SCHEMA_VERSION: i64 = 1;
+pub const SCHEMA_VERSION: i64 = 1;
 /// Another process (a backup program, an operator's shell) may hold the file for a moment.
 const BUSY_WAIT: Duration = Duration::from_secs(5);
 /// Prepared statements kept per connection; there are fewer different ones.
@@ -122,6 +124,20 @@ impl Catalog {
                 (Err(error), _) => Err(error),
             }
         })
+    }
+
+    /// Moves everything into the file itself, so that it may be renamed: nobody else has it open.
+    ///
+    /// # Errors
+    /// [`Error::Database`]; [`Error::Unusable`] where somebody has.
+    pub fn gather(&self) -> Result<(), Error> {
+        let busy: i64 = self
+            .lock()
+            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+        if busy != 0 {
+            return Err(Error::Unusable(format!("{} is in use", self.path.display())));
+        }
+        Ok(())
     }
 
     /// Whether the file answers at all.

@@ -8,6 +8,14 @@ CREATE TABLE project (
     created_at_ms BIGINT NOT NULL
 );
 
+-- Archive keys that a project had before the present one: they open the backups of their time.
+CREATE TABLE project_old_key (
+    recipient TEXT NOT NULL PRIMARY KEY,
+    project_id TEXT NOT NULL REFERENCES project(id),
+    identity_sealed BLOB NOT NULL,          -- sealed as the present one is
+    retired_at_ms BIGINT NOT NULL
+);
+
 CREATE TABLE account (
     id TEXT NOT NULL PRIMARY KEY,
     project_id TEXT NOT NULL REFERENCES project(id),
@@ -133,6 +141,11 @@ CREATE TABLE backup (
     manifest_blake3 TEXT,                   -- set with succeeded
     generation_id TEXT REFERENCES generation(id), -- kind generation: the data is a retired process, not an archive
     phase TEXT,
+    proof_level TEXT CHECK (proof_level IN ('stored', 'parsed', 'proven')), -- of the verify that counts; null: none yet
+    proof_at_ms BIGINT,
+    proof_engine TEXT,                      -- version of the engine that loaded it, for proven
+    proof_load_ms BIGINT,
+    proof_failure TEXT,                     -- what is wrong with the backup; null: it holds
     bytes_total BIGINT NOT NULL DEFAULT 0,  -- plain bytes expected, for who watches it
     created_at_ms BIGINT NOT NULL,
     execution_at_ms BIGINT,
@@ -141,6 +154,7 @@ CREATE TABLE backup (
     CHECK (status <> 'failed' OR error_code IS NOT NULL)
 );
 CREATE UNIQUE INDEX backup_instance_ordinal_unique ON backup(instance_id, ordinal);
+CREATE INDEX backup_unfinished_index ON backup(kind) WHERE status IN ('waiting', 'running');
 CREATE INDEX backup_generation_index ON backup(generation_id) WHERE generation_id IS NOT NULL;
 CREATE TRIGGER backup_terminal_is_final BEFORE UPDATE OF status ON backup
 WHEN (OLD.status IN ('failed', 'expired') AND NEW.status NOT IN (OLD.status, 'deleted'))
@@ -218,3 +232,80 @@ CREATE INDEX idempotency_created_index ON idempotency(created_at_ms);
 
 -- What an instance has now, among all that it ever had.
 CREATE INDEX generation_instance_index ON generation(instance_id) WHERE state <> 'removed';
+
+-- What the store of a project has not been told yet of the catalogue's rows: written by the triggers below, in the
+-- transaction of the change itself, and removed after the store has it. A row that changes again counts up.
+CREATE TABLE outbox (
+    project_id TEXT NOT NULL,
+    subject TEXT NOT NULL CHECK (subject IN ('project', 'old_key', 'storage', 'choice', 'instance', 'generation', 'backup', 'restore')),
+    id TEXT NOT NULL,                       -- of the row; of a choice its project or ''
+    changes BIGINT NOT NULL DEFAULT 1,
+    UNIQUE (project_id, subject, id)
+);
+
+-- How far the mirror of a project's rows is. An entry's number is taken before it is written and never again.
+CREATE TABLE journal (
+    project_id TEXT NOT NULL PRIMARY KEY REFERENCES project(id),
+    storage_id TEXT REFERENCES storage(id), -- null: the local folder
+    recipient TEXT NOT NULL,                -- age recipient of the newest entries
+    begun BIGINT NOT NULL DEFAULT 0,        -- number of the newest entry that may lie in the store
+    written BIGINT                          -- number of the newest one that does; null: the next one begins a chain
+);
+
+CREATE TRIGGER project_added_is_mirrored AFTER INSERT ON project BEGIN
+    INSERT INTO outbox (project_id, subject, id) VALUES (NEW.id, 'project', NEW.id)
+    ON CONFLICT DO UPDATE SET changes = changes + 1;
+END;
+CREATE TRIGGER project_changed_is_mirrored AFTER UPDATE ON project BEGIN
+    INSERT INTO outbox (project_id, subject, id) VALUES (NEW.id, 'project', NEW.id)
+    ON CONFLICT DO UPDATE SET changes = changes + 1;
+END;
+CREATE TRIGGER old_key_added_is_mirrored AFTER INSERT ON project_old_key BEGIN
+    INSERT INTO outbox (project_id, subject, id) VALUES (NEW.project_id, 'old_key', NEW.recipient)
+    ON CONFLICT DO UPDATE SET changes = changes + 1;
+END;
+CREATE TRIGGER storage_added_is_mirrored AFTER INSERT ON storage BEGIN
+    INSERT INTO outbox (project_id, subject, id)
+    SELECT id, 'storage', NEW.id FROM project WHERE NEW.project_id IS NULL OR NEW.project_id = id
+    ON CONFLICT DO UPDATE SET changes = changes + 1;
+END;
+CREATE TRIGGER choice_added_is_mirrored AFTER INSERT ON storage_default BEGIN
+    INSERT INTO outbox (project_id, subject, id)
+    SELECT id, 'choice', coalesce(NEW.project_id, '') FROM project WHERE NEW.project_id IS NULL OR NEW.project_id = id
+    ON CONFLICT DO UPDATE SET changes = changes + 1;
+END;
+CREATE TRIGGER instance_added_is_mirrored AFTER INSERT ON instance BEGIN
+    INSERT INTO outbox (project_id, subject, id) VALUES (NEW.project_id, 'instance', NEW.id)
+    ON CONFLICT DO UPDATE SET changes = changes + 1;
+END;
+CREATE TRIGGER instance_changed_is_mirrored AFTER UPDATE ON instance BEGIN
+    INSERT INTO outbox (project_id, subject, id) VALUES (NEW.project_id, 'instance', NEW.id)
+    ON CONFLICT DO UPDATE SET changes = changes + 1;
+END;
+CREATE TRIGGER generation_added_is_mirrored AFTER INSERT ON generation BEGIN
+    INSERT INTO outbox (project_id, subject, id)
+    SELECT project_id, 'generation', NEW.id FROM instance WHERE instance.id = NEW.instance_id
+    ON CONFLICT DO UPDATE SET changes = changes + 1;
+END;
+CREATE TRIGGER generation_changed_is_mirrored AFTER UPDATE ON generation BEGIN
+    INSERT INTO outbox (project_id, subject, id)
+    SELECT project_id, 'generation', NEW.id FROM instance WHERE instance.id = NEW.instance_id
+    ON CONFLICT DO UPDATE SET changes = changes + 1;
+END;
+-- Of backups and restores what was accepted and how it ended; not how far they are.
+CREATE TRIGGER backup_added_is_mirrored AFTER INSERT ON backup BEGIN
+    INSERT INTO outbox (project_id, subject, id) VALUES (NEW.project_id, 'backup', NEW.id)
+    ON CONFLICT DO UPDATE SET changes = changes + 1;
+END;
+CREATE TRIGGER backup_changed_is_mirrored AFTER UPDATE ON backup WHEN NEW.status NOT IN ('waiting', 'running') BEGIN
+    INSERT INTO outbox (project_id, subject, id) VALUES (NEW.project_id, 'backup', NEW.id)
+    ON CONFLICT DO UPDATE SET changes = changes + 1;
+END;
+CREATE TRIGGER restore_added_is_mirrored AFTER INSERT ON restore BEGIN
+    INSERT INTO outbox (project_id, subject, id) VALUES (NEW.project_id, 'restore', NEW.id)
+    ON CONFLICT DO UPDATE SET changes = changes + 1;
+END;
+CREATE TRIGGER restore_changed_is_mirrored AFTER UPDATE ON restore WHEN NEW.status IN ('succeeded', 'failed') BEGIN
+    INSERT INTO outbox (project_id, subject, id) VALUES (NEW.project_id, 'restore', NEW.id)
+    ON CONFLICT DO UPDATE SET changes = changes + 1;
+END;

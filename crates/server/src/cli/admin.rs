@@ -8,7 +8,8 @@ use super::{Global, Output};
 use crate::app::App;
 use crate::config::Config;
 use crate::identity::record::{self, DOMAIN, Project};
-use crate::ids::Moment;
+use crate::ids::{InstanceId, Moment};
+use crate::instance::record::{self as instances, Instance};
 use crate::serve;
 
 /// Verbs on projects.
@@ -31,7 +32,17 @@ pub(crate) enum ProjectVerb {
         /// Name or id of the project
         project: String,
     },
-    /// Print the age identity that opens every backup of a project: with it age and zstd read them without cachekeep
+    /// Give a project a new archive key: backups from now on are closed with it, those that exist stay open with theirs
+    #[command(
+        after_help = "Print the keys again afterwards: a copy from before does not open what is made from now on.\n\n\
+        Example:\n  cachekeep project rotate-key team2\n  (umask 077; cachekeep project key team2 > key)"
+    )]
+    RotateKey {
+        /// Name or id of the project
+        project: String,
+    },
+    /// Print the age identities that open every backup of a project, the present one first: with them age and zstd read
+    /// the backups without cachekeep
     #[command(
         after_help = "Keep it apart from the store: whoever has it reads every backup of the project, and without it \
         (and without keys/master.key) nobody does.\n\n\
@@ -101,8 +112,16 @@ pub(super) fn open(global: &Global) -> anyhow::Result<App> {
         "{} is no data directory of cachekeep: name it with --data-dir, or run `cachekeep serve` once",
         data_dir.display()
     );
-    serve::open(Config {
-        data_dir,
+    serve::open(administer(global)?)
+}
+
+/// Settings of verbs that work on the data directory: they start no engine and listen nowhere.
+///
+/// # Errors
+/// None in practice.
+pub(super) fn administer(global: &Global) -> anyhow::Result<Config> {
+    Ok(Config {
+        data_dir: global.data_dir(),
         listen: "127.0.0.1:0".parse()?,
         tls: None,
         region: String::new(),
@@ -127,6 +146,26 @@ pub(super) fn find_project(app: &App, name: &str) -> anyhow::Result<Project> {
         .into_iter()
         .find(|project| project.name == name || project.id.as_str() == name);
     found.ok_or_else(|| anyhow::anyhow!("there is no project {name}: `cachekeep project list` shows all"))
+}
+
+/// The instance of that name or id, of any project; a deleted one by its id.
+///
+/// # Errors
+/// There is none, or several.
+pub(super) fn find_instance(app: &App, named: &str) -> anyhow::Result<Instance> {
+    if let Some(id) = InstanceId::parse(named) {
+        let found = app.catalog.read(|tx| instances::load(tx, &id))?;
+        return found.with_context(|| format!("there is no instance {named}"));
+    }
+    let mut found = app.catalog.read(instances::all_living)?;
+    found.retain(|instance| instance.name == named);
+    anyhow::ensure!(
+        found.len() < 2,
+        "several instances are named {named}: use the id, `cachekeep instance list` shows it"
+    );
+    found
+        .pop()
+        .with_context(|| format!("there is no instance {named}: `cachekeep instance list` shows all"))
 }
 
 /// Prints rows for people or programs.
@@ -182,6 +221,20 @@ pub(crate) fn project(global: &Global, verb: &ProjectVerb) -> anyhow::Result<()>
                 &json!({"project": project.name, "revoked_credentials": revoked}),
             );
         }
+        ProjectVerb::RotateKey { project } => {
+            let project = find_project(&app, project)?;
+            let recipient = serve::rotate_key(&app, &project.id, Moment::now())?;
+            print_one(
+                global,
+                &json!({"project": project.name, "project_id": project.id.as_str(), "recipient": recipient.to_string()}),
+            );
+            if !global.quiet {
+                eprintln!(
+                    "cachekeep: print the keys again and keep them elsewhere: cachekeep project key {}",
+                    project.name
+                );
+            }
+        }
         ProjectVerb::Key { project } => {
             let project = find_project(&app, project)?;
             print_identity(global, &app, &project)?;
@@ -190,30 +243,57 @@ pub(crate) fn project(global: &Global, verb: &ProjectVerb) -> anyhow::Result<()>
     Ok(())
 }
 
-/// Prints the project's age identity as the file that `age -i` takes; the warning goes beside it, not into it.
+/// Prints the project's age identities as the file that `age -i` takes; the warning goes beside it, not into it.
 fn print_identity(global: &Global, app: &App, project: &Project) -> anyhow::Result<()> {
-    let identity = crate::restore::job::project_identity(app, &project.id)
-        .context("the project's key does not open: is this the master key that sealed it?")?;
+    let place = format!("project.identity:{}", project.id);
+    let mut identities = Vec::new();
+    for (_, sealed) in app.catalog.read(|tx| record::archive_keys(tx, &project.id))? {
+        let text = app
+            .vault
+            .master
+            .open(&place, &sealed)
+            .context("the project's key does not open: is this the master key that sealed it?")?;
+        identities.push(engine::keys::Identity::parse(&text)?);
+    }
+    let (present, before) = identities
+        .split_first()
+        .context("the project has no archive key")?;
     if !global.quiet {
         eprintln!(
             "cachekeep: whoever has this key reads every backup of the project {}: keep it secret, and elsewhere than the store",
             project.name
         );
     }
-    let (secret, recipient) = (identity.to_secret(), identity.recipient());
     match global.output {
-        Output::Json => println!(
-            "{:#}",
-            json!({"project": project.name, "project_id": project.id.as_str(),
-                   "recipient": recipient.to_string(), "identity": secret.expose()})
-        ),
-        Output::Table => println!(
-            "# created: {}\n# project: {} ({})\n# public key: {recipient}\n{}",
-            project.created_at.iso(),
-            project.name,
-            project.id,
-            secret.expose()
-        ),
+        Output::Json => {
+            let old: Vec<_> = before
+                .iter()
+                .map(|identity| {
+                    json!({"recipient": identity.recipient().to_string(), "identity": identity.to_secret().expose()})
+                })
+                .collect();
+            println!(
+                "{:#}",
+                json!({"project": project.name, "project_id": project.id.as_str(),
+                       "recipient": present.recipient().to_string(), "identity": present.to_secret().expose(),
+                       "before": old})
+            );
+        }
+        Output::Table => {
+            println!(
+                "# created: {}\n# project: {} ({})",
+                project.created_at.iso(),
+                project.name,
+                project.id
+            );
+            for identity in &identities {
+                println!(
+                    "# public key: {}\n{}",
+                    identity.recipient(),
+                    identity.to_secret().expose()
+                );
+            }
+        }
     }
     Ok(())
 }

@@ -20,6 +20,7 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 
 use super::inspect::validator;
+use super::{Global, source};
 use engine_form::EngineForm;
 use json::Document;
 use selection::{Selection, Slots};
@@ -40,7 +41,7 @@ use selection::{Selection, Slots};
     cachekeep export dump.rdb --format aof --key 'user:*' --to appendonly.aof"
 )]
 pub(crate) struct Export {
-    /// The file
+    /// The file, or the id of a backup
     file: PathBuf,
     /// The form of the result
     #[arg(long, value_enum, default_value_t = Format::Json)]
@@ -76,7 +77,7 @@ pub(crate) struct Export {
     Example:\n  cachekeep get dump.rdb user:1 --db 0"
 )]
 pub(crate) struct Get {
-    /// The file
+    /// The file, or the id of a backup
     file: PathBuf,
     /// The key
     key: String,
@@ -158,7 +159,7 @@ impl std::fmt::Display for Stop {
 }
 
 /// Runs `export`.
-pub(crate) fn run(verb: &Export) -> ExitCode {
+pub(crate) fn run(global: &Global, verb: &Export) -> ExitCode {
     if verb.format == Format::Json && (verb.target.is_some() || verb.lzf != Lzf::Keep) {
         eprintln!("cachekeep: --target and --lzf are for --format rdb and aof");
         return ExitCode::from(2);
@@ -170,7 +171,7 @@ pub(crate) fn run(verb: &Export) -> ExitCode {
         kind: verb.kind,
         slots: verb.slots,
     };
-    let done = open(&verb.file).and_then(|mut file| {
+    let done = open(global, &verb.file).and_then(|mut file| {
         let survey = survey(&mut file, &verb.file, verb.format)?;
         match &verb.to {
             None => {
@@ -196,7 +197,7 @@ pub(crate) fn run(verb: &Export) -> ExitCode {
 }
 
 /// Runs `get`.
-pub(crate) fn get(verb: &Get) -> ExitCode {
+pub(crate) fn get(global: &Global, verb: &Get) -> ExitCode {
     let selection = Selection {
         db: Some(verb.db),
         glob: None,
@@ -204,7 +205,7 @@ pub(crate) fn get(verb: &Get) -> ExitCode {
         kind: None,
         slots: None,
     };
-    let done = open(&verb.file).and_then(|mut file| {
+    let done = open(global, &verb.file).and_then(|mut file| {
         survey(&mut file, &verb.file, Format::Json)?;
         let document = Document::bare(BufWriter::new(std::io::stdout().lock()), selection);
         let document = pass(&mut file, document)?;
@@ -236,8 +237,8 @@ fn report(file: &Path, done: Result<ExitCode, Stop>) -> ExitCode {
     }
 }
 
-fn open(path: &Path) -> Result<File, Stop> {
-    let file = File::open(path).map_err(|e| Stop::Io(format!("cannot open: {e}")))?;
+fn open(global: &Global, path: &Path) -> Result<File, Stop> {
+    let file = source::open(global, path).map_err(|e| Stop::Io(format!("cannot open: {e}")))?;
     // The file is read twice: what can be read once only is no input.
     match file.metadata() {
         Ok(about) if about.is_file() => Ok(file),

@@ -9,17 +9,18 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{Global, Output};
+use super::{Global, Output, source};
 use survey::{Survey, TTL_NAMES, shown};
 
 /// Validate an RDB file to its last byte and say what is in it
 #[derive(Args)]
 #[command(
     after_help = "Exit status: 0 valid, 1 invalid, 2 usage or the file cannot be read.\n\nExamples:\n  \
-    cachekeep inspect dump.rdb\n  cachekeep inspect dump.rdb -o json | jq .keys"
+    cachekeep inspect dump.rdb\n  cachekeep inspect dump.rdb -o json | jq .keys\n  \
+    cachekeep inspect 0f8fad5b-d9cb-469f-a165-70867728950e"
 )]
 pub(crate) struct Inspect {
-    /// The file; - reads standard input
+    /// The file, or the id of a backup; - reads standard input
     file: PathBuf,
 }
 
@@ -31,7 +32,7 @@ pub(crate) fn run(global: &Global, verb: &Inspect) -> ExitCode {
     let opened: std::io::Result<Box<dyn Read>> = if verb.file.as_os_str() == "-" {
         Ok(Box::new(std::io::stdin()))
     } else {
-        std::fs::File::open(&verb.file).map(|file| Box::new(file) as Box<dyn Read>)
+        source::open(global, &verb.file).map(|file| Box::new(file) as Box<dyn Read>)
     };
     let read = opened.and_then(|mut source| examine(&mut *source));
     let seen = match read {

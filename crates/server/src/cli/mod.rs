@@ -1,12 +1,18 @@
 //! The command line: `serve`, verbs on the data directory, verbs that call the API, and `inspect` for files.
 
 mod admin;
+mod alone;
+mod catalog;
 mod client;
 mod export;
+mod import;
 mod inspect;
+mod place;
 mod remote;
+mod source;
 mod storage;
 mod target;
+mod verify;
 mod watch;
 
 use std::net::{IpAddr, SocketAddr};
@@ -82,24 +88,68 @@ enum Verb {
     /// Add, list, probe object stores and choose where backups go (works on the data directory)
     #[command(subcommand)]
     Storage(storage::StorageVerb),
+    /// Say how far the catalogue's mirror is; make a lost catalogue anew from a store
+    #[command(subcommand)]
+    Catalog(catalog::CatalogVerb),
     /// Create, list, show, restart, flush, delete instances
     #[command(subcommand)]
     Instance(remote::InstanceVerb),
-    /// Create, list, show, delete, download backups
-    #[command(subcommand)]
-    Backup(remote::BackupVerb),
-    /// Restore, list the records of restores, undo
-    #[command(subcommand)]
-    Restore(remote::RestoreVerb),
-    /// Validate an RDB file to its last byte and say what is in it
+    /// Create, list, show, delete, download backups; or back up a server without a service
+    Backup(BackupNoun),
+    /// Take an RDB file of another server as a backup of an instance (works on the data directory)
+    Import(import::Import),
+    /// Restore, list the records of restores, undo; or restore into a directory without a service
+    Restore(RestoreNoun),
+    /// Validate an RDB file or a backup to its last byte and say what is in it
     Inspect(inspect::Inspect),
-    /// Write the content of an RDB file as JSON
+    /// Write the content of an RDB file or a backup as JSON
     Export(export::Export),
-    /// Show one key of an RDB file
+    /// Show one key of an RDB file or a backup
     Get(export::Get),
     /// Answer every request with the same bytes: the bare route that benchmarks compare with
     #[command(hide = true)]
     BenchEcho(BenchEcho),
+}
+
+/// With a verb: backups of the service's instances. Without one, with --from and --to: a backup of any server, without a
+/// service
+#[derive(Args)]
+#[command(
+    subcommand_negates_reqs = true,
+    after_help = "Without a service, `cachekeep backup --from ... --to ...` captures the server as a replica would, validates the \
+    snapshot to its last byte, and stores it compressed, encrypted and signed. The keys are files: --identity, made where it \
+    is missing, opens the backup; beside it lies the key that signs.\n\n\
+    Examples:\n  \
+    cachekeep backup create cache1 --wait\n  \
+    cachekeep backup --from redis://10.0.0.5:6379 --to /srv/backups --identity ~/redis.key\n  \
+    cachekeep backup --from rediss://ops@db.example.com --ca ca.pem --recipient age1... --to s3://my-backups/redis \\\n    \
+        --endpoint https://s3.eu-central-1.amazonaws.com --region eu-central-1 --access-key AKIA... --secret-key-file secret.txt"
+)]
+struct BackupNoun {
+    #[command(subcommand)]
+    verb: Option<remote::BackupVerb>,
+    #[command(flatten)]
+    alone: alone::BackupAlone,
+}
+
+/// With a verb: restores of the service's instances. Without one, with --from and --to: a backup becomes a directory on
+/// which a redis-server starts, without a service
+#[derive(Args)]
+#[command(
+    subcommand_negates_reqs = true,
+    after_help = "Without a service, `cachekeep restore --from ... --to ...` checks signature and digests, validates the RDB to its \
+    last byte, and only then makes the directory whole. A backup of the service is opened the same way, by its folder in \
+    the store, the identity that `cachekeep project key` prints, and <data-dir>/keys/signing.key.\n\n\
+    Examples:\n  \
+    cachekeep restore create cache1 --backup latest --wait\n  \
+    cachekeep restore --from /srv/backups/20260102030405-1a2b3c4d --to /srv/redis --identity ~/redis.key\n  \
+    redis-server --dir /srv/redis"
+)]
+struct RestoreNoun {
+    #[command(subcommand)]
+    verb: Option<remote::RestoreVerb>,
+    #[command(flatten)]
+    alone: alone::RestoreAlone,
 }
 
 #[derive(Args)]
@@ -191,12 +241,20 @@ pub fn main() -> ExitCode {
         Verb::User(verb) => admin::user(&global, &verb).map(|()| ExitCode::SUCCESS),
         Verb::Key(verb) => admin::key(&global, &verb).map(|()| ExitCode::SUCCESS),
         Verb::Storage(verb) => storage::storage(&global, &verb).map(|()| ExitCode::SUCCESS),
+        Verb::Catalog(verb) => catalog::catalog(&global, &verb).map(|()| ExitCode::SUCCESS),
         Verb::Instance(verb) => remote::instance(&global, &verb),
-        Verb::Backup(verb) => remote::backup(&global, &verb),
-        Verb::Restore(verb) => remote::restore(&global, &verb),
+        Verb::Backup(noun) => match &noun.verb {
+            Some(verb) => remote::backup(&global, verb),
+            None => alone::backup(&global, &noun.alone).map(|()| ExitCode::SUCCESS),
+        },
+        Verb::Import(verb) => import::run(&global, &verb).map(|()| ExitCode::SUCCESS),
+        Verb::Restore(noun) => match &noun.verb {
+            Some(verb) => remote::restore(&global, verb),
+            None => alone::restore(&global, &noun.alone).map(|()| ExitCode::SUCCESS),
+        },
         Verb::Inspect(verb) => Ok(inspect::run(&global, &verb)),
-        Verb::Export(verb) => Ok(export::run(&verb)),
-        Verb::Get(verb) => Ok(export::get(&verb)),
+        Verb::Export(verb) => Ok(export::run(&global, &verb)),
+        Verb::Get(verb) => Ok(export::get(&global, &verb)),
         Verb::BenchEcho(verb) => bench_echo(&verb).map(|()| ExitCode::SUCCESS),
     };
     match done {

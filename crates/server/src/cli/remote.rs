@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::client::Client;
 use super::target::{Target, UNDOABLE, plain, print_one, print_rows};
-use super::{Global, Output};
+use super::{Global, Output, verify};
 use crate::api::system::Flavor;
 use crate::secrets;
 use signature::encode;
@@ -138,6 +138,16 @@ pub(crate) enum BackupVerb {
         /// Id or name of the backup, or latest
         backup: String,
     },
+    /// Find out whether a backup still holds what was captured, and write that on its record (works on the data directory).
+    /// It is no operation on the instance: backups and restores go on beside it
+    #[command(
+        after_help = "The record's ext.proof tells the outcome. A backup that is found damaged is not restorable, and nothing of it \
+        is removed. Exit status 1 then.\n\nExamples:\n  \
+        cachekeep backup verify cache1 latest\n  \
+        cachekeep backup verify cache1 backup_20260102030405 --level proven\n  \
+        cachekeep backup verify cache1 latest --level proven --engine /opt/valkey/bin/valkey-server"
+    )]
+    Verify(verify::Verify),
     /// Delete a backup; records of restores that used it stay
     #[command(after_help = "Example:\n  cachekeep backup delete cache1 backup_20260102030405")]
     Delete {
@@ -440,6 +450,7 @@ pub(crate) fn backup(global: &Global, verb: &BackupVerb) -> anyhow::Result<ExitC
             let id = target.backup(backup)?;
             print_one(global, &target.ours("GET", &format!("/backups/{id}"), None)?);
         }
+        BackupVerb::Verify(verb) => return verify::run(global, verb),
         BackupVerb::Delete { instance, backup } => {
             let target = Target::find(global, instance)?;
             let id = target.backup(backup)?;

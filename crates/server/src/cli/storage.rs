@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::Global;
 use super::admin::{find_project, open, print, print_one};
+use super::place::{check_endpoint, secret_key};
 use crate::app::App;
 use crate::identity::record as identity;
 use crate::ids::{Moment, StorageId};
@@ -140,20 +141,8 @@ fn add_storage(global: &Global, app: &App, add: &Add) -> anyhow::Result<()> {
         is_name(&add.name) && add.name != LOCAL,
         "a storage's name has 1 to 64 letters, digits, dots, hyphens and underscores, and is not `{LOCAL}`"
     );
-    let is_near = ["http://127.", "http://localhost", "http://[::1]"]
-        .iter()
-        .any(|near| add.endpoint.starts_with(near));
-    anyhow::ensure!(
-        !add.endpoint.starts_with("http://") || is_near || add.insecure,
-        "refusing plain http beyond this machine ({}): use https, or say --insecure",
-        add.endpoint
-    );
-    let secret = match &add.secret_key_file {
-        Some(file) => std::fs::read_to_string(file)
-            .map_err(|error| anyhow::anyhow!("cannot read {}: {error}", file.display()))?,
-        None => std::env::var("CACHEKEEP_STORAGE_SECRET_KEY")
-            .map_err(|_| anyhow::anyhow!("give --secret-key-file, or set CACHEKEEP_STORAGE_SECRET_KEY"))?,
-    };
+    check_endpoint(&add.endpoint, add.insecure)?;
+    let secret = secret_key(add.secret_key_file.as_ref())?;
     let project = match &add.project {
         Some(name) => Some(find_project(app, name)?.id),
         None => None,

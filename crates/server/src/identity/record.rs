@@ -126,6 +126,57 @@ pub fn project_identity(tx: &Tx<'_>, id: &ProjectId) -> Result<Option<Vec<u8>>, 
     )
 }
 
+/// The sealed private half of the key of that recipient, the present one or one from before.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn identity_for(tx: &Tx<'_>, id: &ProjectId, recipient: &str) -> Result<Option<Vec<u8>>, Error> {
+    tx.one(
+        "SELECT identity_sealed FROM project WHERE id = ?1 AND recipient = ?2 UNION ALL \
+         SELECT identity_sealed FROM project_old_key WHERE project_id = ?1 AND recipient = ?2",
+        (id, recipient),
+        |row| row.get(0),
+    )
+}
+
+/// Recipient and sealed identity of every key of the project, the present one first, then from the newest on.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn archive_keys(tx: &Tx<'_>, id: &ProjectId) -> Result<Vec<(String, Vec<u8>)>, Error> {
+    tx.all(
+        "SELECT recipient, identity_sealed FROM \
+         (SELECT recipient, identity_sealed, NULL AS retired FROM project WHERE id = ?1 UNION ALL \
+         SELECT recipient, identity_sealed, retired_at_ms FROM project_old_key WHERE project_id = ?1) \
+         ORDER BY retired IS NOT NULL, retired DESC",
+        (id,),
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )
+}
+
+/// Gives the project a new archive key and keeps the present one for the backups that it closed.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn rotate_key(
+    tx: &Tx<'_>,
+    id: &ProjectId,
+    recipient: &str,
+    identity: &[u8],
+    now: Moment,
+) -> Result<(), Error> {
+    tx.execute(
+        "INSERT INTO project_old_key (recipient, project_id, identity_sealed, retired_at_ms) \
+         SELECT recipient, id, identity_sealed, ?2 FROM project WHERE id = ?1",
+        (id, now),
+    )?;
+    tx.execute(
+        "UPDATE project SET recipient = ?2, identity_sealed = ?3 WHERE id = ?1",
+        (id, recipient, identity),
+    )?;
+    Ok(())
+}
+
 /// Adds a user.
 ///
 /// # Errors

@@ -119,7 +119,7 @@ fn check(
 /// # Errors
 /// The catalogue failed.
 pub fn is_restorable(tx: &Tx<'_>, backup: &Backup) -> Result<bool, crate::catalog::Error> {
-    if !backup.is_kept() {
+    if !backup.is_kept() || backup.is_damaged() {
         return Ok(false);
     }
     match &backup.generation_id {

@@ -15,7 +15,7 @@ use crate::app::App;
 use crate::backup::job::capture;
 use crate::backup::record::{self as backups, Backup};
 use crate::identity::record as identity;
-use crate::ids::{GenerationId, Moment, RestoreId};
+use crate::ids::{GenerationId, Moment, ProjectId, RestoreId};
 use crate::instance::generation::{self, State};
 use crate::instance::job as instances;
 use crate::instance::{self, Instance};
@@ -153,7 +153,7 @@ impl Work<'_> {
         let archive = self.prove()?;
         failpoint::hit("restore.proven")?;
         self.enter(TargetState::Loading)?;
-        let identity = self.project_identity()?;
+        let identity = archive_identity(self.app, &archive)?;
         self.control.enter("loading", archive.manifest().plain_bytes);
         instances::prepare_directory(self.app, &self.instance.id)?;
         let spec = instances::spec(self.app, &self.instance, new)?;
@@ -515,7 +515,7 @@ impl Work<'_> {
     /// engine is started for a backup that is not whole.
     fn prove(&self) -> Result<engine::archive::Archive, Halt> {
         let archive = self.open_archive()?;
-        let identity = self.project_identity()?;
+        let identity = archive_identity(self.app, &archive)?;
         let stored_bytes = archive.manifest().stored_bytes + archive.manifest().details.stored_bytes;
         self.control.enter("proving", stored_bytes);
         archive.prove(&identity, self.control, WORKERS_ALONE)?;
@@ -525,7 +525,7 @@ impl Work<'_> {
     /// Reads the whole backup, validates it to its last byte and places it for the new generation to load.
     fn place(&self, new: &GenerationId) -> Result<Expectation, Halt> {
         let archive = self.open_archive()?;
-        let identity = self.project_identity()?;
+        let identity = archive_identity(self.app, &archive)?;
         let total = archive.manifest().plain_bytes;
         self.control.enter("validating", total);
         instances::prepare_directory(self.app, &self.instance.id)?;
@@ -552,10 +552,6 @@ impl Work<'_> {
         let store = storage::open(self.app, self.backup.storage_id.as_ref())?;
         let wanted = || self.control.check("open backup");
         engine::archive::Archive::open_while(&store, prefix, &keys, Some(digest.as_str()), &wanted)
-    }
-
-    fn project_identity(&self) -> Result<Identity, Error> {
-        project_identity(self.app, &self.instance.project_id)
     }
 
     /// Compares what the new generation loaded with what the backup holds.
@@ -673,16 +669,22 @@ const DECODE_WORKERS: usize = 1;
 /// remote store.
 const WORKERS_ALONE: usize = 2;
 
-/// The private half of the project's archive key.
+/// The private half of the key that an archive was sealed to: its project's, the present one or one from before.
 ///
 /// # Errors
-/// [`Kind::Key`].
-pub fn project_identity(app: &App, project: &crate::ids::ProjectId) -> Result<Identity, Error> {
+/// [`Kind::Key`] where there is none.
+pub fn archive_identity(app: &App, archive: &engine::Archive) -> Result<Identity, Error> {
+    let manifest = archive.manifest();
+    let unknown = || {
+        let context = format!("{} is no key of the archive's project", manifest.recipient);
+        Error::new(Kind::Key, "find key", context)
+    };
+    let project = ProjectId::parse(&manifest.project).ok_or_else(unknown)?;
     let sealed = app
         .catalog
-        .read(|tx| identity::project_identity(tx, project))
+        .read(|tx| identity::identity_for(tx, &project, &manifest.recipient))
         .map_err(instances::catalog_failed)?
-        .ok_or_else(|| Error::new(Kind::Key, "find key", "the project has no archive key"))?;
+        .ok_or_else(unknown)?;
     let text = app
         .vault
         .master

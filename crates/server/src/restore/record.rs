@@ -558,13 +558,15 @@ pub fn fail(
 }
 
 /// Unknown → RolledBack on failed records: the serving generation, which a failed restore never changes, serves again.
+/// Not on those that ended before there was such a generation: a rebuilt catalogue may hold some.
 ///
 /// # Errors
 /// The catalogue failed.
 pub fn settle_unknown(tx: &Tx<'_>, instance: &InstanceId, now: Moment) -> Result<(), Error> {
     tx.execute(
         "UPDATE restore SET target_state = 'rolled_back', updated_at_ms = ?2 \
-         WHERE instance_id = ?1 AND status = 'failed' AND target_state = 'unknown'",
+         WHERE instance_id = ?1 AND status = 'failed' AND target_state = 'unknown' AND finished_at_ms >= \
+         (SELECT created_at_ms FROM generation WHERE instance_id = ?1 AND state = 'serving')",
         (instance, now),
     )?;
     Ok(())

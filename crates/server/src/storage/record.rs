@@ -1,4 +1,4 @@
-//! The rows of the storages, which never change but for what a probe finds, and their SQL.
+//! The rows of the storages, which never change while the service runs but for what a probe finds, and their SQL.
 
 use crate::catalog::{Error, Tx};
 use crate::ids::{Moment, ProjectId, StorageId};
@@ -107,6 +107,23 @@ pub fn all(tx: &Tx<'_>) -> Result<Vec<Storage>, Error> {
         (),
         row,
     )
+}
+
+/// Gives a storage of a rebuilt catalogue the credentials that it was rebuilt with.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn set_credentials(
+    tx: &Tx<'_>,
+    id: &StorageId,
+    access_key_sealed: &[u8],
+    secret_key_sealed: &[u8],
+) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE storage SET access_key_sealed = ?2, secret_key_sealed = ?3 WHERE id = ?1",
+        (id, access_key_sealed, secret_key_sealed),
+    )?;
+    Ok(())
 }
 
 /// Keeps what a probe found.

@@ -403,6 +403,7 @@ fn check_store(world: &World, catalogue: &Catalogue, label: &str) {
     let store = world.data().join("store");
     let mut objects = BTreeSet::new();
     collect(&store, &store, &mut objects);
+    objects.retain(|name| !name.starts_with("journal/"));
     for backup in catalogue.backups() {
         if backup.kind == "generation" || backup.status != "succeeded" {
             continue;

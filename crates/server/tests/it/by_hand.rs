@@ -1,49 +1,22 @@
 //! The README's way back to the data without cachekeep: its own lines, stock programs, a stock engine.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
 
 use xtask::plain_engine::PlainEngine;
 use xtask::resp;
 
+use crate::readme;
 use crate::service::Service;
-
-/// The text of the README's block with this mark.
-fn block(mark: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../README.md");
-    let readme = std::fs::read_to_string(path).unwrap();
-    let start = format!("```sh {mark}\n");
-    let (_, rest) = readme
-        .split_once(&start)
-        .unwrap_or_else(|| panic!("README.md has no block {mark}"));
-    rest.split_once("```").unwrap().0.to_owned()
-}
-
-/// Runs lines as they stand in the README, with the service's data directory and the built program at hand.
-#[track_caller]
-fn run(service: &Service, folder: &Path, lines: &str) -> String {
-    let program = Path::new(env!("CARGO_BIN_EXE_cachekeep")).parent().unwrap();
-    let path = format!("{}:{}", program.display(), std::env::var("PATH").unwrap());
-    let output = Command::new("bash")
-        .args(["-euo", "pipefail", "-c", lines])
-        .current_dir(folder)
-        .env("PATH", path)
-        .env("CACHEKEEP_DATA_DIR", service.data())
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{lines}: {told}");
-    told
-}
 
 /// The folder of the only archive in the store: project, instance, backup, attempt.
 fn archive(service: &Service) -> PathBuf {
     let mut folder = service.data().join("store");
     for _ in 0..4 {
-        let mut inside = std::fs::read_dir(&folder).unwrap();
-        folder = inside.next().unwrap().unwrap().path();
-        assert!(inside.next().is_none(), "more than one backup is stored");
+        let inside = std::fs::read_dir(&folder).unwrap();
+        let mut inside: Vec<PathBuf> = inside.map(|entry| entry.unwrap().path()).collect();
+        inside.retain(|path| !path.ends_with("journal"));
+        assert_eq!(inside.len(), 1, "more than one backup is stored");
+        folder = inside.remove(0);
     }
     folder
 }
@@ -71,14 +44,14 @@ fn the_readmes_lines_bring_a_backup_back_with_age_and_zstd_alone() {
         std::fs::read_dir(folder.join("shard-0")).unwrap().count() > 1,
         "the lines must join segments in their order"
     );
-    let warned = run(&service, &folder, &block("by-hand-key"));
+    let warned = readme::run(&service, &folder, &readme::block("by-hand-key"));
     assert!(warned.contains("reads every backup"), "{warned}");
     let mode = std::fs::metadata(folder.join("key"))
         .unwrap()
         .permissions()
         .mode();
     assert_eq!(mode & 0o777, 0o600);
-    run(&service, &folder, &block("by-hand"));
+    readme::run(&service, &folder, &readme::block("by-hand"));
     let stock = PlainEngine::start_on(&folder.join("dump.rdb"), &[]).unwrap();
     let mut stock = resp::Connection::open(&stock.target()).unwrap();
     assert_eq!(stock.ask(&["DBSIZE"]).unwrap(), resp::Reply::Number(3001));

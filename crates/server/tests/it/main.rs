@@ -2,6 +2,7 @@
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod alone;
 mod busy;
 mod by_hand;
 mod cli;
@@ -13,15 +14,21 @@ mod export;
 mod http;
 mod idempotency;
 mod identity;
+mod import;
+mod inside;
 mod instances;
 mod isolation;
 mod openapi;
 mod paging;
 mod polling;
 mod pressure;
+mod readme;
+mod rebuild;
 mod records;
+mod rotation;
 mod service;
 mod signatures;
 mod signer;
 mod storage;
 mod tidy;
+mod verify;

@@ -40,6 +40,27 @@ fn engine_ports() -> String {
     format!("{first}-{}", first + 19)
 }
 
+fn spawn(folder: &Scratch, words: &[&str], variables: &[(&str, &str)]) -> Child {
+    let log = File::create(folder.path().join("log")).unwrap();
+    Command::new(env!("CARGO_BIN_EXE_cachekeep"))
+        .args([
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--engine-ports",
+            &engine_ports(),
+        ])
+        .arg("--data-dir")
+        .arg(folder.path().join("data"))
+        .args(words)
+        .envs(variables.iter().copied())
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap()
+}
+
 /// A running service; killed with its engines on drop.
 pub struct Service {
     child: Child,
@@ -60,40 +81,51 @@ impl Service {
         let folder = Scratch::new("api").unwrap();
         // Engines that run as another user must be able to reach their folder.
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
-        let log = File::create(folder.path().join("log")).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_cachekeep"))
-            .args([
-                "serve",
-                "--listen",
-                "127.0.0.1:0",
-                "--engine-ports",
-                &engine_ports(),
-            ])
-            .arg("--data-dir")
-            .arg(folder.path().join("data"))
-            .args(words)
-            .envs(variables.iter().copied())
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
+        let child = spawn(&folder, words, variables);
         let mut service = Self {
             child,
             folder,
             admin: Value::Null,
             trouble: Vec::new(),
         };
-        service.admin = wait("a service that serves", || {
-            if let Some(status) = service.child.try_wait().unwrap() {
-                panic!("the service ended with {status}: {}", service.log());
+        service.wait_until_it_serves();
+        service
+    }
+
+    fn wait_until_it_serves(&mut self) {
+        self.admin = wait("a service that serves", || {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                panic!("the service ended with {status}: {}", self.log());
             }
-            let serves = service.log().contains("cachekeep serves ");
+            let serves = self.log().contains("cachekeep serves ");
             serves.then(|| {
-                serde_json::from_slice(&std::fs::read(service.data().join("admin.json")).unwrap()).unwrap()
+                serde_json::from_slice(&std::fs::read(self.data().join("admin.json")).unwrap()).unwrap()
             })
         });
-        service
+    }
+
+    /// Kills the service; its engines go on.
+    pub fn kill(&mut self) {
+        let _already_gone = self.child.kill();
+        self.child.wait().unwrap();
+    }
+
+    /// Kills what runs below the data directory.
+    pub fn kill_engines(&self) {
+        let data = self.data();
+        wait("the end of the engines", || {
+            let engines = processes_in(&data);
+            for engine in &engines {
+                let _already_gone = Command::new("kill").args(["-9", &engine.to_string()]).status();
+            }
+            engines.is_empty().then_some(())
+        });
+    }
+
+    /// Starts the service on the data that there is; its log begins anew.
+    pub fn start_again(&mut self) {
+        self.child = spawn(&self.folder, &[], &[]);
+        self.wait_until_it_serves();
     }
 
     /// The test makes something fail that the operator must hear of: such a line has to be in the log.

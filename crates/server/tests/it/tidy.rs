@@ -162,6 +162,7 @@ fn the_clock_is_read_at_the_edges_and_in_jobs_only() {
         "serve.rs",
         "reconcile.rs",
         "jobs/worker.rs",
+        "journal/mirror.rs",
         "ids.rs",
     ];
     let found = places(|name, line| {

@@ -1,0 +1,148 @@
+//! A file that somebody else wrote becomes an archive, by the same validation and in the same form as a snapshot.
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+
+use super::cut::Cutter;
+use super::sealing::Sealing;
+use super::{BackupReport, Labels, StopAtEnd, Whole, conclude};
+use crate::archive;
+use crate::control::Control;
+use crate::duplicate::SpillFile;
+use crate::error::{Error, Kind};
+use crate::keys::{Recipient, SigningKey};
+use crate::spool::CHUNK_BYTES;
+use crate::store::{Patience, Store};
+
+const IMPORT: &str = "import file";
+
+/// What a file becomes.
+#[derive(Debug, Clone)]
+pub struct ImportPlan {
+    /// Where the objects go: unique to this attempt, without a slash at its end.
+    pub prefix: String,
+    /// What the manifest says about the backup.
+    pub labels: Labels,
+    /// Who can read the archive.
+    pub recipient: Recipient,
+    /// Directory for what memory does not hold of the search for duplicate keys.
+    pub spill_dir: PathBuf,
+    /// What the details name as the source.
+    pub source: String,
+    /// Size of the file, for the progress; 0 if unknown.
+    pub expected_bytes: u64,
+    /// Take libraries of functions: they are code, which an engine runs when it loads them.
+    pub accept_functions: bool,
+}
+
+/// Reads an RDB from `source` to its end and stores it. Phases: `importing`, `storing`.
+///
+/// Memory: as a backup, without its spool. On return everything is durable. After an error nothing is left below the
+/// prefix, unless the store itself refuses to delete (a warning says so).
+///
+/// # Errors
+/// [`Kind::Malformed`] where it is no valid RDB (offset in the context), goes on after its end, or holds what no engine
+/// here may load: values of modules, slots on the move, functions that are not wanted; [`Kind::Io`] where `source` or
+/// the spill file fails; those of [`super::run`] for the store.
+pub fn run(
+    plan: &ImportPlan,
+    source: &mut dyn Read,
+    store: &Store,
+    signer: &SigningKey,
+    control: &Control,
+) -> Result<BackupReport, Error> {
+    if archive::is_begun(store, &plan.prefix)? {
+        let context = format!("{} holds objects already", plan.prefix);
+        return Err(Error::new(Kind::Store, IMPORT, context));
+    }
+    let result = make(plan, source, store, signer, control);
+    if result.is_err()
+        && let Err(e) = archive::delete(&store.with_patience(Patience::SHORT), &plan.prefix)
+    {
+        tracing::warn!(prefix = plan.prefix, error = %crate::chain(&e), "remains of a failed import stay in the store");
+    }
+    result
+}
+
+fn make(
+    plan: &ImportPlan,
+    source: &mut dyn Read,
+    store: &Store,
+    signer: &SigningKey,
+    control: &Control,
+) -> Result<BackupReport, Error> {
+    control.enter("importing", plan.expected_bytes);
+    std::fs::create_dir_all(&plan.spill_dir)
+        .map_err(|e| Error::io(Kind::Io, IMPORT, plan.spill_dir.display().to_string(), e))?;
+    let validator = SpillFile::validator(&plan.spill_dir)?;
+    let sealing = Sealing::new(store, &plan.prefix, &plan.recipient);
+    let captured = std::thread::scope(|scope| {
+        let _stop = StopAtEnd(&sealing);
+        let jobs = sealing.start(scope);
+        let mut cutter = Cutter::new(validator, jobs);
+        let mut chunk = vec![0; CHUNK_BYTES];
+        loop {
+            control.check(IMPORT)?;
+            sealing.check()?;
+            let count = match source.read(&mut chunk) {
+                Ok(0) => break,
+                Ok(count) => count,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(Error::io(Kind::Io, IMPORT, "cannot read it", e)),
+            };
+            cutter.feed(&chunk[..count], || {
+                control.check(IMPORT).and_then(|()| sealing.check())
+            })?;
+            control.keys_done.store(cutter.keys(), Ordering::Relaxed);
+            control.bytes_done.fetch_add(count as u64, Ordering::Relaxed);
+        }
+        let (mut captured, jobs) = cutter.finish()?;
+        check_loadable(&captured.report, plan)?;
+        control.enter("storing", captured.report.bytes);
+        control.keys_done.store(captured.keys, Ordering::Relaxed);
+        captured.segments = sealing.finish(jobs, captured.segments, control)?;
+        Ok(captured)
+    })?;
+    let whole = Whole {
+        prefix: &plan.prefix,
+        labels: &plan.labels,
+        recipient: &plan.recipient,
+        source: plan.source.clone(),
+        replid: captured.aux_text(&["repl-id"]),
+        offset: captured.aux_text(&["repl-offset"]).parse().unwrap_or(-1),
+    };
+    conclude(whole, captured, store, signer, control)
+}
+
+/// Refuses what is valid and would end an engine, or run in it unasked.
+fn check_loadable(report: &rdb::Report, plan: &ImportPlan) -> Result<(), Error> {
+    let refused = |context: String| Err(Error::new(Kind::Malformed, IMPORT, context));
+    if let Some(module) = report.modules.first() {
+        return refused(format!(
+            "it holds values of the module type {}: engines here load no modules",
+            module.name
+        ));
+    }
+    if !report.slot_imports.is_empty() {
+        return refused("slots were on the move when it was written: an engine outside of a cluster ends itself when it loads \
+             such a file".to_owned());
+    }
+    if let Some(hint) = report.excessive_hint {
+        return refused(format!(
+            "it announces {hint} keys and holds far fewer: an engine may end itself for want of memory"
+        ));
+    }
+    if !plan.accept_functions && !report.functions.is_empty() {
+        let names: Vec<&str> = report
+            .functions
+            .iter()
+            .map(|library| library.name.as_deref().unwrap_or("without a name"))
+            .collect();
+        return refused(format!(
+            "it holds libraries of functions ({}), which are code that runs when they are loaded: take them by name",
+            names.join(", ")
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,200 @@
+//! Verbs on the catalogue: how far its mirror is, and making it anew from a store.
+
+use clap::{Args, Subcommand};
+use engine::store::{Patience, Store};
+use serde_json::{Value, json};
+
+use super::admin::{administer, open, print, print_one};
+use super::place::{Place, Reach};
+use super::{Global, Output};
+use crate::identity::record as identity;
+use crate::ids::Moment;
+use crate::journal::rebuild::{self, Source, Wish};
+use crate::journal::record as journal;
+use crate::serve;
+use crate::storage::{LOCAL, record as storages};
+
+/// Verbs on the catalogue.
+#[derive(Subcommand)]
+pub(crate) enum CatalogVerb {
+    /// Say how far the mirror of the catalogue in the stores is
+    #[command(after_help = "Example:\n  cachekeep catalog status")]
+    Status,
+    /// Make a lost catalog.sqlite anew from a store and the data directory's keys/: projects, instances, backups, the
+    /// history of restores. No object of the store is changed
+    #[command(
+        after_help = "Needed are <data-dir>/keys/ (master.key and signing.key) and the store. Backups count only where the \
+        manifest is signed by signing.key, has the recorded digest, and every object is there with its size. Instances \
+        whose engine or data is still on this machine go on; the others come up empty, to be restored into. Users and \
+        access keys are not mirrored: those of admin.json work again where that file is still there, others are made anew.\n\n\
+        Examples:\n  \
+        cachekeep catalog rebuild --from-store local\n  \
+        cachekeep catalog rebuild --from-store s3://my-backups/cachekeep --endpoint https://s3.eu-central-1.amazonaws.com \\\n    \
+            --region eu-central-1 --access-key AKIA... --secret-key-file secret.txt"
+    )]
+    Rebuild(Rebuild),
+}
+
+#[derive(Args)]
+pub(crate) struct Rebuild {
+    /// `local` for <data-dir>/store, s3://BUCKET/PREFIX or obs://BUCKET/PREFIX
+    #[arg(long, value_name = "STORE")]
+    from_store: String,
+    #[command(flatten)]
+    reach: Reach,
+    /// Read every stored byte and compare its digest, not only names and sizes
+    #[arg(long)]
+    prove_all: bool,
+    /// Go on where a store that some backups lie in does not answer: these backups are not taken
+    #[arg(long)]
+    skip_unreachable: bool,
+}
+
+/// `cachekeep catalog ...`
+///
+/// # Errors
+/// No data directory; what cannot be rebuilt, and why.
+pub(crate) fn catalog(global: &Global, verb: &CatalogVerb) -> anyhow::Result<()> {
+    match verb {
+        CatalogVerb::Status => status(global),
+        CatalogVerb::Rebuild(verb) => make_anew(global, verb),
+    }
+}
+
+fn status(global: &Global) -> anyhow::Result<()> {
+    let app = open(global)?;
+    let rows = app.catalog.read(|tx| {
+        let stores = storages::all(tx)?;
+        let mut rows = Vec::new();
+        for project in identity::projects(tx)? {
+            let journal = journal::journal(tx, &project.id)?;
+            let id = journal.as_ref().and_then(|journal| journal.storage_id.as_ref());
+            let store = stores.iter().find(|row| Some(&row.id) == id);
+            rows.push(json!({
+                "project": project.name, "project_id": project.id.as_str(),
+                "storage": store.map_or(LOCAL, |row| &row.name),
+                "newest_entry": journal.and_then(|journal| journal.written),
+                "rows_not_mirrored": journal::unsent(tx, &project.id)?,
+            }));
+        }
+        Ok::<_, crate::catalog::Error>(rows)
+    })?;
+    print(
+        global,
+        &["project", "storage", "newest_entry", "rows_not_mirrored"],
+        &rows,
+    );
+    Ok(())
+}
+
+fn make_anew(global: &Global, verb: &Rebuild) -> anyhow::Result<()> {
+    let config = administer(global)?;
+    let _lock = serve::lock(&config.data_dir)?;
+    let catalog = config.catalog_file();
+    anyhow::ensure!(
+        !catalog.exists(),
+        "{} is there: a rebuild takes the place of a lost one only. Move it away if you mean it",
+        catalog.display()
+    );
+    // Under its own name only when it is whole.
+    let beside = catalog.with_extension("rebuilt");
+    remove(&beside)?;
+    let report = std::thread::scope(|scope| {
+        // Its connections close with the thread.
+        let made = scope.spawn(|| -> anyhow::Result<_> {
+            let app = serve::open_with(config.clone(), &beside, false)?;
+            let source = match verb.from_store.as_str() {
+                LOCAL => Source {
+                    store: app.vault.store.clone(),
+                    spec: None,
+                },
+                text => match Place::read(text, &verb.reach)? {
+                    Place::Folder(folder) => anyhow::bail!(
+                        "--from-store takes `{LOCAL}`, s3:// or obs://: copy {} to {} and say `{LOCAL}`",
+                        folder.display(),
+                        app.config.store_dir().display()
+                    ),
+                    Place::Bucket(spec) => Source {
+                        store: Store::open_remote(&spec, Patience::JOB)
+                            .map_err(|error| anyhow::anyhow!(engine::chain(&error)))?,
+                        spec: Some(spec),
+                    },
+                },
+            };
+            let wish = Wish {
+                prove_all: verb.prove_all,
+                skip_unreachable: verb.skip_unreachable,
+            };
+            let report = rebuild::rebuild(&app, &source, wish, Moment::now())?;
+            app.catalog.gather()?;
+            Ok(report)
+        });
+        made.join()
+            .unwrap_or_else(|_| Err(anyhow::anyhow!("the rebuild panicked: this is a bug")))
+    });
+    let report = match report {
+        Ok(report) => report,
+        Err(error) => {
+            remove(&beside)?;
+            return Err(error);
+        }
+    };
+    std::fs::rename(&beside, &catalog)?;
+    remove(&beside)?;
+    std::fs::File::open(&config.data_dir)?.sync_all()?;
+    let report = serde_json::to_value(&report)?;
+    match global.output {
+        Output::Json => println!("{report:#}"),
+        Output::Table => print_report(global, &report),
+    }
+    if !global.quiet {
+        eprintln!(
+            "cachekeep: users and access keys are not mirrored; {}",
+            match report["admin_credentials"] == true {
+                true => "those of admin.json work again, make the others anew",
+                false => "`cachekeep serve` writes an admin.json with new ones, make the others anew",
+            }
+        );
+    }
+    Ok(())
+}
+
+/// Lists as lines of their own.
+fn print_report(global: &Global, report: &Value) {
+    let mut short = serde_json::Map::new();
+    for (name, value) in report.as_object().into_iter().flatten() {
+        short.insert(
+            name.clone(),
+            value
+                .as_array()
+                .map_or_else(|| value.clone(), |list| json!(list.len())),
+        );
+    }
+    print_one(global, &Value::Object(short));
+    for name in [
+        "journal_lost",
+        "restores_of_unknown_end",
+        "backups_from_manifest_only",
+    ] {
+        for item in report[name].as_array().into_iter().flatten() {
+            println!("{name}: {}", super::target::plain(item));
+        }
+    }
+    for item in report["backups_not_taken"].as_array().into_iter().flatten() {
+        let of = |field: &str| super::target::plain(&item[field]);
+        println!("not taken: {} {}: {}", of("backup_id"), of("prefix"), of("why"));
+    }
+}
+
+/// Removes a catalogue that was not finished.
+fn remove(file: &std::path::Path) -> anyhow::Result<()> {
+    for ending in ["", "-wal", "-shm"] {
+        let mut name = file.as_os_str().to_owned();
+        name.push(ending);
+        match std::fs::remove_file(&name) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,172 @@
+//! Writes what the outbox notes into the stores, again and again until they have it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use engine::keys::Recipient;
+use engine::store::{Patience, Store};
+use engine::{Error, failpoint};
+
+use super::entry::{self, Entry, ProjectKey};
+use super::record::{self, Journal, Note};
+use crate::app::App;
+use crate::catalog::{self, Tx};
+use crate::identity::record as identity;
+use crate::ids::{Moment, ProjectId, StorageId};
+use crate::storage::{self, record as storages};
+use crate::{instance, limits};
+
+/// For ever, after each job, each deletion and every [`limits::RECONCILE_EVERY`]. A thread of its own: a store that
+/// does not answer keeps nobody waiting. What it writes to the store is no part of any operation, so it passes no
+/// places of tests.
+pub fn run(app: &Arc<App>, closing: &AtomicBool) {
+    failpoint::exempt_this_thread();
+    let mut seen = 0;
+    let mut failed: HashMap<ProjectId, Instant> = HashMap::new();
+    while !closing.load(Ordering::SeqCst) {
+        failed.retain(|_, at| at.elapsed() < limits::STORE_TRIED_AGAIN_AFTER);
+        match app.catalog.read(identity::projects) {
+            Ok(projects) => {
+                for project in projects {
+                    if failed.contains_key(&project.id) {
+                        continue;
+                    }
+                    if let Err(error) = send_all(app, &project.id, closing) {
+                        tracing::warn!(
+                            project.id = %project.id,
+                            error = engine::chain(&error),
+                            "the store is not told of changes of the catalogue; trying again"
+                        );
+                        failed.insert(project.id, Instant::now());
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::error!(
+                    error = engine::chain(&error),
+                    "the mirror could not read the catalogue"
+                );
+            }
+        }
+        seen = app.board.wait_to_tidy(seen, limits::RECONCILE_EVERY);
+    }
+}
+
+/// Everything that a project's outbox notes.
+fn send_all(app: &App, project: &ProjectId, closing: &AtomicBool) -> Result<(), Error> {
+    while !closing.load(Ordering::SeqCst) {
+        let Some((journal, notes, rows)) = app
+            .catalog
+            .read(|tx| next(tx, project))
+            .map_err(instance::job::catalog_failed)?
+        else {
+            return Ok(());
+        };
+        let Some(journal) = journal else {
+            app.catalog
+                .write(|tx| begin(tx, project))
+                .map_err(instance::job::catalog_failed)?;
+            continue;
+        };
+        let store = storage::open(app, journal.storage_id.as_ref())?.with_patience(Patience::SHORT);
+        if journal.written.is_none() {
+            put_keys(app, &store, project)?;
+        }
+        let number = app
+            .catalog
+            .write(|tx| record::next_number(tx, project))
+            .map_err(instance::job::catalog_failed)?;
+        let entry = Entry {
+            number: u64::try_from(number).unwrap_or(0),
+            after: journal.written.and_then(|before| u64::try_from(before).ok()),
+            written_at: Moment::now(),
+            rows,
+        };
+        let recipient = Recipient::parse(&journal.recipient)?;
+        let bytes = entry::seal(project, &entry, &recipient, &app.vault.signer)?;
+        store.put(&entry::entry_name(project, entry.number), &bytes)?;
+        app.catalog
+            .write(|tx| {
+                record::written(tx, project, number)?;
+                record::forget(tx, project, &notes)
+            })
+            .map_err(instance::job::catalog_failed)?;
+    }
+    Ok(())
+}
+
+/// The journal to write to (`None`: a chain is to be begun), and the next rows with their notes. Nothing where nothing
+/// is noted.
+type Next = (
+    Option<Journal>,
+    Vec<Note>,
+    Vec<(record::Subject, catalog::image::Image)>,
+);
+
+fn next(tx: &Tx<'_>, project: &ProjectId) -> Result<Option<Next>, catalog::Error> {
+    let mut notes = record::notes(tx, project, limits::JOURNAL_ROWS_MAX)?;
+    if notes.is_empty() {
+        return Ok(None);
+    }
+    let (storage, recipient) = wanted(tx, project)?;
+    let journal = record::journal(tx, project)?
+        .filter(|journal| journal.storage_id == storage && Some(&journal.recipient) == recipient.as_ref());
+    if journal.is_none() {
+        return Ok(Some((None, Vec::new(), Vec::new())));
+    }
+    let mut rows = Vec::new();
+    let mut bytes = 0;
+    let mut taken = 0;
+    for note in &notes {
+        if bytes > limits::JOURNAL_ENTRY_BYTES {
+            break;
+        }
+        taken += 1;
+        if let Some(image) = record::image(tx, note)? {
+            bytes += image
+                .values()
+                .map(|value| value.to_string().len() + 32)
+                .sum::<usize>();
+            rows.push((note.subject, image));
+        }
+    }
+    notes.truncate(taken);
+    Ok(Some((journal, notes, rows)))
+}
+
+/// Where the journal of a project belongs, and for whom it is sealed.
+fn wanted(tx: &Tx<'_>, project: &ProjectId) -> Result<(Option<StorageId>, Option<String>), catalog::Error> {
+    Ok((
+        storages::default_of(tx, project)?,
+        identity::project_recipient(tx, project)?,
+    ))
+}
+
+fn begin(tx: &Tx<'_>, project: &ProjectId) -> Result<(), catalog::Error> {
+    let (storage, recipient) = wanted(tx, project)?;
+    let recipient =
+        recipient.ok_or_else(|| catalog::Error::Constraint("a project without a key".to_owned()))?;
+    record::begin_chain(tx, project, storage.as_ref(), &recipient)
+}
+
+/// Lays the keys of the project beside the entries, each once: those of the coming entries, and of earlier archives.
+fn put_keys(app: &App, store: &Store, project: &ProjectId) -> Result<(), Error> {
+    let keys = app
+        .catalog
+        .read(|tx| identity::archive_keys(tx, project))
+        .map_err(instance::job::catalog_failed)?;
+    for (recipient, identity_sealed) in keys {
+        let name = entry::key_name(project, &recipient);
+        if store.exists(&name)? {
+            continue;
+        }
+        let key = ProjectKey {
+            recipient,
+            identity_sealed,
+        };
+        store.put(&name, &entry::seal_key(project, &key, &app.vault.signer)?)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,297 @@
+//! Backups: what the journal tells of them against what lies in the stores.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use engine::archive::Archive;
+use engine::store::Store;
+use engine::{Control, Error, Kind};
+
+use super::{NotTaken, Report, Wish, record, told};
+use crate::app::App;
+use crate::backup::record::{self as backups, Backup, FailureCode, Finished, Status};
+use crate::catalog;
+use crate::ids::{BackupId, InstanceId, Moment, ProjectId, StorageId};
+use crate::restore::job::archive_identity;
+use crate::storage;
+
+/// Threads that hash what is stored.
+const WORKERS: usize = 2;
+
+/// Where something of a backup lies.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Spot {
+    prefix: String,
+    storage: Option<StorageId>,
+    has_manifest: bool,
+}
+
+/// What lies in a store.
+type Spots = BTreeMap<BackupId, BTreeSet<Spot>>;
+
+/// Settles every backup of the journal, and takes those that only their manifests tell of.
+///
+/// # Errors
+/// A store does not answer, and that is not to be skipped.
+pub(super) fn take(
+    app: &App,
+    sources: &[(Option<StorageId>, Store)],
+    wish: Wish,
+    now: Moment,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    let mut spots = Spots::new();
+    for (storage, store) in sources {
+        look(storage.as_ref(), store, &mut spots)?;
+    }
+    let work = Work { app, wish, now };
+    for id in app.catalog.read(record::backups_with_archives)? {
+        let Some(backup) = app.catalog.read(|tx| backups::load(tx, &id))? else {
+            continue;
+        };
+        let there: Vec<Spot> = spots.get(&id).into_iter().flatten().cloned().collect();
+        if backup.status == Status::Succeeded {
+            work.keep(&backup, &there, report)?;
+        } else {
+            work.finish(&backup, &there, report)?;
+        }
+    }
+    for (id, there) in &spots {
+        if app.catalog.read(|tx| backups::load(tx, id))?.is_none() {
+            work.adopt(id, there, report)?;
+        }
+    }
+    // What is left of attempts in a remote store is removed by the sweeper once the place is known.
+    app.catalog.write(|tx| {
+        for (id, there) in &spots {
+            if backups::load(tx, id)?.is_none() {
+                continue;
+            }
+            for spot in there {
+                if let Some(storage) = &spot.storage {
+                    record::insert_place(tx, &spot.prefix, storage, id)?;
+                }
+            }
+        }
+        report.backups = record::count_restorable(tx)?;
+        Ok::<_, catalog::Error>(())
+    })?;
+    Ok(())
+}
+
+/// What a store shows of archives: `<project>/<instance>/<backup>/<attempt>/...`.
+fn look(storage: Option<&StorageId>, store: &Store, spots: &mut Spots) -> anyhow::Result<()> {
+    let mut seen: BTreeMap<String, bool> = BTreeMap::new();
+    for name in store.list("").map_err(told)? {
+        let mut parts = name.splitn(5, '/');
+        let (Some(project), Some(instance), Some(backup), Some(attempt), Some(file)) = (
+            parts.next(),
+            parts.next(),
+            parts.next(),
+            parts.next(),
+            parts.next(),
+        ) else {
+            continue;
+        };
+        let known = ProjectId::parse(project).is_some() && InstanceId::parse(instance).is_some();
+        if known && BackupId::parse(backup).is_some() {
+            let prefix = format!("{project}/{instance}/{backup}/{attempt}");
+            *seen.entry(prefix).or_default() |= file == "manifest.json";
+        }
+    }
+    for (prefix, has_manifest) in seen {
+        if let Some(id) = prefix.split('/').nth(2).and_then(BackupId::parse) {
+            spots.entry(id).or_default().insert(Spot {
+                prefix,
+                storage: storage.cloned(),
+                has_manifest,
+            });
+        }
+    }
+    Ok(())
+}
+
+struct Work<'a> {
+    app: &'a App,
+    wish: Wish,
+    now: Moment,
+}
+
+impl Work<'_> {
+    /// A backup that succeeded: where it lay, or where else it lies now.
+    fn keep(&self, backup: &Backup, there: &[Spot], report: &mut Report) -> anyhow::Result<()> {
+        let prefix = backup.prefix.clone().unwrap_or_default();
+        let mut tried = vec![backup.storage_id.clone()];
+        tried.extend(
+            there
+                .iter()
+                .filter(|spot| spot.prefix == prefix)
+                .map(|spot| spot.storage.clone()),
+        );
+        tried.dedup();
+        let mut why = None;
+        for storage in tried {
+            match self.prove(
+                storage.as_ref(),
+                &prefix,
+                &backup.id,
+                backup.manifest_blake3.as_deref(),
+            ) {
+                Ok(_) => {
+                    if storage != backup.storage_id {
+                        self.app
+                            .catalog
+                            .write(|tx| record::move_backup(tx, &backup.id, storage.as_ref()))?;
+                    }
+                    return Ok(());
+                }
+                Err(error) => {
+                    self.may_go_on(&error)?;
+                    why.get_or_insert(error);
+                }
+            }
+        }
+        let why = why.map_or_else(String::new, |error| engine::chain(&error));
+        self.app
+            .catalog
+            .write(|tx| record::expire(tx, &backup.id, &why, self.now))?;
+        report.backups_not_taken.push(NotTaken {
+            backup_id: backup.id.to_string(),
+            prefix,
+            why,
+        });
+        Ok(())
+    }
+
+    /// A backup whose end was not mirrored: its manifest says whether it had come to one.
+    fn finish(&self, backup: &Backup, there: &[Spot], report: &mut Report) -> anyhow::Result<()> {
+        for spot in there.iter().filter(|spot| spot.has_manifest) {
+            match self.prove(spot.storage.as_ref(), &spot.prefix, &backup.id, None) {
+                Ok((archive, digest)) => {
+                    let finished = self.finished(&archive, digest);
+                    self.app.catalog.write(|tx| {
+                        record::set_spot(tx, &backup.id, &spot.prefix, spot.storage.as_ref())?;
+                        backups::succeed(tx, &backup.id, &finished, backup.created_at)
+                    })?;
+                    report.backups_from_manifest_only.push(backup.id.to_string());
+                    return Ok(());
+                }
+                Err(error) => self.may_go_on(&error)?,
+            }
+        }
+        let why = "the catalogue was lost before the end of this backup was mirrored, and there is no whole archive of it";
+        self.app
+            .catalog
+            .write(|tx| backups::fail(tx, &backup.id, FailureCode::TimedOut, why, self.now))?;
+        report.backups_not_taken.push(NotTaken {
+            backup_id: backup.id.to_string(),
+            prefix: String::new(),
+            why: why.to_owned(),
+        });
+        Ok(())
+    }
+
+    /// An archive that the journal does not know.
+    fn adopt(&self, id: &BackupId, there: &BTreeSet<Spot>, report: &mut Report) -> anyhow::Result<()> {
+        let mut why = Error::new(
+            Kind::NotFound,
+            "open archive",
+            "there is no manifest, so it is no backup",
+        );
+        let mut prefix = String::new();
+        for spot in there {
+            prefix.clone_from(&spot.prefix);
+            if !spot.has_manifest {
+                continue;
+            }
+            match self.prove(spot.storage.as_ref(), &spot.prefix, id, None) {
+                Ok((archive, digest)) => {
+                    let finished = self.finished(&archive, digest);
+                    let found = record::FoundBackup {
+                        id,
+                        project: archive.manifest().project.clone(),
+                        instance: archive.manifest().instance.clone(),
+                        prefix: &spot.prefix,
+                        storage: spot.storage.as_ref(),
+                        created_at: Moment(archive.manifest().created_at_ms),
+                        engine_version: &archive.manifest().engine_version,
+                    };
+                    let taken = self
+                        .app
+                        .catalog
+                        .write(|tx| record::insert_found(tx, &found, &finished))?;
+                    if taken {
+                        report.backups_from_manifest_only.push(id.to_string());
+                        return Ok(());
+                    }
+                    why = Error::new(Kind::Key, "open archive", "its project is not in the journal");
+                }
+                Err(error) => {
+                    self.may_go_on(&error)?;
+                    why = error;
+                }
+            }
+        }
+        report.backups_not_taken.push(NotTaken {
+            backup_id: id.to_string(),
+            prefix,
+            why: engine::chain(&why),
+        });
+        Ok(())
+    }
+
+    /// The archive and its manifest's digest, where the manifest is signed by our key, is the recorded one, belongs to
+    /// where it lies, and every object that it names is there.
+    fn prove(
+        &self,
+        storage: Option<&StorageId>,
+        prefix: &str,
+        id: &BackupId,
+        digest: Option<&str>,
+    ) -> Result<(Archive, String), Error> {
+        let store = storage::open(self.app, storage)?;
+        let keys = [self.app.vault.signer.verifying_key()];
+        let archive = Archive::open(&store, prefix, &keys, digest)?;
+        let manifest = archive.manifest();
+        let place = format!("{}/{}/{}/", manifest.project, manifest.instance, manifest.backup);
+        if !prefix.starts_with(&place) || manifest.backup != id.as_str() {
+            let context = format!("{prefix}: its manifest is that of another backup");
+            return Err(Error::new(Kind::Tampered, "open archive", context));
+        }
+        archive.probe()?;
+        if self.wish.prove_all {
+            let identity = archive_identity(self.app, &archive)?;
+            archive.prove(&identity, &Control::new(None), WORKERS)?;
+        }
+        let digest = archive.manifest_blake3().to_owned();
+        Ok((archive, digest))
+    }
+
+    fn finished(&self, archive: &Archive, manifest_blake3: String) -> Finished {
+        let manifest = archive.manifest();
+        let details = archive_identity(self.app, archive)
+            .ok()
+            .and_then(|identity| archive.details(&identity).ok());
+        let used = details.and_then(|details| {
+            let found = details.aux.into_iter().find(|(name, _)| name == "used-mem");
+            found.and_then(|(_, text)| text.parse().ok())
+        });
+        Finished {
+            size_bytes: manifest.stored_bytes,
+            plain_bytes: manifest.plain_bytes,
+            keys: manifest.keys,
+            used_memory_bytes: used.unwrap_or(0),
+            manifest_blake3,
+        }
+    }
+
+    /// An object that is missing or wrong is a fact; a store that does not answer is none.
+    fn may_go_on(&self, error: &Error) -> anyhow::Result<()> {
+        let is_fact = matches!(error.kind, Kind::NotFound | Kind::Tampered | Kind::Key);
+        anyhow::ensure!(
+            is_fact || self.wish.skip_unreachable,
+            "{}; nothing was changed. With --skip-unreachable the backups that lie there are not taken",
+            engine::chain(error)
+        );
+        Ok(())
+    }
+}

@@ -1,0 +1,143 @@
+//! Instances: those whose engine or data is still on this machine go on, the others come up empty.
+
+use std::path::Path;
+
+use engine::process;
+
+use super::{Report, record};
+use crate::app::App;
+use crate::catalog;
+use crate::ids::{GenerationId, InstanceId, Moment};
+use crate::instance::generation::{self, State};
+use crate::instance::job::admin_password;
+use crate::instance::record::{self as instances, Instance, Status};
+use crate::jobs::{JobKind, queue};
+
+/// Settles every instance of the journal that is not deleted.
+///
+/// # Errors
+/// Data that no row would own lies in `instances/`: the next start would remove it.
+pub(super) fn settle(app: &App, now: Moment, report: &mut Report) -> anyhow::Result<()> {
+    let root = app.config.instances_dir();
+    let living = app.catalog.read(instances::all_living)?;
+    for folder in folders(&root) {
+        let known = living.iter().any(|instance| instance.id.as_str() == folder);
+        anyhow::ensure!(
+            known || InstanceId::parse(&folder).is_none(),
+            "{} is of no instance that the journal knows, and the next start would remove it: look whether an engine \
+             still runs there, and move it away",
+            root.join(&folder).display()
+        );
+    }
+    for instance in living {
+        settle_one(app, &instance, now, report)?;
+    }
+    Ok(())
+}
+
+fn settle_one(app: &App, instance: &Instance, now: Moment, report: &mut Report) -> anyhow::Result<()> {
+    let home = app.config.instance_dir(&instance.id);
+    let here: Vec<GenerationId> = folders(&home)
+        .iter()
+        .filter_map(|name| GenerationId::parse(name))
+        .collect();
+    match instance.status {
+        Status::Deleting => {
+            app.catalog.write(|tx| {
+                mark(tx, &instance.id, None, &here, now)?;
+                queue::insert(tx, &instance.id, JobKind::Delete, None, now)
+            })?;
+            return Ok(());
+        }
+        Status::CreateFailed | Status::Deleted => return Ok(()),
+        Status::Creating | Status::Running | Status::Error => {}
+    }
+    match serving(app, instance, &here)? {
+        Some(serving) => {
+            app.catalog.write(|tx| {
+                mark(tx, &instance.id, Some(&serving), &here, now)?;
+                record::set_status(tx, &instance.id, Status::Running, now)
+            })?;
+            report.instances_kept.push(instance.name.clone());
+        }
+        None => {
+            anyhow::ensure!(
+                here.is_empty(),
+                "{} holds data, and which of it the instance {} served is not known; the next start would remove it: \
+                 move it away",
+                home.display(),
+                instance.name
+            );
+            app.catalog.write(|tx| {
+                mark(tx, &instance.id, None, &here, now)?;
+                generation::insert(tx, &GenerationId::random(), &instance.id, now)?;
+                record::set_status(tx, &instance.id, Status::Creating, now)?;
+                queue::insert(tx, &instance.id, JobKind::Create, None, now)
+            })?;
+            report.instances_empty.push(instance.name.clone());
+        }
+    }
+    Ok(())
+}
+
+/// The generation whose engine has the instance's port; where none runs, the one that the journal names.
+fn serving(app: &App, instance: &Instance, here: &[GenerationId]) -> anyhow::Result<Option<GenerationId>> {
+    if here.is_empty() {
+        return Ok(None);
+    }
+    let password = admin_password(app, instance).map_err(super::told)?;
+    for id in here {
+        let directory = app.config.generation_dir(&instance.id, id);
+        let directory = directory.canonicalize().unwrap_or(directory);
+        let engine = process::find(&directory, &password).map_err(super::told)?;
+        if engine.is_some_and(|engine| engine.current_port().is_ok_and(|port| port == instance.port)) {
+            return Ok(Some(id.clone()));
+        }
+    }
+    let named = app.catalog.read(|tx| generation::serving(tx, &instance.id))?;
+    Ok(named.map(|found| found.id).filter(|id| here.contains(id)))
+}
+
+/// Makes the rows of an instance's generations agree with what is here. One that is gone is removed, and the backup that
+/// stands for it is expired; one that nobody knows goes at the next start.
+fn mark(
+    tx: &catalog::Tx<'_>,
+    instance: &InstanceId,
+    serving: Option<&GenerationId>,
+    here: &[GenerationId],
+    now: Moment,
+) -> Result<(), catalog::Error> {
+    for found in generation::existing(tx, instance)? {
+        if serving == Some(&found.id) {
+            continue;
+        }
+        let state = match (found.state, here.contains(&found.id)) {
+            (_, false) => State::Removed,
+            (State::Serving | State::Loading, true) => State::Removing,
+            (other, true) => other,
+        };
+        generation::transition(tx, &found.id, found.state, state)?;
+        if state != State::Retired {
+            crate::backup::record::expire_generation(tx, &found.id, now)?;
+        }
+    }
+    if let Some(id) = serving {
+        if generation::find(tx, id)?.is_none() {
+            generation::insert(tx, id, instance, now)?;
+        }
+        record::let_serve(tx, id)?;
+        crate::backup::record::expire_generation(tx, id, now)?;
+    }
+    Ok(())
+}
+
+fn folders(root: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(root) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter(|entry| entry.path().is_dir())
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect()
+}

@@ -1,0 +1,253 @@
+//! The writes that only a rebuild does, and their SQL.
+
+use crate::backup::record::{FailureCode, Finished};
+use crate::catalog::{Error, Tx};
+use crate::ids::{BackupId, GenerationId, InstanceId, Moment, ProjectId, StorageId};
+use crate::instance::record::Status;
+
+/// What a record whose end nobody knows says.
+const UNKNOWN_END: &str = "the catalogue was lost before the end of this restore was mirrored: what the instance held \
+     after it is not known";
+
+/// Every backup that has or may have an archive.
+///
+/// # Errors
+/// The catalogue failed.
+pub(super) fn backups_with_archives(tx: &Tx<'_>) -> Result<Vec<BackupId>, Error> {
+    tx.all(
+        "SELECT id FROM backup WHERE status IN ('waiting', 'running', 'succeeded') AND kind <> 'generation' \
+         ORDER BY instance_id, ordinal",
+        (),
+        |row| row.get(0),
+    )
+}
+
+/// How many backups have an archive that proved.
+///
+/// # Errors
+/// The catalogue failed.
+pub(super) fn count_restorable(tx: &Tx<'_>) -> Result<u64, Error> {
+    let count = tx.one(
+        "SELECT count(*) FROM backup WHERE status = 'succeeded' AND kind <> 'generation'",
+        (),
+        |row| row.get(0),
+    )?;
+    Ok(count.unwrap_or(0))
+}
+
+/// The archive lies in another store than the journal says.
+///
+/// # Errors
+/// The catalogue failed.
+pub(super) fn move_backup(tx: &Tx<'_>, id: &BackupId, storage: Option<&StorageId>) -> Result<(), Error> {
+    tx.execute("UPDATE backup SET storage_id = ?2 WHERE id = ?1", (id, storage))?;
+    Ok(())
+}
+
+/// Waiting → Running, with the archive that was found.
+///
+/// # Errors
+/// The catalogue failed.
+pub(super) fn set_spot(
+    tx: &Tx<'_>,
+    id: &BackupId,
+    prefix: &str,
+    storage: Option<&StorageId>,
+) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE backup SET status = 'running', prefix = ?2, storage_id = ?3, \
+         execution_at_ms = coalesce(execution_at_ms, created_at_ms) WHERE id = ?1",
+        (id, prefix, storage),
+    )?;
+    Ok(())
+}
+
+/// Succeeded → Expired: the archive does not prove.
+///
+/// # Errors
+/// The catalogue failed.
+pub(super) fn expire(tx: &Tx<'_>, id: &BackupId, why: &str, now: Moment) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE backup SET status = 'expired', failure = ?2, updated_at_ms = ?3 WHERE id = ?1 AND status = 'succeeded'",
+        (id, why, now),
+    )?;
+    Ok(())
+}
+
+/// Notes that a remote store holds something of a backup.
+///
+/// # Errors
+/// The catalogue failed.
+pub(super) fn insert_place(
+    tx: &Tx<'_>,
+    prefix: &str,
+    storage: &StorageId,
+    backup: &BackupId,
+) -> Result<(), Error> {
+    tx.execute(
+        "INSERT INTO backup_place (prefix, storage_id, backup_id) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
+        (prefix, storage, backup),
+    )?;
+    Ok(())
+}
+
+/// A backup that only its archive tells of.
+#[derive(Debug)]
+pub(super) struct FoundBackup<'a> {
+    /// Its id.
+    pub id: &'a BackupId,
+    /// As the manifest says.
+    pub project: String,
+    /// As the manifest says.
+    pub instance: String,
+    /// Where it lies.
+    pub prefix: &'a str,
+    /// In which store.
+    pub storage: Option<&'a StorageId>,
+    /// As the manifest says.
+    pub created_at: Moment,
+    /// As the manifest says.
+    pub engine_version: &'a str,
+}
+
+/// Adds it as a manual backup that succeeded, and its instance as a deleted one where the journal does not know that
+/// either. `false`: its project is not known, so there is no key for it.
+///
+/// # Errors
+/// The catalogue failed.
+pub(super) fn insert_found(tx: &Tx<'_>, found: &FoundBackup<'_>, finished: &Finished) -> Result<bool, Error> {
+    let (Some(project), Some(instance)) = (
+        ProjectId::parse(&found.project),
+        InstanceId::parse(&found.instance),
+    ) else {
+        return Ok(false);
+    };
+    if crate::identity::record::project(tx, &project)?.is_none() {
+        return Ok(false);
+    }
+    let owner = tx.one(
+        "SELECT project_id FROM instance WHERE id = ?1",
+        (&instance,),
+        |row| row.get::<_, ProjectId>(0),
+    )?;
+    if owner.as_ref().is_some_and(|owner| *owner != project) {
+        return Ok(false);
+    }
+    tx.execute(
+        "INSERT INTO instance (id, project_id, name, status, engine_version, capacity_mb, spec_code, bind, port, persistence, \
+         admin_password_sealed, attributes, created_at_ms, updated_at_ms, deleted_at_ms) \
+         VALUES (?1, ?2, 'recovered-' || substr(?1, 1, 8), 'deleted', ?3, 0, '', '', 0, 'none', X'', '{}', ?4, ?4, ?4) \
+         ON CONFLICT (id) DO NOTHING",
+        (&instance, &project, found.engine_version, found.created_at),
+    )?;
+    let mut name = format!("backup_{}", found.created_at.compact());
+    let taken = tx.one(
+        "SELECT 1 FROM backup WHERE instance_id = ?1 AND name = ?2",
+        (&instance, &name),
+        |_| Ok(()),
+    )?;
+    if taken.is_some() {
+        name = format!("{name}_{}", &found.id.as_str()[..8]);
+    }
+    tx.execute(
+        "INSERT INTO backup (id, instance_id, project_id, ordinal, name, kind, format, status, progress_bp, size_bytes, \
+         plain_bytes, keys, used_memory_bytes, prefix, storage_id, manifest_blake3, created_at_ms, execution_at_ms, updated_at_ms) \
+         VALUES (?1, ?2, ?3, (SELECT coalesce(max(ordinal), 0) + 1 FROM backup WHERE instance_id = ?2), ?4, 'manual', 'rdb', \
+         'succeeded', 10000, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?12, ?12)",
+        rusqlite::params![
+            found.id,
+            instance,
+            project,
+            name,
+            finished.size_bytes,
+            finished.plain_bytes,
+            finished.keys,
+            finished.used_memory_bytes,
+            found.prefix,
+            found.storage,
+            finished.manifest_blake3,
+            found.created_at,
+        ],
+    )?;
+    Ok(true)
+}
+
+/// Waiting → Failed, with an unknown outcome; returns the ids. Whether the old data serves is settled where that can be
+/// known: see `restore::record::settle_unknown`, to which the end counts as the moment of acceptance, since nothing
+/// later is known.
+///
+/// # Errors
+/// The catalogue failed.
+pub(super) fn fail_unsettled_restores(tx: &Tx<'_>) -> Result<Vec<String>, Error> {
+    tx.all(
+        "UPDATE restore SET status = 'failed', error_code = ?1, failure = ?2, target_state = 'unknown', phase = NULL, \
+         finished_at_ms = created_at_ms WHERE status IN ('waiting', 'running') RETURNING id",
+        (FailureCode::TimedOut.text(), UNKNOWN_END),
+        |row| row.get(0),
+    )
+}
+
+/// Makes the ordinals of each instance's restores dense again and returns how many records are missing between others;
+/// the instance's counter goes on after the last one.
+///
+/// # Errors
+/// The catalogue failed.
+pub(super) fn close_gaps(tx: &Tx<'_>) -> Result<u64, Error> {
+    let broken: Vec<(InstanceId, u64)> = tx.all(
+        "SELECT instance_id, max(ordinal) - count(*) FROM restore GROUP BY instance_id HAVING max(ordinal) <> count(*)",
+        (),
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )?;
+    let mut missing = 0;
+    for (instance, count) in broken {
+        missing += count;
+        let ordinals: Vec<i64> = tx.all(
+            "SELECT ordinal FROM restore WHERE instance_id = ?1 ORDER BY ordinal",
+            (&instance,),
+            |row| row.get(0),
+        )?;
+        for (dense, ordinal) in (1_i64..).zip(ordinals) {
+            tx.execute(
+                "UPDATE restore SET ordinal = ?3 WHERE instance_id = ?1 AND ordinal = ?2",
+                (&instance, ordinal, dense),
+            )?;
+        }
+    }
+    tx.execute(
+        "UPDATE instance SET \
+         restore_ordinal = (SELECT count(*) FROM restore WHERE instance_id = instance.id), \
+         restore_created_at_ms = coalesce((SELECT created_at_ms FROM restore WHERE instance_id = instance.id ORDER BY ordinal DESC LIMIT 1), 0)",
+        (),
+    )?;
+    Ok(missing)
+}
+
+/// How many restore records there are.
+///
+/// # Errors
+/// The catalogue failed.
+pub(super) fn count_restores(tx: &Tx<'_>) -> Result<u64, Error> {
+    let count = tx.one("SELECT count(*) FROM restore", (), |row| row.get(0))?;
+    Ok(count.unwrap_or(0))
+}
+
+/// Writes the state that an instance is in after the loss, whatever it was before.
+///
+/// # Errors
+/// The catalogue failed.
+pub(super) fn set_status(tx: &Tx<'_>, id: &InstanceId, status: Status, now: Moment) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE instance SET status = ?2, failure = NULL, updated_at_ms = ?3 WHERE id = ?1 AND status <> ?2",
+        (id, status.word(), now),
+    )?;
+    Ok(())
+}
+
+/// Any state → Serving: its engine has the port.
+///
+/// # Errors
+/// The catalogue failed.
+pub(super) fn let_serve(tx: &Tx<'_>, id: &GenerationId) -> Result<(), Error> {
+    tx.execute("UPDATE generation SET state = 'serving' WHERE id = ?1", (id,))?;
+    Ok(())
+}

@@ -1,0 +1,282 @@
+//! The rows that are mirrored, what has not been, and their SQL.
+
+use crate::catalog::image::Image;
+use crate::catalog::{Error, Tx};
+use crate::ids::{ProjectId, StorageId};
+
+/// What an entry holds rows of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subject {
+    /// A project with its archive key.
+    Project,
+    /// An archive key that a project had before.
+    OldKey,
+    /// A remote store with its sealed credentials.
+    Storage,
+    /// Where new backups go.
+    Choice,
+    /// An instance with its sealed passwords.
+    Instance,
+    /// A generation.
+    Generation,
+    /// A backup record.
+    Backup,
+    /// A restore record.
+    Restore,
+}
+
+impl Subject {
+    /// In the order in which one refers to the other.
+    pub const ALL: [Subject; 8] = [
+        Subject::Project,
+        Subject::OldKey,
+        Subject::Storage,
+        Subject::Choice,
+        Subject::Instance,
+        Subject::Generation,
+        Subject::Backup,
+        Subject::Restore,
+    ];
+
+    /// The word in the outbox and in entries.
+    pub fn word(self) -> &'static str {
+        match self {
+            Subject::Project => "project",
+            Subject::OldKey => "old_key",
+            Subject::Storage => "storage",
+            Subject::Choice => "choice",
+            Subject::Instance => "instance",
+            Subject::Generation => "generation",
+            Subject::Backup => "backup",
+            Subject::Restore => "restore",
+        }
+    }
+
+    /// Reads [`Subject::word`].
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|subject| subject.word() == word)
+    }
+
+    fn select(self) -> &'static str {
+        match self {
+            Subject::Project => "SELECT * FROM project WHERE id = ?1",
+            Subject::OldKey => "SELECT * FROM project_old_key WHERE recipient = ?1",
+            Subject::Storage => "SELECT * FROM storage WHERE id = ?1",
+            Subject::Choice => "SELECT * FROM storage_default WHERE coalesce(project_id, '') = ?1",
+            Subject::Instance => "SELECT * FROM instance WHERE id = ?1",
+            Subject::Generation => "SELECT * FROM generation WHERE id = ?1",
+            Subject::Backup => "SELECT * FROM backup WHERE id = ?1",
+            Subject::Restore => "SELECT * FROM restore WHERE id = ?1",
+        }
+    }
+
+    fn table_and_key(self) -> (&'static str, &'static str) {
+        match self {
+            Subject::Project => ("project", "id"),
+            Subject::OldKey => ("project_old_key", "recipient"),
+            Subject::Storage => ("storage", "id"),
+            Subject::Choice => ("storage_default", "coalesce(project_id, '')"),
+            Subject::Instance => ("instance", "id"),
+            Subject::Generation => ("generation", "id"),
+            Subject::Backup => ("backup", "id"),
+            Subject::Restore => ("restore", "instance_id, ordinal"),
+        }
+    }
+}
+
+/// A note that a row has changed.
+#[derive(Debug, Clone)]
+pub struct Note {
+    /// What kind of row.
+    pub subject: Subject,
+    /// Which one.
+    pub id: String,
+    /// How often it had changed when the note was read.
+    pub changes: i64,
+}
+
+/// The oldest notes of a project.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn notes(tx: &Tx<'_>, project: &ProjectId, limit: u64) -> Result<Vec<Note>, Error> {
+    tx.all(
+        "SELECT subject, id, changes FROM outbox WHERE project_id = ?1 ORDER BY rowid LIMIT ?2",
+        (project, limit),
+        |row| {
+            let word: String = row.get(0)?;
+            Ok(Note {
+                subject: Subject::from_word(&word).ok_or(rusqlite::Error::InvalidQuery)?,
+                id: row.get(1)?,
+                changes: row.get(2)?,
+            })
+        },
+    )
+}
+
+/// Takes away what an entry holds; a row that has changed since then stays noted.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn forget(tx: &Tx<'_>, project: &ProjectId, notes: &[Note]) -> Result<(), Error> {
+    for note in notes {
+        tx.execute(
+            "DELETE FROM outbox WHERE project_id = ?1 AND subject = ?2 AND id = ?3 AND changes = ?4",
+            (project, note.subject.word(), &note.id, note.changes),
+        )?;
+    }
+    Ok(())
+}
+
+/// The row of a note as it is now; `None` where it is gone.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn image(tx: &Tx<'_>, note: &Note) -> Result<Option<Image>, Error> {
+    tx.image(note.subject.select(), (&note.id,))
+}
+
+/// Puts a mirrored row into this catalogue, in the place of an earlier one.
+///
+/// # Errors
+/// As [`Tx::put_image`].
+pub fn put(tx: &Tx<'_>, subject: Subject, image: &Image) -> Result<(), Error> {
+    if subject == Subject::Generation && image.get("state").is_some_and(|state| state == "serving") {
+        // The row of the one that served before it may come after it.
+        let text = |name: &str| {
+            image
+                .get(name)
+                .and_then(|value| value.as_str())
+                .unwrap_or_default()
+        };
+        tx.execute(
+            "UPDATE generation SET state = 'removing' WHERE instance_id = ?1 AND id <> ?2 AND state = 'serving'",
+            (text("instance_id"), text("id")),
+        )?;
+    }
+    let (table, key) = subject.table_and_key();
+    tx.put_image(table, key, image)
+}
+
+/// How far the mirror of a project is.
+#[derive(Debug, Clone)]
+pub struct Journal {
+    /// The store; `None`: the local folder.
+    pub storage_id: Option<StorageId>,
+    /// Whom the newest entries are sealed to.
+    pub recipient: String,
+    /// The newest entry that lies in the store; `None`: the next one begins a chain.
+    pub written: Option<i64>,
+}
+
+/// The journal of a project; `None` before its first entry.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn journal(tx: &Tx<'_>, project: &ProjectId) -> Result<Option<Journal>, Error> {
+    tx.one(
+        "SELECT storage_id, recipient, written FROM journal WHERE project_id = ?1",
+        (project,),
+        |row| {
+            Ok(Journal {
+                storage_id: row.get(0)?,
+                recipient: row.get(1)?,
+                written: row.get(2)?,
+            })
+        },
+    )
+}
+
+/// Begins a chain in a store that has none of this project, or under another key: every row is noted.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn begin_chain(
+    tx: &Tx<'_>,
+    project: &ProjectId,
+    storage: Option<&StorageId>,
+    recipient: &str,
+) -> Result<(), Error> {
+    tx.execute(
+        "INSERT INTO journal (project_id, storage_id, recipient) VALUES (?1, ?2, ?3) \
+         ON CONFLICT DO UPDATE SET storage_id = excluded.storage_id, recipient = excluded.recipient, written = NULL",
+        (project, storage, recipient),
+    )?;
+    for all in [
+        "INSERT INTO outbox (project_id, subject, id) SELECT id, 'project', id FROM project WHERE id = ?1 \
+         ON CONFLICT DO UPDATE SET changes = changes + 1",
+        "INSERT INTO outbox (project_id, subject, id) SELECT ?1, 'old_key', recipient FROM project_old_key \
+         WHERE project_id = ?1 ON CONFLICT DO UPDATE SET changes = changes + 1",
+        "INSERT INTO outbox (project_id, subject, id) SELECT ?1, 'storage', id FROM storage \
+         WHERE coalesce(project_id, ?1) = ?1 ON CONFLICT DO UPDATE SET changes = changes + 1",
+        "INSERT INTO outbox (project_id, subject, id) SELECT ?1, 'choice', coalesce(project_id, '') FROM storage_default \
+         WHERE coalesce(project_id, ?1) = ?1 ON CONFLICT DO UPDATE SET changes = changes + 1",
+        "INSERT INTO outbox (project_id, subject, id) SELECT ?1, 'instance', id FROM instance WHERE project_id = ?1 \
+         ON CONFLICT DO UPDATE SET changes = changes + 1",
+        "INSERT INTO outbox (project_id, subject, id) SELECT ?1, 'generation', generation.id FROM generation \
+         JOIN instance ON instance.id = instance_id WHERE project_id = ?1 ON CONFLICT DO UPDATE SET changes = changes + 1",
+        "INSERT INTO outbox (project_id, subject, id) SELECT ?1, 'backup', id FROM backup WHERE project_id = ?1 \
+         ON CONFLICT DO UPDATE SET changes = changes + 1",
+        "INSERT INTO outbox (project_id, subject, id) SELECT ?1, 'restore', id FROM restore WHERE project_id = ?1 \
+         ON CONFLICT DO UPDATE SET changes = changes + 1",
+    ] {
+        tx.execute(all, (project,))?;
+    }
+    Ok(())
+}
+
+/// Takes the next entry's number, for ever.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn next_number(tx: &Tx<'_>, project: &ProjectId) -> Result<i64, Error> {
+    let number = tx.one(
+        "UPDATE journal SET begun = begun + 1 WHERE project_id = ?1 RETURNING begun",
+        (project,),
+        |row| row.get(0),
+    )?;
+    number.ok_or_else(|| Error::Constraint("an entry of a journal that is not begun".to_owned()))
+}
+
+/// An entry lies in the store.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn written(tx: &Tx<'_>, project: &ProjectId, number: i64) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE journal SET written = ?2 WHERE project_id = ?1",
+        (project, number),
+    )?;
+    Ok(())
+}
+
+/// Where a rebuilt catalogue goes on: after the numbers that are taken, with a chain of its own.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn continue_after(
+    tx: &Tx<'_>,
+    project: &ProjectId,
+    storage: Option<&StorageId>,
+    number: u64,
+) -> Result<(), Error> {
+    tx.execute(
+        "INSERT INTO journal (project_id, storage_id, recipient, begun) \
+         SELECT id, ?2, recipient, ?3 FROM project WHERE id = ?1",
+        (project, storage, number),
+    )?;
+    Ok(())
+}
+
+/// How many rows of a project the store has not been told of.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn unsent(tx: &Tx<'_>, project: &ProjectId) -> Result<u64, Error> {
+    let count = tx.one(
+        "SELECT count(*) FROM outbox WHERE project_id = ?1",
+        (project,),
+        |row| row.get(0),
+    )?;
+    Ok(count.unwrap_or(0))
+}

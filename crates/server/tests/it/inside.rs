@@ -1,0 +1,48 @@
+//! Verbs on RDB files take a backup in the file's place.
+
+use serde_json::json;
+
+use crate::service::Service;
+
+#[test]
+fn a_backups_id_stands_for_its_file_in_inspect_export_and_get() {
+    let service = Service::start();
+    let caller = service.caller();
+    let instance = caller.make_instance("looked-into");
+    let mut engine = caller.engine(&instance);
+    engine.ask(&["SET", "user:1", "value"]).unwrap();
+    engine.ask(&["DEBUG", "POPULATE", "1000", "key", "100"]).unwrap();
+    let backup = caller.make_backup(&instance, "");
+    let file = service.data().join("plain.rdb");
+    let name = file.to_str().unwrap();
+    service.run_json(&["backup", "download", "looked-into", &backup, "--to", name]);
+
+    let of = |named: &str| service.run_json(&["inspect", named]);
+    assert_eq!(of(&backup), of(name));
+    assert_eq!(of(&backup)["keys"], json!(1001));
+    for words in [&["export", "", "--format", "json"][..], &["get", "", "user:1"]] {
+        let told = |named: &str| {
+            let mut words = words.to_vec();
+            words[1] = named;
+            let output = service.run(&words);
+            let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.success(), "{words:?}: {errors}");
+            output.stdout
+        };
+        assert!(!told(name).is_empty());
+        assert_eq!(told(&backup), told(name), "{words:?}");
+    }
+
+    // Neither a file nor a backup, and a backup that is damaged.
+    let unknown = service.run(&["inspect", "0f8fad5b-d9cb-469f-a165-70867728950e"]);
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("no such backup"));
+    let segment = service.data().join("store").join(&caller.project).join(&instance);
+    let segment = segment.join(&backup).join("1/shard-0/seg-000000.rdb.zst.age");
+    std::fs::write(&segment, b"spoilt").unwrap();
+    let damaged = service.run(&["inspect", &backup]);
+    assert_eq!(damaged.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&damaged.stderr).contains("seg-000000"));
+    let left = std::fs::read_dir(service.data().join("spool")).unwrap().count();
+    assert_eq!(left, 0, "nothing decoded is left on disk under a name");
+}
