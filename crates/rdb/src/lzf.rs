@@ -71,7 +71,8 @@ fn decode(input: &[u8], out: &mut [u8], fill: &mut usize) -> Result<usize, Error
         }
         if distance >= STEP && out.len() - at >= length.next_multiple_of(STEP) {
             // Each step reads what was there before it: the distance is not smaller than a step.
-            for done in (0..length).step_by(STEP) {
+            let mut done = 0;
+            while done < length {
                 let (before, target) = out.split_at_mut(at + done);
                 if let (Some(step), Some(target)) = (
                     before[from + done..].first_chunk::<STEP>(),
@@ -79,6 +80,7 @@ fn decode(input: &[u8], out: &mut [u8], fill: &mut usize) -> Result<usize, Error
                 ) {
                     *target = *step;
                 }
+                done += STEP;
             }
         } else if distance >= length {
             out.copy_within(from..from + length, at);
