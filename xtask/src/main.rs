@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use xtask::args::Args;
-use xtask::{Stop, bench, fill, setup, testing};
+use xtask::{Stop, bench, fill, fuzz, setup, testing};
 
 const HELP: &str = "\
 Developer commands of cachekeep.
@@ -12,6 +12,7 @@ Developer commands of cachekeep.
   cargo xtask setup [run|test|bench|long]  only install; without a word: everything
   cargo xtask test [--long] [ONLY...]  all checks and tests, or some of them
   cargo xtask bench [--quick] [NAME...]  measure beside the engine's own tools
+  cargo xtask fuzz TARGET           feed a reader of strangers' bytes, guided by coverage
   cargo xtask fill --port P ...     load an engine with data of every type
   cargo xtask damage --port P ...   damage an engine's data, so that a restore has something to show
 
@@ -40,6 +41,7 @@ fn dispatch(name: &str, mut args: Args) -> Result<(), Stop> {
         "setup" => setup::command(args),
         "test" => testing::command(args),
         "bench" => bench::command(args),
+        "fuzz" => fuzz::command(args),
         "fill" => fill::cli::fill(args),
         "damage" => fill::cli::damage_command(args),
         "help" | "--help" | "-h" => {
@@ -54,6 +56,7 @@ fn help(name: &str) -> &'static str {
     match name {
         "test" => testing::HELP,
         "bench" => bench::HELP,
+        "fuzz" => fuzz::HELP,
         "fill" => fill::cli::FILL_HELP,
         "damage" => fill::cli::DAMAGE_HELP,
         _ => HELP,

@@ -251,15 +251,19 @@ pub(crate) fn write_manifest_while(
 ) -> Result<String, Error> {
     let unwritable = |e: serde_json::Error| Error::new(Kind::Store, "write manifest", "as JSON").because(e);
     let text = serde_json::to_string(manifest).map_err(unwritable)?;
-    let signed = SignedManifest {
-        signature: to_hex(&signer.sign(text.as_bytes())),
-        key: signer.verifying_key().to_string(),
-        manifest: text,
-    };
-    let bytes = serde_json::to_vec(&signed).map_err(unwritable)?;
+    let bytes = signed_by(signer, text).map_err(unwritable)?;
     let digest = blake3::hash(&bytes).to_string();
     store.put_buffer(&format!("{prefix}/{MANIFEST}"), bytes, wanted)?;
     Ok(digest)
+}
+
+/// The object that holds a manifest's text.
+pub(crate) fn signed_by(signer: &SigningKey, text: String) -> Result<Vec<u8>, serde_json::Error> {
+    serde_json::to_vec(&SignedManifest {
+        signature: to_hex(&signer.sign(text.as_bytes())),
+        key: signer.verifying_key().to_string(),
+        manifest: text,
+    })
 }
 
 /// Whether something of an archive, or of an attempt to make it, lies below the prefix.
@@ -360,7 +364,7 @@ impl Archive {
     }
 
     /// The manifest in the bytes of its object, where they are what they must be.
-    fn judge(
+    pub(crate) fn judge(
         name: &str,
         bytes: &[u8],
         keys: &[VerifyingKey],

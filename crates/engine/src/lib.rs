@@ -10,6 +10,8 @@ mod direct;
 pub mod duplicate;
 pub mod error;
 pub mod failpoint;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod keys;
 pub mod node;
 mod priority;

@@ -236,6 +236,17 @@ impl Node {
         Ok(node)
     }
 
+    /// A connection that is open already, to a peer that wants no password.
+    pub(crate) fn over(stream: UnixStream, label: &str) -> Self {
+        Self {
+            stream: Stream::Unix(stream),
+            label: label.to_owned(),
+            buffer: vec![0; READ_BUFFER_BYTES],
+            start: 0,
+            end: 0,
+        }
+    }
+
     /// The address, for messages.
     pub fn label(&self) -> &str {
         &self.label

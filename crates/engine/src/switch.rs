@@ -1,11 +1,13 @@
 //! Giving the clients' port to another generation.
 //!
-//! Between two generations on one machine the port moves in well under a millisecond: the old engine stops writes,
-//! closes the port and ends its client connections, the new one opens the port. Open connections survive a change of
-//! port, so they must be ended: otherwise some clients would go on with the old data while others see the new. That
-//! happens before the new engine opens the port, so nobody reads new data and then old. Ending one takes the old
-//! engine some 7 to 10 microseconds, so a thousand open connections make it ten milliseconds: opening the port first
-//! would be faster for some and would let a crash of ours in between leave two generations serving.
+//! Between two generations on one machine the port moves in well under a millisecond: the old engine closes it and ends
+//! its client connections, the new one opens it. Open connections survive a change of port, so they must be ended:
+//! otherwise some clients would go on with the old data while others see the new.
+//!
+//! Ending one takes the old engine some 7 microseconds. It is told to do all of this as one transaction, and an engine
+//! serves nobody while it carries one out: as soon as its port is free it has served its last client. So the new one
+//! opens the port while the old one is still ending connections, nobody reads new data and then old, and the old
+//! engine comes to the end of it whether we live or not.
 //!
 //! Every step can be repeated and the ports themselves say how far a run came, so a run that died anywhere is
 //! finished by running it again. An undo is [`run`] with old and new swapped. Once the new engine has opened the port
@@ -23,6 +25,8 @@ use crate::process::{Engine, port_of, take_port};
 /// closes that of a dead one a moment after it has left the process table.
 const TAKE_OVER_LIMIT: Duration = Duration::from_millis(100);
 const TAKE_OVER_POLL: Duration = Duration::from_micros(200);
+/// While an old engine is busy with a long command of a client.
+const TAKE_OVER_POLL_MAX: Duration = Duration::from_millis(20);
 /// How long [`run`] tries to give a port back that somebody took in the moment when nobody held it.
 const GIVE_BACK_LIMIT: Duration = Duration::from_secs(2);
 const GIVE_BACK_POLL: Duration = Duration::from_millis(5);
@@ -36,16 +40,13 @@ pub struct SwitchPlan<'a> {
     pub new: &'a Engine,
     /// The clients' port.
     pub port: u16,
-    /// Longest time for which writes to the old generation wait. A run that could not close the old port in this
-    /// time gives up and leaves the old generation serving.
-    pub write_pause_limit: Duration,
 }
 
 /// What a switch did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SwitchReport {
-    /// From the command that pauses writes to the answer that the new port is open. `None` where an earlier run had
-    /// begun, or nothing served: how long clients waited is not known then.
+    /// From the command that closes the old port until its last client was ended and the new port open. `None` where an
+    /// earlier run had begun, or nothing served: how long clients waited is not known then.
     pub gap: Option<Duration>,
     /// Client connections to the old generation that were ended.
     pub clients_ended: u64,
@@ -57,8 +58,7 @@ pub struct SwitchReport {
 ///
 /// # Errors
 /// The old generation serves as before: [`Kind::PortTaken`] where somebody else holds an address of the new one's,
-/// [`Kind::Deadline`] where the pause may have ended before the port moved, [`Kind::Refused`] where the new one is no
-/// primary or still loads, [`Kind::EngineExited`] and the kinds of a broken connection.
+/// [`Kind::Refused`] where the new one is no primary or still loads, [`Kind::EngineExited`] and the kinds of a broken connection.
 /// Only where the old one cannot have its port back either, nobody serves: the context says so, and running again
 /// is right. After the new one has the port there are no errors: what is left to do then is only logged.
 pub fn run(plan: &SwitchPlan<'_>) -> Result<SwitchReport, Error> {
@@ -66,7 +66,7 @@ pub fn run(plan: &SwitchPlan<'_>) -> Result<SwitchReport, Error> {
     check_can_serve(&mut new).map_err(|e| plan.new.explain(e))?;
     let new_port = port_of(&mut new).map_err(|e| plan.new.explain(e))?;
     let Some(old_engine) = plan.old.filter(|old| old.is_alive()) else {
-        take_over(plan, &mut new)?;
+        take_over(plan, &mut new, || true)?;
         return Ok(SwitchReport {
             gap: None,
             clients_ended: 0,
@@ -80,19 +80,15 @@ pub fn run(plan: &SwitchPlan<'_>) -> Result<SwitchReport, Error> {
         });
     }
     let mut old = old_engine.control()?;
-    failpoint::hit("switch.before_pause")?;
-    let given_up = match give_up_port(plan, &mut old) {
+    failpoint::hit("switch.before_old_port")?;
+    let moved = match exchange(plan, &mut old, &mut new) {
         // An engine that died gave everything up.
-        Err(_) if !old_engine.is_alive() => Ok((None, 0)),
+        Err(_) if !old_engine.is_alive() => take_over(plan, &mut new, || true).map(|()| SwitchReport {
+            gap: None,
+            clients_ended: 0,
+        }),
         other => other,
     };
-    let moved = given_up.and_then(|(paused_at, clients_ended)| {
-        take_over(plan, &mut new)?;
-        Ok(SwitchReport {
-            gap: paused_at.map(|at| at.elapsed()),
-            clients_ended,
-        })
-    });
     match moved {
         Ok(report) => {
             tidy(old_engine);
@@ -103,16 +99,14 @@ pub fn run(plan: &SwitchPlan<'_>) -> Result<SwitchReport, Error> {
 }
 
 /// What is left to do for the old generation once the new one serves. Nobody waits for it, and its failure is no reason
-/// to turn back. A replica that a client attached would follow the old generation for ever; a pause ends by itself.
+/// to turn back. A replica that a client attached would follow the old generation for ever.
 fn tidy(old: &Engine) {
     let tidied = failpoint::hit("switch.after_new_port")
         .and_then(|()| old.control())
         .and_then(|mut node| {
             node.run(&["CLIENT", "KILL", "TYPE", "replica", "USER", "default"])?;
-            failpoint::hit("switch.after_kill_replica")?;
-            node.run(&["CLIENT", "UNPAUSE"])
-        })
-        .and_then(|_reply| failpoint::hit("switch.after_unpause"));
+            failpoint::hit("switch.after_kill_replica")
+        });
     if let Err(e) = tidied
         && old.is_alive()
     {
@@ -120,51 +114,104 @@ fn tidy(old: &Engine) {
     }
 }
 
-/// The old generation's part. Returns when its writers began to wait, where this run made them, and how many clients
-/// were ended.
-fn give_up_port(plan: &SwitchPlan<'_>, old: &mut Node) -> Result<(Option<Instant>, u64), Error> {
-    let pause_ms = plan.write_pause_limit.as_millis().max(1).to_string();
+/// What the old generation does as one: nobody is served between the first word of it and the last. Only the clients'
+/// user is ended: our own connections, a backup in progress among them, are none of theirs.
+const GIVE_UP: [&[&[u8]]; 5] = [
+    &[b"MULTI"],
+    &[b"CONFIG", b"SET", b"port", b"0"],
+    &[b"CLIENT", b"KILL", b"TYPE", b"normal", b"USER", b"default"],
+    &[b"CLIENT", b"KILL", b"TYPE", b"pubsub", b"USER", b"default"],
+    &[b"EXEC"],
+];
+
+/// Takes the port off the old generation and gives it to the new one.
+fn exchange(plan: &SwitchPlan<'_>, old: &mut Node, new: &mut Node) -> Result<SwitchReport, Error> {
     let served = port_of(old)? == plan.port;
-    // The engine counts from a later moment than this, so its pause ends later than ours.
-    let paused_at = Instant::now();
-    old.run(&["CLIENT", "PAUSE", &pause_ms, "WRITE"])?;
-    failpoint::hit("switch.after_pause")?;
-    let in_time = || {
-        if paused_at.elapsed() < plan.write_pause_limit {
-            return Ok(());
+    let begun_at = Instant::now();
+    for command in GIVE_UP {
+        old.send(command)?;
+    }
+    let (given_up, taken) = std::thread::scope(|scope| {
+        let giving = scope.spawn(|| given_up(old));
+        let taken = failpoint::hit("switch.after_old_port").and_then(|()| match served {
+            true => take_over(plan, new, || giving.is_finished()),
+            // The port is free already and no sign that the transaction has begun.
+            false => Ok(()),
+        });
+        let given_up = giving
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        (given_up, taken)
+    });
+    match (given_up, taken) {
+        (Ok(clients_ended), Ok(())) => {
+            if !served {
+                take_over(plan, new, || true)?;
+            }
+            Ok(SwitchReport {
+                gap: served.then(|| begun_at.elapsed()),
+                clients_ended,
+            })
         }
-        let context = "the pause of writes may have ended before the port moved";
-        Err(Error::new(Kind::Deadline, "switch", context))
-    };
-    in_time()?;
-    old.config_set("port", "0")?;
-    failpoint::hit("switch.after_old_port")?;
-    in_time()?;
-    // Only the clients' user: our own connections, a backup in progress among them, are none of theirs.
-    let normal = ended(old.run(&["CLIENT", "KILL", "TYPE", "normal", "USER", "default"])?);
-    failpoint::hit("switch.after_kill_normal")?;
-    let pubsub = ended(old.run(&["CLIENT", "KILL", "TYPE", "pubsub", "USER", "default"])?);
-    failpoint::hit("switch.after_kill_pubsub")?;
-    Ok((served.then_some(paused_at), normal + pubsub))
+        // The new one has the port, so the old one has begun, and ends it all unless it dies.
+        (Err(_), Ok(())) if served => Ok(SwitchReport {
+            gap: None,
+            clients_ended: 0,
+        }),
+        (Err(error), _) | (_, Err(error)) => Err(error),
+    }
 }
 
-/// Gives the port to the new generation. Where the answer got lost, a look at its port tells.
-fn take_over(plan: &SwitchPlan<'_>, new: &mut Node) -> Result<(), Error> {
-    let until = Instant::now() + TAKE_OVER_LIMIT;
+/// Reads the old generation's answers: how many clients were ended.
+fn given_up(old: &mut Node) -> Result<u64, Error> {
+    let mut answers = Vec::with_capacity(GIVE_UP.len());
+    for _ in GIVE_UP {
+        answers.push(old.reply()?);
+    }
+    match answers.last() {
+        Some(Reply::Array(done)) if done.iter().all(|reply| !matches!(reply, Reply::Error(_))) => {
+            Ok(done.iter().map(ended).sum())
+        }
+        _ => {
+            let context = format!("{}: it does not give up its port: {answers:?}", old.label());
+            Err(Error::new(Kind::Refused, "switch", context))
+        }
+    }
+}
+
+/// Gives the port to the new generation, which can have it for good once the old one `has_given_up`; tries before, too.
+/// Where the answer got lost, a look at its port tells.
+fn take_over(plan: &SwitchPlan<'_>, new: &mut Node, has_given_up: impl Fn() -> bool) -> Result<(), Error> {
+    let mut until = None;
+    // The old one needs a moment to close its port, and the new one logs each try that is too early.
+    let mut pause = TAKE_OVER_POLL;
     loop {
+        if until.is_none() {
+            match has_given_up() {
+                true => until = Some(Instant::now() + TAKE_OVER_LIMIT),
+                false => {
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(TAKE_OVER_POLL_MAX);
+                }
+            }
+        }
         let Err(error) = take_port(new, plan.port) else {
             return Ok(());
         };
         match error.kind {
-            Kind::PortTaken if Instant::now() < until => std::thread::sleep(TAKE_OVER_POLL),
-            Kind::PortTaken | Kind::Refused => return Err(error),
+            Kind::PortTaken => match until {
+                None => {}
+                Some(until) if Instant::now() < until => std::thread::sleep(TAKE_OVER_POLL),
+                Some(_) => return Err(error),
+            },
+            Kind::Refused => return Err(error),
             _ if plan.new.current_port().is_ok_and(|port| port == plan.port) => return Ok(()),
             _ => return Err(plan.new.explain(error)),
         }
     }
 }
 
-fn ended(reply: Reply) -> u64 {
+fn ended(reply: &Reply) -> u64 {
     reply.int().and_then(|count| count.try_into().ok()).unwrap_or(0)
 }
 
@@ -174,12 +221,12 @@ fn put_back(plan: &SwitchPlan<'_>, old: &Engine, failure: Error) -> Error {
     let until = Instant::now() + GIVE_BACK_LIMIT;
     loop {
         // A new connection: the one that failed may be the reason.
-        let given_back = old.control().and_then(|mut node| {
-            if port_of(&mut node)? != plan.port {
-                take_port(&mut node, plan.port)?;
-            }
-            node.run(&["CLIENT", "UNPAUSE"]).map(drop)
-        });
+        let given_back = old
+            .control()
+            .and_then(|mut node| match port_of(&mut node)? == plan.port {
+                true => Ok(()),
+                false => take_port(&mut node, plan.port),
+            });
         let Err(e) = given_back else {
             return failure;
         };

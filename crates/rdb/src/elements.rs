@@ -2,7 +2,7 @@
 
 use crate::digest::{canonical_integer, mix, of_bytes, of_integer, push_decimal};
 use crate::error::{ErrorKind, malformed};
-use crate::event::{Event, Part, Sink, send, send_item};
+use crate::event::{Event, Fragment, Part, Sink, send, send_item};
 use crate::fingerprint::Fingerprints;
 
 /// One string inside a value.
@@ -32,8 +32,8 @@ pub(crate) trait Items {
     /// Called once per packed value, before its items, with the number of items it announces.
     fn expect(&mut self, count: u64);
     fn item(&mut self, item: Item<'_>) -> Result<(), ErrorKind>;
-    /// A piece of a string that then comes as [`Item::Hashed`].
-    fn piece(&mut self, bytes: &[u8]);
+    /// The length, or a piece, of a string that then comes as [`Item::Hashed`].
+    fn piece(&mut self, fragment: Fragment<'_>);
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -62,7 +62,7 @@ enum Next {
 /// Longest member for which the order among equal scores is checked.
 const ORDER_MEMBER_MAX: usize = 512;
 /// The greatest expiry of a field that Redis can hold: two below 2^48.
-const FIELD_EXPIRY_MAX: u64 = (1 << 48) - 2;
+pub(crate) const FIELD_EXPIRY_MAX: u64 = (1 << 48) - 2;
 
 #[derive(Default)]
 pub(crate) struct Elements {
@@ -394,7 +394,7 @@ impl<S: Sink> Items for Told<'_, S> {
         self.elements.item(item, self.sink)
     }
 
-    fn piece(&mut self, bytes: &[u8]) {
-        send(self.sink, Event::Piece(self.elements.part(), bytes));
+    fn piece(&mut self, fragment: Fragment<'_>) {
+        send(self.sink, fragment.event(self.elements.part()));
     }
 }

@@ -83,6 +83,8 @@ impl From<(u64, u64)> for StreamId {
 pub enum Event<'a> {
     /// A whole string.
     Whole(Part, &'a [u8]),
+    /// A string too long to be held begins: of so many bytes, which follow in pieces.
+    Long(Part, u64),
     /// A piece of a string too long to be held; more follow, then [`Event::End`].
     Piece(Part, &'a [u8]),
     /// The end of a string that came in pieces.
@@ -236,11 +238,30 @@ pub(crate) fn send_item<S: Sink>(sink: &mut S, part: Part, item: Item<'_>) {
     }
 }
 
-/// Passes pieces of a long string on to a sink that wants values.
+/// What is known of a string that is too long to be held.
+#[derive(Clone, Copy)]
+pub(crate) enum Fragment<'a> {
+    /// Its length, before anything else.
+    Length(u64),
+    /// Its next bytes.
+    Bytes(&'a [u8]),
+}
+
+impl<'a> Fragment<'a> {
+    /// What a sink is told of it.
+    pub(crate) fn event(self, part: Part) -> Event<'a> {
+        match self {
+            Self::Length(length) => Event::Long(part, length),
+            Self::Bytes(bytes) => Event::Piece(part, bytes),
+        }
+    }
+}
+
+/// Passes a long string on to a sink that wants values.
 #[inline]
-pub(crate) fn pieces<S: Sink>(sink: &mut S, part: Part) -> impl FnMut(&[u8]) -> Result<(), ErrorKind> {
-    move |bytes| {
-        send(sink, Event::Piece(part, bytes));
+pub(crate) fn pieces<S: Sink>(sink: &mut S, part: Part) -> impl FnMut(Fragment<'_>) -> Result<(), ErrorKind> {
+    move |fragment| {
+        send(sink, fragment.event(part));
         Ok(())
     }
 }

@@ -12,7 +12,9 @@
 //! Read are versions 1 to 13 under the magic `REDIS` (all that Redis up to 8.6 and Valkey up to 8 write) and 80
 //! under `VALKEY` (Valkey 9.0 and 9.1); the magic decides what the numbers mean that both families use. Values
 //! and data of modules are skipped by their structure and named. Everything else is refused by its number, at
-//! its offset. Absent on purpose: I/O and writing.
+//! its offset. Absent on purpose: I/O.
+//!
+//! A [`Writer`] writes keys of a valid file for an engine of another version or family, an [`AofWriter`] as commands.
 //!
 //! A [`Sink`] that asks for it is also told the values themselves, see [`Event`].
 //!
@@ -39,9 +41,11 @@ mod opcode;
 mod parser;
 mod reader;
 mod report;
+mod slot;
 mod source;
 mod stream;
 mod validator;
+mod writer;
 mod ziplist;
 mod zipmap;
 
@@ -60,4 +64,6 @@ pub use report::{
     AUX_BYTES_MAX, AUX_FIELDS_MAX, Checksum, Distinctness, FUNCTION_BYTES_MAX, FUNCTIONS_MAX, KEY_BYTES_MAX,
     Report, SLOT_IMPORTS_MAX, SlotImport, WARNINGS_MAX, Warning,
 };
+pub use slot::slot_of;
 pub use validator::Validator;
+pub use writer::{AofWriter, Compression, Loss, TARGETS, Target, Writer};

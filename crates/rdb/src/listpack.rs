@@ -6,6 +6,7 @@
 use crate::digest::Hasher;
 use crate::elements::{Item, Items};
 use crate::error::{Step, malformed};
+use crate::event::Fragment;
 use crate::reader::{Reader, WHOLE_MAX};
 
 const HEADER_BYTES: u64 = 6;
@@ -105,7 +106,7 @@ impl Listpack {
                     let rest = r.rest();
                     let piece = &rest[..rest.len().min(usize::try_from(left).unwrap_or(usize::MAX))];
                     hasher.update(piece);
-                    items.piece(piece);
+                    items.piece(Fragment::Bytes(piece));
                     r.advance(piece.len());
                     r.commit();
                     let left = left - piece.len() as u64;
@@ -182,6 +183,7 @@ impl Listpack {
                 r.advance(head);
                 r.commit();
                 hasher.reset();
+                items.piece(Fragment::Length(data));
                 self.phase = Phase::LongString { left: data, entry };
                 return Ok(());
             }

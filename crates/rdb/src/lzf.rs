@@ -11,6 +11,8 @@ use crate::error::{ErrorKind, malformed};
 const WINDOW: usize = 8192;
 /// The most bytes one item yields.
 const ITEM_MAX: usize = 264;
+/// Bytes of a reference that are copied at once.
+const STEP: usize = 16;
 /// Bytes handed on at a time, besides the window.
 const BLOCK: usize = 64 * 1024;
 
@@ -30,6 +32,16 @@ fn decode(input: &[u8], out: &mut [u8], fill: &mut usize) -> Result<usize, Error
         let control = usize::from(control);
         if control < 32 {
             let length = control + 1;
+            // A fixed size is copied by a few moves and not by a call; what is too much is written over.
+            if let (Some(literal), Some(target)) = (
+                input[used + 1..].first_chunk::<RUN_MAX>(),
+                out[at..].first_chunk_mut::<RUN_MAX>(),
+            ) {
+                *target = *literal;
+                used += 1 + length;
+                at += length;
+                continue;
+            }
             let (Some(literal), Some(target)) = (
                 input.get(used + 1..used + 1 + length),
                 out.get_mut(at..at + length),
@@ -57,7 +69,18 @@ fn decode(input: &[u8], out: &mut [u8], fill: &mut usize) -> Result<usize, Error
         if out.len() - at < length {
             break;
         }
-        if distance >= length {
+        if distance >= STEP && out.len() - at >= length.next_multiple_of(STEP) {
+            // Each step reads what was there before it: the distance is not smaller than a step.
+            for done in (0..length).step_by(STEP) {
+                let (before, target) = out.split_at_mut(at + done);
+                if let (Some(step), Some(target)) = (
+                    before[from + done..].first_chunk::<STEP>(),
+                    target.first_chunk_mut::<STEP>(),
+                ) {
+                    *target = *step;
+                }
+            }
+        } else if distance >= length {
             out.copy_within(from..from + length, at);
         } else {
             // The copied range grows as it is written, and each copy at least doubles it.
@@ -84,6 +107,59 @@ pub(crate) fn decompress(input: &[u8], out: &mut [u8]) -> Result<(), ErrorKind> 
     } else {
         Err(malformed("compressed string does not yield its length"))
     }
+}
+
+/// Most slots of the table of places that a compressor looks up.
+const TABLE: usize = 16 * 1024;
+/// The most literals in one run.
+const RUN_MAX: usize = 32;
+const REFERENCE_MIN: usize = 3;
+
+/// Compresses a string into `out`, which was empty; `false` where that does not make it shorter.
+pub(crate) fn compress(input: &[u8], out: &mut Vec<u8>) -> bool {
+    let slots = input.len().next_power_of_two().clamp(64, TABLE);
+    // Places from one, so that zero is none. The caller bounds the input by far less.
+    let mut table = vec![0u32; slots];
+    let literals = |out: &mut Vec<u8>, bytes: &[u8]| {
+        for run in bytes.chunks(RUN_MAX) {
+            out.push(run.len() as u8 - 1);
+            out.extend_from_slice(run);
+        }
+    };
+    let (mut at, mut literal) = (0, 0);
+    while let Some(&[a, b, c]) = input[at..].first_chunk() {
+        let hash = u32::from_le_bytes([a, b, c, 0]).wrapping_mul(0x9e37_79b1);
+        let slot = (hash >> 15) as usize % slots;
+        let before = std::mem::replace(&mut table[slot], at as u32 + 1) as usize;
+        let same = before
+            .checked_sub(1)
+            .filter(|from| at - from <= WINDOW)
+            .map_or(0, |from| {
+                let here = input[at..].iter().take(ITEM_MAX);
+                here.zip(&input[from..])
+                    .take_while(|(one, other)| one == other)
+                    .count()
+            });
+        if same < REFERENCE_MIN {
+            at += 1;
+            continue;
+        }
+        literals(out, &input[literal..at]);
+        let (distance, length) = (at - before, same - 2);
+        if length < 7 {
+            out.push((length << 5 | distance >> 8) as u8);
+        } else {
+            out.extend([(7 << 5 | distance >> 8) as u8, (length - 7) as u8]);
+        }
+        out.push(distance as u8);
+        at += same;
+        literal = at;
+        if out.len() >= input.len() {
+            return false;
+        }
+    }
+    literals(out, &input[literal..]);
+    out.len() < input.len()
 }
 
 /// Decompresses a string piece by piece.
@@ -147,6 +223,34 @@ mod tests {
         let mut expected: Vec<u8> = b"ab".iter().copied().cycle().take(266).collect();
         expected.extend(b"bbbbb");
         assert_eq!(out, expected);
+    }
+
+    #[test]
+    fn what_is_compressed_expands_to_what_it_was() {
+        let mut random = 1u64;
+        let mut next = move || {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (random >> 40) as usize
+        };
+        let mut shorter = 0;
+        for length in (0..200).chain([8191, 8192, 8193, 70_000]) {
+            for letters in [1, 3, 250] {
+                let mut input: Vec<u8> = (0..length).map(|_| (next() % letters) as u8).collect();
+                // Far apart, and farther than a reference reaches.
+                let copied = input[..length / 3].to_vec();
+                input.extend(copied);
+                let mut packed = Vec::new();
+                if !compress(&input, &mut packed) {
+                    continue;
+                }
+                shorter += 1;
+                assert!(packed.len() < input.len());
+                let mut plain = vec![0; input.len()];
+                decompress(&packed, &mut plain).unwrap();
+                assert_eq!(plain, input, "{length} of {letters}");
+            }
+        }
+        assert!(shorter > 300, "{shorter}");
     }
 
     #[test]

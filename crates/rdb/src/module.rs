@@ -15,12 +15,12 @@ const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxy
 const NAME_LETTERS: u32 = 9;
 const VERSION_BITS: u32 = 10;
 
-const MARK_END: u64 = 0;
-const MARK_SIGNED: u64 = 1;
-const MARK_UNSIGNED: u64 = 2;
-const MARK_FLOAT: u64 = 3;
-const MARK_DOUBLE: u64 = 4;
-const MARK_STRING: u64 = 5;
+pub(crate) const MARK_END: u64 = 0;
+pub(crate) const MARK_SIGNED: u64 = 1;
+pub(crate) const MARK_UNSIGNED: u64 = 2;
+pub(crate) const MARK_FLOAT: u64 = 3;
+pub(crate) const MARK_DOUBLE: u64 = 4;
+pub(crate) const MARK_STRING: u64 = 5;
 
 /// What a file holds of one type of one module.
 #[derive(Debug, Clone, PartialEq, Eq)]

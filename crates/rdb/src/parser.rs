@@ -15,13 +15,12 @@ use crate::report::{
     AUX_BYTES_MAX, AUX_FIELDS_MAX, Checksum, Distinctness, FUNCTION_BYTES_MAX, FUNCTIONS_MAX, KEY_BYTES_MAX,
     Report, SLOT_IMPORTS_MAX, SlotImport, WARNINGS_MAX, Warning,
 };
+use crate::slot::SLOTS;
 use crate::source::Source;
 
 /// The first version with a checksum at the end.
 const VERSION_WITH_CHECKSUM: u32 = 5;
 const HINT_BYTES: usize = 48;
-/// Slots of a cluster.
-const SLOTS: u64 = 16 * 1024;
 /// A database may be announced with so many keys, or with four times those it has, before that is odd.
 const SIZE_HINT_FREE: u64 = 1024 * 1024;
 

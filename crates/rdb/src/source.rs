@@ -3,7 +3,7 @@
 use crate::digest::{Hasher, of_bytes, push_decimal};
 use crate::elements::{Elements, Item, Items};
 use crate::error::{ErrorKind, Step, malformed};
-use crate::event::Sink;
+use crate::event::{Fragment, Sink};
 use crate::intset::Intset;
 use crate::listpack::Listpack;
 use crate::lzf;
@@ -319,16 +319,17 @@ impl Source {
     pub(crate) fn item<'s, 'b: 's>(
         &'s mut self,
         r: &mut Reader<'b>,
-        pieces: impl FnMut(&[u8]) -> Result<(), ErrorKind>,
+        mut pieces: impl FnMut(Fragment<'_>) -> Result<(), ErrorKind>,
     ) -> Step<Item<'s>> {
         if !self.long {
             match self.strings.open(r)? {
                 Opened::Int(value) => return Ok(Item::Int(value)),
                 Opened::Bytes(bytes) => return Ok(Item::Bytes(bytes)),
                 Opened::Scratch(length) => return Ok(Item::Bytes(&self.strings.scratch[..length])),
-                Opened::Long(_) => {
+                Opened::Long(length) => {
                     self.hasher.reset();
                     self.long = true;
+                    pieces(Fragment::Length(length))?;
                 }
             }
         }
@@ -339,12 +340,12 @@ impl Source {
     fn long_item<'a>(
         &mut self,
         r: &mut Reader<'_>,
-        mut pieces: impl FnMut(&[u8]) -> Result<(), ErrorKind>,
+        mut pieces: impl FnMut(Fragment<'_>) -> Result<(), ErrorKind>,
     ) -> Step<Item<'a>> {
         let hasher = &mut self.hasher;
         self.strings.pump(r, |bytes| {
             hasher.update(bytes);
-            pieces(bytes)
+            pieces(Fragment::Bytes(bytes))
         })?;
         self.long = false;
         Ok(Item::Hashed(self.hasher.finish()))

@@ -7,6 +7,7 @@
 use crate::digest::Hasher;
 use crate::elements::{Item, Items};
 use crate::error::{Step, malformed};
+use crate::event::Fragment;
 use crate::listpack::int24;
 use crate::reader::{Reader, WHOLE_MAX};
 
@@ -83,7 +84,7 @@ impl Ziplist {
                     let rest = r.rest();
                     let piece = &rest[..rest.len().min(usize::try_from(left).unwrap_or(usize::MAX))];
                     hasher.update(piece);
-                    items.piece(piece);
+                    items.piece(Fragment::Bytes(piece));
                     r.advance(piece.len());
                     r.commit();
                     let left = left - piece.len() as u64;
@@ -158,6 +159,7 @@ impl Ziplist {
             None if length <= WHOLE_MAX => return Err(r.need(length as usize)),
             None => {
                 hasher.reset();
+                items.piece(Fragment::Length(length));
                 self.phase = Phase::LongString { left: length, entry };
             }
         }

@@ -6,6 +6,7 @@
 use crate::digest::Hasher;
 use crate::elements::{Item, Items};
 use crate::error::{Step, malformed};
+use crate::event::Fragment;
 use crate::reader::{Reader, WHOLE_MAX};
 
 const END: u8 = 0xff;
@@ -70,7 +71,7 @@ impl Zipmap {
                     let rest = r.rest();
                     let piece = &rest[..rest.len().min(usize::try_from(left).unwrap_or(usize::MAX))];
                     hasher.update(piece);
-                    items.piece(piece);
+                    items.piece(Fragment::Bytes(piece));
                     r.advance(piece.len());
                     r.commit();
                     let left = left - piece.len() as u64;
@@ -128,6 +129,7 @@ impl Zipmap {
             None if length <= WHOLE_MAX => return Err(r.need(length as usize)),
             None => {
                 hasher.reset();
+                items.piece(Fragment::Length(length));
                 self.phase = Phase::LongString { left: length, free };
             }
         }

@@ -68,8 +68,6 @@ pub fn time_for(bytes: u64) -> Duration {
 pub const ENGINE_IDLE: Duration = Duration::from_secs(60);
 /// An engine must end within this time when it is told to; where it saves first, plus [`time_for`] its data.
 pub const ENGINE_STOP: Duration = Duration::from_secs(30);
-/// Writes on the old generation are paused at most this long by a switch; it needs about a millisecond.
-pub const SWITCH_PAUSE: Duration = Duration::from_millis(2000);
 /// How often a failed restore tries to let the old data serve again before it says that it could not; the
 /// reconciler goes on then.
 pub const ROLL_BACK_TRIES: u32 = 3;

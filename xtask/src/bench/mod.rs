@@ -4,6 +4,7 @@ mod client;
 mod clients;
 mod data;
 mod listing;
+mod parse;
 mod report;
 
 use std::time::Duration;
@@ -15,18 +16,19 @@ use report::Section;
 
 /// `cargo xtask bench --help`.
 pub const HELP: &str = "\
-Measures backup, restore and the restore list beside the engine's own tools and a bare HTTP route.
+Measures backup, restore, the restore list and the reading of RDB files beside the engine's own tools, a bare HTTP
+route and other readers.
 
   cargo xtask bench [--quick] [NAME...]
 
   --quick   one pair of small data: shows that the measurement works, says nothing about speed
-  NAME      some of: backup, small-backup, restore, switch, listing; without any: all
+  NAME      some of: backup, small-backup, restore, switch, listing, parse; without any: all
 
 A full run of all takes about 15 minutes on 2 cores, needs 6 GiB of memory and 5 GiB of disk, and writes
 docs/benchmarks.md. Nothing else should run on the machine meanwhile.
 ";
 
-const NAMES: [&str; 5] = ["backup", "small-backup", "restore", "switch", "listing"];
+const NAMES: [&str; 6] = ["backup", "small-backup", "restore", "switch", "listing", "parse"];
 
 /// How much is measured.
 #[derive(Debug, Clone, Copy)]
@@ -71,7 +73,8 @@ pub fn command(mut args: Args) -> Result<(), Stop> {
         );
     }
     let wants = |name: &str| chosen.is_empty() || chosen.iter().any(|chosen| chosen == name);
-    prepare(Purpose::Bench)?;
+    let only_parse = chosen == ["parse"];
+    prepare(if only_parse { Purpose::Run } else { Purpose::Bench })?;
     build_service()?;
     print!("{}", report::machine());
     let scale = if quick { QUICK } else { FULL };
@@ -88,8 +91,16 @@ pub fn command(mut args: Args) -> Result<(), Stop> {
     if wants("listing") {
         sections.push(listing::measure(&scale)?);
     }
+    if wants("parse") {
+        sections.extend(parse::measure(&scale)?);
+    }
+    if only_parse && !quick {
+        return report::replace(&sections);
+    }
     if quick || !chosen.is_empty() {
-        println!("docs/benchmarks.md is written by a full run of all only");
+        println!(
+            "docs/benchmarks.md is written by a full run of all, and the sections of parse by one of that"
+        );
         return Ok(());
     }
     report::write(&sections, scale.pairs)

@@ -159,18 +159,58 @@ pub fn write(sections: &[Section], pairs: usize) -> Result<(), Stop> {
     );
     let _a_string_takes_all = write!(text, "{}\nPairs per figure: {pairs}.\n", machine());
     for section in sections {
-        let _a_string_takes_all = write!(text, "\n## {}\n\n{}\n\n", section.title, section.how);
-        text.push_str("| what | other | ours | result | smallest to largest | wanted | predicted |\n");
-        text.push_str("|---|---|---|---|---|---|---|\n");
-        for row in &section.rows {
-            let _a_string_takes_all = writeln!(
-                text,
-                "| {} | {} | {} | **{}** | {} | {} | {} |",
-                row.what, row.peer, row.ours, row.result, row.spread, row.wanted, row.predicted
-            );
-        }
+        text.push_str(&rendered(section, ""));
     }
     let path = repository().join("docs/benchmarks.md");
+    std::fs::write(&path, text).map_err(|e| Stop::file("write", &path, &e))?;
+    println!("written to {}", path.display());
+    Ok(())
+}
+
+fn rendered(section: &Section, behind_how: &str) -> String {
+    let mut text = format!("\n## {}\n\n{}{behind_how}\n\n", section.title, section.how);
+    text.push_str("| what | other | ours | result | smallest to largest | wanted | predicted |\n");
+    text.push_str("|---|---|---|---|---|---|---|\n");
+    for row in &section.rows {
+        let _a_string_takes_all = writeln!(
+            text,
+            "| {} | {} | {} | **{}** | {} | {} | {} |",
+            row.what, row.peer, row.ours, row.result, row.spread, row.wanted, row.predicted
+        );
+    }
+    text
+}
+
+/// Writes sections that were measured alone in place of those of the same title, with their own commit and load.
+///
+/// # Errors
+/// The document cannot be read or written.
+pub fn replace(sections: &[Section]) -> Result<(), Stop> {
+    let path = repository().join("docs/benchmarks.md");
+    let mut text = std::fs::read_to_string(&path).map_err(|e| Stop::file("read", &path, &e))?;
+    let machine = machine();
+    let line = |name: &str| {
+        let found = machine.lines().find_map(|line| line.strip_prefix(name));
+        found.unwrap_or_default().trim().to_owned()
+    };
+    let alone = format!(
+        " Measured alone, on {}, at {}, with a load average of {} before.",
+        line("- Date:"),
+        line("- Commit:"),
+        line("- Load average when the run began:")
+    );
+    for section in sections {
+        let heading = format!("\n## {}\n", section.title);
+        let new = rendered(section, &alone);
+        match text.find(&heading) {
+            Some(start) => {
+                let behind = start + heading.len();
+                let end = text[behind..].find("\n## ").map_or(text.len(), |at| behind + at);
+                text.replace_range(start..end, &new);
+            }
+            None => text.push_str(&new),
+        }
+    }
     std::fs::write(&path, text).map_err(|e| Stop::file("write", &path, &e))?;
     println!("written to {}", path.display());
     Ok(())

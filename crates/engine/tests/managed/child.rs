@@ -3,7 +3,6 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use engine::process::{self, Persistence};
 use engine::sideload;
@@ -124,7 +123,6 @@ fn behave() {
                 old: Some(&old),
                 new: &new,
                 port,
-                write_pause_limit: Duration::from_secs(2),
             });
             match done {
                 Ok(_) => "switched".to_owned(),

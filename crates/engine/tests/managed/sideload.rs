@@ -117,7 +117,7 @@ fn a_load_through_a_pipe_that_fails_anywhere_leaves_neither_engine_nor_directory
     let admin = &spec.admin_password;
     let engine = || process::find(&spec.directory, admin).unwrap();
     let half = bytes.len() / 2;
-    let fails_with = |kinds: &[Kind], feed: &dyn Fn(&Control, Push<'_>) -> Result<(), Error>| {
+    let fails_with = |kinds: &[Kind], feed: &(dyn Fn(&Control, Push<'_>) -> Result<(), Error> + Sync)| {
         let control = Control::new(None);
         let error = sideload::load(&spec, &control, |push| feed(&control, push))
             .err()

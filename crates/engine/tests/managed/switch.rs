@@ -12,8 +12,6 @@ use engine::{Error, Kind, Node};
 use crate::child;
 use crate::harness::{Home, client, free_port, run, text, wait_until};
 
-const PAUSE: Duration = Duration::from_secs(2);
-
 /// Two generations; the old one serves, and each says which it is under the key `who`.
 struct Pair {
     home: Home,
@@ -40,7 +38,6 @@ impl Pair {
             old: Some(&self.old),
             new: &self.new,
             port: self.port,
-            write_pause_limit: PAUSE,
         }
     }
 
@@ -80,10 +77,10 @@ fn switch_and_undo_move_the_port_there_and_back() {
 }
 
 #[test]
-fn the_gap_counts_from_the_pause_and_is_unknown_where_an_earlier_run_began() {
+fn the_gap_is_known_but_is_unknown_where_an_earlier_run_began() {
     let pair = Pair::new();
     let gap = switch::run(&pair.plan()).unwrap().gap.unwrap();
-    assert!(gap > Duration::ZERO && gap < PAUSE, "{gap:?}");
+    assert!(gap > Duration::ZERO && gap < Duration::from_secs(2), "{gap:?}");
     assert_eq!(switch::run(&pair.plan()).unwrap().gap, None);
     let pair = Pair::new();
     child::run_to("switch.after_old_port", "switch", pair.home.path(), pair.port);
@@ -92,11 +89,7 @@ fn the_gap_counts_from_the_pause_and_is_unknown_where_an_earlier_run_began() {
 
 #[test]
 fn what_fails_after_the_new_port_is_open_turns_nothing_back() {
-    for step in [
-        "switch.after_new_port",
-        "switch.after_kill_replica",
-        "switch.after_unpause",
-    ] {
+    for step in ["switch.after_new_port", "switch.after_kill_replica"] {
         let pair = Pair::new();
         child::run_to(&format!("{step}:error"), "switch", pair.home.path(), pair.port);
         assert_eq!(child::answer(pair.home.path()), "switched", "{step}");
@@ -177,7 +170,6 @@ fn a_new_generation_that_cannot_bind_leaves_the_old_one_serving() {
         old: Some(&old),
         new: &new,
         port,
-        write_pause_limit: PAUSE,
     };
     assert_eq!(switch::run(&plan).err().unwrap().kind, Kind::PortTaken);
     assert_eq!(
@@ -224,14 +216,11 @@ fn a_standby_does_not_get_the_port() {
     assert_eq!(pair.serving(), "old");
 }
 
-const STEPS: [&str; 7] = [
-    "switch.before_pause",
-    "switch.after_pause",
+const STEPS: [&str; 4] = [
+    "switch.before_old_port",
     "switch.after_old_port",
-    "switch.after_kill_normal",
-    "switch.after_kill_pubsub",
     "switch.after_new_port",
-    "switch.after_unpause",
+    "switch.after_kill_replica",
 ];
 
 #[test]
@@ -261,7 +250,7 @@ fn a_switch_that_died_anywhere_can_be_turned_back() {
 
 #[test]
 fn a_switch_that_fails_anywhere_before_the_new_port_leaves_the_old_generation_serving() {
-    for step in &STEPS[..5] {
+    for step in &STEPS[..2] {
         let pair = Pair::new();
         child::run_to(&format!("{step}:error"), "switch", pair.home.path(), pair.port);
         assert_eq!(child::answer(pair.home.path()), "io", "{step}");
@@ -271,13 +260,16 @@ fn a_switch_that_fails_anywhere_before_the_new_port_leaves_the_old_generation_se
 }
 
 #[test]
-fn a_switch_that_stalls_longer_than_its_pause_gives_up() {
-    for step in ["switch.after_pause", "switch.after_old_port"] {
-        let pair = Pair::new();
-        child::run_to(&format!("{step}:stall"), "switch", pair.home.path(), pair.port);
-        assert_eq!(child::answer(pair.home.path()), "deadline", "{step}");
-        assert_eq!(pair.serving(), "old", "{step}");
-    }
+fn an_old_engine_that_is_busy_gives_its_port_up_when_it_comes_to_it() {
+    let pair = Pair::new();
+    let mut stream = TcpStream::connect(("127.0.0.1", pair.port)).unwrap();
+    stream
+        .write_all(b"EVAL \"local n = 0; while n < 60000000 do n = n + 1 end\" 0\r\n")
+        .unwrap();
+    let report = switch::run(&pair.plan()).unwrap();
+    assert!(report.clients_ended >= 1);
+    assert_eq!(pair.serving(), "new");
+    assert_eq!(pair.ports(), (0, pair.port));
 }
 
 /// What clients saw of a switch.

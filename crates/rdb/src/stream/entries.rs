@@ -7,7 +7,7 @@
 use crate::digest::mix;
 use crate::elements::{Item, Items};
 use crate::error::{ErrorKind, malformed};
-use crate::event::{self, Event, Sink, send, send_item};
+use crate::event::{self, Event, Fragment, Sink, send, send_item};
 
 /// An entry id: milliseconds and sequence number.
 pub(super) type Id = (u64, u64);
@@ -330,16 +330,16 @@ impl<S: Sink> Items for Told<'_, S> {
         self.entries.item(item, self.sink)
     }
 
-    fn piece(&mut self, bytes: &[u8]) {
-        match self.entries.part {
+    fn piece(&mut self, fragment: Fragment<'_>) {
+        match (self.entries.part, fragment) {
             // Too many of them are noticed at the end of the name.
-            Part::FirstField if S::VALUES => self.entries.names.push(bytes),
-            Part::Field if self.entries.is_live() => {
-                send(self.sink, Event::Piece(event::Part::Field, bytes));
+            (Part::FirstField, Fragment::Bytes(bytes)) if S::VALUES => self.entries.names.push(bytes),
+            (Part::Field, _) if self.entries.is_live() => {
+                send(self.sink, fragment.event(event::Part::Field));
             }
-            Part::Value if self.entries.is_live() => {
+            (Part::Value, _) if self.entries.is_live() => {
                 self.entries.send_name(self.sink);
-                send(self.sink, Event::Piece(event::Part::Value, bytes));
+                send(self.sink, fragment.event(event::Part::Value));
             }
             _ => {}
         }

@@ -11,7 +11,7 @@ use crate::build::{Key, dump_of, read, read_dump, values};
 
 const START_MAX: Duration = Duration::from_secs(20);
 
-struct Engine {
+pub struct Engine {
     process: Child,
     dir: PathBuf,
     stream: BufReader<UnixStream>,
@@ -28,11 +28,34 @@ impl Drop for Engine {
 impl Engine {
     /// Starts an engine of its own; `name` keeps those of one run apart.
     fn start(name: &str) -> Self {
+        Self::start_on(name, "nothing", b"")
+    }
+
+    /// Starts one that finds a file in its directory: `dump.rdb`, or `appendonly.aof`.
+    pub fn start_on(name: &str, file: &str, bytes: &[u8]) -> Self {
+        Self::start_other("redis-server", name, file, bytes)
+    }
+
+    /// Starts another engine than the one of the tests, by words with blanks between.
+    pub fn start_other(command: &str, name: &str, file: &str, bytes: &[u8]) -> Self {
         let dir = std::env::temp_dir().join(format!("rdb-it-{}-{name}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join(file), bytes).unwrap();
+        let appends = if file == "appendonly.aof" { "yes" } else { "no" };
         let socket = dir.join("s");
-        let mut process = Command::new("redis-server")
-            .args(["--port", "0", "--save", "", "--appendonly", "no", "--unixsocket"])
+        let mut words = command.split(' ');
+        let mut process = Command::new(words.next().unwrap())
+            .args(words)
+            .args(["--enable-debug-command", "yes"])
+            .args([
+                "--port",
+                "0",
+                "--save",
+                "",
+                "--appendonly",
+                appends,
+                "--unixsocket",
+            ])
             .arg(&socket)
             .arg("--dir")
             .arg(&dir)
@@ -50,7 +73,23 @@ impl Engine {
                 Err(_) => std::thread::sleep(Duration::from_millis(10)),
             }
         };
-        Self { process, dir, stream }
+        let mut engine = Self { process, dir, stream };
+        engine.wait_until_loaded();
+        engine
+    }
+
+    /// An engine takes commands while it loads, and refuses them.
+    fn wait_until_loaded(&mut self) {
+        loop {
+            self.send(&[b"PING"]);
+            let mut line = String::new();
+            self.stream.read_line(&mut line).unwrap();
+            match line.as_str() {
+                "+PONG\r\n" => return,
+                _ if line.starts_with("-LOADING") => std::thread::sleep(Duration::from_millis(10)),
+                _ => panic!("the engine says {line:?}"),
+            }
+        }
     }
 
     fn send(&mut self, command: &[&[u8]]) {
@@ -89,7 +128,7 @@ impl Engine {
         self.reply()
     }
 
-    fn words(&mut self, command: &str) -> Vec<u8> {
+    pub fn words(&mut self, command: &str) -> Vec<u8> {
         let words: Vec<&[u8]> = command.split(' ').map(str::as_bytes).collect();
         self.run(&words)
     }
@@ -107,7 +146,7 @@ impl Engine {
         }
     }
 
-    fn save(&mut self, compress: bool) -> Vec<u8> {
+    pub fn save(&mut self, compress: bool) -> Vec<u8> {
         self.words(&format!(
             "CONFIG SET rdbcompression {}",
             if compress { "yes" } else { "no" }

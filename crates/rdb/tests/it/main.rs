@@ -17,3 +17,4 @@ mod refusals;
 
 mod values;
 mod versions;
+mod writer;

@@ -8,6 +8,7 @@ use rdb::{Event, KeyStart, KeySummary, Part, Sink, Validator};
 struct Lines {
     lines: Vec<String>,
     pieces: Vec<u8>,
+    announced: Option<u64>,
 }
 
 fn shown(bytes: &[u8]) -> String {
@@ -29,6 +30,13 @@ impl Sink for Lines {
             Event::Piece(_, bytes) => {
                 self.pieces.extend_from_slice(bytes);
                 return;
+            }
+            Event::Long(_, length) => {
+                assert_eq!(self.announced.replace(length), None);
+                return;
+            }
+            Event::End(part) if self.announced.take() != Some(self.pieces.len() as u64) => {
+                format!("{part:?} of another length than was announced")
             }
             Event::End(part) => format!("{part:?} {}", shown(&std::mem::take(&mut self.pieces))),
             Event::Whole(part, bytes) => {

@@ -1,9 +1,9 @@
 //! Who calls: a project-scoped token, or an AK/SK signature. Contract §2.
 
 use axum::http::HeaderMap;
+use signature::{Authorization, Signed};
 
 use super::error::ApiError;
-use super::signature::{self, Authorization, Signed};
 use crate::app::App;
 use crate::identity::record::{self, AccessKey};
 use crate::ids::{Moment, ProjectId};

@@ -14,5 +14,4 @@ pub mod request;
 pub mod restores;
 pub mod router;
 pub mod routes;
-pub mod signature;
 pub mod system;

@@ -169,7 +169,7 @@ fn normal(name: &[u8]) -> impl Iterator<Item = u8> {
 /// A part of a query, decoded where it needs to be.
 fn plain(part: &str) -> Cow<'_, [u8]> {
     match part.bytes().any(|byte| matches!(byte, b'%' | b'+')) {
-        true => Cow::Owned(super::signature::decode(part, true)),
+        true => Cow::Owned(signature::decode(part, true)),
         false => Cow::Borrowed(part.as_bytes()),
     }
 }

@@ -235,7 +235,7 @@ pub struct RestoreDetails<'a> {
     pub method: &'static str,
     /// `sample` or `full`
     pub verify: &'a str,
-    /// The switch in microseconds: writes to the old generation paused to new port open. Absent where that is not
+    /// The switch in microseconds: old port closed to last client ended and new port open. Absent where that is not
     /// known: a crash came in between, or the old generation had ended before.
     pub unavailable_us: Option<i64>,
     /// Why it failed; the log has more of it, for the operator.

@@ -197,7 +197,7 @@ CREATE TABLE restore (
     keys_applied BIGINT NOT NULL DEFAULT 0,
     keys_compared BIGINT NOT NULL DEFAULT 0,
     keys_expired BIGINT NOT NULL DEFAULT 0,
-    unavailable_us BIGINT,                  -- the switch as we measured it: writes paused to new port open; null where a crash came in between
+    unavailable_us BIGINT,                  -- the switch as we measured it: old port closed to last client ended and new port open; null where a crash came in between
     undo_of TEXT,
     undone_by TEXT,
     new_generation_id TEXT,

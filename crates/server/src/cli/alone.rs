@@ -265,7 +265,7 @@ fn endpoint(url: &str, ca: Option<&Path>) -> anyhow::Result<Endpoint> {
     if let Some(credential) = credential {
         let (user, password) = credential.split_once(':').unwrap_or((credential, ""));
         let plain = |text: &str| {
-            let bytes = crate::api::signature::decode(text, false);
+            let bytes = signature::decode(text, false);
             String::from_utf8_lossy(&bytes).into_owned()
         };
         endpoint.user = (!user.is_empty()).then(|| plain(user));

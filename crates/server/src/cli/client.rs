@@ -7,9 +7,9 @@ use anyhow::Context;
 use serde_json::Value;
 
 use super::Global;
-use crate::api::signature::{ALGORITHM, Signed, canonical_request, string_to_sign};
 use crate::ids::Moment;
 use crate::secrets::{hex, sha256};
+use signature::{ALGORITHM, Signed, canonical_request, string_to_sign};
 
 /// The JSON of a file with credentials.
 fn read(path: &Path, admin: &Path) -> anyhow::Result<Value> {

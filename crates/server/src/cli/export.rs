@@ -1,15 +1,19 @@
-//! `cachekeep export FILE` and `cachekeep get FILE KEY`: the content of an RDB file as JSON.
+//! `cachekeep export FILE` and `cachekeep get FILE KEY`: the content of an RDB file as JSON, for another engine, or as
+//! commands.
 //!
 //! The file is read twice. The first pass validates it to its last byte, so that nothing is written of a file
-//! that is not valid; the second writes. Memory is bounded whatever the file holds, see [`json`].
+//! that is not valid; the second writes. Memory is bounded whatever the file holds, see [`json`] and [`rdb::Writer`].
 
+mod engine_form;
 mod glob;
 mod json;
+mod selection;
 mod text;
 
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufWriter, Seek, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -17,16 +21,24 @@ use clap::{Args, ValueEnum};
 
 use super::inspect::validator;
 use super::{Global, source};
-use json::{Document, Selection};
+use engine_form::EngineForm;
+use json::Document;
+use selection::{Selection, Slots};
 
-/// Write the content of an RDB file as JSON
+/// Write the content of an RDB file as JSON, for another engine, or as commands
 #[derive(Args)]
 #[command(
     after_help = "The file is validated to its last byte before anything is written.\n\
-    Strings that are not printable UTF-8 are written as {\"b64\": ...}, scores as text, times in Unix milliseconds.\n\n\
-    Exit status: 0 written, 1 the file is invalid, 2 usage or a file cannot be read or written.\n\nExamples:\n  \
+    json: strings that are not printable UTF-8 are written as {\"b64\": ...}, scores as text, times in Unix milliseconds.\n\
+    rdb, aof: a file that the engine of --target loads. What it cannot hold is told on standard error, key by key, and\n\
+    the exit status is 3.\n\n\
+    Exit status: 0 written, 1 the file is invalid, 2 usage or a file cannot be read or written, 3 written but for what\n\
+    was told.\n\nExamples:\n  \
     cachekeep export dump.rdb --format json\n  \
-    cachekeep export dump.rdb --format json --db 0 --key 'user:*' --type hash --to users.json"
+    cachekeep export dump.rdb --format json --db 0 --key 'user:*' --type hash --to users.json\n  \
+    cachekeep export dump.rdb --format rdb --target redis-6.2 --to old.rdb\n  \
+    cachekeep export dump.rdb --format rdb --slots 0-8191 --to half.rdb\n  \
+    cachekeep export dump.rdb --format aof --key 'user:*' --to appendonly.aof"
 )]
 pub(crate) struct Export {
     /// The file, or the id of a backup
@@ -43,6 +55,16 @@ pub(crate) struct Export {
     /// Only values of this type
     #[arg(long = "type", value_name = "TYPE", value_parser = type_by_name)]
     kind: Option<rdb::Type>,
+    /// Only keys of these slots of a cluster, such as 0-8191 or 77
+    #[arg(long, value_name = "A-B")]
+    slots: Option<Slots>,
+    /// The engine that shall load the file, such as redis-6.2 or valkey-9.1; without it, whichever loads FILE. Not for
+    /// json
+    #[arg(long, value_name = "ENGINE", value_parser = target_by_name)]
+    target: Option<rdb::Target>,
+    /// What becomes of compressed strings in an rdb file
+    #[arg(long, value_enum, default_value_t = Lzf::Keep)]
+    lzf: Lzf,
     /// Write to this file instead of standard output; it appears when it is complete
     #[arg(long, value_name = "FILE")]
     to: Option<PathBuf>,
@@ -67,6 +89,35 @@ pub(crate) struct Get {
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
     Json,
+    Rdb,
+    Aof,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Lzf {
+    /// They stay as they are
+    Keep,
+    /// They are expanded: the file compresses better as a whole
+    Expand,
+    /// All that gain by it are compressed
+    Compress,
+}
+
+impl From<Lzf> for rdb::Compression {
+    fn from(lzf: Lzf) -> Self {
+        match lzf {
+            Lzf::Keep => Self::Keep,
+            Lzf::Expand => Self::Expand,
+            Lzf::Compress => Self::Compress,
+        }
+    }
+}
+
+fn target_by_name(name: &str) -> Result<rdb::Target, String> {
+    rdb::Target::by_name(name).ok_or_else(|| {
+        let known = rdb::TARGETS.map(|(name, ..)| name).join(", ");
+        format!("one of {known} is wanted")
+    })
 }
 
 fn type_by_name(name: &str) -> Result<rdb::Type, String> {
@@ -109,24 +160,40 @@ impl std::fmt::Display for Stop {
 
 /// Runs `export`.
 pub(crate) fn run(global: &Global, verb: &Export) -> ExitCode {
-    let Format::Json = verb.format;
+    if verb.format == Format::Json && (verb.target.is_some() || verb.lzf != Lzf::Keep) {
+        eprintln!("cachekeep: --target and --lzf are for --format rdb and aof");
+        return ExitCode::from(2);
+    }
     let selection = Selection {
         db: verb.db,
         glob: verb.key.clone().map(String::into_bytes),
         exact: None,
         kind: verb.kind,
+        slots: verb.slots,
     };
     let done = open(global, &verb.file).and_then(|mut file| {
-        let survey = survey(&mut file, &verb.file)?;
+        let survey = survey(&mut file, &verb.file, verb.format)?;
         match &verb.to {
             None => {
                 let out = BufWriter::new(std::io::stdout().lock());
-                write_document(&mut file, &survey, selection, out).map(drop)
+                write_all(verb, &mut file, &survey, selection, out).map(|(losses, _out)| losses)
             }
-            Some(to) => write_file(&mut file, &survey, selection, to).map(drop),
+            Some(to) => write_file(verb, &mut file, &survey, selection, to),
         }
     });
-    report(&verb.file, done.map(|()| ExitCode::SUCCESS))
+    report(
+        &verb.file,
+        done.map(|losses| match losses {
+            0 => ExitCode::SUCCESS,
+            count => {
+                eprintln!(
+                    "cachekeep: {}: {count} times something is lost, see above",
+                    verb.file.display()
+                );
+                ExitCode::from(3)
+            }
+        }),
+    )
 }
 
 /// Runs `get`.
@@ -136,9 +203,10 @@ pub(crate) fn get(global: &Global, verb: &Get) -> ExitCode {
         glob: None,
         exact: Some(verb.key.clone().into_bytes()),
         kind: None,
+        slots: None,
     };
     let done = open(global, &verb.file).and_then(|mut file| {
-        survey(&mut file, &verb.file)?;
+        survey(&mut file, &verb.file, Format::Json)?;
         let document = Document::bare(BufWriter::new(std::io::stdout().lock()), selection);
         let document = pass(&mut file, document)?;
         let keys = document.keys();
@@ -184,7 +252,7 @@ fn cannot_write(error: std::io::Error) -> Stop {
 
 /// What must be known before the first byte is written.
 struct Survey {
-    has_functions: bool,
+    report: rdb::Report,
     /// Databases whose keys do not stand together: each gets a pass of its own.
     scattered: Option<BTreeSet<u32>>,
 }
@@ -207,7 +275,7 @@ impl rdb::Sink for Order {
 }
 
 /// Validates the whole file.
-fn survey(file: &mut File, path: &Path) -> Result<Survey, Stop> {
+fn survey(file: &mut File, path: &Path, format: Format) -> Result<Survey, Stop> {
     let mut order = Order::default();
     let report = read_through(file, &mut order, |_| Ok(()))?;
     if report.trailing_bytes > 0 {
@@ -219,13 +287,19 @@ fn survey(file: &mut File, path: &Path) -> Result<Survey, Stop> {
     }
     for module in &report.modules {
         let name = &module.name;
+        // An RDB file takes the values as they are, and not what belongs to no key.
+        let what = match format {
+            Format::Rdb if module.aux == 0 => continue,
+            Format::Rdb => "data without a key",
+            Format::Json | Format::Aof => "values",
+        };
         eprintln!(
-            "cachekeep: {}: values of module type {name} are left out",
+            "cachekeep: {}: {what} of module type {name} are left out",
             path.display()
         );
     }
     Ok(Survey {
-        has_functions: !report.functions.is_empty(),
+        report,
         scattered: order.is_scattered.then_some(order.dbs),
     })
 }
@@ -278,24 +352,60 @@ fn write_document<W: Write>(
         }
     }
     document.end_keys().map_err(cannot_write)?;
-    if survey.has_functions {
+    if !survey.report.functions.is_empty() {
         document.begin_functions().map_err(cannot_write)?;
         document = pass(file, document)?;
     }
     document.finish().map_err(cannot_write)
 }
 
+/// Writes in the form that is wanted; returns how often something was lost.
+fn write_all<W: Write>(
+    verb: &Export,
+    file: &mut File,
+    survey: &Survey,
+    selection: Selection,
+    out: W,
+) -> Result<(u64, W), Stop> {
+    let again = file
+        .try_clone()
+        .map_err(|e| Stop::Io(format!("cannot read: {e}")))?;
+    let read = |offset, buffer: &mut [u8]| again.read_exact_at(buffer, offset);
+    let target = verb.target.unwrap_or_else(|| rdb::Target::of(&survey.report));
+    match verb.format {
+        Format::Json => write_document(file, survey, selection, out).map(|out| (0, out)),
+        Format::Rdb => {
+            let writer = rdb::Writer::new(&survey.report, target, verb.lzf.into(), read, out);
+            let form = EngineForm::new(writer.map_err(cannot_write)?, selection, &verb.file);
+            let (writer, losses) = engine_form::pass(file, form)?;
+            Ok((losses, writer.finish().map_err(cannot_write)?))
+        }
+        Format::Aof => {
+            let writer = rdb::AofWriter::new(&survey.report, target, read, out);
+            let form = EngineForm::new(writer, selection, &verb.file);
+            let (writer, losses) = engine_form::pass(file, form)?;
+            Ok((losses, writer.finish().map_err(cannot_write)?))
+        }
+    }
+}
+
 /// Writes beside the file, which gets its name when it is complete.
-fn write_file(file: &mut File, survey: &Survey, selection: Selection, to: &Path) -> Result<File, Stop> {
+fn write_file(
+    verb: &Export,
+    file: &mut File,
+    survey: &Survey,
+    selection: Selection,
+    to: &Path,
+) -> Result<u64, Stop> {
     let mut name = to.file_name().unwrap_or_default().to_owned();
     name.push(".incomplete");
     let beside = to.with_file_name(name);
     let out = File::create(&beside).map_err(cannot_write)?;
-    let written = write_document(file, survey, selection, BufWriter::new(out)).and_then(|out| {
+    let written = write_all(verb, file, survey, selection, BufWriter::new(out)).and_then(|(losses, out)| {
         let out = out.into_inner().map_err(|e| cannot_write(e.into_error()))?;
         out.sync_all().map_err(cannot_write)?;
         std::fs::rename(&beside, to).map_err(cannot_write)?;
-        Ok(out)
+        Ok(losses)
     });
     if written.is_err() {
         let _gone_or_never_there = std::fs::remove_file(&beside);

@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 use super::client::Client;
 use super::target::{Target, UNDOABLE, plain, print_one, print_rows};
 use super::{Global, Output, verify};
-use crate::api::signature::encode;
 use crate::api::system::Flavor;
 use crate::secrets;
+use signature::encode;
 
 /// A password has 32 characters at most; what is longer than this is something else.
 const PASSWORD_LINE_BYTES_MAX: u64 = 1024;

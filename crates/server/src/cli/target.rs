@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::client::Client;
 use super::{Global, Output, watch};
-use crate::api::signature::encode;
+use signature::encode;
 
 /// Prints rows as a table of the named columns, or `whole` as JSON.
 pub(crate) fn print_rows(global: &Global, columns: &[&str], rows: &[Value], whole: &Value) {

@@ -271,7 +271,6 @@ impl Work<'_> {
             old,
             new,
             port: self.instance.port,
-            write_pause_limit: limits::SWITCH_PAUSE,
         }
     }
 

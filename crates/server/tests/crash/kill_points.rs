@@ -148,14 +148,10 @@ const PLACES: &[(&str, &[Operation])] = &[
     ("sideload.mid_place", &[Restore, InPlace]),
     ("store.after_link", &[Backup, InPlace]),
     ("store.after_temp_write", &[Backup, InPlace]),
-    ("switch.after_kill_normal", &[Restore, Undo]),
-    ("switch.after_kill_pubsub", &[Restore, Undo]),
     ("switch.after_kill_replica", &[Restore, Undo]),
     ("switch.after_new_port", &[Restore, Undo]),
     ("switch.after_old_port", &[Restore, Undo]),
-    ("switch.after_pause", &[Restore, Undo]),
-    ("switch.after_unpause", &[Restore, Undo]),
-    ("switch.before_pause", &[Restore, Undo]),
+    ("switch.before_old_port", &[Restore, Undo]),
     ("verify.after", &[Restore, InPlace]),
     ("verify.before", &[Restore, InPlace]),
 ];
@@ -284,7 +280,7 @@ fn hit(world: &mut World, operation: Operation, place: &str, action: &str, backu
     let (subject, before) = prepare(world, operation, backup);
     let failure = match operation {
         RestoreFails => "verify.after:error,",
-        SwitchFails | UndoFails => "switch.after_kill_pubsub:error,",
+        SwitchFails | UndoFails => "switch.after_old_port:error,",
         InPlaceFails => "restore.old_stopped:error,",
         CreateFails => "process.after_ready:error,",
         _ => "",

@@ -99,8 +99,8 @@ fn a_restart_that_a_crash_interrupted_before_the_engine_ended_is_done() {
 #[test]
 fn what_the_new_generation_acknowledged_stays_whatever_fails_when_the_switch_is_finished() {
     let errors = "restore.claimed:error,restore.switch_intended:error,promote.after_limit:error,\
-                  promote.after_primary:error,restore.promoted:error,switch.before_pause:error,\
-                  switch.after_new_port:error,switch.after_kill_replica:error,switch.after_unpause:error,\
+                  promote.after_primary:error,restore.promoted:error,switch.before_old_port:error,\
+                  switch.after_new_port:error,switch.after_kill_replica:error,\
                   restore.switched:error";
     for (persistence, place) in [
         ("aof", "restore.switched"),
@@ -171,7 +171,7 @@ fn how_long_clients_waited_is_not_told_where_a_crash_came_in_between() {
 #[test]
 fn a_failure_that_was_written_past_the_intent_to_switch_is_the_end_of_it() {
     let (mut world, backup) = prepared("aof");
-    let places = "switch.after_kill_pubsub:error,generation.removing";
+    let places = "switch.after_old_port:error,generation.removing";
     world.restart(&Run::armed(places));
     let (status, _) = world.ask_for_restore("one", &backup, false).unwrap();
     assert_eq!(status, 200);

@@ -190,3 +190,107 @@ fn one_key_is_shown_or_said_to_be_missing() {
     assert_eq!(get(&["user:2", "--db", "4"]).status.code(), Some(1));
     assert_eq!(get(&["user:set", "--db", "4"]).status.code(), Some(0));
 }
+
+/// What `words` write of a file, and how the program ends.
+fn exported_for_engine(folder: &Scratch, content: &[u8], words: &[&str]) -> (Vec<u8>, i32, String) {
+    let path = folder.path().join("some.rdb");
+    std::fs::write(&path, content).unwrap();
+    let output = cachekeep(&[&["export"], words].concat(), &path);
+    let told = String::from_utf8(output.stderr).unwrap();
+    (output.stdout, output.status.code().unwrap(), told)
+}
+
+#[derive(Default)]
+struct Keys(Vec<(u32, String, u8)>);
+
+impl rdb::Sink for Keys {
+    fn key(&mut self, key: &rdb::KeySummary<'_>) {
+        self.0.push((
+            key.db,
+            String::from_utf8_lossy(key.key).into_owned(),
+            key.type_code,
+        ));
+    }
+}
+
+#[test]
+fn files_for_engines_hold_what_is_selected_and_what_they_cannot_hold_is_told() {
+    let folder = Scratch::new("export-rdb").unwrap();
+    let read = |bytes: &[u8]| {
+        let (mut validator, mut keys) = (rdb::Validator::new(), Keys::default());
+        validator.feed(bytes, &mut keys).unwrap();
+        (validator.finish().unwrap(), keys.0)
+    };
+    let (out, code, told) = exported_for_engine(&folder, &sample(), &["--format", "rdb"]);
+    assert_eq!((code, told.as_str()), (0, ""));
+    let (report, keys) = read(&out);
+    assert_eq!(
+        (report.rdb_version, keys.len(), report.functions.len()),
+        (12, 6, 1)
+    );
+
+    let old = ["--format", "rdb", "--target", "redis-6.2", "--db", "0"];
+    let (out, code, told) = exported_for_engine(&folder, &sample(), &old);
+    assert_eq!(code, 3, "{told}");
+    assert!(
+        told.contains("library \"lib\": left out: function libraries need redis-7.0"),
+        "{told}"
+    );
+    assert!(
+        told.contains("db 0, key \"hash\": left out: fields that expire"),
+        "{told}"
+    );
+    assert!(told.contains("2 times something is lost"), "{told}");
+    let (report, keys) = read(&out);
+    assert_eq!((report.rdb_version, keys.len()), (9, 4));
+
+    let slot = rdb::slot_of(b"user:1").to_string();
+    for (words, expected) in [
+        (["--slots", slot.as_str()], vec!["user:1"]),
+        (
+            ["--slots", "0-16383"],
+            vec!["user:1", "user:2", "list", "zset", "hash", "user:set"],
+        ),
+        (["--key", "user:*"], vec!["user:1", "user:2", "user:set"]),
+        (["--type", "zset"], vec!["zset"]),
+    ] {
+        let (out, code, _) =
+            exported_for_engine(&folder, &sample(), &[&["--format", "rdb"], &words[..]].concat());
+        let names: Vec<String> = read(&out).1.into_iter().map(|(_, name, _)| name).collect();
+        assert_eq!(
+            (code, names),
+            (0, expected.iter().map(|name| (*name).to_owned()).collect())
+        );
+    }
+    for words in [
+        &["--slots", "5-16384"][..],
+        &["--target", "redis-3.0"],
+        &["--lzf", "expand"],
+    ] {
+        let words = [&["--format", "json"], words].concat();
+        assert_eq!(exported_for_engine(&folder, &sample(), &words).1, 2, "{words:?}");
+    }
+    let mut broken = sample();
+    broken.truncate(100);
+    let (out, code, _) = exported_for_engine(&folder, &broken, &["--format", "rdb"]);
+    assert_eq!((out.len(), code), (0, 1));
+}
+
+#[test]
+fn commands_make_the_keys() {
+    let folder = Scratch::new("export-aof").unwrap();
+    let to = folder.path().join("appendonly.aof");
+    let words = ["--format", "aof", "--key", "user:*", "--to", to.to_str().unwrap()];
+    let (_, code, told) = exported_for_engine(&folder, &sample(), &words);
+    assert_eq!((code, told.as_str()), (0, ""));
+    let text = String::from_utf8(std::fs::read(&to).unwrap()).unwrap();
+    let lines: Vec<&str> = text
+        .split("\r\n")
+        .filter(|word| !word.starts_with(['*', '$']))
+        .collect();
+    assert_eq!(
+        lines.join(" "),
+        "FUNCTION LOAD #!lua name=lib\nreturn 1 SELECT 0 SET user:1 hello SET user:2 7 PEXPIREAT user:2 5000 \
+         SELECT 4 SADD user:set m "
+    );
+}

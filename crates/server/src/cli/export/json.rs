@@ -17,31 +17,11 @@ use std::io::Write;
 
 use rdb::{Event, KeyStart, KeySummary, Part, StreamId, Type};
 
-use super::glob;
+use super::selection::Selection;
 use super::text::{Deferred, TEXT_BYTES_MAX, Text, write_score, write_string};
 
 /// Pending entries of one group: 32 bytes each, 32 MiB.
 const PENDING_MAX: u64 = 1024 * 1024;
-
-/// Which keys are written.
-pub(super) struct Selection {
-    pub(super) db: Option<u32>,
-    pub(super) glob: Option<Vec<u8>>,
-    pub(super) exact: Option<Vec<u8>>,
-    pub(super) kind: Option<Type>,
-}
-
-impl Selection {
-    fn takes(&self, key: &KeyStart<'_>) -> bool {
-        self.db.is_none_or(|db| db == key.db)
-            && self.kind.is_none_or(|kind| kind == key.kind)
-            && self.exact.as_ref().is_none_or(|exact| exact == key.key)
-            && self
-                .glob
-                .as_ref()
-                .is_none_or(|pattern| glob::matches(pattern, key.key))
-    }
-}
 
 /// Why writing ended.
 pub(super) enum Failure {
@@ -467,7 +447,7 @@ impl<W: Write> rdb::Sink for Document<W> {
         self.kind = key.kind;
         self.skips = self.mode == Mode::Functions
             || self.only_db.is_some_and(|db| db != key.db)
-            || !self.selection.takes(key);
+            || !self.selection.takes(key.db, key.kind, key.key);
         if !self.skips {
             self.any_group = false;
             self.attempt(|document| document.begin_key(key));

@@ -1,8 +1,7 @@
 //! SDK-HMAC-SHA256: the AK/SK signature of Huawei Cloud requests. Contract §2.2.
 //!
-//! Pure: takes the request as it came, returns what must be compared.
-
-use crate::secrets::{hex, sha256};
+//! Pure: takes the request as it came, returns what must be compared. A crate of its own, so that the fuzzers reach
+//! what a stranger's first bytes reach.
 
 /// The algorithm's name in the header.
 pub const ALGORITHM: &str = "SDK-HMAC-SHA256";
@@ -98,7 +97,7 @@ pub fn holds(secret: &str, text: &str, signature: &str) -> bool {
     let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, secret.as_bytes());
     // Lower-case hex only: every other spelling would be a second valid form of the same request.
     let lower = signature.len() == 64 && !signature.bytes().any(|byte| byte.is_ascii_uppercase());
-    let given = crate::secrets::unhex(signature).unwrap_or_default();
+    let given = unhex(signature).unwrap_or_default();
     ring::hmac::verify(&key, text.as_bytes(), &given).is_ok() && lower
 }
 
@@ -139,10 +138,7 @@ pub fn decode(text: &str, plus_is_space: bool) -> Vec<u8> {
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while at < bytes.len() {
-        let hex = bytes
-            .get(at + 1..at + 3)
-            .and_then(|two| std::str::from_utf8(two).ok());
-        match (bytes[at], hex.and_then(|two| u8::from_str_radix(two, 16).ok())) {
+        match (bytes[at], bytes.get(at + 1..at + 3).and_then(hex_byte)) {
             (b'%', Some(byte)) => {
                 out.push(byte);
                 at += 2;
@@ -166,6 +162,41 @@ pub fn encode(bytes: &[u8]) -> String {
             _ => out.push_str(&format!("%{byte:02X}")),
         }
     }
+    out
+}
+
+/// Lower-case hex.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Reads hex of even length.
+pub fn unhex(text: &str) -> Option<Vec<u8>> {
+    if !text.len().is_multiple_of(2) {
+        return None;
+    }
+    text.as_bytes().chunks(2).map(hex_byte).collect()
+}
+
+/// The byte of two hex digits. The standard library's parser takes a sign for one: `+1` would be a second way to
+/// write `01`.
+fn hex_byte(two: &[u8]) -> Option<u8> {
+    let digit = |byte: u8| {
+        char::from(byte)
+            .to_digit(16)
+            .and_then(|value| u8::try_from(value).ok())
+    };
+    match *two {
+        [high, low] => Some(digit(high)? << 4 | digit(low)?),
+        _ => None,
+    }
+}
+
+/// SHA-256.
+pub fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
+    let mut out = [0; 32];
+    out.copy_from_slice(digest.as_ref());
     out
 }
 
@@ -206,6 +237,14 @@ mod tests {
         assert_eq!(canonical_query("x=a+b&y=%e5%a4%87"), "x=a%20b&y=%E5%A4%87");
         assert_eq!(canonical_path("/v2/a%20b"), "/v2/a%20b/");
         assert_eq!(canonical_path("/v2/%7bp%7d/x/"), "/v2/%7Bp%7D/x/");
+    }
+
+    #[test]
+    fn a_sign_is_no_hex_digit() {
+        assert_eq!(decode("%+1%-1%2", false), b"%+1%-1%2");
+        assert_eq!(unhex("+1"), None);
+        assert_eq!(unhex("00é0"), None);
+        assert_eq!(unhex("01fF"), Some(vec![1, 255]));
     }
 
     #[test]

@@ -1,0 +1,62 @@
+//! Reads a file once and does one thing with it: what `cargo xtask bench parse` measures from outside.
+//!
+//! `rdb_once validate|compare|crc64|touch FILE`: validate with census, digest and checksum; the same with every key
+//! compared with every other; the checksum alone; one byte of each cache line alone.
+
+use std::hint::black_box;
+use std::io::Read;
+
+const CHUNK_BYTES: usize = 256 * 1024;
+
+/// A spill in memory: what the search for duplicate keys costs without a disk.
+struct Kept(Vec<u8>);
+
+impl rdb::Spill for Kept {
+    fn append(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+        let start = usize::try_from(offset).map_err(std::io::Error::other)?;
+        buffer.copy_from_slice(&self.0[start..start + buffer.len()]);
+        Ok(())
+    }
+}
+
+fn each_chunk(path: &str, mut take: impl FnMut(&[u8]) -> Result<(), rdb::Error>) -> std::io::Result<()> {
+    let mut file = std::fs::File::open(path)?;
+    let mut buffer = vec![0; CHUNK_BYTES];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(()),
+            count => take(&buffer[..count]).map_err(std::io::Error::other)?,
+        }
+    }
+}
+
+fn validated(path: &str, mut validator: rdb::Validator) -> std::io::Result<()> {
+    each_chunk(path, |bytes| validator.feed(bytes, &mut ()))?;
+    let report = validator.finish().map_err(std::io::Error::other)?;
+    println!("{} keys", report.census.totals().keys);
+    Ok(())
+}
+
+fn main() -> std::io::Result<()> {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["validate", path] => validated(path, rdb::Validator::new()),
+        ["compare", path] => validated(path, rdb::Validator::new().with_spill(Box::new(Kept(Vec::new())))),
+        ["crc64", path] => each_chunk(path, |bytes| {
+            black_box(rdb::crc64(bytes));
+            Ok(())
+        }),
+        ["touch", path] => each_chunk(path, |bytes| {
+            black_box(bytes.iter().step_by(64).fold(0u8, |seen, byte| seen ^ byte));
+            Ok(())
+        }),
+        _ => Err(std::io::Error::other(
+            "rdb_once validate|compare|crc64|touch FILE",
+        )),
+    }
+}

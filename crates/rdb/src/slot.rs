@@ -1,0 +1,44 @@
+//! The slot of a cluster to which a key belongs.
+
+/// Slots of a cluster.
+pub(crate) const SLOTS: u64 = 16 * 1024;
+
+/// The slot of a key, from 0 to 16383: CRC16 of what stands between the first `{` and the next `}`, where something
+/// does, else of the whole key (src/cluster.c, keyHashSlot).
+pub fn slot_of(key: &[u8]) -> u16 {
+    let open = key.iter().position(|byte| *byte == b'{').map(|at| at + 1);
+    let tag = open.and_then(|from| {
+        let rest = &key[from..];
+        let end = rest.iter().position(|byte| *byte == b'}')?;
+        Some(&rest[..end])
+    });
+    let hashed = tag.filter(|tag| !tag.is_empty()).unwrap_or(key);
+    // CRC16 with the polynomial 0x1021, initial value 0, not reflected.
+    let crc = hashed.iter().fold(0u16, |crc, byte| {
+        (0..8).fold(crc ^ u16::from(*byte) << 8, |crc, _| {
+            if crc & 0x8000 == 0 {
+                crc << 1
+            } else {
+                crc << 1 ^ 0x1021
+            }
+        })
+    });
+    crc % SLOTS as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::slot_of;
+
+    #[test]
+    fn slots_are_those_of_the_engines() {
+        // The check value of the CRC, and what CLUSTER KEYSLOT answers.
+        assert_eq!(slot_of(b"123456789"), 0x31c3);
+        assert_eq!(slot_of(b"foo"), 12_182);
+        assert_eq!(slot_of(b"{user1000}.following"), slot_of(b"user1000"));
+        assert_eq!(slot_of(b"foo{}{bar}"), 8363);
+        assert_eq!(slot_of(b"foo{{bar}}zap"), slot_of(b"{bar"));
+        assert_eq!(slot_of(b"foo{bar}{zap}"), slot_of(b"bar"));
+        assert_eq!(slot_of(b""), 0);
+    }
+}
