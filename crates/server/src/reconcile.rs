@@ -57,7 +57,7 @@ fn remove_proofs(app: &App) {
         let Some(name) = name else {
             continue;
         };
-        if std::fs::File::open(entry.path()).is_ok_and(|lock| lock.try_lock().is_err()) {
+        if is_held(&entry.path()) {
             continue;
         }
         let (directory, lock) = app.config.proof_place(name);
@@ -78,8 +78,7 @@ fn remove_proofs(app: &App) {
 fn settle_imports(app: &App) -> Result<(), catalog::Error> {
     for id in app.catalog.read(backups::unfinished_imports)? {
         let path = app.config.import_lock(&id);
-        let is_held = std::fs::File::open(&path).is_ok_and(|file| file.try_lock().is_err());
-        if is_held {
+        if is_held(&path) {
             continue;
         }
         tracing::warn!(backup.id = %id, "an import ended without an outcome: it has failed");
@@ -90,6 +89,14 @@ fn settle_imports(app: &App) -> Result<(), catalog::Error> {
         let _none_where_it_was_never_made = std::fs::remove_file(&path);
     }
     Ok(())
+}
+
+/// Whether a process may still be at work behind this lock file: one that cannot be looked at counts as held.
+fn is_held(lock: &std::path::Path) -> bool {
+    match std::fs::File::open(lock) {
+        Ok(file) => file.try_lock().is_err(),
+        Err(error) => error.kind() != std::io::ErrorKind::NotFound,
+    }
 }
 
 /// For ever, after each job and every [`limits::RECONCILE_EVERY`]; one thread calls this.

@@ -256,6 +256,13 @@ pub fn take_up_admin(app: &App, now: Moment) -> anyhow::Result<bool> {
     let Some(project_id) = ProjectId::parse(field("project_id")) else {
         return Ok(false);
     };
+    // An operator may have taken a secret out of it: an empty one must not become valid.
+    if ["user", "password", "ak", "sk"]
+        .iter()
+        .any(|name| field(name).is_empty())
+    {
+        return Ok(false);
+    }
     let account = Account {
         id: UserId::random(),
         project_id: project_id.clone(),
@@ -291,6 +298,7 @@ pub fn take_up_admin(app: &App, now: Moment) -> anyhow::Result<bool> {
 /// It cannot start, and what to do about it.
 pub fn run(config: Config) -> anyhow::Result<()> {
     let _lock = lock(&config.data_dir)?;
+    check_not_lost(&config)?;
     let app = Arc::new(open(config)?);
     reconcile::at_start(&app)?;
     storage::sweep::local(&app)?;
@@ -342,6 +350,26 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     }
     runtime.shutdown_timeout(Duration::from_secs(2));
     drop(jobs);
+    Ok(())
+}
+
+/// Refuses an empty catalogue where there was another one: engines and directories that it does not know would be taken
+/// for orphans, and removed.
+fn check_not_lost(config: &Config) -> anyhow::Result<()> {
+    let catalog = config.catalog_file();
+    if catalog.exists() {
+        return Ok(());
+    }
+    let is_used = |directory: std::path::PathBuf| {
+        std::fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_some())
+    };
+    anyhow::ensure!(
+        !config.admin_file().exists() && !is_used(config.instances_dir()) && !is_used(config.store_dir()),
+        "{} is missing, and {} was in use: put it back, or make it anew with `cachekeep catalog rebuild --from-store \
+         local`; to begin with nothing, choose an empty --data-dir",
+        catalog.display(),
+        config.data_dir.display()
+    );
     Ok(())
 }
 

@@ -279,6 +279,8 @@ impl Remote {
                 std::mem::take(&mut buffer),
             );
             bytes.clear();
+            // Growing by doubling would take up to twice the size of a segment, for each of them.
+            bytes.reserve_exact(usize::try_from(bytes_max).unwrap_or_default());
             async move {
                 let mut stream = operator.reader(&path).await?.into_stream(..).await?;
                 while let Some(pieces) = stream.try_next().await? {

@@ -96,6 +96,18 @@ fn make_anew(global: &Global, verb: &Rebuild) -> anyhow::Result<()> {
         "{} is there: a rebuild takes the place of a lost one only. Move it away if you mean it",
         catalog.display()
     );
+    for ending in ["-wal", "-shm"] {
+        let mut left = catalog.clone().into_os_string();
+        left.push(ending);
+        let left = std::path::PathBuf::from(left);
+        anyhow::ensure!(
+            !left.exists(),
+            "{} is there: it holds the last changes of the lost catalogue, and would be applied to the new one. Put \
+             {} back beside it if you have it, else move it away",
+            left.display(),
+            catalog.display()
+        );
+    }
     // Under its own name only when it is whole.
     let beside = catalog.with_extension("rebuilt");
     remove(&beside)?;

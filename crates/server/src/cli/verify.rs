@@ -194,7 +194,8 @@ fn look(app: &App, backup: &Backup, verb: &Verify, control: &Control, seen: &mut
 fn is_of_the_backup(error: &Error, verb: &Verify) -> bool {
     match error.kind {
         Kind::NotFound | Kind::Tampered | Kind::Malformed => true,
-        Kind::Mismatch | Kind::EngineExited => verb.engine.is_none(),
+        // An engine that ended may have been ended: by the kernel for want of memory, or because it is too old.
+        Kind::Mismatch => verb.engine.is_none(),
         _ => false,
     }
 }

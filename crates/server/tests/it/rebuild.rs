@@ -419,3 +419,33 @@ fn a_bucket_and_the_keys_are_enough_and_the_wrong_keys_are_refused() {
         names.iter().all(|name| name.contains("/journal/")).then_some(())
     });
 }
+
+#[test]
+fn a_start_without_the_catalogue_ends_no_engine_and_its_old_log_is_not_applied_to_a_new_one() {
+    let mut service = Service::start();
+    let caller = service.caller();
+    let instance = caller.make_instance("stays");
+    let mut engine = caller.engine(&instance);
+    engine.ask(&["SET", "key", "value"]).unwrap();
+    mirrored(&service);
+    service.kill();
+    let catalog = service.data().join("catalog.sqlite");
+    std::fs::remove_file(&catalog).unwrap();
+    let said = |words: &[&str]| {
+        let refused = service.run(words);
+        assert_eq!(refused.status.code(), Some(1));
+        String::from_utf8(refused.stderr).unwrap()
+    };
+    let start = said(&["serve", "--listen", "127.0.0.1:0"]);
+    assert!(start.contains("catalog.sqlite is missing"), "{start}");
+    assert!(!catalog.exists());
+    assert_eq!(engine.ask(&["GET", "key"]).unwrap().text(), Some("value"));
+
+    let rebuild = ["catalog", "rebuild", "--from-store", "local"];
+    let refused = said(&rebuild);
+    assert!(refused.contains("catalog.sqlite-wal is there"), "{refused}");
+    lose_catalogue(&mut service);
+    service.run_json(&rebuild);
+    service.start_again();
+    assert_eq!(engine.ask(&["GET", "key"]).unwrap().text(), Some("value"));
+}

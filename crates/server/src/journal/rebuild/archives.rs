@@ -8,6 +8,7 @@ use engine::{Control, Error, Kind};
 
 use super::{NotTaken, Report, Wish, record, told};
 use crate::app::App;
+use crate::backup::proof_record::{self, Proof, ProofLevel};
 use crate::backup::record::{self as backups, Backup, FailureCode, Finished, Status};
 use crate::catalog;
 use crate::ids::{BackupId, InstanceId, Moment, ProjectId, StorageId};
@@ -67,7 +68,14 @@ pub(super) fn take(
                 continue;
             }
             for spot in there {
-                if let Some(storage) = &spot.storage {
+                let is_proven = !report
+                    .backups_not_taken
+                    .iter()
+                    .any(|not| not.backup_id == id.as_str());
+                // What could not be proven may be whole all the same: nobody is to remove it.
+                if let Some(storage) = &spot.storage
+                    && is_proven
+                {
                     record::insert_place(tx, &spot.prefix, storage, id)?;
                 }
             }
@@ -151,9 +159,17 @@ impl Work<'_> {
             }
         }
         let why = why.map_or_else(String::new, |error| engine::chain(&error));
+        // Not restorable, and not gone: the store may come back, a missing object too, and then a verify says so.
+        let proof = Proof {
+            level: ProofLevel::Stored,
+            at: self.now,
+            engine: None,
+            load_ms: None,
+            failure: Some(format!("when the catalogue was made anew: {why}")),
+        };
         self.app
             .catalog
-            .write(|tx| record::expire(tx, &backup.id, &why, self.now))?;
+            .write(|tx| proof_record::set(tx, &backup.id, &proof))?;
         report.backups_not_taken.push(NotTaken {
             backup_id: backup.id.to_string(),
             prefix,

@@ -28,7 +28,7 @@ pub(super) fn backups_with_archives(tx: &Tx<'_>) -> Result<Vec<BackupId>, Error>
 /// The catalogue failed.
 pub(super) fn count_restorable(tx: &Tx<'_>) -> Result<u64, Error> {
     let count = tx.one(
-        "SELECT count(*) FROM backup WHERE status = 'succeeded' AND kind <> 'generation'",
+        "SELECT count(*) FROM backup WHERE status = 'succeeded' AND kind <> 'generation' AND proof_failure IS NULL",
         (),
         |row| row.get(0),
     )?;
@@ -58,18 +58,6 @@ pub(super) fn set_spot(
         "UPDATE backup SET status = 'running', prefix = ?2, storage_id = ?3, \
          execution_at_ms = coalesce(execution_at_ms, created_at_ms) WHERE id = ?1",
         (id, prefix, storage),
-    )?;
-    Ok(())
-}
-
-/// Succeeded → Expired: the archive does not prove.
-///
-/// # Errors
-/// The catalogue failed.
-pub(super) fn expire(tx: &Tx<'_>, id: &BackupId, why: &str, now: Moment) -> Result<(), Error> {
-    tx.execute(
-        "UPDATE backup SET status = 'expired', failure = ?2, updated_at_ms = ?3 WHERE id = ?1 AND status = 'succeeded'",
-        (id, why, now),
     )?;
     Ok(())
 }
