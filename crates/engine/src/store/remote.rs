@@ -27,7 +27,8 @@ const ASK_EVERY: Duration = Duration::from_millis(100);
 const IDLE_CONNECTIONS: usize = 4;
 /// Stores close idle connections after 20 s or more; a connection that is closed while it is taken up costs a try.
 const IDLE_TIME: Duration = Duration::from_secs(15);
-/// Names taken from one listing: a backup has fewer objects, see the largest manifest.
+/// Names in one listing, 30 MB of them: a backup has fewer objects, see the largest manifest. What has more is refused and
+/// not cut short: whoever lists wants all.
 const LISTED_MAX: usize = 200_000;
 /// Characters of a store's answer that a message repeats.
 const ANSWER_CHARS_MAX: usize = 400;
@@ -355,13 +356,23 @@ impl Remote {
                 let mut names = Vec::new();
                 let mut lister = operator.lister_with(&below).recursive(true).await?;
                 while let Some(entry) = lister.try_next().await? {
-                    if entry.metadata().is_file() && names.len() < LISTED_MAX {
+                    if entry.metadata().is_file() {
                         names.push(entry.path().to_owned());
+                    }
+                    if names.len() > LISTED_MAX {
+                        break;
                     }
                 }
                 Ok(names)
             }
         })?;
+        if names.len() > LISTED_MAX {
+            let context = format!(
+                "{}: more than {LISTED_MAX} objects lie below {below:?}",
+                self.place
+            );
+            return Err(Error::new(Kind::Store, "list objects", context));
+        }
         names.retain(|name| super::check_name(name).is_ok());
         names.sort();
         Ok(names)

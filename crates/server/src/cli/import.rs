@@ -112,11 +112,23 @@ fn dump_in(folder: &Path) -> anyhow::Result<PathBuf> {
         below if below.is_dir() => below,
         _ => folder.to_owned(),
     };
-    let manifest = std::fs::read_dir(&parts)?
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| path.extension().is_some_and(|ending| ending == "manifest"));
-    let Some(manifest) = manifest else {
+    let mut manifests = Vec::new();
+    for entry in std::fs::read_dir(&parts)? {
+        let path = entry?.path();
+        // An engine that died while it wrote one left that as temp-.
+        let is_whole = !path
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with("temp-"));
+        if is_whole && path.extension().is_some_and(|ending| ending == "manifest") {
+            manifests.push(path);
+        }
+    }
+    anyhow::ensure!(
+        manifests.len() <= 1,
+        "{} holds several manifests of append-only files: which one counts is not known",
+        parts.display()
+    );
+    let Some(manifest) = manifests.pop() else {
         let dump = folder.join("dump.rdb");
         anyhow::ensure!(
             dump.is_file(),
@@ -141,7 +153,10 @@ fn dump_in(folder: &Path) -> anyhow::Result<PathBuf> {
         match kind {
             "b" => base = Some(parts.join(name)),
             "i" => {
-                let bytes = std::fs::metadata(parts.join(name)).map_or(0, |about| about.len());
+                let increment = parts.join(name);
+                let about = std::fs::metadata(&increment)
+                    .with_context(|| format!("the manifest names {}", increment.display()))?;
+                let bytes = about.len();
                 anyhow::ensure!(
                     bytes == 0,
                     "{file} holds commands, which are not taken: start a redis-server on {} and use `cachekeep backup`",

@@ -213,9 +213,12 @@ impl Place {
         let (directory, lock_file) = app.config.proof_place(&name);
         let failed =
             |e: std::io::Error| Error::io(Kind::Io, "prove backup", directory.display().to_string(), e);
-        let lock = File::create(&lock_file).map_err(failed)?;
+        // The service takes a lock that nobody holds for one that was left behind: it is held before it has its name.
+        let unnamed = lock_file.with_extension("taking");
+        let lock = File::create(&unnamed).map_err(failed)?;
         lock.try_lock()
             .map_err(|e| Error::new(Kind::Io, "prove backup", lock_file.display().to_string()).because(e))?;
+        std::fs::rename(&unnamed, &lock_file).map_err(failed)?;
         // Its engine may run as another user, who has to reach the directory in it.
         std::fs::create_dir(&directory).map_err(failed)?;
         use std::os::unix::fs::PermissionsExt as _;

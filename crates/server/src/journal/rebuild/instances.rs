@@ -80,7 +80,8 @@ fn settle_one(app: &App, instance: &Instance, now: Moment, report: &mut Report) 
     Ok(())
 }
 
-/// The generation whose engine has the instance's port; where none runs, the one that the journal names.
+/// The generation whose engine has the instance's port; where none runs, the one that the journal names, if no other that
+/// is here can be it.
 fn serving(app: &App, instance: &Instance, here: &[GenerationId]) -> anyhow::Result<Option<GenerationId>> {
     if here.is_empty() {
         return Ok(None);
@@ -94,8 +95,15 @@ fn serving(app: &App, instance: &Instance, here: &[GenerationId]) -> anyhow::Res
             return Ok(Some(id.clone()));
         }
     }
-    let named = app.catalog.read(|tx| generation::serving(tx, &instance.id))?;
-    Ok(named.map(|found| found.id).filter(|id| here.contains(id)))
+    // A restore may have switched after the journal's last entry: what the journal does not call replaced may be what
+    // clients have written to.
+    let rows = app.catalog.read(|tx| generation::existing(tx, &instance.id))?;
+    let state = |id: &GenerationId| rows.iter().find(|row| row.id == *id).map(|row| row.state);
+    let (named, others): (Vec<_>, Vec<_>) = here.iter().partition(|id| state(id) == Some(State::Serving));
+    let is_certain = others
+        .iter()
+        .all(|id| matches!(state(id), Some(State::Retired | State::Removing)));
+    Ok(named.first().filter(|_| is_certain).map(|id| (*id).clone()))
 }
 
 /// Makes the rows of an instance's generations agree with what is here. One that is gone is removed, and the backup that
