@@ -2,41 +2,69 @@
 
 use std::fmt;
 
-/// Makes a newtype over the text of an identifier.
+/// Makes a newtype over the text of an identifier, which is `$length` bytes of ASCII. It is kept in place: a page of
+/// restore records has fifty of them.
 macro_rules! id {
-    ($(#[$doc:meta])* $name:ident, $check:path) => {
+    ($(#[$doc:meta])* $name:ident, $length:literal, $check:path) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
-        pub struct $name(String);
+        #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name([u8; $length]);
 
         #[allow(dead_code, reason = "one macro for all identifiers; not each comes from outside or goes there")]
         impl $name {
             /// Reads an identifier from outside; `None` where it is malformed.
             pub fn parse(text: &str) -> Option<Self> {
-                $check(text).then(|| Self(text.to_ascii_lowercase()))
+                let mut id: [u8; $length] = text.as_bytes().try_into().ok()?;
+                id.make_ascii_lowercase();
+                $check(&id).then_some(Self(id))
             }
 
             /// The text form.
             pub fn as_str(&self) -> &str {
-                &self.0
+                std::str::from_utf8(&self.0).unwrap_or_default()
             }
         }
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
+                f.write_str(self.as_str())
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}({})", stringify!($name), self.as_str())
+            }
+        }
+
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.as_str())
+            }
+        }
+
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = String::deserialize(deserializer)?;
+                Self::parse(&text).ok_or_else(|| {
+                    serde::de::Error::custom(format!("{text:?} is no {}", stringify!($name)))
+                })
             }
         }
 
         impl rusqlite::ToSql for $name {
             fn to_sql(&self) -> rusqlite::Result<rusqlite::types::ToSqlOutput<'_>> {
-                self.0.to_sql()
+                self.as_str().to_sql()
             }
         }
 
         impl rusqlite::types::FromSql for $name {
             fn column_result(value: rusqlite::types::ValueRef<'_>) -> rusqlite::types::FromSqlResult<Self> {
-                String::column_result(value).map(Self)
+                match value {
+                    rusqlite::types::ValueRef::Text(text) if text.is_ascii() => text.try_into().ok().map(Self),
+                    _ => None,
+                }
+                .ok_or(rusqlite::types::FromSqlError::InvalidType)
             }
         }
     };
@@ -46,79 +74,88 @@ id!(
     /// A project: 32 lower-case hex digits. Every query takes one; it can only be had from a checked credential
     /// or from the catalogue.
     ProjectId,
+    32,
     is_hex32
 );
 id!(
     /// A managed instance: a UUID.
     InstanceId,
+    36,
     is_uuid
 );
 id!(
     /// A backup record: a UUID.
     BackupId,
+    36,
     is_uuid
 );
 id!(
     /// A restore record: a UUID.
     RestoreId,
+    36,
     is_uuid
 );
 id!(
     /// One set of process and directory that is or was an instance: a UUID, also the directory's name.
     GenerationId,
+    36,
     is_uuid
 );
 id!(
     /// A durable unit of work: a UUID.
     JobId,
+    36,
     is_uuid
 );
 id!(
     /// A remote object store: a UUID.
     StorageId,
+    36,
     is_uuid
 );
 id!(
     /// A person or program that logs in with a password: 32 hex digits.
     UserId,
+    32,
     is_hex32
 );
 
-macro_rules! random_uuid {
-    ($($name:ident),*) => {$(
+macro_rules! random {
+    ($form:ident: $($name:ident),*) => {$(
         impl $name {
             /// A fresh random identifier.
             pub fn random() -> Self {
-                Self(uuid::Uuid::new_v4().to_string())
+                let mut id = Self([0; _]);
+                uuid::Uuid::new_v4().$form().encode_lower(&mut id.0);
+                id
             }
         }
     )*};
 }
-random_uuid!(InstanceId, BackupId, RestoreId, GenerationId, JobId, StorageId);
+random!(hyphenated: InstanceId, BackupId, RestoreId, GenerationId, JobId, StorageId);
+random!(simple: ProjectId, UserId);
 
-macro_rules! random_hex32 {
-    ($($name:ident),*) => {$(
-        impl $name {
-            /// A fresh random identifier.
-            pub fn random() -> Self {
-                Self(uuid::Uuid::new_v4().simple().to_string())
-            }
-        }
-    )*};
-}
-random_hex32!(ProjectId, UserId);
-
-fn is_hex32(text: &str) -> bool {
-    text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+fn is_hex32(text: &[u8; 32]) -> bool {
+    text.iter().all(u8::is_ascii_hexdigit)
 }
 
-fn is_uuid(text: &str) -> bool {
-    text.len() == 36
-        && text.bytes().enumerate().all(|(at, byte)| match at {
-            8 | 13 | 18 | 23 => byte == b'-',
-            _ => byte.is_ascii_hexdigit(),
-        })
+fn is_uuid(text: &[u8; 36]) -> bool {
+    text.iter().enumerate().all(|(at, byte)| match at {
+        8 | 13 | 18 | 23 => *byte == b'-',
+        _ => byte.is_ascii_hexdigit(),
+    })
 }
+
+/// `00` to `99`.
+const PAIRS: [[u8; 2]; 100] = {
+    let mut pairs = [[b'0'; 2]; 100];
+    let mut at = 0;
+    while at < 100 {
+        pairs[at] = [b'0' + (at / 10) as u8, b'0' + (at % 10) as u8];
+        at += 1;
+    }
+    pairs
+};
 
 /// A moment: milliseconds since 1970-01-01T00:00:00Z. Stored as such; turned into text only at the edge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -135,30 +172,40 @@ impl Moment {
         String::from_utf8_lossy(&self.iso_bytes()).into_owned()
     }
 
-    /// The text of [`Self::iso`]. A page of a list has hundreds of them: digits by hand, since the general formatter
-    /// costs more than to read the record.
+    /// The text of [`Self::iso`]. A page of a list has hundreds of them: by hand, since the general calendar and formatter
+    /// cost more than to read the record. Years before 0000 and after 9999 are shown as these.
     pub fn iso_bytes(self) -> [u8; 24] {
-        let mut text = *b"1970-01-01T00:00:00.000Z";
-        let Ok(at) = jiff::Timestamp::from_millisecond(self.0) else {
-            return text;
+        const DAY_MS: i64 = 86_400_000;
+        let at = self.0.clamp(-62_167_219_200_000, 253_402_300_799_999);
+        // Counted from 0000-03-01, so that the day that leap years add ends a year. The day before the first of all days
+        // is in the cycle of 400 years before, like any other cycle.
+        let since = u32::try_from(at.div_euclid(DAY_MS) + 719_468 + 146_097).unwrap_or(0);
+        let in_day = u32::try_from(at.rem_euclid(DAY_MS)).unwrap_or(0);
+        let (cycle, day) = (since / 146_097, since % 146_097);
+        let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+        let day = day - (365 * year + year / 4 - year / 100);
+        let month = (5 * day + 2) / 153;
+        let day = day - (153 * month + 2) / 5 + 1;
+        let (month, next) = if month < 10 {
+            (month + 3, 0)
+        } else {
+            (month - 9, 1)
         };
-        let at = jiff::tz::Offset::UTC.to_datetime(at);
-        let parts = [
-            (0..4, i32::from(at.year())),
-            (5..7, i32::from(at.month())),
-            (8..10, i32::from(at.day())),
-            (11..13, i32::from(at.hour())),
-            (14..16, i32::from(at.minute())),
-            (17..19, i32::from(at.second())),
-            (20..23, i32::from(at.millisecond())),
-        ];
-        for (digits, value) in parts {
-            let mut left = value.unsigned_abs();
-            for digit in text[digits].iter_mut().rev() {
-                *digit = b'0' + u8::try_from(left % 10).unwrap_or(0);
-                left /= 10;
-            }
+        let year = cycle * 400 + year + next - 400;
+        let mut text = *b"0000-00-00T00:00:00.000Z";
+        for (at, value) in [
+            (0, year / 100),
+            (2, year % 100),
+            (5, month),
+            (8, day),
+            (11, in_day / 3_600_000),
+            (14, in_day / 60_000 % 60),
+            (17, in_day / 1_000 % 60),
+            (20, in_day % 1_000 / 10),
+        ] {
+            text[at..at + 2].copy_from_slice(&PAIRS[value as usize % 100]);
         }
+        text[22] = PAIRS[in_day as usize % 10][1];
         text
     }
 
@@ -217,6 +264,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_calendar_by_hand_is_the_librarys() {
+        let step = 86_400_000 * 13 + 3_723_004;
+        let (first, last) = (-62_167_219_200_000_i64, 253_402_207_200_000);
+        for at in (first..last).step_by(step).chain([0, -1, last]) {
+            let peer = jiff::Timestamp::from_millisecond(at).unwrap();
+            assert_eq!(Moment(at).iso(), format!("{peer:.3}"), "{at}");
+        }
+    }
+
+    #[test]
     fn a_moment_prints_three_decimals_and_reads_its_compact_form_back() {
         let at = Moment(1_500_414_080_000);
         assert_eq!(at.iso(), "2017-07-18T21:41:20.000Z");
@@ -225,7 +282,7 @@ mod tests {
             (1_709_210_096_789, "2024-02-29T12:34:56.789Z"),
             (253_402_207_199_999, "9999-12-30T21:59:59.999Z"),
             (-1, "1969-12-31T23:59:59.999Z"),
-            (i64::MAX, "1970-01-01T00:00:00.000Z"),
+            (i64::MAX, "9999-12-31T23:59:59.999Z"),
         ] {
             assert_eq!(Moment(at).iso(), text);
         }

@@ -303,19 +303,24 @@ fn compare_load(
         std::fs::write(&body, page.body).map_err(|e| Stop::file("write", &body, &e))?;
         let bare = BareRoute::start(&body)?;
         let signed = signature(service, client.host(), &path)?;
-        let (mut pairs, mut with_key) = (Vec::new(), Vec::new());
+        let (mut pairs, mut with_key, mut scattered) = (Vec::new(), Vec::new(), Vec::new());
         for round in 0..scale.pairs {
             let (mut peer, mut ours) = (0.0, 0.0);
             for turn in 0..2 {
                 if (round + turn) % 2 == 0 {
-                    peer = load(&bare.address, &path, client.headers(), scale.load)?;
+                    peer = load(&bare.address, &path, client.headers(), scale.load, None)?;
                 } else {
-                    ours = load(client.host(), &path, client.headers(), scale.load)?;
+                    ours = load(client.host(), &path, client.headers(), scale.load, None)?;
                 }
             }
             pairs.push((peer, ours));
             if offset == 0 {
-                with_key.push((ours, load(client.host(), &path, &signed, scale.load)?));
+                with_key.push((ours, load(client.host(), &path, &signed, scale.load, None)?));
+                let (headers, all) = (client.headers(), Some(scale.records));
+                scattered.push((
+                    load(&bare.address, &path, headers, scale.load, all)?,
+                    load(client.host(), &path, headers, scale.load, all)?,
+                ));
             }
         }
         let wanted = ">= 0.5x";
@@ -338,17 +343,39 @@ fn compare_load(
                 )
                 .shown(),
             );
+            rows.push(
+                Row::of_rates(
+                    "pages at random of all the records, none asked for twice, beside a bare route",
+                    &scattered,
+                    "shown",
+                    "0.3x",
+                )
+                .shown(),
+            );
         }
     }
     Ok(rows)
 }
 
-/// Requests per second that wrk gets through.
-fn load(address: &str, path: &str, headers: &str, time: Duration) -> Result<f64, Stop> {
+/// Has wrk ask for another page each time.
+const ANY_PAGE: &str = "request = function()
+  return wrk.format('GET', (wrk.path:gsub('offset=%d+', 'offset=' .. math.random(0, RECORDS - 10))))
+end
+";
+
+/// Requests per second that wrk gets through, on the page of the path or on any of `all` records.
+fn load(address: &str, path: &str, headers: &str, time: Duration, all: Option<u64>) -> Result<f64, Stop> {
+    let folder = Scratch::new("wrk")?;
     let mut wrk = Command::new("wrk");
     wrk.args(["-t1", "-c", CONNECTIONS, "-d", &format!("{}s", time.as_secs())]);
     for header in headers.lines() {
         wrk.args(["-H", header]);
+    }
+    if let Some(records) = all {
+        let script = folder.path().join("any.lua");
+        std::fs::write(&script, ANY_PAGE.replace("RECORDS", &records.to_string()))
+            .map_err(|e| Stop::file("write", &script, &e))?;
+        wrk.arg("-s").arg(script);
     }
     let output = wrk.arg(format!("http://{address}{path}")).output()?;
     let text = String::from_utf8_lossy(&output.stdout);

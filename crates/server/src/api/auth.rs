@@ -95,8 +95,10 @@ fn check_date<'a>(presented: &Presented<'a>, given: &Authorization<'_>) -> Resul
 }
 
 fn check_token(app: &App, presented: &Presented<'_>, token: &[u8]) -> Result<Caller, ApiError> {
-    let scope = app.catalog.read(|tx| record::token(tx, &sha256(token)))?;
-    let Some(scope) = scope else {
+    let hash = sha256(token);
+    let question = ("token", hash.to_vec());
+    let scope = app.catalog.ask(question, |_| 1, |tx| record::token(tx, &hash))?;
+    let Some(scope) = scope.as_ref() else {
         return Err(ApiError::unauthenticated(
             "Incorrect IAM authentication information: unknown token.",
         ));
@@ -106,7 +108,7 @@ fn check_token(app: &App, presented: &Presented<'_>, token: &[u8]) -> Result<Cal
             "Incorrect IAM authentication information: token expired.",
         ));
     }
-    let Some(project) = scope.project_id else {
+    let Some(project) = scope.project_id.clone() else {
         return Err(ApiError::Service {
             status: 401,
             code: 1004,

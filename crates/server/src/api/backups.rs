@@ -227,7 +227,8 @@ pub struct BackupRecord {
     /// `waiting`, `backuping`, `succeed`, `failed`, `expired`
     pub status: &'static str,
     /// `"0.00"` to `"100.00"`
-    pub progress: String,
+    #[schema(value_type = String)]
+    pub progress: std::borrow::Cow<'static, str>,
     /// Stored bytes; 0 until known.
     pub size: i64,
     /// The window that triggered it; null for manual ones.

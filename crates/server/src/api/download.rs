@@ -43,7 +43,7 @@ pub fn link(request: &Request, instance: &Instance, backup: &Backup, file: &str,
         .vault
         .master
         .mac(PURPOSE, &format!("{path}\n{expires}"));
-    format!("{}{path}?Expires={expires}&Signature={proof}", request.base)
+    format!("{}{path}?Expires={expires}&Signature={proof}", request.base())
 }
 
 /// `GET /download/{project}/{instance}/{backup}/{file}`: the plain file, decoded on the fly; one byte range.

@@ -219,7 +219,7 @@ fn v1_code(code: u32) -> u32 {
 pub fn json_response(status: u16, body: &impl serde::Serialize) -> Response<Body> {
     // Most lists' pages fit: a body that grows is copied each time.
     let mut bytes = Vec::with_capacity(16 * 1024);
-    if let Err(error) = serde_json::to_writer(&mut bytes, body) {
+    if let Err(error) = sonic_rs::to_writer(&mut bytes, body) {
         tracing::error!(%error, "an answer does not serialise: this is a bug");
         bytes = b"{}".to_vec();
     }

@@ -15,7 +15,7 @@ use crate::{limits, secrets};
 /// # Errors
 /// None.
 pub fn version(request: &Request) -> Result<Reply, ApiError> {
-    let href = format!("{}/v3/", request.base);
+    let href = format!("{}/v3/", request.base());
     Ok(json_response(
         200,
         &json!({"version": {"id": "v3.14", "status": "stable", "updated": "2020-04-07T00:00:00Z",
@@ -193,8 +193,8 @@ fn shown(
         Some(project) => {
             token["project"] = json!({"id": project.id.as_str(), "name": project.name, "domain": domain});
             token["catalog"] = json!([
-                endpoint("dcs", "dcs", format!("{}/v1.0/{}", request.base, project.id)),
-                endpoint("identity", "iam", format!("{}/v3", request.base)),
+                endpoint("dcs", "dcs", format!("{}/v1.0/{}", request.base(), project.id)),
+                endpoint("identity", "iam", format!("{}/v3", request.base())),
             ]);
         }
         None => token["domain"] = domain,

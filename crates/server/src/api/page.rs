@@ -1,5 +1,7 @@
 //! Paging and time windows: contract §4.7.
 
+use std::borrow::Cow;
+
 use super::error::Version;
 use super::request::Request;
 use crate::ids::Moment;
@@ -83,7 +85,10 @@ impl serde::Serialize for Stamp {
 }
 
 /// Hundredths of a percent as the wire wants them: `"42.50"`.
-pub fn percent(basis_points: i64) -> String {
-    let clamped = basis_points.clamp(0, 10_000);
-    format!("{}.{:02}", clamped / 100, clamped % 100)
+pub fn percent(basis_points: i64) -> Cow<'static, str> {
+    match basis_points {
+        ..=0 => Cow::Borrowed("0.00"),
+        10_000.. => Cow::Borrowed("100.00"),
+        part => Cow::Owned(format!("{}.{:02}", part / 100, part % 100)),
+    }
 }

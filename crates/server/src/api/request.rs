@@ -30,8 +30,6 @@ pub struct Request {
     pub params: Vec<(&'static str, String)>,
     /// The raw query.
     pub query: String,
-    /// Scheme and authority that the client used: links are made from it.
-    pub base: String,
     /// Request headers.
     pub headers: axum::http::HeaderMap,
     /// The body's bytes.
@@ -51,6 +49,16 @@ impl Request {
         self.project
             .as_ref()
             .ok_or_else(|| Refusal::Internal("a route without a project".to_owned()).into())
+    }
+
+    /// Scheme and authority that the client used: links are made from it.
+    pub fn base(&self) -> String {
+        let scheme = match self.app.config.tls {
+            Some(_) => "https",
+            None => "http",
+        };
+        let host = self.headers.get("host").and_then(|value| value.to_str().ok());
+        format!("{scheme}://{}", host.unwrap_or("localhost"))
     }
 
     /// Whether answers tell what DCS does not: not in strict mode, but for our own calls always.
@@ -99,6 +107,13 @@ impl Request {
     pub fn query(&self, name: &str) -> Option<String> {
         let mut found = None;
         for pair in self.query.split('&') {
+            // Most are another: seen at once, unless the first letter is encoded or left out.
+            let (first, wanted) = (pair.as_bytes().first(), name.as_bytes().first());
+            if first.is_some_and(u8::is_ascii_alphabetic)
+                && !first.zip(wanted).is_some_and(|(a, b)| a.eq_ignore_ascii_case(b))
+            {
+                continue;
+            }
             let (given, value) = pair.split_once('=').unwrap_or((pair, ""));
             if normal(&plain(given)).eq(normal(name.as_bytes())) {
                 found = Some(value);

@@ -1,6 +1,8 @@
 //! RestoreInstance and ListRestoreRecords on the wire, and our own verbs beside them.
 
-use serde::Serialize;
+use std::borrow::Cow;
+
+use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
 use super::error::{ApiError, Version, json_response};
@@ -80,23 +82,34 @@ pub fn list(request: &Request) -> Result<Reply, ApiError> {
     let window = page::window(request)?;
     let strict = request.app.config.strict_dcs;
     let deleted = request.query("include_deleted").as_deref() == Some("true") && !strict;
-    let (total, rows, kept) = request.app.catalog.read(|tx| {
-        let instance = match deleted {
-            true => instances::find_with_deleted(tx, project, &id)?,
-            false => instances::find(tx, project, &id)?,
-        };
-        let (total, rows) = record::list(tx, &instance, window.from, window.to, page.offset, page.limit)?;
-        Ok::<_, Refusal>((total, rows, generation::retired(tx, &id)?))
-    })?;
-    let records = rows
-        .iter()
-        .map(|row| RestoreRecord::new(request, row, &kept))
-        .collect();
+    let mut question = Vec::with_capacity(128);
+    question.extend_from_slice(project.as_str().as_bytes());
+    question.extend_from_slice(id.as_str().as_bytes());
+    question.push(u8::from(deleted));
+    for bound in [window.from, window.to] {
+        question.push(u8::from(bound.is_some()));
+        question.extend_from_slice(&bound.map_or(0, |moment| moment.0).to_le_bytes());
+    }
+    question.extend_from_slice(&page.offset.to_le_bytes());
+    question.extend_from_slice(&page.limit.to_le_bytes());
+    let found = request.app.catalog.ask(
+        ("restores", question),
+        |(_, rows, _): &(u64, Vec<Restore>, Vec<Generation>)| rows.len(),
+        |tx| {
+            let instance = match deleted {
+                true => instances::find_with_deleted(tx, project, &id)?,
+                false => instances::find(tx, project, &id)?,
+            };
+            let (total, rows) = record::list(tx, &instance, window.from, window.to, page.offset, page.limit)?;
+            Ok::<_, Refusal>((total, rows, generation::retired(tx, &id)?))
+        },
+    )?;
+    let (total, rows, kept) = found.as_ref();
     Ok(json_response(
         200,
         &RestoreList {
-            restore_record_response: records,
-            total_num: total,
+            restore_record_response: Records { request, rows, kept },
+            total_num: *total,
         },
     ))
 }
@@ -146,12 +159,30 @@ pub struct RestoreStarted {
 }
 
 /// The answer to ListRestoreRecords.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Serialize, ToSchema)]
 pub struct RestoreList<'a> {
     /// The page, newest first.
-    pub restore_record_response: Vec<RestoreRecord<'a>>,
+    #[schema(value_type = Vec<RestoreRecord>)]
+    pub restore_record_response: Records<'a>,
     /// All records of the window, before paging.
     pub total_num: u64,
+}
+
+/// The records of a page: each takes its wire form while it is written.
+pub struct Records<'a> {
+    request: &'a Request,
+    rows: &'a [Restore],
+    kept: &'a [Generation],
+}
+
+impl Serialize for Records<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(
+            self.rows
+                .iter()
+                .map(|row| RestoreRecord::new(self.request, row, self.kept)),
+        )
+    }
 }
 
 /// One restore record: the eleven documented fields, always all of them.
@@ -172,7 +203,8 @@ pub struct RestoreRecord<'a> {
     /// `waiting`, `restoring`, `succeed`, `failed`
     pub status: &'static str,
     /// `"0.00"` to `"100.00"`
-    pub progress: String,
+    #[schema(value_type = String)]
+    pub progress: Cow<'static, str>,
     /// When it was accepted.
     #[schema(value_type = String)]
     pub created_at: Stamp,

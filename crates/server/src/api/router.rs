@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -32,6 +33,9 @@ struct Place {
 /// What requests share besides the service: how much of what may go on at once.
 struct Edge {
     app: Arc<App>,
+    /// Random: a request's id is this and its number.
+    run: u64,
+    requests: AtomicU64,
     /// KiB of bodies that are read for a signature that nothing has proven yet.
     unproven: Semaphore,
     logins: Arc<Semaphore>,
@@ -42,6 +46,8 @@ struct Edge {
 pub fn build(app: Arc<App>) -> Router {
     let edge = Arc::new(Edge {
         app,
+        run: uuid::Uuid::new_v4().as_u64_pair().1,
+        requests: AtomicU64::new(1),
         unproven: Semaphore::new(limits::UNPROVEN_BODIES_BYTES_MAX / 1024),
         logins: Arc::new(Semaphore::new(limits::PASSWORD_HASHES_AT_ONCE)),
         downloads: Arc::new(Semaphore::new(limits::DOWNLOADS_AT_ONCE)),
@@ -83,7 +89,8 @@ async fn dispatch(
     params: Option<RawPathParams>,
     request: axum::extract::Request,
 ) -> Reply {
-    let request_id = uuid::Uuid::new_v4().simple().to_string();
+    let number = edge.requests.fetch_add(1, Ordering::Relaxed);
+    let request_id = format!("{:016x}{number:016x}", edge.run);
     let shape = Shape::of(request.uri().path());
     // HEAD is GET without its body; hyper leaves the body out.
     let method = match request.method().as_str() {
@@ -176,14 +183,7 @@ async fn handle(
         Work::Streams => Some(slot(&edge.downloads, limits::DOWNLOAD_WAIT_MAX).await?),
     };
     let app = edge.app.clone();
-    let scheme = if app.config.tls.is_some() { "https" } else { "http" };
-    let host = head
-        .headers
-        .get("host")
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or("localhost");
     let request = Request {
-        base: format!("{scheme}://{host}"),
         query: head.uri.query().unwrap_or_default().to_owned(),
         app,
         operation: route.name,

@@ -134,7 +134,7 @@ pub fn zones(request: &Request) -> Result<Reply, ApiError> {
 /// # Errors
 /// None.
 pub fn versions(request: &Request) -> Result<Reply, ApiError> {
-    let base = &request.base;
+    let base = &request.base();
     Ok(json_response(
         200,
         &json!({"versions": [version_entry(base, "v1.0", "DEPRECATED"), version_entry(base, "v2", "CURRENT")]}),
@@ -148,7 +148,7 @@ pub fn versions(request: &Request) -> Result<Reply, ApiError> {
 pub fn version_2(request: &Request) -> Result<Reply, ApiError> {
     Ok(json_response(
         200,
-        &json!({"version": version_entry(&request.base, "v2", "CURRENT")}),
+        &json!({"version": version_entry(&request.base(), "v2", "CURRENT")}),
     ))
 }
 
@@ -159,7 +159,7 @@ pub fn version_2(request: &Request) -> Result<Reply, ApiError> {
 pub fn version_1(request: &Request) -> Result<Reply, ApiError> {
     Ok(json_response(
         200,
-        &json!({"version": version_entry(&request.base, "v1.0", "DEPRECATED")}),
+        &json!({"version": version_entry(&request.base(), "v1.0", "DEPRECATED")}),
     ))
 }
 

@@ -1,17 +1,18 @@
 //! The catalogue: our SQL database. Knows no table by name; the SQL lives in the `record.rs` of each subject.
 //!
-//! Reads run on a connection of the calling thread and never wait for a writer (WAL). Writes share one
+//! Reads never wait for a writer (WAL), and see all that was committed before they began. Writes share one
 //! connection, begin at once (`BEGIN IMMEDIATE`: a deferred transaction that reads and then writes fails under
 //! concurrency) and are on disk when the call returns (`synchronous = FULL`).
 
 pub mod image;
+mod readers;
 
-use std::cell::RefCell;
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+pub use readers::Question;
+use readers::Readers;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, Params, Row};
 
@@ -56,14 +57,11 @@ impl From<rusqlite::Error> for Error {
 pub struct Catalog {
     path: PathBuf,
     writer: Mutex<Connection>,
+    readers: Readers,
 }
 
 /// One transaction.
 pub struct Tx<'c>(&'c Connection);
-
-thread_local! {
-    static READERS: RefCell<HashMap<PathBuf, Connection>> = RefCell::new(HashMap::new());
-}
 
 impl Catalog {
     /// Opens the file, creating it with its tables where it is empty.
@@ -99,6 +97,7 @@ impl Catalog {
         Ok(Self {
             path: path.to_owned(),
             writer: Mutex::new(writer),
+            readers: Readers::of(path)?,
         })
     }
 
@@ -107,23 +106,22 @@ impl Catalog {
     /// # Errors
     /// What `work` returns, or [`Error::Database`].
     pub fn read<T, E: From<Error>>(&self, work: impl FnOnce(&Tx<'_>) -> Result<T, E>) -> Result<T, E> {
-        READERS.with_borrow_mut(|readers| {
-            if !readers.contains_key(&self.path) {
-                let reader = connect(&self.path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(E::from)?;
-                readers.insert(self.path.clone(), reader);
-            }
-            let reader = &readers[&self.path];
-            // A panic inside an earlier `work` left its transaction open.
-            roll_back(reader);
-            begin(reader, "BEGIN").map_err(E::from)?;
-            let result = work(&Tx(reader));
-            let ended = begin(reader, "COMMIT");
-            match (result, ended) {
-                (Ok(value), Ok(())) => Ok(value),
-                (Ok(_), Err(failed)) => Err(E::from(failed)),
-                (Err(error), _) => Err(error),
-            }
-        })
+        self.readers.read(|connection| work(&Tx(connection)))
+    }
+
+    /// As [`Self::read`], for what is asked again and again: where nothing was committed since the same was asked, no SQL
+    /// is run. `rows`: how many an answer holds.
+    ///
+    /// # Errors
+    /// What `work` returns, or [`Error::Database`].
+    pub fn ask<T: Send + Sync + 'static, E: From<Error>>(
+        &self,
+        question: Question,
+        rows: impl FnOnce(&T) -> usize,
+        work: impl FnOnce(&Tx<'_>) -> Result<T, E>,
+    ) -> Result<Arc<T>, E> {
+        self.readers
+            .ask(question, rows, |connection| work(&Tx(connection)))
     }
 
     /// Moves everything into the file itself, so that it may be renamed: nobody else has it open.
@@ -131,6 +129,7 @@ impl Catalog {
     /// # Errors
     /// [`Error::Database`]; [`Error::Unusable`] where somebody has.
     pub fn gather(&self) -> Result<(), Error> {
+        let _snapshots_ended = self.readers.pause();
         let busy: i64 = self
             .lock()
             .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
@@ -154,13 +153,16 @@ impl Catalog {
         let writer = self.lock();
         begin(&writer, "BEGIN IMMEDIATE").map_err(E::from)?;
         match work(&Tx(&writer)) {
-            Ok(value) => match begin(&writer, "COMMIT") {
-                Ok(()) => Ok(value),
-                Err(failed) => {
-                    roll_back(&writer);
-                    Err(E::from(failed))
+            Ok(value) => {
+                let _snapshots_ended = self.readers.pause();
+                match begin(&writer, "COMMIT") {
+                    Ok(()) => Ok(value),
+                    Err(failed) => {
+                        roll_back(&writer);
+                        Err(E::from(failed))
+                    }
                 }
-            },
+            }
             Err(error) => {
                 roll_back(&writer);
                 Err(error)
