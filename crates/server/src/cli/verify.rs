@@ -181,6 +181,7 @@ fn look(app: &App, backup: &Backup, verb: &Verify, control: &Control, seen: &mut
                 client_password: Some(Secret::new(secrets::random_hex(32))),
                 max_memory_bytes: 0,
                 persistence: Persistence::Rdb,
+                cluster: None,
             };
             let loaded = proof::proven(&archive, &identity, &spec, control)?;
             seen.load_ms = i64::try_from(loaded.load.as_millis()).ok();
