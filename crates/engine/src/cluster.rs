@@ -131,15 +131,49 @@ fn parse(line: &str) -> Option<Seen> {
     })
 }
 
-/// Whether the node at this port, whose process is gone, is still taken for the primary of a shard that another node
-/// can take over. It must not come back before that is done where its start brings less data than it had: its replica
-/// would follow it and lose the rest.
-pub fn awaits_successor(view: &[Seen], port: u16) -> bool {
-    let Some(gone) = view.iter().find(|seen| seen.port == port && !seen.is("myself")) else {
-        return false;
+/// What becomes of the slots of a primary whose process is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Succession {
+    /// Nobody is to take them over, or somebody has: it may come back.
+    Over,
+    /// The primaries that live will elect a replica of it.
+    Awaited,
+    /// So many primaries are gone that the others elect nobody. The client ports of its living replicas.
+    Stuck(Vec<u16>),
+}
+
+/// What this view of a cluster says of the node at `port`, whose process is gone; `living` are the client ports of those
+/// whose processes are not. It must not come back before another has its slots where its start brings less data than it
+/// had: its replica would follow it and lose the rest.
+pub fn succession(view: &[Seen], port: u16, living: &[u16]) -> Succession {
+    let has_slots = |seen: &&Seen| seen.is("master") && !seen.slots.is_empty();
+    let Some(gone) = view.iter().filter(has_slots).find(|seen| seen.port == port) else {
+        return Succession::Over;
     };
-    let followed = |seen: &Seen| seen.primary.as_ref() == Some(&gone.id) && !seen.is("fail");
-    gone.is("master") && !gone.slots.is_empty() && view.iter().any(followed)
+    let heirs: Vec<u16> = view
+        .iter()
+        .filter(|seen| seen.primary.as_ref() == Some(&gone.id) && living.contains(&seen.port))
+        .map(|seen| seen.port)
+        .collect();
+    let voters = view.iter().filter(has_slots);
+    let (present, all) = voters.fold((0, 0), |(present, all), seen| {
+        (present + usize::from(living.contains(&seen.port)), all + 1)
+    });
+    if heirs.is_empty() {
+        Succession::Over
+    } else if 2 * present > all {
+        Succession::Awaited
+    } else {
+        Succession::Stuck(heirs)
+    }
+}
+
+/// Makes a replica the primary of its shard without a vote. Only where the process of the primary is known to be gone.
+///
+/// # Errors
+/// As [`Node::command`].
+pub fn take_over(node: &mut Node) -> Result<(), Error> {
+    node.run(&["CLUSTER", "FAILOVER", "TAKEOVER"]).map(drop)
 }
 
 /// Makes one cluster of nodes that nobody uses yet: slots to the first node of each shard, every node introduced, the
@@ -338,16 +372,30 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_primary_waits_only_while_a_replica_of_it_may_succeed_it() {
+    fn a_dead_primary_waits_while_a_living_replica_of_it_can_succeed_it() {
         let seen = |line: &str| parse(line).unwrap();
-        let me = seen("m 1.1.1.1:1@11 myself,master - 0 0 1 connected 0-99");
-        let dead = seen("d 1.1.1.1:2@12 master,fail - 0 0 1 disconnected 100-199");
-        let replica = seen("r 1.1.1.1:3@13 slave d 0 0 1 connected");
-        let lost = seen("r 1.1.1.1:3@13 slave,fail d 0 0 1 disconnected");
-        let succeeded = seen("r 1.1.1.1:3@13 master - 0 0 2 connected 100-199");
-        let demoted = seen("d 1.1.1.1:2@12 master,fail - 0 0 1 disconnected");
-        assert!(awaits_successor(&[me.clone(), dead.clone(), replica], 2));
-        assert!(!awaits_successor(&[me.clone(), dead, lost], 2));
-        assert!(!awaits_successor(&[me, demoted, succeeded], 2));
+        let one = seen("one 1.1.1.1:1@11 myself,master - 0 0 1 connected 0-99");
+        let two = seen("two 1.1.1.1:2@12 master - 0 0 1 connected 100-199");
+        let dead = seen("dead 1.1.1.1:3@13 master,fail? - 0 0 1 disconnected 200-299");
+        let heir = seen("heir 1.1.1.1:4@14 slave dead 0 0 1 connected");
+        let view = [one.clone(), two.clone(), dead, heir];
+        assert_eq!(succession(&view, 3, &[1, 2, 4]), Succession::Awaited);
+        assert_eq!(
+            succession(&view, 3, &[1, 2]),
+            Succession::Over,
+            "its replica is gone too"
+        );
+        assert_eq!(
+            succession(&view, 3, &[1, 4]),
+            Succession::Stuck(vec![4]),
+            "one of three is no majority"
+        );
+        assert_eq!(succession(&view, 9, &[1, 2, 4]), Succession::Over, "unknown");
+        let demoted = seen("dead 1.1.1.1:3@13 master,fail - 0 0 1 disconnected");
+        let succeeded = seen("heir 1.1.1.1:4@14 master - 0 0 2 connected 200-299");
+        assert_eq!(
+            succession(&[one, two, demoted, succeeded], 3, &[1, 2, 4]),
+            Succession::Over
+        );
     }
 }

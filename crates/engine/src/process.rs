@@ -373,6 +373,16 @@ impl Engine {
         Node::connect(&self.endpoint()).map_err(|e| self.explain(e))
     }
 
+    /// As [`Engine::control`], for who cannot wait: each silence may last for `limit`.
+    ///
+    /// # Errors
+    /// [`Kind::Idle`] where it lives and says nothing; as [`Engine::control`].
+    pub fn control_within(&self, limit: Duration) -> Result<Node, Error> {
+        let mut endpoint = self.endpoint();
+        endpoint.timeout = limit;
+        Node::connect(&endpoint).map_err(|e| self.explain(e))
+    }
+
     /// Waits until the control socket answers.
     fn wait_for_socket(&self) -> Result<(), Error> {
         let limit = Instant::now() + START_LIMIT;

@@ -69,6 +69,11 @@ id!(
     is_uuid
 );
 id!(
+    /// One engine of a generation: a UUID.
+    NodeId,
+    is_uuid
+);
+id!(
     /// A durable unit of work: a UUID.
     JobId,
     is_uuid
@@ -94,7 +99,15 @@ macro_rules! random_uuid {
         }
     )*};
 }
-random_uuid!(InstanceId, BackupId, RestoreId, GenerationId, JobId, StorageId);
+random_uuid!(
+    InstanceId,
+    BackupId,
+    RestoreId,
+    GenerationId,
+    NodeId,
+    JobId,
+    StorageId
+);
 
 macro_rules! random_hex32 {
     ($($name:ident),*) => {$(

@@ -96,6 +96,7 @@ fn check(
     if app.config.strict_dcs {
         return Err(Refusal::SingleNode);
     }
+    instances::check_single(&instance)?;
     instances::check_idle(tx, id)?;
     instances::check_running(&instance)?;
     let backup = backups::find(tx, &instance, &request.backup_id)?.ok_or(Refusal::BackupUnknown)?;
