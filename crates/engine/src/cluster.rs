@@ -176,6 +176,91 @@ pub fn take_over(node: &mut Node) -> Result<(), Error> {
     node.run(&["CLUSTER", "FAILOVER", "TAKEOVER"]).map(drop)
 }
 
+/// A shard as its primary tells of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardSeen {
+    /// Id of the primary.
+    pub primary: String,
+    /// Its client port.
+    pub port: u16,
+    /// Client ports of its replicas.
+    pub replicas: Vec<u16>,
+    /// Its slots, each range with both ends.
+    pub slots: Vec<(u16, u16)>,
+}
+
+/// The shards of a cluster in the order of their first slots, where every slot is of exactly one of them and none is on
+/// its way to another.
+///
+/// # Errors
+/// [`Kind::Refused`] with what is not so.
+pub fn shards(view: &[Seen]) -> Result<Vec<ShardSeen>, Error> {
+    let refuse = |what: String| Err(Error::new(Kind::Refused, "read shards", what));
+    let moving: usize = view.iter().map(|seen| seen.moving).sum();
+    if moving > 0 {
+        return refuse(format!(
+            "{moving} slots are moving between shards: try again when they have"
+        ));
+    }
+    let mut found: Vec<ShardSeen> = view
+        .iter()
+        .filter(|seen| seen.is("master") && !seen.slots.is_empty())
+        .map(|seen| ShardSeen {
+            primary: seen.id.clone(),
+            port: seen.port,
+            replicas: view
+                .iter()
+                .filter(|other| other.primary.as_ref() == Some(&seen.id) && other.is_settled())
+                .map(|other| other.port)
+                .collect(),
+            slots: seen.slots.clone(),
+        })
+        .collect();
+    found.sort_by_key(|shard| shard.slots.iter().map(|(first, _)| *first).min());
+    let mut ranges: Vec<(u16, u16)> = found.iter().flat_map(|shard| shard.slots.clone()).collect();
+    ranges.sort_unstable();
+    let mut next = 0;
+    for (first, last) in ranges {
+        if first != next || last < first {
+            return refuse(format!("slot {} is of no shard, or of two", next.min(first)));
+        }
+        next = last + 1;
+    }
+    match next == SLOTS {
+        true => Ok(found),
+        false => refuse(format!("the slots from {next} on are of no shard")),
+    }
+}
+
+/// Waits until the replica has all that its primary had done when it was asked first; `false` where that takes longer than
+/// `limit`, or it is not in sync.
+///
+/// # Errors
+/// As [`Node::command`], of the primary. A replica that does not answer is not in sync.
+pub fn is_caught_up(primary: &mut Node, replica: &Engine, limit: Duration) -> Result<bool, Error> {
+    let number = |fields: &[(String, String)], wanted: &str| -> Option<u64> {
+        fields.iter().find(|(name, _)| name == wanted)?.1.parse().ok()
+    };
+    let wanted = number(&primary.info("replication")?, "master_repl_offset");
+    let until = Instant::now() + limit;
+    let Ok(mut node) = replica.control_within(limit) else {
+        return Ok(false);
+    };
+    while let Ok(fields) = node.info("replication") {
+        let up = fields
+            .iter()
+            .any(|(name, value)| name == "master_link_status" && value == "up");
+        if up && number(&fields, "slave_repl_offset") >= wanted {
+            return Ok(true);
+        }
+        if !up || Instant::now() >= until {
+            break;
+        }
+        std::thread::sleep(POLL);
+    }
+    Ok(false)
+}
+
 /// Makes one cluster of nodes that nobody uses yet: slots to the first node of each shard, every node introduced, the
 /// others of each shard as replicas; returns when all agree, all slots are served and every replica is in sync.
 ///
@@ -368,6 +453,30 @@ mod tests {
         );
         for wrong in ["", "a", "a b c d", "a 1.1.1.1:x@1 master - 0 0 1 connected"] {
             assert_eq!(parse(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn shards_are_told_only_where_every_slot_is_of_one_and_none_moves() {
+        let seen = |line: &str| parse(line).unwrap();
+        let low = seen("a 1.1.1.1:1@11 myself,master - 0 0 1 connected 0-99 200-16383");
+        let high = seen("b 1.1.1.1:2@12 master - 0 0 1 connected 100-199");
+        let copy = seen("c 1.1.1.1:3@13 slave b 0 0 1 connected");
+        let found = shards(&[high.clone(), copy, low.clone()]).unwrap();
+        assert_eq!(
+            (found[0].port, found[1].port, found[1].replicas.as_slice()),
+            (1, 2, &[3][..])
+        );
+        let gap = seen("b 1.1.1.1:2@12 master - 0 0 1 connected 101-199");
+        let twice = seen("b 1.1.1.1:2@12 master - 0 0 1 connected 99-199");
+        let moves = seen("b 1.1.1.1:2@12 master - 0 0 1 connected 100-199 [100->-a]");
+        for wrong in [
+            vec![low.clone()],
+            vec![low.clone(), gap],
+            vec![low.clone(), twice],
+            vec![low, moves],
+        ] {
+            assert_eq!(shards(&wrong).unwrap_err().kind, Kind::Refused);
         }
     }
 

@@ -29,7 +29,6 @@ pub fn create(
             if app.config.strict_dcs {
                 return Err(Refusal::SingleNode);
             }
-            instances::check_single(&instance)?;
             instances::check_idle(tx, id)?;
             instances::check_running(&instance)?;
             let backup = record::insert_waiting(tx, project, id, Kind::Manual, format, remark, now)?;

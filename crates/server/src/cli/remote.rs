@@ -171,7 +171,7 @@ pub(crate) enum BackupVerb {
         instance: String,
         /// Id or name of the backup, or latest
         backup: String,
-        /// Where to [default: the name that the service gives it, here]
+        /// Where to; a directory for the files of a cluster [default: the names that the service gives them, here]
         #[arg(long, value_name = "FILE")]
         to: Option<PathBuf>,
     },
@@ -496,14 +496,27 @@ pub(crate) fn backup(global: &Global, verb: &BackupVerb) -> anyhow::Result<ExitC
                 "",
                 Some(&json!({"expiration": 3600})),
             )?;
-            let link = &links["links"][0];
-            let to = to
-                .clone()
-                .unwrap_or_else(|| PathBuf::from(plain(&link["file_name"])));
-            download(&target.client, &plain(&link["link"]), &to)?;
-            match global.output {
-                Output::Json => println!("{:#}", json!({"backup_id": id, "file": to})),
-                Output::Table => println!("{}", to.display()),
+            let links = links["links"].as_array().map_or(&[][..], Vec::as_slice);
+            let name = |link: &Value| PathBuf::from(plain(&link["file_name"]));
+            let files: Vec<PathBuf> = match links {
+                [one] => vec![to.clone().unwrap_or_else(|| name(one))],
+                // Of a cluster: a file for each shard, in a directory.
+                several => {
+                    let directory = to.clone().unwrap_or_default();
+                    if to.is_some() {
+                        std::fs::create_dir_all(&directory)
+                            .with_context(|| format!("cannot make {}", directory.display()))?;
+                    }
+                    several.iter().map(|link| directory.join(name(link))).collect()
+                }
+            };
+            for (link, file) in links.iter().zip(&files) {
+                download(&target.client, &plain(&link["link"]), file)?;
+            }
+            match (global.output, files.as_slice()) {
+                (Output::Json, [one]) => println!("{:#}", json!({"backup_id": id, "file": one})),
+                (Output::Json, several) => println!("{:#}", json!({"backup_id": id, "files": several})),
+                (Output::Table, all) => all.iter().for_each(|file| println!("{}", file.display())),
             }
         }
     }

@@ -70,6 +70,14 @@ pub fn serving(app: &App, instance: &Instance) -> Result<Vec<Engine>, Error> {
         .collect()
 }
 
+/// The engines that serve the instance now, those that are gone left out.
+///
+/// # Errors
+/// [`Kind::NotFound`] without a serving generation; as [`find`].
+pub fn serving_ones(app: &App, instance: &Instance) -> Result<Vec<Engine>, Error> {
+    living(app, instance, &job::serving_generation(app, instance)?)
+}
+
 /// Finds the generation's engines or starts them, all at once, waits until they have loaded, and gives each its limit,
 /// password and port. A node that must wait for its successor ([`cluster::succession`]) is left as it is: the
 /// reconciler comes again.

@@ -463,13 +463,6 @@ fn what_a_cluster_cannot_be_or_do_is_refused() {
         (&shown["sharding_count"], &shown["replica_count"]),
         (&json!(4), &json!(1))
     );
-    caller
-        .v2(
-            "POST",
-            &format!("/instances/{instance}/backups"),
-            Some(&json!({})),
-        )
-        .refused("400 DCS.4086");
     let unknown = json!({"backup_id": "00000000-0000-4000-8000-000000000000"});
     caller
         .v2("POST", &format!("/instances/{instance}/restores"), Some(&unknown))
@@ -480,4 +473,148 @@ fn what_a_cluster_cannot_be_or_do_is_refused() {
     caller
         .v2("POST", "/instances", Some(&taken))
         .refused("400 DCS.4063");
+}
+
+/// Loads a file in an engine outside of any cluster, and returns its `DEBUG DIGEST`.
+fn digest_of(rdb: &std::path::Path) -> (String, usize) {
+    let folder = xtask::scratch::Scratch::new("shard").unwrap();
+    std::fs::copy(rdb, folder.path().join("dump.rdb")).unwrap();
+    let socket = folder.path().join("s");
+    let mut engine = Command::new("redis-server")
+        .args([
+            "--port",
+            "0",
+            "--save",
+            "",
+            "--enable-debug-command",
+            "local",
+            "--unixsocket",
+        ])
+        .arg(&socket)
+        .arg("--dir")
+        .arg(folder.path())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let target = Target {
+        place: xtask::resp::Place::Unix(socket),
+        user: None,
+        password: None,
+    };
+    let mut client = wait("an engine with the file", || {
+        let mut client = Connection::open(&target).ok()?;
+        (client.info("persistence", "loading").ok()? == "0").then_some(client)
+    });
+    let digest = client
+        .ask(&["DEBUG", "DIGEST"])
+        .unwrap()
+        .text()
+        .unwrap()
+        .to_owned();
+    let Reply::Number(keys) = client.ask(&["DBSIZE"]).unwrap() else {
+        panic!()
+    };
+    engine.kill().unwrap();
+    engine.wait().unwrap();
+    (digest, usize::try_from(keys).unwrap())
+}
+
+#[test]
+fn a_backup_of_a_cluster_has_a_file_for_each_shard_with_exactly_its_keys() {
+    let service = Service::start();
+    let caller = service.caller();
+    let instance = ask(&caller, "captured", "redis.cluster.xu1.large.r2.4", &json!({}));
+    let all = ports(&caller.wait_idle(&instance));
+    let mut client = Client::new(&all);
+    client.fill(1000);
+    let backup = caller.make_backup(&instance, "three shards");
+    let record = caller
+        .ck("GET", &format!("/instances/{instance}/backups/{backup}"), None)
+        .expect(200)
+        .json();
+    assert_eq!(
+        (&record["is_support_restore"], &record["ext"]["keys"]),
+        (&json!("FALSE"), &json!(1000))
+    );
+    let links = caller
+        .v2(
+            "POST",
+            &format!("/instances/{instance}/backups/{backup}/links"),
+            Some(&json!({"expiration": 300})),
+        )
+        .expect(200)
+        .json();
+    let names: Vec<&str> = links["links"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|link| link["file_name"].as_str().unwrap())
+        .collect();
+    let slots: Vec<&str> = names.iter().map(|name| name.split('_').nth(3).unwrap()).collect();
+    assert_eq!(slots, ["0-5460", "5461-10921", "10922-16383"], "{names:?}");
+    let folder = xtask::scratch::Scratch::new("download").unwrap();
+    let to = folder.path().join("shards");
+    let got = service.run_json(&[
+        "backup",
+        "download",
+        "captured",
+        "latest",
+        "--to",
+        to.to_str().unwrap(),
+    ]);
+    let files: Vec<std::path::PathBuf> = serde_json::from_value(got["files"].clone()).unwrap();
+    let mut keys = 0;
+    for (file, port) in files.iter().zip([all[0], all[2], all[4]]) {
+        let (digest, count) = digest_of(file);
+        assert_eq!(digest, says(port, &["DEBUG", "DIGEST"]), "{}", file.display());
+        keys += count;
+    }
+    assert_eq!((files.len(), keys), (3, 1000));
+    for level in ["stored", "parsed"] {
+        let verified = service.run_json(&["backup", "verify", "captured", "latest", "--level", level]);
+        assert_eq!(
+            (&verified["holds"], &verified["shards"]),
+            (&json!(true), &json!(3))
+        );
+        assert!(verified["skew_ms"].as_i64().unwrap() >= 0, "{verified}");
+    }
+    let restore = json!({"backup_id": backup});
+    caller
+        .v2("POST", &format!("/instances/{instance}/restores"), Some(&restore))
+        .refused("400 DCS.4086");
+
+    // Without its replica a shard is captured from its primary.
+    let (replica, ..) = nodes(&caller, &instance).remove(1);
+    kill_node(&service, &instance, &replica);
+    let started = caller
+        .v2(
+            "POST",
+            &format!("/instances/{instance}/backups"),
+            Some(&json!({})),
+        )
+        .expect(200)
+        .json();
+    let id = started["backup_id"].as_str().unwrap();
+    let ended = caller.wait_end(&instance, "backups", id);
+    assert_eq!(
+        (&ended["status"], &ended["ext"]["keys"]),
+        (&json!("succeed"), &json!(1000)),
+        "{ended}"
+    );
+    wait("the replica", || {
+        let back = nodes(&caller, &instance)
+            .into_iter()
+            .find(|node| node.0 == replica)?;
+        Connection::open(&Target::local(back.1, None)).ok().map(drop)
+    });
+    caller
+        .v2("DELETE", &format!("/instances/{instance}/backups/{backup}"), None)
+        .expect(204);
+    wait("the end of its objects", || {
+        let output = Command::new("find")
+            .arg(service.data().join("store"))
+            .args(["-path", &format!("*{backup}*seg-*")])
+            .output();
+        output.unwrap().stdout.is_empty().then_some(())
+    });
 }
