@@ -1,7 +1,8 @@
 //! What lies in the store: the objects of one backup, and how they are read back.
 //!
 //! ```text
-//! <prefix>/shard-0/seg-000000.rdb.zst.age   the RDB as captured, cut in pieces, each zstd in age
+//! <prefix>/shard-0/seg-000000.rdb.zst.age   the RDB as captured, cut in pieces, each zstd in age; of a cluster one
+//!                                           such folder for each shard, each with a whole RDB
 //! <prefix>/details.age                      JSON in zstd in age: census, digests, biggest keys, functions
 //! <prefix>/manifest.json                    signed list of all of the above; written last, deleted first
 //! ```
@@ -13,6 +14,8 @@
 //!
 //! Nothing is read that the signed manifest does not name with its size and digests; whether it is the right
 //! manifest is decided by its digest, which the caller keeps elsewhere.
+
+mod shards;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -29,8 +32,14 @@ use crate::priority;
 use crate::segment::{Expected, Opener, PLAIN_BYTES_MAX, Sealed, stored_bytes_max};
 use crate::store::{Store, Wanted, always};
 
+pub use shards::ShardRecord;
+use shards::delete_segments;
+pub(crate) use shards::shard_segment_name;
+
 /// Version of the manifest and of the layout that this code writes.
 pub const MANIFEST_VERSION: u32 = 1;
+/// That of an archive with several shards: a reader of version 1 would take their files for one.
+pub const MANIFEST_VERSION_SHARDS: u32 = 2;
 /// Version of the details.
 pub const DETAILS_VERSION: u32 = 1;
 /// Largest manifest that is read: 100,000 segments of 400 bytes and reserve, 0.8 TB of snapshot.
@@ -41,17 +50,13 @@ const READ_MEMORY_BYTES: u64 = 56 * 1024 * 1024;
 /// How long a wait lasts before the control is asked again.
 const PATIENCE: Duration = Duration::from_millis(100);
 
-/// Segments of a broken backup that can be missing before one that is there: as many as were being stored when it
-/// broke, with reserve.
-const SEGMENTS_MISSING_MAX: u32 = 8;
-
 const MANIFEST: &str = "manifest.json";
 /// The name of the details object, relative to the prefix.
 pub(crate) const DETAILS: &str = "details.age";
 
-/// The object name of segment `index`, relative to the prefix.
+/// The object name of segment `index` of the only shard, relative to the prefix.
 pub fn segment_name(index: usize) -> String {
-    format!("shard-0/seg-{index:06}.rdb.zst.age")
+    shard_segment_name(0, index)
 }
 
 /// The signed description of an archive. Version 1; a field is never given another meaning.
@@ -90,6 +95,10 @@ pub struct Manifest {
     pub details: ObjectRecord,
     /// In the order of their bytes, without gaps.
     pub segments: Vec<SegmentRecord>,
+    /// The shards of a cluster, whose files follow each other in the segments: the sizes above are sums then. Empty where
+    /// the segments are one RDB.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shards: Vec<ShardRecord>,
 }
 
 /// Identity of one encrypted object.
@@ -293,18 +302,10 @@ pub fn delete(store: &Store, prefix: &str) -> Result<(), Error> {
         return store.delete_prefix(prefix);
     }
     store.delete(&format!("{prefix}/{DETAILS}"))?;
-    let mut absent = 0;
-    for index in 0.. {
-        let name = format!("{prefix}/{}", segment_name(index));
-        if store.exists(&name)? {
-            store.delete(&name)?;
-            absent = 0;
-        } else {
-            absent += 1;
-            if absent > SEGMENTS_MISSING_MAX {
-                break;
-            }
-        }
+    // A shard is begun after the one before it is stored, so the first one without anything is the last.
+    let mut shard = 0;
+    while delete_segments(store, prefix, shard)? {
+        shard += 1;
     }
     match store.delete_prefix(prefix) {
         // The right to LIST may be withheld: it is not needed.
@@ -387,15 +388,28 @@ impl Archive {
         let version = serde_json::from_str::<VersionOnly>(&signed.manifest)
             .map_err(|e| tampered("it has no version").because(e))?
             .version;
-        if version != MANIFEST_VERSION {
-            return Err(Error::new(
-                Kind::Store,
-                "open archive",
-                format!("{name}: written in format {version}, this program reads {MANIFEST_VERSION}"),
-            ));
+        let newer = || {
+            let context = format!("{name}: written in format {version}, which this program does not read");
+            Error::new(Kind::Store, "open archive", context)
+        };
+        if version != MANIFEST_VERSION && version != MANIFEST_VERSION_SHARDS {
+            return Err(newer());
         }
         let manifest: Manifest =
             serde_json::from_str(&signed.manifest).map_err(|e| tampered("it is no manifest").because(e))?;
+        if (version == MANIFEST_VERSION_SHARDS) == manifest.shards.is_empty() {
+            return Err(newer());
+        }
+        let mut next = 0;
+        for file in manifest.files() {
+            if file.start != next {
+                return Err(tampered("its shards leave gaps"));
+            }
+            next = file.end;
+        }
+        if next != manifest.plain_bytes {
+            return Err(tampered("its shards are not the whole"));
+        }
         let mut offset = 0;
         for segment in &manifest.segments {
             if segment.first_offset != offset {

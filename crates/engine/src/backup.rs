@@ -15,12 +15,13 @@
 mod cut;
 mod import;
 mod sealing;
+mod shards;
 
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::archive::{self, Manifest};
+use crate::archive::{self, Manifest, ShardRecord};
 use crate::control::Control;
 use crate::duplicate::SpillFile;
 use crate::error::{Error, Kind};
@@ -35,6 +36,7 @@ use crate::store::{Patience, Store};
 use cut::{Captured, Cutter};
 pub use import::{ImportPlan, run as import};
 use sealing::Sealing;
+pub use shards::{Shard, run_shards};
 
 /// How long a wait lasts before the control is asked again.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -148,7 +150,7 @@ fn make(
     let snapshot = started.payload(control)?;
     let (replid, offset) = (snapshot.replid.clone(), snapshot.offset);
     control.enter("capturing", snapshot.length.unwrap_or(plan.expected_bytes));
-    let captured = capture(plan, store, snapshot, control)?;
+    let captured = capture(plan, store, snapshot, 0, None, control)?;
     failpoint::hit("backup.after_last_segment")?;
 
     let whole = Whole {
@@ -158,6 +160,7 @@ fn make(
         source: plan.source.address.to_string(),
         replid,
         offset,
+        shards: Vec::new(),
     };
     conclude(whole, captured, store, signer, control)
 }
@@ -170,6 +173,8 @@ struct Whole<'a> {
     source: String,
     replid: String,
     offset: i64,
+    /// Empty where it is no cluster.
+    shards: Vec<ShardRecord>,
 }
 
 /// Stores details and manifest of segments that are stored: the backup exists from there on.
@@ -189,7 +194,10 @@ fn conclude(
         .map(|segment| segment.object.stored_bytes)
         .sum();
     let manifest = Manifest {
-        version: archive::MANIFEST_VERSION,
+        version: match whole.shards.is_empty() {
+            true => archive::MANIFEST_VERSION,
+            false => archive::MANIFEST_VERSION_SHARDS,
+        },
         project: whole.labels.project.clone(),
         instance: whole.labels.instance.clone(),
         backup: whole.labels.backup.clone(),
@@ -205,6 +213,7 @@ fn conclude(
         recipient: whole.recipient.to_string(),
         details,
         segments: captured.segments,
+        shards: whole.shards,
     };
     control.check("write manifest")?;
     failpoint::hit("backup.before_manifest")?;
@@ -239,23 +248,25 @@ fn begin_snapshot(plan: &BackupPlan, node: Node, control: &Control) -> Result<St
     handshake.started(control)
 }
 
-/// Moves the snapshot into the store, as segments.
+/// Moves the snapshot into the store, as segments of a shard. A key of a slot beside `slots` is an error.
 fn capture(
     plan: &BackupPlan,
     store: &Store,
     snapshot: Snapshot,
+    shard: usize,
+    slots: Option<&[(u16, u16)]>,
     control: &Control,
 ) -> Result<Captured, Error> {
     let spool = Spool::create(&plan.spool_dir, plan.spool_limit_bytes)?;
     let validator = SpillFile::validator(&plan.spool_dir)?;
-    let sealing = Sealing::new(store, &plan.prefix, &plan.recipient);
+    let sealing = Sealing::new(store, &plan.prefix, &plan.recipient, shard);
     std::thread::scope(|scope| {
         // Dropped on every way out, panics included: else the scope would wait for its threads for ever.
         let _abandon = AbandonAtEnd(&spool);
         let _stop = StopAtEnd(&sealing);
         scope.spawn(|| drain(snapshot, &spool, control));
         let jobs = sealing.start(scope);
-        let mut cutter = Cutter::new(validator, jobs);
+        let mut cutter = Cutter::new(validator, jobs).of_shard(shard, slots);
         let mut chunk = Vec::new();
         loop {
             control.check("capture snapshot")?;

@@ -5,6 +5,7 @@
 
 pub mod archive;
 pub mod backup;
+pub mod cluster;
 pub mod control;
 mod direct;
 pub mod duplicate;

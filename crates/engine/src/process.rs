@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::cluster::Seat;
 use crate::error::{Error, Kind};
 use crate::failpoint;
 use crate::node::{Address, Endpoint, Node, Secret};
@@ -36,6 +37,8 @@ pub const SOCKET: &str = "engine.sock";
 pub const LOG: &str = "redis.log";
 /// The ACL user of the control plane.
 pub const ADMIN_USER: &str = "cachekeep";
+/// The ACL user as whom a cluster's replicas follow their primaries.
+const REPLICA_USER: &str = "cachekeep-replica";
 
 /// Host and port of the primary of a standby. The broadcast address: the kernel refuses a TCP connection to it at
 /// once, so this primary never answers.
@@ -81,6 +84,8 @@ pub struct EngineSpec {
     pub max_memory_bytes: u64,
     /// What survives a restart.
     pub persistence: Persistence,
+    /// As a node of a cluster it is found here by the others; `None`: it is alone.
+    pub cluster: Option<Seat>,
 }
 
 /// A handle on one process. Dropping it does nothing to the process.
@@ -366,6 +371,16 @@ impl Engine {
     /// [`Kind::EngineExited`] with the end of the log where the process is gone; else as [`Node::connect`].
     pub fn control(&self) -> Result<Node, Error> {
         Node::connect(&self.endpoint()).map_err(|e| self.explain(e))
+    }
+
+    /// As [`Engine::control`], for who cannot wait: each silence may last for `limit`.
+    ///
+    /// # Errors
+    /// [`Kind::Idle`] where it lives and says nothing; as [`Engine::control`].
+    pub fn control_within(&self, limit: Duration) -> Result<Node, Error> {
+        let mut endpoint = self.endpoint();
+        endpoint.timeout = limit;
+        Node::connect(&endpoint).map_err(|e| self.explain(e))
     }
 
     /// Waits until the control socket answers.

@@ -121,9 +121,10 @@ pub(crate) fn manifest_seeds() -> Vec<Vec<u8>> {
                 db: 0,
             })
             .to_vec(),
+        shards: Vec::new(),
     };
     let later = Manifest {
-        version: 2,
+        version: 3,
         ..manifest.clone()
     };
     [manifest, later].iter().flat_map(serde_json::to_vec).collect()

@@ -27,6 +27,26 @@ impl Census {
         }
         totals
     }
+
+    /// Adds the counts of another file, which has none of these keys: together they are those of one file with all.
+    pub fn absorb(&mut self, other: &Census) {
+        for (db, from) in &other.dbs {
+            let into = self.dbs.entry(*db).or_default();
+            into.keys += from.keys;
+            into.expires += from.expires;
+            for (kind, counts) in &from.types {
+                let of_type = into.types.entry(*kind).or_default();
+                of_type.keys += counts.keys;
+                of_type.elements = of_type.elements.saturating_add(counts.elements);
+                of_type.expiring_elements =
+                    of_type.expiring_elements.saturating_add(counts.expiring_elements);
+                of_type.bytes += counts.bytes;
+            }
+            let sum = u128::from_be_bytes(into.digest).wrapping_add(u128::from_be_bytes(from.digest));
+            into.digest = sum.to_be_bytes();
+            into.ttl.absorb(&from.ttl);
+        }
+    }
 }
 
 /// Sums over all databases of a file.
@@ -92,6 +112,18 @@ const HOUR_MS: i64 = 3_600_000;
 const BUCKET_ENDS_MS: [i64; 5] = [0, HOUR_MS, 24 * HOUR_MS, 7 * 24 * HOUR_MS, 30 * 24 * HOUR_MS];
 
 impl Ttl {
+    fn absorb(&mut self, other: &Ttl) {
+        let of_both = |one: Option<i64>, two: Option<i64>, choose: fn(i64, i64) -> i64| match (one, two) {
+            (Some(one), Some(two)) => Some(choose(one, two)),
+            (one, two) => one.or(two),
+        };
+        self.min_ms = of_both(self.min_ms, other.min_ms, i64::min);
+        self.max_ms = of_both(self.max_ms, other.max_ms, i64::max);
+        for (into, from) in self.buckets.iter_mut().zip(other.buckets) {
+            *into += from;
+        }
+    }
+
     fn add(&mut self, at_ms: i64, written_ms: Option<i64>) {
         self.min_ms = Some(self.min_ms.map_or(at_ms, |min| min.min(at_ms)));
         self.max_ms = Some(self.max_ms.map_or(at_ms, |max| max.max(at_ms)));

@@ -102,6 +102,12 @@ id!(
     is_uuid
 );
 id!(
+    /// One engine of a generation: a UUID.
+    NodeId,
+    36,
+    is_uuid
+);
+id!(
     /// A durable unit of work: a UUID.
     JobId,
     36,
@@ -132,7 +138,7 @@ macro_rules! random {
         }
     )*};
 }
-random!(hyphenated: InstanceId, BackupId, RestoreId, GenerationId, JobId, StorageId);
+random!(hyphenated: InstanceId, BackupId, RestoreId, GenerationId, NodeId, JobId, StorageId);
 random!(simple: ProjectId, UserId);
 
 fn is_hex32(text: &[u8; 32]) -> bool {

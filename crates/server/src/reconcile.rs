@@ -3,12 +3,12 @@
 //! Takes no hints and remembers nothing: it reads the catalogue, looks at processes and directories, and mends what
 //! differs. An instance with an unsettled job is that job's business.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use engine::process::{self, Persistence};
+use engine::process::{self, Engine, Persistence, Vitals};
 use engine::{Control, Kind};
 
 use crate::app::App;
@@ -16,7 +16,8 @@ use crate::backup::record::{self as backups, FailureCode};
 use crate::catalog;
 use crate::ids::{InstanceId, Moment};
 use crate::instance::generation::{self, Generation, State};
-use crate::instance::{Instance, Status, job as instances, record};
+use crate::instance::layout::Place;
+use crate::instance::{Instance, Status, job as instances, nodes, record};
 use crate::jobs::queue;
 use crate::jobs::worker::{Gate, panic_text};
 use crate::limits;
@@ -214,42 +215,66 @@ fn remove_generation(app: &App, instance: &Instance, found: &Generation) {
     }
 }
 
-/// Brings the serving engine back where it is gone, and gives it its port where it has not got it. One that lives and
-/// is busy with something long of its clients' is left alone.
-fn keep_serving(app: &App, instance: &Instance, serving: &Generation) -> Result<(), catalog::Error> {
-    let directory = app.config.generation_dir(&instance.id, &serving.id);
-    let found = instances::admin_password(app, instance)
-        .and_then(|password| process::find(&directory, &password))
-        .unwrap_or(None);
-    let now = Moment::now();
-    if let Some(engine) = &found {
-        match engine.vitals(limits::GLANCE) {
-            Ok(vitals) if vitals.port == instance.port => {
-                app.board.note_memory(&instance.id, vitals.used_memory_bytes);
-                if instance.persistence == Persistence::None
-                    && let Err(error) = engine.forget_snapshot()
-                {
-                    tracing::warn!(instance.id = %instance.id, error = engine::chain(&error), "a file that is to be forgotten does not go");
-                }
-                if instance.status == Status::Error {
-                    serves_again(app, instance, true, now)?;
-                }
-                return Ok(());
-            }
-            // A script that runs for long is answered with BUSY.
-            Err(error) if matches!(error.kind, Kind::Idle | Kind::Refused) => {
-                tracing::info!(instance.id = %instance.id, engine.pid = engine.pid(), error = engine::chain(&error), "the engine is busy: leaving it alone");
-                return Ok(());
-            }
-            _ => {}
+/// What a look at an engine came to.
+enum Look {
+    /// It has its port.
+    Serves(Engine, Vitals),
+    /// It lives and is busy with something long of its clients'.
+    Busy,
+    /// It is gone, or has not got its port.
+    Amiss,
+}
+
+fn look_at(app: &App, instance: &Instance, serving: &Generation, place: &Place) -> Look {
+    let Some(engine) = nodes::find(app, instance, serving, place).unwrap_or(None) else {
+        return Look::Amiss;
+    };
+    match engine.vitals(limits::GLANCE) {
+        Ok(vitals) if vitals.port == place.port => Look::Serves(engine, vitals),
+        // A script that runs for long is answered with BUSY.
+        Err(error) if matches!(error.kind, Kind::Idle | Kind::Refused) => {
+            tracing::info!(instance.id = %instance.id, engine.pid = engine.pid(), error = engine::chain(&error), "the engine is busy: leaving it alone");
+            Look::Busy
         }
+        _ => Look::Amiss,
+    }
+}
+
+/// Brings the serving engines back that are gone, and gives them their ports where they have not got them. One that
+/// lives and is busy with something long of its clients' is left alone.
+fn keep_serving(app: &App, instance: &Instance, serving: &Generation) -> Result<(), catalog::Error> {
+    let now = Moment::now();
+    let looks: Vec<Look> = serving
+        .nodes
+        .iter()
+        .map(|place| look_at(app, instance, serving, place))
+        .collect();
+    if !looks.iter().any(|look| matches!(look, Look::Amiss)) {
+        let mut memory = BTreeMap::new();
+        for (place, look) in serving.nodes.iter().zip(&looks) {
+            let Look::Serves(engine, vitals) = look else {
+                return Ok(());
+            };
+            // The nodes of a shard hold the same.
+            memory.entry(place.shard).or_insert(vitals.used_memory_bytes);
+            if instance.persistence == Persistence::None
+                && let Err(error) = engine.forget_snapshot()
+            {
+                tracing::warn!(instance.id = %instance.id, error = engine::chain(&error), "a file that is to be forgotten does not go");
+            }
+        }
+        app.board.note_memory(&instance.id, memory.values().sum());
+        if instance.status == Status::Error {
+            serves_again(app, instance, true, now)?;
+        }
+        return Ok(());
     }
     tracing::warn!(instance.id = %instance.id, "the engine is not serving: bringing it back");
-    let has_data = instances::holds_data(app, instance, &serving.id);
+    let has_data = nodes::hold_data(app, instance, serving);
     let control = Control::new(Some(limits::OPERATION_TIME_BASE));
-    match instances::bring_up(app, instance, &serving.id, Some(instance.port), &control) {
-        Ok(engine) => {
-            tracing::info!(instance.id = %instance.id, engine.pid = engine.pid(), "the engine serves again");
+    match nodes::bring_up(app, instance, serving, &control) {
+        Ok(()) => {
+            tracing::info!(instance.id = %instance.id, "the engine serves again");
             serves_again(app, instance, has_data, now)?;
         }
         Err(error) => {
@@ -291,7 +316,8 @@ fn remove_orphans(app: &App) -> Result<(), catalog::Error> {
         .collect();
     let unowned = || {
         let mut found = process::find_orphans(&root);
-        found.retain(|(_, directory)| !owned.contains(directory));
+        // A node of several has a directory of its own below the generation's.
+        found.retain(|(_, directory)| !directory.ancestors().any(|above| owned.contains(above)));
         found
     };
     for (pid, directory) in unowned() {

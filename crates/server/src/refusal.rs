@@ -94,6 +94,10 @@ pub enum Refusal {
     DeleteFailed,
     /// Single-node instances have no backup and restore in strict mode.
     SingleNode,
+    /// Clusters have no restore yet.
+    NotForClusters,
+    /// Engines listen on every address of the machine: a cluster could not tell its clients where its nodes are.
+    AddressOpen,
     /// The catalogue failed.
     Catalog(catalog::Error),
     /// Something of ours failed; the text is for the log.

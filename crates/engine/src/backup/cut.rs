@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BinaryHeap};
 
 use crate::archive::{
     DETAILS_VERSION, DbDetails, Details, FunctionDetails, KeyDetails, ObjectRecord, SegmentRecord,
-    TypeDetails, segment_name,
+    TypeDetails, shard_segment_name,
 };
 use crate::duplicate::invalid;
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::keys::to_hex;
 use crate::segment::SEGMENT_BYTES;
 
@@ -30,6 +30,24 @@ pub(super) struct Captured {
 }
 
 impl Captured {
+    /// Adds what another shard's snapshot held, behind this one.
+    pub(super) fn append(&mut self, other: Captured) {
+        let before = self.report.bytes;
+        self.segments
+            .extend(other.segments.into_iter().map(|mut segment| {
+                segment.first_offset += before;
+                segment
+            }));
+        self.report.bytes += other.report.bytes;
+        self.report.rdb_version = self.report.rdb_version.max(other.report.rdb_version);
+        self.report.census.absorb(&other.report.census);
+        self.report.warning_count += other.report.warning_count;
+        self.keys += other.keys;
+        self.biggest.extend(other.biggest);
+        self.biggest.sort_unstable_by(|one, two| two.cmp(one));
+        self.biggest.truncate(BIGGEST_KEYS);
+    }
+
     /// The text of the first of these AUX fields that is there, else nothing.
     pub(super) fn aux_text(&self, names: &[&str]) -> String {
         aux_text(&self.report, names)
@@ -116,11 +134,22 @@ struct Gathered {
     /// Segments from this one on wait for the next complete key to learn their database.
     segments: Vec<SegmentRecord>,
     without_db: usize,
+    /// The slots that keys may be of; `None`: all.
+    slots: Option<Vec<(u16, u16)>>,
+    /// Offset and slot of the first key that is of another.
+    stray: Option<(u64, u16)>,
 }
 
 impl rdb::Sink for Gathered {
     fn key(&mut self, key: &rdb::KeySummary<'_>) {
         self.last_start = key.offset;
+        if let Some(slots) = &self.slots
+            && self.stray.is_none()
+        {
+            let slot = rdb::slot_of(key.key);
+            let is_own = slots.iter().any(|(first, last)| (*first..=*last).contains(&slot));
+            self.stray = (!is_own).then_some((key.offset, slot));
+        }
         self.last_db = key.db;
         for segment in &mut self.segments[self.without_db..] {
             segment.db = key.db;
@@ -151,6 +180,7 @@ pub(super) struct Cutter {
     pending: Vec<u8>,
     first_offset: u64,
     is_mid_key: bool,
+    shard: usize,
 }
 
 impl Cutter {
@@ -162,7 +192,15 @@ impl Cutter {
             jobs,
             first_offset: 0,
             is_mid_key: false,
+            shard: 0,
         }
+    }
+
+    /// The same for a shard of a cluster; with `slots` a key of another slot is an error.
+    pub(super) fn of_shard(mut self, shard: usize, slots: Option<&[(u16, u16)]>) -> Self {
+        self.shard = shard;
+        self.gathered.slots = slots.map(<[_]>::to_vec);
+        self
     }
 
     /// Keys begun so far.
@@ -208,6 +246,10 @@ impl Cutter {
 
     /// Validates the end and hands over the last segment.
     pub(super) fn finish(mut self) -> Result<(Captured, Jobs), Error> {
+        if let Some((offset, slot)) = self.gathered.stray {
+            let context = format!("the key at byte {offset} is of slot {slot}, which is not its shard's");
+            return Err(Error::new(Kind::Mismatch, VALIDATE, context));
+        }
         let keys = self.validator.keys_so_far();
         let last = std::mem::take(&mut self.pending);
         if !last.is_empty() {
@@ -234,7 +276,7 @@ impl Cutter {
         let plain_bytes = piece.len() as u64;
         self.gathered.segments.push(SegmentRecord {
             object: ObjectRecord {
-                name: segment_name(index),
+                name: shard_segment_name(self.shard, index),
                 plain_bytes,
                 stored_bytes: 0,
                 plain_blake3: String::new(),

@@ -76,7 +76,7 @@ fn make(
     std::fs::create_dir_all(&plan.spill_dir)
         .map_err(|e| Error::io(Kind::Io, IMPORT, plan.spill_dir.display().to_string(), e))?;
     let validator = SpillFile::validator(&plan.spill_dir)?;
-    let sealing = Sealing::new(store, &plan.prefix, &plan.recipient);
+    let sealing = Sealing::new(store, &plan.prefix, &plan.recipient, 0);
     let captured = std::thread::scope(|scope| {
         let _stop = StopAtEnd(&sealing);
         let jobs = sealing.start(scope);
@@ -111,6 +111,7 @@ fn make(
         source: plan.source.clone(),
         replid: captured.aux_text(&["repl-id"]),
         offset: captured.aux_text(&["repl-offset"]).parse().unwrap_or(-1),
+        shards: Vec::new(),
     };
     conclude(whole, captured, store, signer, control)
 }

@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Mutex, MutexGuard};
 use std::thread::Scope;
 
-use crate::archive::{ObjectRecord, SegmentRecord, segment_name};
+use crate::archive::{ObjectRecord, SegmentRecord, shard_segment_name};
 use crate::control::Control;
 use crate::error::{Error, Kind};
 use crate::failpoint;
@@ -73,6 +73,7 @@ pub(super) struct Sealing<'a> {
     store: &'a Store,
     prefix: &'a str,
     recipient: &'a Recipient,
+    shard: usize,
     is_stopped: AtomicBool,
     state: Mutex<State>,
 }
@@ -84,11 +85,12 @@ struct State {
 }
 
 impl<'a> Sealing<'a> {
-    pub(super) fn new(store: &'a Store, prefix: &'a str, recipient: &'a Recipient) -> Self {
+    pub(super) fn new(store: &'a Store, prefix: &'a str, recipient: &'a Recipient, shard: usize) -> Self {
         Self {
             store,
             prefix,
             recipient,
+            shard,
             is_stopped: AtomicBool::new(false),
             state: Mutex::default(),
         }
@@ -128,7 +130,7 @@ impl<'a> Sealing<'a> {
             if self.is_stopped.load(Ordering::Relaxed) {
                 return Ok(());
             }
-            let name = segment_name(index);
+            let name = shard_segment_name(self.shard, index);
             let sealed = sealer.seal(&mut piece)?;
             let emptied = self
                 .store

@@ -135,6 +135,20 @@ impl Engine {
             .map_err(|e| self.explain(e))
     }
 
+    /// Whether it is nobody's replica, or why there was no answer in `limit`.
+    ///
+    /// # Errors
+    /// [`Kind::Idle`] where it lives and says nothing; as [`Node::command`]; [`Kind::EngineExited`].
+    pub fn is_primary(&self, limit: Duration) -> Result<bool, Error> {
+        let mut node = self.control_within(limit)?;
+        let reply = node.run(&["ROLE"]).map_err(|e| self.explain(e))?;
+        let role = match &reply {
+            Reply::Array(words) => words.first().and_then(Reply::text),
+            _ => None,
+        };
+        Ok(role.as_deref() == Some("master"))
+    }
+
     /// Removes every key of every db. The memory is given back in the background.
     ///
     /// # Errors

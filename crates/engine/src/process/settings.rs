@@ -7,7 +7,9 @@ use ring::digest::{SHA256, digest};
 use crate::error::{Error, Kind};
 use crate::node::Secret;
 
-use super::{ADMIN_USER, EngineSpec, LOG, NO_PRIMARY, Persistence, SOCKET};
+use crate::cluster::{NODE_TIMEOUT, Seat};
+
+use super::{ADMIN_USER, EngineSpec, LOG, NO_PRIMARY, Persistence, REPLICA_USER, SOCKET};
 
 /// As DCS has them.
 const DATABASES: u32 = 256;
@@ -17,6 +19,13 @@ const DATABASES: u32 = 256;
 /// side of `PSYNC` stay, so that the usual programs work.
 const CLIENT_RULES: &str = "~* &* +@all -acl|setuser -acl|deluser -acl|load -acl|save -config|set -config|rewrite \
                             -module -replicaof -slaveof -shutdown -failover -client|pause";
+
+/// What clients of a cluster may not do either: change who its nodes are and who of them has which slots. Reading all of
+/// that stays, cluster clients live on it.
+const CLUSTER_CLIENT_RULES: &str = "-cluster|addslots -cluster|addslotsrange -cluster|bumpepoch -cluster|delslots \
+                                    -cluster|delslotsrange -cluster|failover -cluster|flushslots -cluster|forget \
+                                    -cluster|meet -cluster|replicate -cluster|reset -cluster|saveconfig \
+                                    -cluster|set-config-epoch -cluster|setslot";
 
 /// Whom the process is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +42,10 @@ pub(super) fn text(spec: &EngineSpec, role: Role) -> Result<String, Error> {
     let is_address = |byte: u8| byte.is_ascii_alphanumeric() || b".:*-%_ ".contains(&byte);
     if spec.bind.trim().is_empty() || !spec.bind.bytes().all(is_address) {
         let context = format!("{:?} is no list of addresses", spec.bind);
+        return Err(Error::new(Kind::EngineStart, "start engine", context));
+    }
+    if spec.cluster.is_some() && role == Role::Standby {
+        let context = "a node of a cluster cannot be a standby";
         return Err(Error::new(Kind::EngineStart, "start engine", context));
     }
     let max_memory_bytes = match role {
@@ -59,7 +72,9 @@ pub(super) fn text(spec: &EngineSpec, role: Role) -> Result<String, Error> {
     line(format_args!("oom-score-adj relative"));
     line(format_args!("oom-score-adj-values 0 500 800"));
     line(format_args!("tcp-backlog 511"));
-    line(format_args!("databases {DATABASES}"));
+    // Only the first one exists in a cluster.
+    let databases = if spec.cluster.is_some() { 1 } else { DATABASES };
+    line(format_args!("databases {databases}"));
     line(format_args!("maxmemory {max_memory_bytes}"));
     line(format_args!("maxmemory-policy noeviction"));
     // What clients send with RESTORE is checked in depth. Files are not checked again while they load: a backup's was
@@ -91,10 +106,35 @@ pub(super) fn text(spec: &EngineSpec, role: Role) -> Result<String, Error> {
         "user {ADMIN_USER} on {} ~* &* +@all",
         password_hash(&spec.admin_password)
     ));
+    let cluster_rules = spec.cluster.as_ref().map_or("", |_| CLUSTER_CLIENT_RULES);
     line(format_args!(
-        "user default on {} {CLIENT_RULES}",
+        "user default on {} {CLIENT_RULES} {cluster_rules}",
         password_rule(spec.client_password.as_ref())
     ));
+    if let Some(Seat {
+        address,
+        port,
+        bus_port,
+    }) = &spec.cluster
+    {
+        line(format_args!("cluster-enabled yes"));
+        line(format_args!("cluster-port {bus_port}"));
+        line(format_args!("cluster-announce-ip {address}"));
+        line(format_args!("cluster-announce-port {port}"));
+        line(format_args!("cluster-announce-bus-port {bus_port}"));
+        line(format_args!("cluster-node-timeout {}", NODE_TIMEOUT.as_millis()));
+        // Each shard keeps the replicas that it was given.
+        line(format_args!("cluster-allow-replica-migration no"));
+        // Clients may read this password in the configuration. It opens nothing that they cannot do as themselves, and
+        // does not tell the control user's.
+        let password = replica_password(&spec.admin_password);
+        line(format_args!(
+            "user {REPLICA_USER} on {} +psync +replconf +ping",
+            password_hash(&password)
+        ));
+        line(format_args!("masteruser {REPLICA_USER}"));
+        line(format_args!("masterauth {}", password.expose()));
+    }
     if role == Role::Standby {
         let (host, port) = NO_PRIMARY;
         line(format_args!("replicaof {host} {port}"));
@@ -110,13 +150,20 @@ pub(super) fn password_rule(password: Option<&Secret>) -> String {
     }
 }
 
+/// The password of the replicas' user: the same for all nodes of an instance, made of the control password.
+fn replica_password(admin: &Secret) -> Secret {
+    Secret::new(hex_digest(&format!("replica of {}", admin.expose())))
+}
+
 /// `#<SHA-256>`: the engine stores no more than that, and no character of a password needs quoting.
 fn password_hash(password: &Secret) -> String {
-    let hash = digest(&SHA256, password.expose().as_bytes());
-    let mut rule = String::with_capacity(65);
-    rule.push('#');
-    for byte in hash.as_ref() {
-        let _infallible = write!(rule, "{byte:02x}");
+    format!("#{}", hex_digest(password.expose()))
+}
+
+fn hex_digest(text: &str) -> String {
+    let mut hex = String::with_capacity(64);
+    for byte in digest(&SHA256, text.as_bytes()).as_ref() {
+        let _infallible = write!(hex, "{byte:02x}");
     }
-    rule
+    hex
 }

@@ -324,6 +324,7 @@ fn manifest_of(object: ObjectRecord) -> Manifest {
             mid_key: false,
             db: 0,
         }],
+        shards: Vec::new(),
     }
 }
 

@@ -35,6 +35,7 @@ fn prove(bench: &Bench, manifest_blake3: &str) -> Error {
         client_password: None,
         max_memory_bytes: 0,
         persistence: Persistence::Rdb,
+        cluster: None,
     };
     let keys = [bench.signer.verifying_key()];
     Archive::open(&bench.store, &bench.plan.prefix, &keys, Some(manifest_blake3))

@@ -89,6 +89,7 @@ fn behave() {
                 client_password: None,
                 max_memory_bytes: 0,
                 persistence: Persistence::Aof,
+                cluster: None,
             };
             let engine = process::start(&spec).unwrap();
             std::fs::write(home.join("answer"), engine.pid().to_string()).unwrap();

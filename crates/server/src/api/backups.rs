@@ -149,28 +149,28 @@ pub fn links(request: &Request) -> Result<Reply, ApiError> {
         .app
         .catalog
         .read(|tx| instances::find_with_deleted(tx, project, &id))?;
-    let file = download::file_name(&instance, &backup);
-    let link = download::link(
-        request,
-        &instance,
-        &backup,
-        &file,
-        request.now.plus_seconds(seconds),
-    );
+    let files = download::files(&request.app, &instance, &backup).map_err(|error| {
+        tracing::error!(backup.id = %backup.id, error = engine::chain(&error), "a backup's files cannot be told");
+        Refusal::Internal(engine::chain(&error))
+    })?;
+    let until = request.now.plus_seconds(seconds);
+    let links: Vec<BackupLink> = files
+        .into_iter()
+        .map(|file| BackupLink {
+            link: download::link(request, &instance, &backup, &file.name, until),
+            file_name: file.name,
+        })
+        .collect();
     let folder = format!("{prefix}/");
     Ok(json_response(
         200,
         &BackupLinks {
             bucket_name: "cachekeep".to_owned(),
-            file_path: if request.version == Version::V1 {
-                format!("{folder}{file}")
-            } else {
-                folder
+            file_path: match links.first() {
+                Some(first) if request.version == Version::V1 => format!("{folder}{}", first.file_name),
+                _ => folder,
             },
-            links: vec![BackupLink {
-                file_name: file,
-                link,
-            }],
+            links,
         },
     ))
 }

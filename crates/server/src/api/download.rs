@@ -11,8 +11,10 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use super::error::ApiError;
 use super::request::Request;
 use super::routes::Reply;
+use crate::app::App;
 use crate::backup::record::{self as backups, Backup, Format};
 use crate::ids::{BackupId, InstanceId, Moment, ProjectId};
+use crate::instance::layout::Mode;
 use crate::instance::{Instance, record as instances};
 
 /// Chunks that may wait for a slow client: 256 KiB each at most, so 2 MiB.
@@ -21,14 +23,62 @@ const CHUNK_BYTES: usize = 256 * 1024;
 /// What the links' proof is derived for.
 const PURPOSE: &str = "download";
 
-/// `redis_<ip>_<port>_<slots>_<yyyyMMddHHmmss>.rdb`
-pub fn file_name(instance: &Instance, backup: &Backup) -> String {
-    let (bind, port, at) = (&instance.bind, instance.port, backup.created_at.compact());
+/// `redis_<ip>_<port>_<slots>_<yyyyMMddHHmmss>.rdb`; several ranges of slots are joined by `+`.
+fn file_name(instance: &Instance, backup: &Backup, port: u16, slots: &[(u16, u16)]) -> String {
+    let ranges: Vec<String> = slots
+        .iter()
+        .map(|(first, last)| format!("{first}-{last}"))
+        .collect();
+    let (bind, slots, at) = (&instance.bind, ranges.join("+"), backup.created_at.compact());
     format!(
-        "redis_{}_{port}_0-16383_{at}.{}",
+        "redis_{}_{port}_{slots}_{at}.{}",
         bind.replace(':', "-"),
         backup.format.word()
     )
+}
+
+/// One of a backup's files.
+pub struct BackupFile {
+    /// Its name.
+    pub name: String,
+    /// Where it lies in the archive's bytes; `None`: it is all of them.
+    range: Option<Range<u64>>,
+}
+
+/// A backup's files: one, or one for each shard of a cluster.
+///
+/// # Errors
+/// As [`open`].
+pub fn files(app: &App, instance: &Instance, backup: &Backup) -> Result<Vec<BackupFile>, engine::Error> {
+    if instance.layout.mode == Mode::Single {
+        let name = file_name(instance, backup, instance.port, &[(0, 16383)]);
+        return Ok(vec![BackupFile { name, range: None }]);
+    }
+    let archive = open(app, backup)?;
+    let shards = archive.manifest().shards.iter();
+    Ok(shards
+        .map(|shard| BackupFile {
+            name: file_name(instance, backup, shard.port, &shard.slots),
+            range: Some(shard.range()),
+        })
+        .collect())
+}
+
+/// The archive of a backup that has one.
+///
+/// # Errors
+/// [`engine::Kind::NotFound`] where it has none; as [`engine::archive::Archive::open`].
+fn open(app: &App, backup: &Backup) -> Result<engine::archive::Archive, engine::Error> {
+    let (Some(prefix), Some(digest)) = (&backup.prefix, &backup.manifest_blake3) else {
+        return Err(engine::Error::new(
+            engine::Kind::NotFound,
+            "open backup",
+            "it has no file",
+        ));
+    };
+    let keys = [app.vault.signer.verifying_key()];
+    let store = crate::storage::open(app, backup.storage_id.as_ref())?.with_patience(Patience::SHORT);
+    engine::archive::Archive::open(&store, prefix, &keys, Some(digest.as_str()))
 }
 
 /// The link to a backup's file, good until `until`.
@@ -91,12 +141,13 @@ pub fn serve(request: &Request) -> Result<Reply, ApiError> {
         let Some(instance) = instances::find_with_deleted(tx, &project, &instance)? else {
             return Ok::<_, crate::catalog::Error>(None);
         };
-        backups::find(tx, &instance, &id)
+        let backup = backups::find(tx, &instance, &id)?.filter(Backup::is_kept);
+        Ok(backup.map(|backup| (instance, backup)))
     });
-    let backup = found?.filter(Backup::is_kept).ok_or_else(gone)?;
-    let (Some(prefix), Some(digest)) = (&backup.prefix, &backup.manifest_blake3) else {
+    let (instance, backup) = found?.ok_or_else(gone)?;
+    if backup.prefix.is_none() || backup.manifest_blake3.is_none() {
         return Err(gone());
-    };
+    }
     let broken = |error: &engine::Error| {
         tracing::error!(backup.id = %id, error = engine::chain(error), "a backup cannot be opened for download");
         ApiError::Service {
@@ -105,13 +156,17 @@ pub fn serve(request: &Request) -> Result<Reply, ApiError> {
             message: "The backup's files cannot be read.".to_owned(),
         }
     };
-    let keys = [app.vault.signer.verifying_key()];
-    let archive = crate::storage::open(app, backup.storage_id.as_ref())
-        .map(|store| store.with_patience(Patience::SHORT))
-        .and_then(|store| engine::archive::Archive::open(&store, prefix, &keys, Some(digest.as_str())))
-        .map_err(|error| broken(&error))?;
+    let archive = open(app, &backup).map_err(|error| broken(&error))?;
     let identity = crate::restore::job::archive_identity(app, &archive).map_err(|error| broken(&error))?;
-    let total = archive.manifest().plain_bytes;
+    let mut file = 0..archive.manifest().plain_bytes;
+    if !archive.manifest().shards.is_empty() {
+        let named = files(app, &instance, &backup).map_err(|error| broken(&error))?;
+        let wanted = named
+            .into_iter()
+            .find(|named| named.name == request.param("file"));
+        file = wanted.and_then(|named| named.range).ok_or_else(gone)?;
+    }
+    let total = file.end - file.start;
     let (status, range) = match wanted_range(request, total) {
         Ok(None) => (StatusCode::OK, 0..total),
         Ok(Some(range)) => (StatusCode::PARTIAL_CONTENT, range),
@@ -122,7 +177,8 @@ pub fn serve(request: &Request) -> Result<Reply, ApiError> {
             return Ok(response);
         }
     };
-    let mut response = Response::new(stream(archive, identity, range.clone(), request.slot.clone()));
+    let in_archive = file.start + range.start..file.start + range.end;
+    let mut response = Response::new(stream(archive, identity, in_archive, request.slot.clone()));
     *response.status_mut() = status;
     if status == StatusCode::PARTIAL_CONTENT {
         let last = range.end.saturating_sub(1);

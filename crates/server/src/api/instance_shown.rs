@@ -9,6 +9,7 @@ use super::request::Request;
 use super::{failure, system};
 use crate::catalog::Tx;
 use crate::instance::command;
+use crate::instance::layout::Mode;
 use crate::instance::record::persistence_word;
 use crate::instance::{Instance, Status};
 use crate::jobs::JobKind;
@@ -140,15 +141,15 @@ pub struct InstanceShown {
     pub instance_backup_policy: Option<Value>,
     /// `BACKUPING` while a backup runs, `RESTORING`, `RESTARTING`, `FLUSHING`; null when idle.
     pub task: Option<&'static str>,
-    /// `ip:port`
+    /// `ip:port` of each node, separated by commas; a list on v1.0.
     pub backend_addrs: String,
-    /// `single`
+    /// `single`, `cluster`
     pub cache_mode: &'static str,
-    /// 1
+    /// Copies of the data: a primary and its replicas.
     pub replica_count: i64,
-    /// 1
+    /// Primaries, each with a share of the slots.
     pub sharding_count: i64,
-    /// 256
+    /// 256; 1 for a cluster.
     pub db_number: i64,
     /// `generic`
     pub product_type: &'static str,
@@ -210,6 +211,14 @@ impl InstanceShown {
         let capacity_mb = instance.capacity_mb;
         let activity = command::activity(tx, &instance.id)?;
         let generation = crate::instance::generation::serving(tx, &instance.id)?;
+        let ports = match &generation {
+            Some(found) => found.nodes.iter().map(|place| place.port).collect(),
+            None => vec![instance.port],
+        };
+        let addresses: Vec<String> = ports
+            .iter()
+            .map(|port| format!("{}:{port}", instance.bind))
+            .collect();
         Ok(Self {
             instance_id: instance.id.to_string(),
             name: instance.name.clone(),
@@ -284,11 +293,14 @@ impl InstanceShown {
                 (_, Some(JobKind::Password)) => Some("RESETPASSWORD"),
                 _ => None,
             },
-            backend_addrs: format!("{}:{}", instance.bind, instance.port),
-            cache_mode: "single",
-            replica_count: 1,
-            sharding_count: 1,
-            db_number: 256,
+            backend_addrs: addresses.join(","),
+            cache_mode: instance.layout.mode.word(),
+            replica_count: i64::from(1 + instance.layout.replicas),
+            sharding_count: i64::from(instance.layout.shards),
+            db_number: match instance.layout.mode {
+                Mode::Single => 256,
+                Mode::Cluster => 1,
+            },
             product_type: "generic",
             storage_type: "DRAM",
             support_slow_log_flag: "false",
@@ -307,9 +319,13 @@ impl InstanceShown {
     pub fn into_value(self, version: Version) -> Value {
         let mut value = serde_json::to_value(&self).unwrap_or_default();
         if version == Version::V1 {
-            value["backend_addrs"] = json!([self.backend_addrs]);
+            let addresses: Vec<&str> = self.backend_addrs.split(',').collect();
+            value["backend_addrs"] = json!(addresses);
             value["domainName"] = json!(self.domain_name);
-            value["resource_spec_code"] = json!("dcs.single_node");
+            value["resource_spec_code"] = json!(match self.cache_mode {
+                "cluster" => "dcs.cluster",
+                _ => "dcs.single_node",
+            });
             value["product_id"] = json!(self.spec_code);
             value["internal_version"] = Value::Null;
             value["error_code"] = Value::Null;

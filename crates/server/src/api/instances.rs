@@ -13,6 +13,7 @@ use super::routes::Reply;
 use super::system::{self, Flavor};
 use crate::ids::InstanceId;
 use crate::instance::command::{self, Create};
+use crate::instance::layout::{Layout, Mode, SHARDS};
 use crate::instance::record::{Changes, persistence_from_word};
 use crate::instance::{Instance, Status, policy, record};
 use crate::jobs::JobKind;
@@ -79,6 +80,7 @@ fn decode_create(request: &Request) -> Result<Create, Refusal> {
         None => fields.text("product_id")?.ok_or(Refusal::SpecUnknown)?,
     };
     let flavor = Flavor::find(&spec).ok_or(Refusal::SpecUnknown)?;
+    let layout = layout(&fields, &flavor)?;
     if let Some(capacity) = fields.number("capacity")? {
         let off = (capacity * 1024.0 - flavor.capacity_mb as f64).abs();
         // The text "NaN" reads as a number too, and is the capacity of nothing.
@@ -130,6 +132,7 @@ fn decode_create(request: &Request) -> Result<Create, Refusal> {
         description,
         capacity_mb: flavor.capacity_mb,
         spec_code: flavor.spec_code.clone(),
+        layout,
         port,
         password,
         persistence,
@@ -137,6 +140,37 @@ fn decode_create(request: &Request) -> Result<Create, Refusal> {
         policy: fields.get("instance_backup_policy").cloned(),
         count,
     })
+}
+
+/// The flavor's layout, with the number of shards that `spec_param` asks for. What else it names must be the flavor's.
+fn layout(fields: &Fields, flavor: &Flavor) -> Result<Layout, Refusal> {
+    let mut layout = flavor.layout;
+    let asked = match fields.get("spec_param") {
+        None | Some(Value::Null) => return Ok(layout),
+        Some(asked) if asked.is_object() => asked,
+        Some(_) => return Err(Refusal::Parameter("spec_param")),
+    };
+    let number = |name: &str| match &asked[name] {
+        Value::Null => Ok(None),
+        found => {
+            let number = found.as_u64().or_else(|| found.as_str()?.parse().ok());
+            number
+                .and_then(|number| u16::try_from(number).ok())
+                .map(Some)
+                .ok_or(Refusal::Parameter("spec_param"))
+        }
+    };
+    let (shards, copies) = (number("sharding_count")?, number("replica_count")?);
+    let is_mode = asked["cache_mode"].is_null() || asked["cache_mode"] == layout.mode.word();
+    if !is_mode || copies.is_some_and(|copies| copies != 1 + layout.replicas) {
+        return Err(Refusal::Parameter("spec_param"));
+    }
+    match (layout.mode, shards) {
+        (_, None) | (Mode::Single, Some(1)) => {}
+        (Mode::Cluster, Some(shards)) if SHARDS.contains(&shards) => layout.shards = shards,
+        (_, Some(_)) => return Err(Refusal::Parameter("spec_param")),
+    }
+    Ok(layout)
 }
 
 /// The kept fields of a body over those of before, as JSON.

@@ -15,3 +15,4 @@ pub mod restores;
 pub mod router;
 pub mod routes;
 pub mod system;
+pub mod topology;

@@ -199,6 +199,13 @@ fn instance_wish(create: bool) -> Value {
             "available_zones",
             json!({"type": ["array", "null"], "items": {"type": "string"}}),
         ),
+        (
+            "spec_param",
+            json!({"type": ["object", "null"], "properties": {
+                "cache_mode": text("That of the flavor"),
+                "sharding_count": {"type": ["integer", "string", "null"], "description": "Of a cluster, 3 to 128 [default: the flavor's]"},
+                "replica_count": {"type": ["integer", "string", "null"], "description": "That of the flavor"}}}),
+        ),
         ("vpc_id", text(kept)),
         ("subnet_id", text(kept)),
         ("access_user", text(kept)),

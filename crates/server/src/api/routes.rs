@@ -6,7 +6,7 @@ use axum::http::Response;
 use super::error::ApiError;
 use super::openapi::{Answer, Wish};
 use super::request::Request;
-use super::{backups, download, identity, instances, openapi, restores, system};
+use super::{backups, download, identity, instances, openapi, restores, system, topology};
 
 /// A response.
 pub type Reply = Response<Body>;
@@ -286,6 +286,39 @@ pub fn routes() -> Vec<Route> {
             system::flavors,
         );
         if !v1 {
+            add(
+                "ShowNodesInformation",
+                "GET",
+                &format!("{one}/logical-nodes"),
+                200,
+                Answer::Object,
+                &[],
+                Wish::Nothing,
+                Work::Waits,
+                topology::nodes,
+            );
+            add(
+                "ListGroupReplicationInfo",
+                "GET",
+                "/instance/{instance_id}/groups",
+                200,
+                Answer::Object,
+                &[],
+                Wish::Nothing,
+                Work::Waits,
+                topology::groups,
+            );
+            add(
+                "BatchShowNodesInformation",
+                "GET",
+                "/instances-logical-nodes",
+                200,
+                Answer::Object,
+                &["limit", "offset"],
+                Wish::Nothing,
+                Work::Waits,
+                topology::nodes_of_all,
+            );
             // The documented sample of UpdateInstance spells it in the singular: contract C30.
             add(
                 "UpdateInstanceSingular",

@@ -5,29 +5,49 @@ use serde_json::{Value, json};
 use super::error::{ApiError, Version, json_response};
 use super::request::Request;
 use super::routes::Reply;
+use crate::instance::layout::{Layout, Mode, REPLICAS};
+
+/// Sizes of clusters in GB, and how many shards DCS gives each.
+const CLUSTERS: [(i64, u16); 7] = [(4, 3), (8, 3), (16, 3), (24, 3), (32, 4), (48, 6), (64, 8)];
 
 /// A size that can be created.
 #[derive(Debug, Clone)]
 pub struct Flavor {
     /// Its name.
     pub spec_code: String,
-    /// `maxmemory` in MiB.
+    /// `maxmemory` in MiB, of all shards together.
     pub capacity_mb: i64,
+    /// Of how many nodes; a cluster may be created with another number of shards.
+    pub layout: Layout,
 }
 
 impl Flavor {
-    /// All of them: the sizes that DCS has for single-node instances.
+    /// All of them: the sizes that DCS has for single-node instances, and its clusters with one to five copies of the
+    /// data.
     pub fn all() -> Vec<Flavor> {
         let tiny = [128, 256, 512].map(|mb| (format!("redis.single.xu1.tiny.{mb}"), mb));
         let large =
             [1, 2, 4, 8, 16, 24, 32, 48, 64].map(|gb| (format!("redis.single.xu1.large.{gb}"), gb * 1024));
-        tiny.into_iter()
+        let singles = tiny
+            .into_iter()
             .chain(large)
             .map(|(spec_code, capacity_mb)| Flavor {
                 spec_code,
                 capacity_mb,
+                layout: Layout::SINGLE,
+            });
+        let clusters = REPLICAS.flat_map(|replicas| {
+            CLUSTERS.map(|(gb, shards)| Flavor {
+                spec_code: format!("redis.cluster.xu1.large.r{}.{gb}", 1 + replicas),
+                capacity_mb: gb * 1024,
+                layout: Layout {
+                    mode: Mode::Cluster,
+                    shards,
+                    replicas,
+                },
             })
-            .collect()
+        });
+        singles.chain(clusters).collect()
     }
 
     /// The flavor of that name; Terraform's two-character suffix on v1.0 is ignored.
@@ -56,6 +76,15 @@ pub fn offered_version(engine_version: &str) -> String {
         .join(".")
 }
 
+/// What DCS tells of a flavor by name and value.
+fn attributes(flavor: &Flavor) -> Value {
+    match flavor.layout.mode {
+        Mode::Single => json!([]),
+        Mode::Cluster => json!([{"capacity": flavor.capacity(), "name": "sharding_num",
+                                 "value": flavor.layout.shards.to_string()}]),
+    }
+}
+
 /// `GET …/flavors`
 ///
 /// # Errors
@@ -73,17 +102,19 @@ pub fn flavors(request: &Request) -> Result<Reply, ApiError> {
         .filter(|flavor| {
             wanted("spec_code", &flavor.spec_code)
                 && wanted("capacity", &flavor.capacity())
-                && wanted("cache_mode", "single")
+                && wanted("cache_mode", flavor.layout.mode.word())
                 && wanted("engine", "redis")
                 && wanted("engine_version", &version)
                 && wanted("cpu_type", "x86_64")
         })
         .map(|flavor| {
             json!({
-                "spec_code": flavor.spec_code, "cache_mode": "single", "engine": "redis", "engine_version": version,
+                "spec_code": flavor.spec_code, "cache_mode": flavor.layout.mode.word(), "engine": "redis",
+                "engine_version": version,
                 "product_type": "generic", "cpu_type": "x86_64", "storage_type": "DRAM",
-                "capacity": [flavor.capacity()], "billing_mode": ["Hourly"], "tenant_ip_count": 1, "replica_count": 1,
-                "pricing_type": "tier", "is_dec": false, "attrs": [],
+                "capacity": [flavor.capacity()], "billing_mode": ["Hourly"], "tenant_ip_count": 1,
+                "replica_count": 1 + flavor.layout.replicas, "pricing_type": "tier", "is_dec": false,
+                "attrs": attributes(flavor),
                 "flavors_available_zones": [{"capacity": flavor.capacity(), "unit": "GB",
                     "az_codes": [zone], "available_zones": [zone]}],
             })
@@ -102,9 +133,9 @@ pub fn products(request: &Request) -> Result<Reply, ApiError> {
         .iter()
         .map(|flavor| {
             json!({
-                "product_id": flavor.spec_code, "spec_code": flavor.spec_code, "cache_mode": "single", "engine": "redis",
-                "engine_versions": version, "product_type": "generic", "cpu_type": "x86_64", "storage_type": "DRAM",
-                "spec_details": "[]", "currency": "", "charging_type": "Hourly", "prod_type": "single",
+                "product_id": flavor.spec_code, "spec_code": flavor.spec_code, "cache_mode": flavor.layout.mode.word(),
+                "engine": "redis", "engine_versions": version, "product_type": "generic", "cpu_type": "x86_64", "storage_type": "DRAM",
+                "spec_details": "[]", "currency": "", "charging_type": "Hourly", "prod_type": flavor.layout.mode.word(),
             })
         })
         .collect();

@@ -2,8 +2,12 @@
 
 use std::time::Duration;
 
-use engine::backup::{BackupPlan, BackupReport, Labels};
+use std::collections::BTreeMap;
+
+use engine::backup::{BackupPlan, BackupReport, Labels, Shard};
+use engine::cluster;
 use engine::keys::Recipient;
+use engine::process::Engine;
 use engine::psync::Tuning;
 use engine::store::Store;
 use engine::{Control, Error, Kind, failpoint};
@@ -12,8 +16,9 @@ use super::record::{self, Backup, FailureCode, Finished};
 use crate::app::App;
 use crate::identity::record as identity;
 use crate::ids::{BackupId, Moment};
+use crate::instance::layout::Mode;
 use crate::instance::record::Instance;
-use crate::instance::{self, job as instances};
+use crate::instance::{self, job as instances, nodes};
 use crate::jobs::Claim;
 use crate::jobs::worker::{Ended, Stop, begun_too_often, failure_code, settle, step, with_progress};
 use crate::limits;
@@ -132,17 +137,21 @@ pub fn capture(
     attempt: i64,
     control: &Control,
 ) -> Result<BackupReport, Error> {
-    let engine = instances::serving(app, instance)?;
+    let (shards, used) = sources(app, instance)?;
+    let first = shards.first().ok_or_else(|| {
+        Error::new(
+            Kind::NotFound,
+            "find engine",
+            "the instance has no node to capture",
+        )
+    })?;
     let recipient = app
         .catalog
         .read(|tx| identity::project_recipient(tx, &instance.project_id))
         .map_err(instances::catalog_failed)?
         .ok_or_else(|| Error::new(Kind::Key, "find key", "the project has no archive key"))?;
-    let expected_bytes = engine.used_memory()? * 6 / 10;
-    let mut source = engine.endpoint();
-    source.timeout = Duration::from_secs(10);
     let plan = BackupPlan {
-        source,
+        source: first.source.clone(),
         tuning: Tuning::None,
         prefix: prefix.to_owned(),
         labels: Labels {
@@ -156,7 +165,77 @@ pub fn capture(
         spool_dir: app.config.spool_dir(),
         spool_limit_bytes: limits::SPOOL_BYTES_MAX,
         idle_timeout: limits::ENGINE_IDLE,
-        expected_bytes,
+        expected_bytes: used * 6 / 10 / shards.len() as u64,
     };
-    engine::backup::run(&plan, store, &app.vault.signer, control)
+    if instance.layout.mode == Mode::Single {
+        return engine::backup::run(&plan, store, &app.vault.signer, control);
+    }
+    let made = engine::backup::run_shards(&plan, &shards, store, &app.vault.signer, control)?;
+    // A slot that came or went meanwhile would be in two of the snapshots, or in none.
+    let told = |shards: &[Shard]| -> Vec<_> { shards.iter().map(|shard| shard.slots.clone()).collect() };
+    match sources(app, instance) {
+        Ok((after, _)) if told(&after) == told(&shards) => Ok(made),
+        Ok(_) => Err(Error::new(
+            Kind::Mismatch,
+            "capture cluster",
+            "slots moved during the capture",
+        )),
+        Err(error) => Err(error),
+    }
+}
+
+/// The nodes to capture, one for each shard, and the memory that the data of all takes. A replica that has caught up
+/// spares the primary the fork.
+fn sources(app: &App, instance: &Instance) -> Result<(Vec<Shard>, u64), Error> {
+    let endpoint = |engine: &Engine| {
+        let mut source = engine.endpoint();
+        source.timeout = Duration::from_secs(10);
+        source
+    };
+    if instance.layout.mode == Mode::Single {
+        let engines = nodes::serving(app, instance)?;
+        let whole = |engine: &Engine| Shard {
+            source: endpoint(engine),
+            port: instance.port,
+            slots: Vec::new(),
+        };
+        let used = engines.first().map_or(Ok(0), Engine::used_memory)?;
+        return Ok((engines.iter().map(whole).collect(), used));
+    }
+    let mut by_port = BTreeMap::new();
+    let mut seen = None;
+    // A replica that is gone is not needed.
+    for engine in nodes::serving_ones(app, instance)? {
+        let mut node = engine.control()?;
+        if seen.is_none() {
+            seen = Some(cluster::shards(&cluster::view(&mut node)?)?);
+        }
+        by_port.insert(engine.current_port()?, engine);
+    }
+    let (mut shards, mut used) = (Vec::new(), 0);
+    for shard in seen.unwrap_or_default() {
+        let gone = || {
+            Error::new(
+                Kind::EngineExited,
+                "find engine",
+                "a node of the cluster is not known",
+            )
+        };
+        let primary = by_port.get(&shard.port).ok_or_else(gone)?;
+        let mut node = primary.control()?;
+        let mut chosen = primary;
+        for replica in shard.replicas.iter().filter_map(|port| by_port.get(port)) {
+            if cluster::is_caught_up(&mut node, replica, limits::CATCH_UP)? {
+                chosen = replica;
+                break;
+            }
+        }
+        used += primary.used_memory()?;
+        shards.push(Shard {
+            source: endpoint(chosen),
+            port: shard.port,
+            slots: shard.slots,
+        });
+    }
+    Ok((shards, used))
 }

@@ -51,8 +51,11 @@ CREATE TABLE instance (
     engine_version TEXT NOT NULL,
     capacity_mb BIGINT NOT NULL,
     spec_code TEXT NOT NULL,
+    cache_mode TEXT NOT NULL DEFAULT 'single' CHECK (cache_mode IN ('single', 'cluster')),
+    shards BIGINT NOT NULL DEFAULT 1,
+    replicas BIGINT NOT NULL DEFAULT 0,     -- of each shard's primary
     bind TEXT NOT NULL,
-    port BIGINT NOT NULL,
+    port BIGINT NOT NULL,                   -- of the first node; those of all stand with the generation
     persistence TEXT NOT NULL CHECK (persistence IN ('none', 'rdb', 'aof')),
     admin_password_sealed BLOB NOT NULL,
     client_password_sealed BLOB,            -- null: no password for clients
@@ -71,6 +74,7 @@ CREATE UNIQUE INDEX instance_port_unique ON instance(bind, port) WHERE deleted_a
 CREATE TABLE generation (
     id TEXT NOT NULL PRIMARY KEY,
     instance_id TEXT NOT NULL REFERENCES instance(id),
+    nodes TEXT NOT NULL,                    -- JSON: id, shard, port, bus_port of each; made with it, never changed
     state TEXT NOT NULL CHECK (state IN ('loading', 'serving', 'retired', 'removing', 'removed')),
     created_at_ms BIGINT NOT NULL,
     retired_at_ms BIGINT,

@@ -193,6 +193,10 @@ pub(crate) fn restore(global: &Global, verb: &RestoreAlone) -> anyhow::Result<()
         }
     };
     let archive = Archive::open(&store, name, &[key], None).map_err(told)?;
+    anyhow::ensure!(
+        archive.manifest().shards.is_empty(),
+        "{name} is of a cluster and has a file for each shard, which no single directory can be made of yet"
+    );
     let persistence = match verb.persistence.as_str() {
         "aof" => Persistence::Aof,
         _ => Persistence::Rdb,

@@ -22,6 +22,7 @@ use crate::backup::record::{self as backups, Finished};
 use crate::identity::record as identity;
 use crate::ids::{BackupId, Moment};
 use crate::instance::Instance;
+use crate::instance::layout::Mode;
 use crate::jobs::worker::{failure_code, with_progress};
 use crate::storage::{self, record as storages};
 
@@ -59,6 +60,11 @@ pub(crate) fn run(global: &Global, verb: &Import) -> anyhow::Result<()> {
     crate::backup::command::check_remark(verb.remark.as_deref())
         .map_err(|_too_long| anyhow::anyhow!("a remark has at most 128 characters"))?;
     let instance = find_instance(&app, &verb.instance)?;
+    anyhow::ensure!(
+        instance.layout.mode == Mode::Single,
+        "{} is a cluster: backups of clusters are not offered yet",
+        instance.name
+    );
     let (mut source, name, bytes) = source(&verb.file)?;
     let id = BackupId::random();
     let lock_file = app.config.import_lock(&id);

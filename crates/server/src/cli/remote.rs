@@ -13,6 +13,7 @@ use super::client::Client;
 use super::target::{Target, UNDOABLE, plain, print_one, print_rows};
 use super::{Global, Output, verify};
 use crate::api::system::Flavor;
+use crate::instance::layout::{Layout, Mode};
 use crate::secrets;
 use signature::encode;
 
@@ -28,17 +29,24 @@ pub(crate) enum InstanceVerb {
     #[command(
         after_help = "Examples:\n  cachekeep instance create --name cache1 --capacity 1\n  \
         cachekeep instance create --name cache2 --capacity 0.5 --port 21100 --no-password\n  \
-        cachekeep instance create --name cache3 --password-stdin < password.txt\n\n\
-        Sizes in GB: 0.125 0.25 0.5 1 2 4 8 16 24 32 48 64"
+        cachekeep instance create --name cache3 --password-stdin < password.txt\n  \
+        cachekeep instance create --name cluster1 --shards 3 --replicas 1\n\n\
+        Sizes in GB: 0.125 0.25 0.5 1 2 4 8 16 24 32 48 64; of clusters, all shards together: 4 8 16 24 32 48 64"
     )]
     Create {
         /// 4 to 64 characters: a letter, then letters, digits, _ and -
         #[arg(long)]
         name: String,
-        /// Size in GB: the engine's memory limit
-        #[arg(long, default_value_t = 1.0)]
-        capacity: f64,
-        /// Client port [default: a free one]
+        /// Size in GB: the engine's memory limit [default: 1, of a cluster 4]
+        #[arg(long)]
+        capacity: Option<f64>,
+        /// Make a cluster with so many primaries, 3 to 128
+        #[arg(long, value_parser = clap::value_parser!(u16).range(3..=128))]
+        shards: Option<u16>,
+        /// Replicas of each primary, 0 to 4 [default: 0]
+        #[arg(long, requires = "shards", value_parser = clap::value_parser!(u16).range(0..=4))]
+        replicas: Option<u16>,
+        /// Client port; a cluster's nodes have this one and those after it [default: free ones]
         #[arg(long)]
         port: Option<u16>,
         /// Password of the clients [default: a random one, printed]; other users of this machine see it in the list of
@@ -163,7 +171,7 @@ pub(crate) enum BackupVerb {
         instance: String,
         /// Id or name of the backup, or latest
         backup: String,
-        /// Where to [default: the name that the service gives it, here]
+        /// Where to; a directory for the files of a cluster [default: the names that the service gives them, here]
         #[arg(long, value_name = "FILE")]
         to: Option<PathBuf>,
     },
@@ -305,6 +313,8 @@ pub(crate) fn instance(global: &Global, verb: &InstanceVerb) -> anyhow::Result<E
         InstanceVerb::Create {
             name,
             capacity,
+            shards,
+            replicas,
             port,
             password,
             password_stdin,
@@ -313,10 +323,25 @@ pub(crate) fn instance(global: &Global, verb: &InstanceVerb) -> anyhow::Result<E
             description,
         } => {
             let client = Client::find(global)?;
+            let layout = match shards {
+                None => Layout::SINGLE,
+                Some(shards) => Layout {
+                    mode: Mode::Cluster,
+                    shards: *shards,
+                    replicas: replicas.unwrap_or(0),
+                },
+            };
+            let capacity = capacity.unwrap_or(match layout.mode {
+                Mode::Single => 1.0,
+                Mode::Cluster => 4.0,
+            });
             let flavor = Flavor::all()
                 .into_iter()
+                .filter(|flavor| {
+                    flavor.layout.mode == layout.mode && flavor.layout.replicas == layout.replicas
+                })
                 .find(|flavor| (flavor.capacity_mb as f64 - capacity * 1024.0).abs() < 1.0)
-                .context("no such size: 0.125, 0.25, 0.5, 1, 2, 4, 8, 16, 24, 32, 48 or 64 GB")?;
+                .context("no such size: 0.125, 0.25, 0.5, 1, 2, 4, 8, 16, 24, 32, 48 or 64 GB; clusters begin at 4")?;
             let password = match (no_password, password_stdin) {
                 (true, _) => None,
                 (false, true) => Some(first_line(std::io::stdin())?),
@@ -324,7 +349,7 @@ pub(crate) fn instance(global: &Global, verb: &InstanceVerb) -> anyhow::Result<E
             };
             let wish = json!({
                 "name": name, "description": description, "engine": "Redis", "capacity": capacity,
-                "spec_code": flavor.spec_code, "az_codes": ["local"], "port": port, "password": password,
+                "spec_code": flavor.spec_code, "spec_param": {"sharding_count": layout.shards}, "az_codes": ["local"], "port": port, "password": password,
                 "no_password_access": no_password,
                 "persistence": match persistence { Persistence::Aof => "aof", Persistence::Rdb => "rdb", Persistence::None => "none" },
             });
@@ -471,14 +496,27 @@ pub(crate) fn backup(global: &Global, verb: &BackupVerb) -> anyhow::Result<ExitC
                 "",
                 Some(&json!({"expiration": 3600})),
             )?;
-            let link = &links["links"][0];
-            let to = to
-                .clone()
-                .unwrap_or_else(|| PathBuf::from(plain(&link["file_name"])));
-            download(&target.client, &plain(&link["link"]), &to)?;
-            match global.output {
-                Output::Json => println!("{:#}", json!({"backup_id": id, "file": to})),
-                Output::Table => println!("{}", to.display()),
+            let links = links["links"].as_array().map_or(&[][..], Vec::as_slice);
+            let name = |link: &Value| PathBuf::from(plain(&link["file_name"]));
+            let files: Vec<PathBuf> = match links {
+                [one] => vec![to.clone().unwrap_or_else(|| name(one))],
+                // Of a cluster: a file for each shard, in a directory.
+                several => {
+                    let directory = to.clone().unwrap_or_default();
+                    if to.is_some() {
+                        std::fs::create_dir_all(&directory)
+                            .with_context(|| format!("cannot make {}", directory.display()))?;
+                    }
+                    several.iter().map(|link| directory.join(name(link))).collect()
+                }
+            };
+            for (link, file) in links.iter().zip(&files) {
+                download(&target.client, &plain(&link["link"]), file)?;
+            }
+            match (global.output, files.as_slice()) {
+                (Output::Json, [one]) => println!("{:#}", json!({"backup_id": id, "file": one})),
+                (Output::Json, several) => println!("{:#}", json!({"backup_id": id, "files": several})),
+                (Output::Table, all) => all.iter().for_each(|file| println!("{}", file.display())),
             }
         }
     }

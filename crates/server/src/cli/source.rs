@@ -53,6 +53,11 @@ fn decode(app: &App, id: &BackupId) -> io::Result<File> {
     let store = storage::open(app, backup.storage_id.as_ref()).map_err(failed)?;
     let archive = Archive::open(&store, prefix, &keys, Some(digest.as_str())).map_err(failed)?;
     let identity = archive_identity(app, &archive).map_err(failed)?;
+    if !archive.manifest().shards.is_empty() {
+        return Err(io::Error::other(
+            "it is of a cluster and has a file for each shard: `cachekeep backup download` gives them",
+        ));
+    }
     let mut file = nameless(&app.config.spool_dir())?;
     let mut written = Ok(());
     let read = archive.read(&identity, &Control::new(None), WORKERS, |piece| {

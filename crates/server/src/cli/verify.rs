@@ -70,6 +70,9 @@ impl Level {
 struct Seen {
     engine: Option<String>,
     load_ms: Option<i64>,
+    /// Of a cluster: its shards, and the time between the first and the last snapshot of them.
+    shards: usize,
+    skew_ms: Option<i64>,
 }
 
 /// Runs the verb. Exit code 1 where the backup does not hold what it should.
@@ -111,7 +114,7 @@ pub(crate) fn run(global: &Global, verb: &Verify) -> anyhow::Result<ExitCode> {
         global,
         &json!({"backup_id": backup.id.as_str(), "backup_name": backup.name, "level": proof.level.word(),
                 "holds": proof.failure.is_none(), "verified_at": now.iso(), "engine": proof.engine,
-                "load_ms": proof.load_ms, "failure": proof.failure}),
+                "load_ms": proof.load_ms, "failure": proof.failure, "shards": seen.shards, "skew_ms": seen.skew_ms}),
     );
     let Some(failure) = proof.failure else {
         return Ok(ExitCode::SUCCESS);
@@ -153,6 +156,12 @@ fn look(app: &App, backup: &Backup, verb: &Verify, control: &Control, seen: &mut
     let keys = [app.vault.signer.verifying_key()];
     let store = storage::open(app, backup.storage_id.as_ref())?;
     let archive = Archive::open(&store, prefix, &keys, backup.manifest_blake3.as_deref())?;
+    if !archive.manifest().shards.is_empty() {
+        (seen.shards, seen.skew_ms) = (
+            archive.manifest().shards.len(),
+            Some(archive.manifest().skew_ms()),
+        );
+    }
     let identity = archive_identity(app, &archive)?;
     match verb.level {
         Level::Stored => proof::stored(&archive, &identity, control),
@@ -181,6 +190,7 @@ fn look(app: &App, backup: &Backup, verb: &Verify, control: &Control, seen: &mut
                 client_password: Some(Secret::new(secrets::random_hex(32))),
                 max_memory_bytes: 0,
                 persistence: Persistence::Rdb,
+                cluster: None,
             };
             let loaded = proof::proven(&archive, &identity, &spec, control)?;
             seen.load_ms = i64::try_from(loaded.load.as_millis()).ok();

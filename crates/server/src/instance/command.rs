@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::layout::{Layout, Mode, Place};
 use super::record::{self, Changes, Instance, OwnedInstance, Status};
 use super::{generation, policy};
 use crate::app::App;
@@ -24,6 +25,8 @@ pub struct Create {
     pub capacity_mb: i64,
     /// The flavor.
     pub spec_code: String,
+    /// Of how many nodes.
+    pub layout: Layout,
     /// The asked client port.
     pub port: Option<u16>,
     /// Password of the clients; `None`: none needed.
@@ -84,7 +87,7 @@ pub struct Made {
 /// Accepts instances: rows, first generations and jobs in one transaction, once for each `once`.
 ///
 /// # Errors
-/// Every rule of the fields, and [`Refusal::PortTaken`] or [`Refusal::PortsExhausted`].
+/// Every rule of the fields, and [`Refusal::PortTaken`], [`Refusal::PortsExhausted`] or [`Refusal::AddressOpen`].
 pub fn create(
     app: &App,
     project: &ProjectId,
@@ -93,6 +96,9 @@ pub fn create(
     now: Moment,
 ) -> Result<Vec<Made>, Refusal> {
     check_name(&wish.name)?;
+    if wish.layout.mode == Mode::Cluster && app.config.engine_bind.is_unspecified() {
+        return Err(Refusal::AddressOpen);
+    }
     if let Some(password) = &wish.password {
         check_password(password)?;
     }
@@ -121,7 +127,8 @@ fn insert_one(
     now: Moment,
 ) -> Result<Made, Refusal> {
     let id = InstanceId::random();
-    let port = choose_port(app, tx, wish.port)?;
+    let nodes = choose_places(app, tx, wish.layout, wish.port)?;
+    let port = nodes.first().ok_or(Refusal::PortsExhausted)?.port;
     let name = if wish.count == 1 {
         wish.name.clone()
     } else {
@@ -136,6 +143,7 @@ fn insert_one(
         engine_version: app.config.engine_version.clone(),
         capacity_mb: wish.capacity_mb,
         spec_code: wish.spec_code.clone(),
+        layout: wish.layout,
         bind: app.config.engine_bind.to_string(),
         port,
         persistence: wish.persistence,
@@ -152,7 +160,7 @@ fn insert_one(
         id,
     };
     record::insert(tx, &instance)?;
-    generation::insert(tx, &GenerationId::random(), &instance.id, now)?;
+    generation::insert(tx, &GenerationId::random(), &instance.id, &nodes, now)?;
     queue::insert(tx, &instance.id, JobKind::Create, None, now)?;
     Ok(Made {
         id: instance.id,
@@ -160,21 +168,47 @@ fn insert_one(
     })
 }
 
-fn choose_port(app: &App, tx: &Tx<'_>, asked: Option<u16>) -> Result<u16, Refusal> {
+/// Ports for every node: those for clients follow each other from the asked one on, or are the first free ones of the
+/// range; the nodes of a cluster have another each for themselves, from the range.
+fn choose_places(app: &App, tx: &Tx<'_>, layout: Layout, asked: Option<u16>) -> Result<Vec<Place>, Refusal> {
     let taken = record::ports_taken(tx, &app.config.engine_bind.to_string())?;
     let free = |port: u16| {
         !taken.contains(&port) && std::net::TcpListener::bind((app.config.engine_bind, port)).is_ok()
     };
-    match asked {
-        Some(port) if free(port) => Ok(port),
-        Some(port) => Err(Refusal::PortTaken(port)),
+    let count = usize::from(layout.nodes());
+    let ports: Vec<u16> = match asked {
+        Some(first) => {
+            let ports: Vec<u16> = (first..=u16::MAX).take(count).collect();
+            if ports.len() < count {
+                return Err(Refusal::Parameter("port"));
+            }
+            if let Some(port) = ports.iter().find(|port| !free(**port)) {
+                return Err(Refusal::PortTaken(*port));
+            }
+            ports
+        }
         None => app
             .config
             .engine_ports
             .clone()
-            .find(|port| free(*port))
-            .ok_or(Refusal::PortsExhausted),
+            .filter(|port| free(*port))
+            .take(count)
+            .collect(),
+    };
+    let buses = match layout.mode {
+        Mode::Single => 0,
+        Mode::Cluster => count,
+    };
+    let others = app
+        .config
+        .engine_ports
+        .clone()
+        .filter(|port| !ports.contains(port) && free(*port));
+    let bus_ports: Vec<u16> = others.take(buses).collect();
+    if ports.len() < count || bus_ports.len() < buses {
+        return Err(Refusal::PortsExhausted);
     }
+    Ok(layout.places(&ports, &bus_ports))
 }
 
 fn seal_client_password(app: &App, id: &InstanceId, password: Option<&str>) -> Option<Vec<u8>> {
@@ -213,6 +247,17 @@ pub fn check_idle(tx: &Tx<'_>, id: &InstanceId) -> Result<(), Refusal> {
     match queue::active(tx, id)? {
         Some((kind, _)) => Err(Refusal::Busy(kind)),
         None => Ok(()),
+    }
+}
+
+/// Refuses what is offered for instances of one node only.
+///
+/// # Errors
+/// [`Refusal::NotForClusters`].
+pub fn check_single(instance: &Instance) -> Result<(), Refusal> {
+    match instance.layout.mode {
+        Mode::Single => Ok(()),
+        Mode::Cluster => Err(Refusal::NotForClusters),
     }
 }
 

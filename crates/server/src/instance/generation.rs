@@ -1,4 +1,4 @@
-//! Generations: one set of process and directory that is, was or will be an instance.
+//! Generations: one set of processes and directories that is, was or will be an instance.
 //!
 //! ```text
 //! Loading ──> Serving <──> Retired ──> Removing ──> Removed
@@ -6,6 +6,7 @@
 //! ```
 //! A directory exists for every state but `Removed`; a process may exist for every state but `Removed`.
 
+use super::layout::{self, Place};
 use crate::catalog::{Error, Tx};
 use crate::ids::{GenerationId, InstanceId, Moment};
 
@@ -20,6 +21,8 @@ pub struct Generation {
     pub state: State,
     /// When a retired one is removed.
     pub expires_at: Option<Moment>,
+    /// Its nodes, shard by shard.
+    pub nodes: Vec<Place>,
 }
 
 /// See the module.
@@ -74,6 +77,7 @@ fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Generation> {
         instance_id: row.get(1)?,
         state: row.get(2)?,
         expires_at: row.get(3)?,
+        nodes: layout::from_json(&row.get::<_, String>(4)?)?,
     })
 }
 
@@ -81,10 +85,16 @@ fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Generation> {
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn insert(tx: &Tx<'_>, id: &GenerationId, instance: &InstanceId, now: Moment) -> Result<(), Error> {
+pub fn insert(
+    tx: &Tx<'_>,
+    id: &GenerationId,
+    instance: &InstanceId,
+    nodes: &[Place],
+    now: Moment,
+) -> Result<(), Error> {
     tx.execute(
-        "INSERT INTO generation (id, instance_id, state, created_at_ms) VALUES (?1, ?2, 'loading', ?3)",
-        (id, instance, now),
+        "INSERT INTO generation (id, instance_id, nodes, state, created_at_ms) VALUES (?1, ?2, ?3, 'loading', ?4)",
+        (id, instance, layout::to_json(nodes), now),
     )?;
     Ok(())
 }
@@ -119,7 +129,7 @@ pub fn retire(tx: &Tx<'_>, id: &GenerationId, now: Moment, expires_at: Moment) -
 /// The catalogue failed.
 pub fn find(tx: &Tx<'_>, id: &GenerationId) -> Result<Option<Generation>, Error> {
     tx.one(
-        "SELECT id, instance_id, state, expires_at_ms FROM generation WHERE id = ?1",
+        "SELECT id, instance_id, state, expires_at_ms, nodes FROM generation WHERE id = ?1",
         (id,),
         row,
     )
@@ -131,7 +141,7 @@ pub fn find(tx: &Tx<'_>, id: &GenerationId) -> Result<Option<Generation>, Error>
 /// The catalogue failed.
 pub fn serving(tx: &Tx<'_>, instance: &InstanceId) -> Result<Option<Generation>, Error> {
     tx.one(
-        "SELECT id, instance_id, state, expires_at_ms FROM generation WHERE instance_id = ?1 AND state = 'serving'",
+        "SELECT id, instance_id, state, expires_at_ms, nodes FROM generation WHERE instance_id = ?1 AND state = 'serving'",
         (instance,),
         row,
     )
@@ -143,11 +153,24 @@ pub fn serving(tx: &Tx<'_>, instance: &InstanceId) -> Result<Option<Generation>,
 /// The catalogue failed.
 pub fn existing(tx: &Tx<'_>, instance: &InstanceId) -> Result<Vec<Generation>, Error> {
     tx.all(
-        "SELECT id, instance_id, state, expires_at_ms FROM generation WHERE instance_id = ?1 AND state <> 'removed' \
+        "SELECT id, instance_id, state, expires_at_ms, nodes FROM generation WHERE instance_id = ?1 AND state <> 'removed' \
          ORDER BY retired_at_ms DESC, created_at_ms DESC",
         (instance,),
         row,
     )
+}
+
+/// The nodes of the instance's newest generation, whatever became of it; empty where it never had one.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn newest_nodes(tx: &Tx<'_>, instance: &InstanceId) -> Result<Vec<Place>, Error> {
+    let found = tx.one(
+        "SELECT nodes FROM generation WHERE instance_id = ?1 ORDER BY created_at_ms DESC LIMIT 1",
+        (instance,),
+        |row| layout::from_json(&row.get::<_, String>(0)?),
+    )?;
+    Ok(found.unwrap_or_default())
 }
 
 /// What the instance's switches have replaced and is kept for undo, the newest first.
@@ -166,7 +189,7 @@ pub fn retired(tx: &Tx<'_>, instance: &InstanceId) -> Result<Vec<Generation>, Er
 /// The catalogue failed.
 pub fn all_existing(tx: &Tx<'_>) -> Result<Vec<Generation>, Error> {
     tx.all(
-        "SELECT id, instance_id, state, expires_at_ms FROM generation WHERE state <> 'removed'",
+        "SELECT id, instance_id, state, expires_at_ms, nodes FROM generation WHERE state <> 'removed'",
         (),
         row,
     )

@@ -4,10 +4,14 @@
 //! whose working directory is the generation's. So a restart of ours, a crash between any two steps, and the normal
 //! way are the same code.
 
+use std::path::{Path, PathBuf};
+
+use engine::cluster;
 use engine::process::{self, Engine, EngineSpec, Persistence};
 use engine::{Control, Error, Kind, Secret, failpoint};
 
-use super::generation::{self, State};
+use super::generation::{self, Generation, State};
+use super::nodes;
 use super::record::{self, Instance, Status};
 use crate::app::App;
 use crate::backup;
@@ -33,8 +37,12 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
             let done = match claim.kind {
                 JobKind::Restart => restart(app, claim, &instance, control)?,
                 JobKind::Flush => flush(app, claim, &instance, control)?,
-                _ => serving(app, &instance)
-                    .and_then(|engine| give_password(app, &instance, &engine))
+                _ => nodes::serving(app, &instance)
+                    .and_then(|engines| {
+                        engines
+                            .iter()
+                            .try_for_each(|engine| give_password(app, &instance, engine))
+                    })
                     .map_err(NotDone::Failed),
             };
             let now = Moment::now();
@@ -64,9 +72,8 @@ fn create(app: &App, claim: &Claim, instance: &Instance, control: &Control) -> R
         .into_iter()
         .find(|found| matches!(found.state, State::Loading | State::Serving));
     let started = match (&generation, begun_too_often(claim)) {
-        (Some(generation), None) => {
-            bring_up(app, instance, &generation.id, Some(instance.port), control).map(drop)
-        }
+        (Some(generation), None) => nodes::bring_up(app, instance, generation, control)
+            .and_then(|()| nodes::form(app, instance, generation, control)),
         (_, Some(error)) => Err(error),
         // An earlier attempt failed, took it down, and was interrupted before it could say so.
         (None, None) => Err(Error::new(
@@ -142,30 +149,29 @@ fn restart(
     instance: &Instance,
     control: &Control,
 ) -> Result<Result<(), NotDone>, Stop> {
-    let running = serving_generation(app, instance).and_then(|generation| {
-        let directory = app.config.generation_dir(&instance.id, &generation);
-        let found = process::find(&directory, &admin_password(app, instance)?)?;
-        Ok((generation, found))
-    });
-    let (generation, found) = match running {
+    let running = serving_generation(app, instance)
+        .and_then(|generation| Ok((nodes::living(app, instance, &generation)?, generation)));
+    let (found, generation) = match running {
         Ok(running) => running,
         Err(error) => return Ok(Err(error.into())),
     };
-    let to_stop = match (&claim.subject_id, found) {
-        (Some(meant), Some(engine)) if *meant != engine.identity() => None,
-        (None, found) => {
+    let to_stop: Vec<Engine> = match &claim.subject_id {
+        Some(meant) => found
+            .into_iter()
+            .filter(|engine| meant.split(',').any(|one| one == engine.identity()))
+            .collect(),
+        None => {
             if let Err(error) = control.check("restart") {
                 return Ok(Err(NotDone::Refused(error)));
             }
-            if let Some(engine) = &found {
-                intend(app, claim, engine)?;
+            if !found.is_empty() {
+                intend(app, claim, &found)?;
             }
             found
         }
-        (_, found) => found,
     };
     let done = || {
-        if let Some(engine) = to_stop {
+        for engine in to_stop {
             failpoint::hit("restart.before_stop")?;
             match instance.persistence {
                 Persistence::Rdb => {
@@ -175,7 +181,8 @@ fn restart(
             }
             failpoint::hit("restart.after_stop")?;
         }
-        bring_up(app, instance, &generation, Some(instance.port), control).map(drop)
+        nodes::bring_up(app, instance, &generation, control)?;
+        nodes::wait_whole(app, instance, &generation, control)
     };
     Ok(done().map_err(NotDone::Failed))
 }
@@ -196,16 +203,25 @@ fn flush(
     if let Err(error) = control.check("flush") {
         return Ok(Err(NotDone::Refused(error)));
     }
-    let engine = match serving(app, instance) {
-        Ok(engine) => engine,
+    let engines = match nodes::serving(app, instance) {
+        Ok(engines) => engines,
         Err(error) => return Ok(Err(error.into())),
     };
-    intend(app, claim, &engine)?;
-    Ok(engine.flush_all().map_err(NotDone::Failed))
+    intend(app, claim, &engines)?;
+    let flushed = engines
+        .iter()
+        .try_for_each(|engine| match engine.is_primary(limits::ENGINE_IDLE)? {
+            true => engine.flush_all(),
+            // It follows its primary.
+            false => Ok(()),
+        });
+    Ok(flushed.map_err(NotDone::Failed))
 }
 
-fn intend(app: &App, claim: &Claim, engine: &Engine) -> Result<(), Stop> {
-    step(app, claim, |tx| queue::intend(tx, claim, &engine.identity()))?;
+/// Writes down which processes are meant.
+fn intend(app: &App, claim: &Claim, engines: &[Engine]) -> Result<(), Stop> {
+    let identities: Vec<String> = engines.iter().map(Engine::identity).collect();
+    step(app, claim, |tx| queue::intend(tx, claim, &identities.join(",")))?;
     failpoint::hit("operation.intended")?;
     Ok(())
 }
@@ -229,15 +245,33 @@ fn give_password(app: &App, instance: &Instance, engine: &Engine) -> Result<(), 
     engine.set_client_password(client_password(app, instance)?.as_ref())
 }
 
-/// How the engine of a generation is started: without a client port, and without a memory limit until it is loaded
-/// (a limit would evict or refuse while a verification reads big values).
+/// As [`node_spec`], for the only node of a generation.
 ///
 /// # Errors
 /// [`Kind::Key`].
 pub fn spec(app: &App, instance: &Instance, generation: &GenerationId) -> Result<EngineSpec, Error> {
+    node_spec(
+        app,
+        instance,
+        app.config.generation_dir(&instance.id, generation),
+        None,
+    )
+}
+
+/// How an engine of a generation is started: without a client port, and without a memory limit until it is loaded
+/// (a limit would evict or refuse while a verification reads big values).
+///
+/// # Errors
+/// [`Kind::Key`].
+pub(super) fn node_spec(
+    app: &App,
+    instance: &Instance,
+    directory: PathBuf,
+    seat: Option<cluster::Seat>,
+) -> Result<EngineSpec, Error> {
     Ok(EngineSpec {
         binary: app.config.engine_binary.clone(),
-        directory: app.config.generation_dir(&instance.id, generation),
+        directory,
         run_as: app.config.run_as,
         bind: instance.bind.clone(),
         port: 0,
@@ -245,10 +279,11 @@ pub fn spec(app: &App, instance: &Instance, generation: &GenerationId) -> Result
         client_password: client_password(app, instance)?,
         max_memory_bytes: 0,
         persistence: instance.persistence,
+        cluster: seat,
     })
 }
 
-/// The memory limit of the instance, in bytes.
+/// The memory limit of the instance, in bytes: of all its shards together.
 pub fn max_memory_bytes(instance: &Instance) -> u64 {
     u64::try_from(instance.capacity_mb)
         .unwrap_or(0)
@@ -267,37 +302,60 @@ pub fn bring_up(
     port: Option<u16>,
     control: &Control,
 ) -> Result<Engine, Error> {
-    let directory = app.config.generation_dir(&instance.id, generation);
-    let engine = match process::find(&directory, &admin_password(app, instance)?)? {
-        Some(engine) => engine,
+    let engine = start_or_find(app, instance, &spec(app, instance, generation)?)?;
+    make_ready(app, instance, &engine, port, control)?;
+    Ok(engine)
+}
+
+/// The engine of this directory, started where it is gone; it may be loading.
+pub(super) fn start_or_find(app: &App, instance: &Instance, spec: &EngineSpec) -> Result<Engine, Error> {
+    match process::find(&spec.directory, &spec.admin_password)? {
+        Some(engine) => Ok(engine),
         None => {
             prepare_directory(app, &instance.id)?;
-            process::start(&spec(app, instance, generation)?)?
+            process::start(spec)
         }
-    };
+    }
+}
+
+/// Waits until the engine has loaded, and gives it its limit, password and port.
+pub(super) fn make_ready(
+    app: &App,
+    instance: &Instance,
+    engine: &Engine,
+    port: Option<u16>,
+    control: &Control,
+) -> Result<(), Error> {
     engine.wait_loaded(control)?;
     let mut node = engine.control()?;
-    node.config_set("maxmemory", &max_memory_bytes(instance).to_string())?;
-    give_password(app, instance, &engine)?;
+    let share = max_memory_bytes(instance) / u64::from(instance.layout.shards.max(1));
+    node.config_set("maxmemory", &share.to_string())?;
+    give_password(app, instance, engine)?;
     if let Some(port) = port
         && engine.current_port()? != port
     {
         engine.set_port(port)?;
     }
-    Ok(engine)
+    Ok(())
 }
 
 /// Whether the generation can still be served: its engine lives, or its data is on disk.
 ///
 /// An instance without persistence keeps its data in its process alone, so a retired generation is lost with that.
 pub fn holds_data(app: &App, instance: &Instance, generation: &GenerationId) -> bool {
-    if instance.persistence != Persistence::None {
-        return true;
-    }
-    let directory = app.config.generation_dir(&instance.id, generation);
+    instance.persistence != Persistence::None
+        || directory_holds_data(
+            app,
+            instance,
+            &app.config.generation_dir(&instance.id, generation),
+        )
+}
+
+/// As [`holds_data`], for one node without persistence.
+pub(super) fn directory_holds_data(app: &App, instance: &Instance, directory: &Path) -> bool {
     directory.join("dump.rdb").exists()
         || !matches!(
-            admin_password(app, instance).and_then(|password| process::find(&directory, &password)),
+            admin_password(app, instance).and_then(|password| process::find(directory, &password)),
             Ok(None)
         )
 }
@@ -315,10 +373,14 @@ pub fn prepare_directory(app: &App, instance: &InstanceId) -> Result<(), Error> 
         .map_err(|e| Error::io(Kind::Io, "prepare directory", directory.display().to_string(), e))
 }
 
-fn serving_generation(app: &App, instance: &Instance) -> Result<GenerationId, Error> {
+/// The generation that clients reach.
+///
+/// # Errors
+/// [`Kind::NotFound`].
+pub(super) fn serving_generation(app: &App, instance: &Instance) -> Result<Generation, Error> {
     let found = app.catalog.read(|tx| generation::serving(tx, &instance.id));
     match found {
-        Ok(Some(generation)) => Ok(generation.id),
+        Ok(Some(generation)) => Ok(generation),
         Ok(None) => Err(Error::new(
             Kind::NotFound,
             "find engine",
@@ -333,14 +395,22 @@ pub fn catalog_failed(error: catalog::Error) -> Error {
     Error::new(Kind::Io, "read catalogue", "the catalogue failed").because(error)
 }
 
-/// The engine that serves the instance now.
+/// The engine that serves the instance now, where it is one of a single node.
 ///
 /// # Errors
 /// [`Kind::EngineExited`] where it is not running; the reconciler brings it back.
 pub fn serving(app: &App, instance: &Instance) -> Result<Engine, Error> {
     let generation = serving_generation(app, instance)?;
-    let directory = app.config.generation_dir(&instance.id, &generation);
-    process::find(&directory, &admin_password(app, instance)?)?.ok_or_else(|| {
+    let directory = app.config.generation_dir(&instance.id, &generation.id);
+    find_running(app, instance, &directory)
+}
+
+/// The engine of this directory.
+///
+/// # Errors
+/// [`Kind::EngineExited`] where it is not running.
+pub(super) fn find_running(app: &App, instance: &Instance, directory: &Path) -> Result<Engine, Error> {
+    process::find(directory, &admin_password(app, instance)?)?.ok_or_else(|| {
         Error::new(
             Kind::EngineExited,
             "find engine",
@@ -349,22 +419,25 @@ pub fn serving(app: &App, instance: &Instance) -> Result<Engine, Error> {
     })
 }
 
-/// Removes a generation: its process first, then its directory, then its row's claim to exist.
+/// Removes a generation: its processes first, then its directory, then its row's claim to exist.
 ///
 /// # Errors
 /// [`Stop`] where the process does not end or the directory does not go; the row stays `Removing` and the
 /// reconciler goes on.
 pub fn take_down(app: &App, instance: &Instance, id: &GenerationId) -> Result<(), Stop> {
-    app.catalog.write(|tx| {
+    let found = app.catalog.write(|tx| {
         for state in [State::Loading, State::Serving, State::Retired] {
             generation::transition(tx, id, state, State::Removing)?;
         }
-        backup::record::expire_generation(tx, id, Moment::now())
+        backup::record::expire_generation(tx, id, Moment::now())?;
+        generation::find(tx, id)
     })?;
     failpoint::hit("generation.removing")?;
     let directory = app.config.generation_dir(&instance.id, id);
-    if let Some(engine) = process::find(&directory, &admin_password(app, instance)?)? {
-        engine.kill()?;
+    if let Some(generation) = &found {
+        for engine in nodes::living(app, instance, generation)? {
+            engine.kill()?;
+        }
     }
     failpoint::hit("generation.killed")?;
     remove_directory(&directory)?;

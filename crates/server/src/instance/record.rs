@@ -2,6 +2,7 @@
 
 use engine::process::Persistence;
 
+use super::layout::{self, Layout};
 use crate::catalog::{Error, Tx};
 use crate::ids::{InstanceId, Moment, ProjectId};
 
@@ -96,9 +97,11 @@ pub struct Instance {
     pub capacity_mb: i64,
     /// The flavor.
     pub spec_code: String,
+    /// Of how many nodes it is.
+    pub layout: Layout,
     /// The address that the engine listens on.
     pub bind: String,
-    /// The client port: always that of the serving generation.
+    /// The client port: always that of the serving generation; of a cluster that of its first node.
     pub port: u16,
     /// What survives a crash of the engine.
     pub persistence: Persistence,
@@ -134,7 +137,8 @@ impl std::ops::Deref for OwnedInstance {
 macro_rules! columns {
     () => {
         "id, project_id, name, description, status, engine_version, capacity_mb, spec_code, bind, port, persistence, \
-         admin_password_sealed, client_password_sealed, attributes, backup_policy, failure, created_at_ms, updated_at_ms"
+         admin_password_sealed, client_password_sealed, attributes, backup_policy, failure, created_at_ms, updated_at_ms, \
+         cache_mode, shards, replicas"
     };
 }
 
@@ -159,6 +163,11 @@ fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Instance> {
         failure: row.get(15)?,
         created_at: row.get(16)?,
         updated_at: row.get(17)?,
+        layout: Layout {
+            mode: row.get(18)?,
+            shards: row.get(19)?,
+            replicas: row.get(20)?,
+        },
     })
 }
 
@@ -170,7 +179,8 @@ pub fn insert(tx: &Tx<'_>, instance: &Instance) -> Result<(), Error> {
     tx.execute(
         "INSERT INTO instance (id, project_id, name, description, status, engine_version, capacity_mb, spec_code, bind, \
          port, persistence, admin_password_sealed, client_password_sealed, attributes, backup_policy, created_at_ms, \
-         updated_at_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
+         updated_at_ms, cache_mode, shards, replicas) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)",
         rusqlite::params![
             instance.id,
             instance.project_id,
@@ -189,6 +199,9 @@ pub fn insert(tx: &Tx<'_>, instance: &Instance) -> Result<(), Error> {
             instance.backup_policy,
             instance.created_at,
             instance.updated_at,
+            instance.layout.mode.word(),
+            instance.layout.shards,
+            instance.layout.replicas,
         ],
     )?;
     Ok(())
@@ -284,16 +297,26 @@ pub fn all_living(tx: &Tx<'_>) -> Result<Vec<Instance>, Error> {
     )
 }
 
-/// Ports of the address that instances have.
+/// Ports of the address that instances have, for clients and among their nodes.
 ///
 /// # Errors
 /// The catalogue failed.
 pub fn ports_taken(tx: &Tx<'_>, bind: &str) -> Result<Vec<u16>, Error> {
-    tx.all(
+    let mut taken: Vec<u16> = tx.all(
         "SELECT port FROM instance WHERE bind = ?1 AND deleted_at_ms IS NULL",
         (bind,),
         |row| row.get(0),
-    )
+    )?;
+    let nodes = tx.all(
+        "SELECT nodes FROM generation JOIN instance ON instance.id = instance_id WHERE state <> 'removed' AND bind = ?1",
+        (bind,),
+        |row| layout::from_json(&row.get::<_, String>(0)?),
+    )?;
+    for place in nodes.into_iter().flatten() {
+        taken.push(place.port);
+        taken.extend(place.bus_port);
+    }
+    Ok(taken)
 }
 
 /// `from` → `to`, once. `false` where the instance is in another state: the caller must stop.

@@ -9,7 +9,8 @@ use crate::catalog::Tx;
 use crate::idempotency::{self, Once};
 use crate::ids::{BackupId, InstanceId, Moment, ProjectId, RestoreId};
 use crate::instance::generation::{self, State};
-use crate::instance::{Instance, OwnedInstance, command as instances};
+use crate::instance::layout::Mode;
+use crate::instance::{self, Instance, OwnedInstance, command as instances};
 use crate::jobs::{JobKind, queue};
 use crate::limits;
 use crate::refusal::Refusal;
@@ -96,6 +97,7 @@ fn check(
     if app.config.strict_dcs {
         return Err(Refusal::SingleNode);
     }
+    instances::check_single(&instance)?;
     instances::check_idle(tx, id)?;
     instances::check_running(&instance)?;
     let backup = backups::find(tx, &instance, &request.backup_id)?.ok_or(Refusal::BackupUnknown)?;
@@ -123,7 +125,9 @@ pub fn is_restorable(tx: &Tx<'_>, backup: &Backup) -> Result<bool, crate::catalo
         return Ok(false);
     }
     match &backup.generation_id {
-        None => Ok(true),
+        // Restores of clusters are not offered yet.
+        None => Ok(instance::record::load(tx, &backup.instance_id)?
+            .is_none_or(|instance| instance.layout.mode == Mode::Single)),
         Some(id) => Ok(generation::find(tx, id)?.is_some_and(|found| found.state == State::Retired)),
     }
 }

@@ -500,7 +500,8 @@ impl Work<'_> {
             .id;
         let begun = step(self.app, self.claim, |tx| {
             if fresh {
-                generation::insert(tx, &new, &self.instance.id, now)?;
+                let nodes = self.instance.layout.places(&[self.instance.port], &[]);
+                generation::insert(tx, &new, &self.instance.id, &nodes, now)?;
             }
             record::begin(tx, &self.restore.id, &new, Some(&old), self.restore.method, now)
         })?;

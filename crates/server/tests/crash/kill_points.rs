@@ -97,6 +97,8 @@ const PLACES: &[(&str, &[Operation])] = &[
             CreateFails,
         ],
     ),
+    ("nodes.one_ready", &[Create]),
+    ("nodes.one_started", &[Create]),
     ("operation.before_settle", &[Restart, Flush, Password]),
     ("operation.intended", &[Restart, Flush]),
     (
@@ -163,7 +165,8 @@ fn every_place_in_the_sources_has_its_operation() {
     for member in ["engine", "server"] {
         find_places(&crates.join(member).join("src"), &mut named);
     }
-    let listed: BTreeSet<String> = PLACES.iter().map(|(name, _)| (*name).to_owned()).collect();
+    let single = PLACES.iter().map(|(name, _)| *name);
+    let listed: BTreeSet<String> = single.chain(crate::cluster::PLACES).map(str::to_owned).collect();
     assert_eq!(named, listed);
     assert!(listed.len() >= 40);
 }

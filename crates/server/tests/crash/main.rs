@@ -11,6 +11,7 @@
 )]
 
 mod checker;
+mod cluster;
 mod faults;
 mod kill_points;
 mod lifecycle;

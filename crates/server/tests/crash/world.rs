@@ -55,7 +55,7 @@ pub struct World {
     endpoint: String,
     token: String,
     project: String,
-    /// First port for engines; ten are ours.
+    /// First port for engines; twenty are ours.
     pub first_port: u16,
     settings: Vec<String>,
     /// As the service is told.
@@ -146,7 +146,7 @@ impl World {
             .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
             .arg(&self.named)
             .arg("--engine-ports")
-            .arg(format!("{}-{}", self.first_port, self.first_port + 9))
+            .arg(format!("{}-{}", self.first_port, self.first_port + 19))
             .args(&self.settings)
             .env("CACHEKEEP_FAILPOINT", &run.failpoints)
             .env("CACHEKEEP_FAILPOINT_MARK", &self.mark)
@@ -617,8 +617,8 @@ fn free_ports() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let start = 25_000 + u16::try_from(std::process::id() % 60).unwrap() * 100;
     for _ in 0..500 {
-        let first = start + NEXT.fetch_add(10, Ordering::Relaxed) % 1000;
-        if (first..first + 10).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()) {
+        let first = start + NEXT.fetch_add(20, Ordering::Relaxed) % 1000;
+        if (first..first + 20).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()) {
             return first;
         }
     }

@@ -32,7 +32,7 @@ enum Row {
 }
 
 /// Every route: method, path behind the prefix of the version, what it takes, a legal body.
-const ROWS: [(&str, &str, Row, &str); 40] = [
+const ROWS: [(&str, &str, Row, &str); 43] = [
     ("GET", "/", Row::Open, ""),
     ("GET", "/v2", Row::Open, ""),
     ("GET", "/v2/", Row::Open, ""),
@@ -84,6 +84,24 @@ const ROWS: [(&str, &str, Row, &str); 40] = [
         "{v}/instances/{instance_id}/password/reset",
         Row::Instance,
         r#"{"new_password":"Abcdefg1"}"#,
+    ),
+    (
+        "GET",
+        "/v2/{project_id}/instances/{instance_id}/logical-nodes",
+        Row::Instance,
+        "",
+    ),
+    (
+        "GET",
+        "/v2/{project_id}/instance/{instance_id}/groups",
+        Row::Instance,
+        "",
+    ),
+    (
+        "GET",
+        "/v2/{project_id}/instances-logical-nodes",
+        Row::Project,
+        "",
     ),
     ("GET", "{v}/instances/{instance_id}/restores", Row::Instance, ""),
     ("GET", "{v}/instances/{instance_id}/backups", Row::Instance, ""),

@@ -7,6 +7,7 @@ mod busy;
 mod by_hand;
 mod cli;
 mod cli_help;
+mod cluster;
 mod corpus;
 mod downloads;
 mod errors;

@@ -230,6 +230,7 @@ impl Work<'_> {
                         storage: spot.storage.as_ref(),
                         created_at: Moment(archive.manifest().created_at_ms),
                         engine_version: &archive.manifest().engine_version,
+                        shards: archive.manifest().shards.len(),
                     };
                     let taken = self
                         .app

@@ -7,9 +7,11 @@ use engine::process;
 use super::{Report, record};
 use crate::app::App;
 use crate::catalog;
-use crate::ids::{GenerationId, InstanceId, Moment};
+use crate::ids::{GenerationId, InstanceId, Moment, NodeId};
 use crate::instance::generation::{self, State};
 use crate::instance::job::admin_password;
+use crate::instance::layout::{Layout, Mode, Place};
+use crate::instance::nodes;
 use crate::instance::record::{self as instances, Instance, Status};
 use crate::jobs::{JobKind, queue};
 
@@ -68,9 +70,10 @@ fn settle_one(app: &App, instance: &Instance, now: Moment, report: &mut Report) 
                 home.display(),
                 instance.name
             );
+            let nodes = nodes_again(app, instance)?;
             app.catalog.write(|tx| {
                 mark(tx, &instance.id, None, &here, now)?;
-                generation::insert(tx, &GenerationId::random(), &instance.id, now)?;
+                generation::insert(tx, &GenerationId::random(), &instance.id, &nodes, now)?;
                 record::set_status(tx, &instance.id, Status::Creating, now)?;
                 queue::insert(tx, &instance.id, JobKind::Create, None, now)
             })?;
@@ -80,6 +83,25 @@ fn settle_one(app: &App, instance: &Instance, now: Moment, report: &mut Report) 
     Ok(())
 }
 
+/// Places for an instance that comes up empty: with the ports that clients know.
+fn nodes_again(app: &App, instance: &Instance) -> anyhow::Result<Vec<Place>> {
+    if instance.layout.mode == Mode::Single {
+        return Ok(instance.layout.places(&[instance.port], &[]));
+    }
+    let mut nodes = app
+        .catalog
+        .read(|tx| generation::newest_nodes(tx, &instance.id))?;
+    anyhow::ensure!(
+        nodes.len() == usize::from(instance.layout.nodes()),
+        "the journal does not tell the ports of the cluster {}",
+        instance.name
+    );
+    for place in &mut nodes {
+        place.id = NodeId::random();
+    }
+    Ok(nodes)
+}
+
 /// The generation whose engine has the instance's port; where none runs, the one that the journal names, if no other that
 /// is here can be it.
 fn serving(app: &App, instance: &Instance, here: &[GenerationId]) -> anyhow::Result<Option<GenerationId>> {
@@ -87,17 +109,23 @@ fn serving(app: &App, instance: &Instance, here: &[GenerationId]) -> anyhow::Res
         return Ok(None);
     }
     let password = admin_password(app, instance).map_err(super::told)?;
+    let rows = app.catalog.read(|tx| generation::existing(tx, &instance.id))?;
     for id in here {
-        let directory = app.config.generation_dir(&instance.id, id);
-        let directory = directory.canonicalize().unwrap_or(directory);
-        let engine = process::find(&directory, &password).map_err(super::told)?;
-        if engine.is_some_and(|engine| engine.current_port().is_ok_and(|port| port == instance.port)) {
-            return Ok(Some(id.clone()));
+        let home = app.config.generation_dir(&instance.id, id);
+        let of_nodes = rows.iter().filter(|row| row.id == *id).flat_map(|row| {
+            let places = row.nodes.iter();
+            places.map(|place| (nodes::directory(app, row, place), place.port))
+        });
+        for (directory, own_port) in of_nodes.chain([(home, instance.port)]) {
+            let directory = directory.canonicalize().unwrap_or(directory);
+            let engine = process::find(&directory, &password).map_err(super::told)?;
+            if engine.is_some_and(|engine| engine.current_port().is_ok_and(|port| port == own_port)) {
+                return Ok(Some(id.clone()));
+            }
         }
     }
     // A restore may have switched after the journal's last entry: what the journal does not call replaced may be what
     // clients have written to.
-    let rows = app.catalog.read(|tx| generation::existing(tx, &instance.id))?;
     let state = |id: &GenerationId| rows.iter().find(|row| row.id == *id).map(|row| row.state);
     let (named, others): (Vec<_>, Vec<_>) = here.iter().partition(|id| state(id) == Some(State::Serving));
     let is_certain = others
@@ -131,7 +159,9 @@ fn mark(
     }
     if let Some(id) = serving {
         if generation::find(tx, id)?.is_none() {
-            generation::insert(tx, id, instance, now)?;
+            // Only one of a single node is found without its row.
+            let port = instances::load(tx, instance)?.map_or(0, |found| found.port);
+            generation::insert(tx, id, instance, &Layout::SINGLE.places(&[port], &[]), now)?;
         }
         record::let_serve(tx, id)?;
         crate::backup::record::expire_generation(tx, id, now)?;

@@ -96,6 +96,8 @@ pub(super) struct FoundBackup<'a> {
     pub created_at: Moment,
     /// As the manifest says.
     pub engine_version: &'a str,
+    /// As the manifest says; 0: no cluster.
+    pub shards: usize,
 }
 
 /// Adds it as a manual backup that succeeded, and its instance as a deleted one where the journal does not know that
@@ -123,10 +125,17 @@ pub(super) fn insert_found(tx: &Tx<'_>, found: &FoundBackup<'_>, finished: &Fini
     }
     tx.execute(
         "INSERT INTO instance (id, project_id, name, status, engine_version, capacity_mb, spec_code, bind, port, persistence, \
-         admin_password_sealed, attributes, created_at_ms, updated_at_ms, deleted_at_ms) \
-         VALUES (?1, ?2, 'recovered-' || substr(?1, 1, 8), 'deleted', ?3, 0, '', '', 0, 'none', X'', '{}', ?4, ?4, ?4) \
+         admin_password_sealed, attributes, created_at_ms, updated_at_ms, deleted_at_ms, cache_mode, shards) \
+         VALUES (?1, ?2, 'recovered-' || substr(?1, 1, 8), 'deleted', ?3, 0, '', '', 0, 'none', X'', '{}', ?4, ?4, ?4, \
+         CASE WHEN ?5 > 0 THEN 'cluster' ELSE 'single' END, max(?5, 1)) \
          ON CONFLICT (id) DO NOTHING",
-        (&instance, &project, found.engine_version, found.created_at),
+        (
+            &instance,
+            &project,
+            found.engine_version,
+            found.created_at,
+            i64::try_from(found.shards).unwrap_or(0),
+        ),
     )?;
     let mut name = format!("backup_{}", found.created_at.compact());
     let taken = tx.one(

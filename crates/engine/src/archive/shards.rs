@@ -1,0 +1,85 @@
+//! The shards of an archive: one, or several whose files follow each other.
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+use super::Manifest;
+use crate::error::Error;
+use crate::store::Store;
+
+/// Segments of a broken backup that can be missing before one that is there: as many as were being stored when it
+/// broke, with reserve.
+const SEGMENTS_MISSING_MAX: u32 = 8;
+
+/// The file of one shard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShardRecord {
+    /// Offset of its first byte in the segments.
+    pub first_offset: u64,
+    /// Size of the RDB.
+    pub plain_bytes: u64,
+    /// Keys in it, all of its slots.
+    pub keys: u64,
+    /// Its slots, each range with both ends.
+    pub slots: Vec<(u16, u16)>,
+    /// Client port of its primary.
+    pub port: u16,
+    /// Replication history of its snapshot.
+    pub replid: String,
+    /// Replication offset of its snapshot.
+    pub offset: i64,
+    /// When its snapshot was begun, UTC ms.
+    pub captured_at_ms: i64,
+}
+
+impl Manifest {
+    /// Where each RDB lies in the bytes: one, or one for each shard.
+    pub fn files(&self) -> Vec<Range<u64>> {
+        let whole = 0..self.plain_bytes;
+        match self.shards.is_empty() {
+            true => vec![whole],
+            false => self.shards.iter().map(ShardRecord::range).collect(),
+        }
+    }
+
+    /// Time between the first and the last snapshot of a cluster's shards, in ms.
+    pub fn skew_ms(&self) -> i64 {
+        let times = || self.shards.iter().map(|shard| shard.captured_at_ms);
+        times().max().unwrap_or(0) - times().min().unwrap_or(0)
+    }
+}
+
+impl ShardRecord {
+    /// Where its RDB lies in the bytes of all segments.
+    pub fn range(&self) -> Range<u64> {
+        self.first_offset..self.first_offset.saturating_add(self.plain_bytes)
+    }
+}
+
+/// The object name of segment `index` of a shard, relative to the prefix.
+pub(crate) fn shard_segment_name(shard: usize, index: usize) -> String {
+    format!("shard-{shard}/seg-{index:06}.rdb.zst.age")
+}
+
+/// Removes the segments of a shard by their names; says whether there were any.
+///
+/// # Errors
+/// As [`super::delete`].
+pub(super) fn delete_segments(store: &Store, prefix: &str, shard: usize) -> Result<bool, Error> {
+    let (mut absent, mut found) = (0, false);
+    for index in 0.. {
+        let name = format!("{prefix}/{}", shard_segment_name(shard, index));
+        if store.exists(&name)? {
+            store.delete(&name)?;
+            (absent, found) = (0, true);
+        } else {
+            absent += 1;
+            if absent > SEGMENTS_MISSING_MAX {
+                break;
+            }
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,510 @@
+//! Clusters: what makes a process a node of one, how the nodes find each other, and what they say of each other.
+//!
+//! A node tells its final client port from its start on (`cluster-announce-port`), whether it has the port yet or not,
+//! and its bus listens on a port of its own that never moves. So the nodes of a generation form a cluster before any
+//! of them is reachable for clients, and `nodes.conf` in each directory brings the same cluster back after a reboot.
+
+use std::time::{Duration, Instant};
+
+use crate::control::Control;
+use crate::error::{Error, Kind};
+use crate::failpoint;
+use crate::node::{Node, Reply};
+use crate::process::Engine;
+
+/// Hash slots of every cluster. Source: cluster specification, "Key distribution model".
+pub const SLOTS: u16 = 16384;
+/// A node that does not answer for so long is taken for failed, and its shard's replica for its successor. Long enough
+/// for a node that is starved of a processor on a busy machine.
+pub(crate) const NODE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between two looks at a cluster that is coming together.
+const POLL: Duration = Duration::from_millis(20);
+/// Between two introductions of the same node: the first may be on its way.
+const MEET_AGAIN: Duration = Duration::from_secs(1);
+
+/// Where a node of a cluster is for others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seat {
+    /// The address that it tells nodes and clients.
+    pub address: String,
+    /// The client port that it tells.
+    pub port: u16,
+    /// The port where other nodes reach it.
+    pub bus_port: u16,
+}
+
+/// A node that is to be part of a cluster.
+#[derive(Debug)]
+pub struct Member {
+    /// Its process.
+    pub engine: Engine,
+    /// Where others find it.
+    pub seat: Seat,
+    /// Which part of the slots it is for, from 0.
+    pub shard: u16,
+}
+
+/// A line of `CLUSTER NODES`: what one node says of another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// 40 hex digits.
+    pub id: String,
+    /// The client port.
+    pub port: u16,
+    /// `myself`, `master`, `slave`, `fail?`, `fail`, `handshake`, `noaddr`.
+    pub flags: Vec<String>,
+    /// Whose replica it is.
+    pub primary: Option<String>,
+    /// Whether the link to it is up.
+    pub is_linked: bool,
+    /// Its slots, each range with both ends.
+    pub slots: Vec<(u16, u16)>,
+    /// Slots that are moving to or from it.
+    pub moving: usize,
+}
+
+impl Seen {
+    /// Whether the flag is set.
+    pub fn is(&self, flag: &str) -> bool {
+        self.flags.iter().any(|found| found == flag)
+    }
+
+    fn is_settled(&self) -> bool {
+        let unsettled = ["handshake", "noaddr", "fail", "fail?"];
+        self.is_linked && !unsettled.iter().any(|flag| self.is(flag))
+    }
+}
+
+/// The slots of a shard, both ends included: as even as whole slots can be.
+pub fn slots_of(shard: u16, shards: u16) -> (u16, u16) {
+    let cut = |shard: u16| (u32::from(SLOTS) * u32::from(shard) / u32::from(shards.max(1))) as u16;
+    (cut(shard), cut(shard + 1) - 1)
+}
+
+/// What this node says of its cluster, itself included. Source: the reply of `CLUSTER NODES`.
+///
+/// # Errors
+/// As [`Node::command`]; [`Kind::Protocol`] for a line of another form.
+pub fn view(node: &mut Node) -> Result<Vec<Seen>, Error> {
+    let text = node.run(&["CLUSTER", "NODES"])?.text().unwrap_or_default();
+    text.lines()
+        .map(|line| {
+            parse(line).ok_or_else(|| {
+                Error::new(
+                    Kind::Protocol,
+                    "read cluster nodes",
+                    format!("{}: {line:?}", node.label()),
+                )
+            })
+        })
+        .collect()
+}
+
+/// `<id> <ip:port@bus,...> <flags> <primary> <ping> <pong> <epoch> <link> <slots>...`
+fn parse(line: &str) -> Option<Seen> {
+    let mut fields = line.split(' ').filter(|field| !field.is_empty());
+    let id = fields.next()?.to_owned();
+    let (reach, _) = fields.next()?.split_once('@')?;
+    let (_, port) = reach.rsplit_once(':')?;
+    let flags = fields.next()?.split(',').map(str::to_owned).collect();
+    let primary = Some(fields.next()?)
+        .filter(|field| *field != "-")
+        .map(str::to_owned);
+    let is_linked = fields.nth(3)? == "connected";
+    let (mut slots, mut moving) = (Vec::new(), 0);
+    for field in fields {
+        if field.starts_with('[') {
+            moving += 1;
+            continue;
+        }
+        let (first, last) = field.split_once('-').unwrap_or((field, field));
+        slots.push((first.parse().ok()?, last.parse().ok()?));
+    }
+    Some(Seen {
+        id,
+        port: port.parse().ok()?,
+        flags,
+        primary,
+        is_linked,
+        slots,
+        moving,
+    })
+}
+
+/// What becomes of the slots of a primary whose process is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Succession {
+    /// Nobody is to take them over, or somebody has: it may come back.
+    Over,
+    /// The primaries that live will elect a replica of it.
+    Awaited,
+    /// So many primaries are gone that the others elect nobody. The client ports of its living replicas.
+    Stuck(Vec<u16>),
+}
+
+/// What this view of a cluster says of the node at `port`, whose process is gone; `living` are the client ports of those
+/// whose processes are not. It must not come back before another has its slots where its start brings less data than it
+/// had: its replica would follow it and lose the rest.
+pub fn succession(view: &[Seen], port: u16, living: &[u16]) -> Succession {
+    let has_slots = |seen: &&Seen| seen.is("master") && !seen.slots.is_empty();
+    let Some(gone) = view.iter().filter(has_slots).find(|seen| seen.port == port) else {
+        return Succession::Over;
+    };
+    let heirs: Vec<u16> = view
+        .iter()
+        .filter(|seen| seen.primary.as_ref() == Some(&gone.id) && living.contains(&seen.port))
+        .map(|seen| seen.port)
+        .collect();
+    let voters = view.iter().filter(has_slots);
+    let (present, all) = voters.fold((0, 0), |(present, all), seen| {
+        (present + usize::from(living.contains(&seen.port)), all + 1)
+    });
+    if heirs.is_empty() {
+        Succession::Over
+    } else if 2 * present > all {
+        Succession::Awaited
+    } else {
+        Succession::Stuck(heirs)
+    }
+}
+
+/// Makes a replica the primary of its shard without a vote. Only where the process of the primary is known to be gone.
+///
+/// # Errors
+/// As [`Node::command`].
+pub fn take_over(node: &mut Node) -> Result<(), Error> {
+    node.run(&["CLUSTER", "FAILOVER", "TAKEOVER"]).map(drop)
+}
+
+/// A shard as its primary tells of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardSeen {
+    /// Id of the primary.
+    pub primary: String,
+    /// Its client port.
+    pub port: u16,
+    /// Client ports of its replicas.
+    pub replicas: Vec<u16>,
+    /// Its slots, each range with both ends.
+    pub slots: Vec<(u16, u16)>,
+}
+
+/// The shards of a cluster in the order of their first slots, where every slot is of exactly one of them and none is on
+/// its way to another.
+///
+/// # Errors
+/// [`Kind::Refused`] with what is not so.
+pub fn shards(view: &[Seen]) -> Result<Vec<ShardSeen>, Error> {
+    let refuse = |what: String| Err(Error::new(Kind::Refused, "read shards", what));
+    let moving: usize = view.iter().map(|seen| seen.moving).sum();
+    if moving > 0 {
+        return refuse(format!(
+            "{moving} slots are moving between shards: try again when they have"
+        ));
+    }
+    let mut found: Vec<ShardSeen> = view
+        .iter()
+        .filter(|seen| seen.is("master") && !seen.slots.is_empty())
+        .map(|seen| ShardSeen {
+            primary: seen.id.clone(),
+            port: seen.port,
+            replicas: view
+                .iter()
+                .filter(|other| other.primary.as_ref() == Some(&seen.id) && other.is_settled())
+                .map(|other| other.port)
+                .collect(),
+            slots: seen.slots.clone(),
+        })
+        .collect();
+    found.sort_by_key(|shard| shard.slots.iter().map(|(first, _)| *first).min());
+    let mut ranges: Vec<(u16, u16)> = found.iter().flat_map(|shard| shard.slots.clone()).collect();
+    ranges.sort_unstable();
+    let mut next = 0;
+    for (first, last) in ranges {
+        if first != next || last < first {
+            return refuse(format!("slot {} is of no shard, or of two", next.min(first)));
+        }
+        next = last + 1;
+    }
+    match next == SLOTS {
+        true => Ok(found),
+        false => refuse(format!("the slots from {next} on are of no shard")),
+    }
+}
+
+/// Waits until the replica has all that its primary had done when it was asked first; `false` where that takes longer than
+/// `limit`, or it is not in sync.
+///
+/// # Errors
+/// As [`Node::command`], of the primary. A replica that does not answer is not in sync.
+pub fn is_caught_up(primary: &mut Node, replica: &Engine, limit: Duration) -> Result<bool, Error> {
+    let number = |fields: &[(String, String)], wanted: &str| -> Option<u64> {
+        fields.iter().find(|(name, _)| name == wanted)?.1.parse().ok()
+    };
+    let wanted = number(&primary.info("replication")?, "master_repl_offset");
+    let until = Instant::now() + limit;
+    let Ok(mut node) = replica.control_within(limit) else {
+        return Ok(false);
+    };
+    while let Ok(fields) = node.info("replication") {
+        let up = fields
+            .iter()
+            .any(|(name, value)| name == "master_link_status" && value == "up");
+        if up && number(&fields, "slave_repl_offset") >= wanted {
+            return Ok(true);
+        }
+        if !up || Instant::now() >= until {
+            break;
+        }
+        std::thread::sleep(POLL);
+    }
+    Ok(false)
+}
+
+/// Makes one cluster of nodes that nobody uses yet: slots to the first node of each shard, every node introduced, the
+/// others of each shard as replicas; returns when all agree, all slots are served and every replica is in sync.
+///
+/// Looks at what is there before each step, so it may be run again after a crash at any point.
+///
+/// # Errors
+/// [`Kind::Cancelled`], [`Kind::Deadline`]; as [`Node::command`]; [`Kind::EngineExited`].
+pub fn form(members: &[Member], shards: u16, control: &Control) -> Result<(), Error> {
+    for shard in 0..shards {
+        give_slots(members, shard, shards)?;
+        failpoint::hit("cluster.slots_given")?;
+    }
+    introduce(members, control)?;
+    failpoint::hit("cluster.introduced")?;
+    for member in members {
+        follow(members, member, control)?;
+    }
+    failpoint::hit("cluster.replicas_told")?;
+    wait_whole(members, control)
+}
+
+fn give_slots(members: &[Member], shard: u16, shards: u16) -> Result<(), Error> {
+    let mut first = None;
+    for member in members.iter().filter(|member| member.shard == shard) {
+        let mut node = member.engine.control()?;
+        if own(&view(&mut node)?).is_some_and(|own| !own.slots.is_empty()) {
+            return Ok(());
+        }
+        first.get_or_insert(node);
+    }
+    let Some(mut node) = first else {
+        let context = format!("shard {shard} has no node");
+        return Err(Error::new(Kind::Refused, "form cluster", context));
+    };
+    // Different epochs from the beginning save the nodes the collisions that they would have to solve one by one. It is
+    // refused where the node knows others already, and is of no need then.
+    let epoch = (shard + 1).to_string();
+    let _refused_when_repeated = node.ask(&[b"CLUSTER", b"SET-CONFIG-EPOCH", epoch.as_bytes()])?;
+    let (from, to) = slots_of(shard, shards);
+    node.run(&["CLUSTER", "ADDSLOTSRANGE", &from.to_string(), &to.to_string()])?;
+    Ok(())
+}
+
+fn own(view: &[Seen]) -> Option<&Seen> {
+    view.iter().find(|seen| seen.is("myself"))
+}
+
+fn introduce(members: &[Member], control: &Control) -> Result<(), Error> {
+    let Some((host, others)) = members.split_first() else {
+        return Ok(());
+    };
+    let mut met: Option<Instant> = None;
+    loop {
+        control.check("form cluster")?;
+        let mut node = host.engine.control()?;
+        let known = view(&mut node)?;
+        let missing = others
+            .iter()
+            .filter(|member| !known.iter().any(|seen| seen.port == member.seat.port));
+        let again = met.is_none_or(|at| at.elapsed() >= MEET_AGAIN);
+        for member in missing.filter(|_| again) {
+            let Seat {
+                address,
+                port,
+                bus_port,
+            } = &member.seat;
+            node.run(&[
+                "CLUSTER",
+                "MEET",
+                address,
+                &port.to_string(),
+                &bus_port.to_string(),
+            ])?;
+            met = Some(Instant::now());
+        }
+        if all_views(members)?
+            .iter()
+            .all(|view| know_each_other(view, members.len()))
+        {
+            return Ok(());
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+fn know_each_other(view: &[Seen], count: usize) -> bool {
+    view.len() == count && view.iter().all(Seen::is_settled)
+}
+
+fn all_views(members: &[Member]) -> Result<Vec<Vec<Seen>>, Error> {
+    members
+        .iter()
+        .map(|member| view(&mut member.engine.control()?))
+        .collect()
+}
+
+/// Makes the member a replica of the one of its shard that has the slots, unless it is that one.
+fn follow(members: &[Member], member: &Member, control: &Control) -> Result<(), Error> {
+    loop {
+        control.check("form cluster")?;
+        let mut node = member.engine.control()?;
+        let seen = view(&mut node)?;
+        let of_shard = |seen: &&Seen| {
+            let mut seats = members.iter().filter(|other| other.shard == member.shard);
+            !seen.slots.is_empty() && seats.any(|other| other.seat.port == seen.port)
+        };
+        // What its slots are comes with the first message of a node, a moment after its name.
+        if let (Some(own), Some(primary)) = (own(&seen), seen.iter().find(of_shard)) {
+            if own.id == primary.id || own.primary.as_ref() == Some(&primary.id) {
+                return Ok(());
+            }
+            match node.ask(&[b"CLUSTER", b"REPLICATE", primary.id.as_bytes()])? {
+                Reply::Error(text) if !text.contains("Unknown node") => {
+                    return Err(Error::new(
+                        Kind::Refused,
+                        "form cluster",
+                        format!("{}: {text}", node.label()),
+                    ));
+                }
+                _ => {}
+            }
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+/// Waits until every node says that all slots are served, all know each other, and every replica is in sync.
+///
+/// # Errors
+/// As [`form`].
+pub fn wait_whole(members: &[Member], control: &Control) -> Result<(), Error> {
+    for member in members {
+        while !is_whole(member, members.len())? {
+            control.check("wait for cluster")?;
+            std::thread::sleep(POLL);
+        }
+    }
+    Ok(())
+}
+
+fn is_whole(member: &Member, count: usize) -> Result<bool, Error> {
+    let mut node = member.engine.control()?;
+    let state = node.run(&["CLUSTER", "INFO"])?.text().unwrap_or_default();
+    if !state.lines().any(|line| line.trim_end() == "cluster_state:ok") {
+        return Ok(false);
+    }
+    let view = view(&mut node)?;
+    let replication = node.info("replication")?;
+    let says = |name: &str, value: &str| {
+        replication
+            .iter()
+            .any(|(field, found)| field == name && found == value)
+    };
+    let in_sync = says("role", "master") || says("master_link_status", "up");
+    Ok(know_each_other(&view, count) && in_sync)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_slot_is_of_exactly_one_shard_and_shares_differ_by_one_at_most() {
+        for shards in 1..=128 {
+            let mut next = 0;
+            for shard in 0..shards {
+                let (first, last) = slots_of(shard, shards);
+                assert_eq!(first, next, "{shard} of {shards}");
+                let count = last - first + 1;
+                assert!(count.abs_diff(SLOTS / shards) <= 1, "{shard} of {shards}");
+                next = last + 1;
+            }
+            assert_eq!(next, SLOTS);
+        }
+    }
+
+    #[test]
+    fn a_line_of_each_engine_is_read_with_its_moving_slots() {
+        let line = "07c37dfeb235213a872192d90877d0cd55635b91 127.0.0.1:30001@31001,host,shard-id=ab myself,master - 0 0 1 \
+                    connected 0-5460 7 [93->-292f8b365bb7edb5e285caf0b7e6ddc7265d2f4f]";
+        let seen = parse(line).unwrap();
+        assert_eq!((seen.port, seen.moving, seen.is_linked), (30001, 1, true));
+        assert_eq!(seen.slots, [(0, 5460), (7, 7)]);
+        assert!(seen.is("myself") && seen.primary.is_none());
+        let replica = parse("a [::1]:7000@17000 slave,fail b 0 0 1 disconnected").unwrap();
+        assert_eq!(
+            (replica.port, replica.primary.as_deref(), replica.is_linked),
+            (7000, Some("b"), false)
+        );
+        for wrong in ["", "a", "a b c d", "a 1.1.1.1:x@1 master - 0 0 1 connected"] {
+            assert_eq!(parse(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn shards_are_told_only_where_every_slot_is_of_one_and_none_moves() {
+        let seen = |line: &str| parse(line).unwrap();
+        let low = seen("a 1.1.1.1:1@11 myself,master - 0 0 1 connected 0-99 200-16383");
+        let high = seen("b 1.1.1.1:2@12 master - 0 0 1 connected 100-199");
+        let copy = seen("c 1.1.1.1:3@13 slave b 0 0 1 connected");
+        let found = shards(&[high.clone(), copy, low.clone()]).unwrap();
+        assert_eq!(
+            (found[0].port, found[1].port, found[1].replicas.as_slice()),
+            (1, 2, &[3][..])
+        );
+        let gap = seen("b 1.1.1.1:2@12 master - 0 0 1 connected 101-199");
+        let twice = seen("b 1.1.1.1:2@12 master - 0 0 1 connected 99-199");
+        let moves = seen("b 1.1.1.1:2@12 master - 0 0 1 connected 100-199 [100->-a]");
+        for wrong in [
+            vec![low.clone()],
+            vec![low.clone(), gap],
+            vec![low.clone(), twice],
+            vec![low, moves],
+        ] {
+            assert_eq!(shards(&wrong).unwrap_err().kind, Kind::Refused);
+        }
+    }
+
+    #[test]
+    fn a_dead_primary_waits_while_a_living_replica_of_it_can_succeed_it() {
+        let seen = |line: &str| parse(line).unwrap();
+        let one = seen("one 1.1.1.1:1@11 myself,master - 0 0 1 connected 0-99");
+        let two = seen("two 1.1.1.1:2@12 master - 0 0 1 connected 100-199");
+        let dead = seen("dead 1.1.1.1:3@13 master,fail? - 0 0 1 disconnected 200-299");
+        let heir = seen("heir 1.1.1.1:4@14 slave dead 0 0 1 connected");
+        let view = [one.clone(), two.clone(), dead, heir];
+        assert_eq!(succession(&view, 3, &[1, 2, 4]), Succession::Awaited);
+        assert_eq!(
+            succession(&view, 3, &[1, 2]),
+            Succession::Over,
+            "its replica is gone too"
+        );
+        assert_eq!(
+            succession(&view, 3, &[1, 4]),
+            Succession::Stuck(vec![4]),
+            "one of three is no majority"
+        );
+        assert_eq!(succession(&view, 9, &[1, 2, 4]), Succession::Over, "unknown");
+        let demoted = seen("dead 1.1.1.1:3@13 master,fail - 0 0 1 disconnected");
+        let succeeded = seen("heir 1.1.1.1:4@14 master - 0 0 2 connected 200-299");
+        assert_eq!(
+            succession(&[one, two, demoted, succeeded], 3, &[1, 2, 4]),
+            Succession::Over
+        );
+    }
+}

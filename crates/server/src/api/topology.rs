@@ -1,0 +1,180 @@
+//! Nodes and groups of instances on the wire: contract §9.4.
+
+use serde_json::{Value, json};
+
+use super::error::{ApiError, json_response};
+use super::page;
+use super::request::Request;
+use super::routes::Reply;
+use crate::instance::generation::{self, Generation};
+use crate::instance::layout::{Mode, Place};
+use crate::instance::nodes::{self as living, Role};
+use crate::instance::{Instance, command, record};
+use crate::limits;
+
+/// A node as its engine says.
+struct Node<'a> {
+    place: &'a Place,
+    /// `None`: it does not answer.
+    role: Option<Role>,
+}
+
+impl Node<'_> {
+    fn status(&self) -> &'static str {
+        match self.role {
+            Some(_) => "Active",
+            None => "Inactive",
+        }
+    }
+
+    /// What nobody can say is told as what it was made to be.
+    fn is_primary(&self, nodes: &[Node<'_>]) -> bool {
+        let of_shard = || nodes.iter().filter(|other| other.place.shard == self.place.shard);
+        match self.role {
+            Some(role) => role == Role::Primary,
+            None if of_shard().any(|other| other.role == Some(Role::Primary)) => false,
+            None => of_shard()
+                .next()
+                .is_some_and(|first| first.place.id == self.place.id),
+        }
+    }
+}
+
+fn look<'a>(request: &Request, instance: &Instance, generation: &'a Generation) -> Vec<Node<'a>> {
+    let places = generation.nodes.iter();
+    places
+        .map(|place| Node {
+            place,
+            role: living::role(&request.app, instance, generation, place),
+        })
+        .collect()
+}
+
+/// Stays the same for the nodes of a shard, whichever generation they are of.
+fn group_id(instance: &Instance, shard: u16) -> String {
+    format!("{}-{shard}", instance.id)
+}
+
+fn group_name(shard: u16) -> String {
+    format!("group-{shard}")
+}
+
+fn node_shown(request: &Request, instance: &Instance, node: &Node<'_>, nodes: &[Node<'_>]) -> Value {
+    let role = if node.is_primary(nodes) { "master" } else { "slave" };
+    let kind = match instance.layout.mode {
+        Mode::Single => "redis",
+        Mode::Cluster => "redis_cluster",
+    };
+    json!({
+        "logical_node_id": node.place.id.as_str(), "node_id": node.place.id.as_str(),
+        "name": format!("{}-{}", group_name(node.place.shard), node.place.port), "status": node.status(),
+        "az_code": request.app.config.region, "node_role": role, "node_type": kind, "node_ip": instance.bind,
+        "node_port": node.place.port.to_string(), "priority_weight": Value::Null,
+        "is_access": node.role.is_some(), "group_id": group_id(instance, node.place.shard),
+        "group_name": group_name(node.place.shard), "is_remove_ip": false,
+        "replication_id": node.place.id.as_str(), "dimensions": Value::Null,
+    })
+}
+
+fn all_shown(request: &Request, instance: &Instance, generation: Option<&Generation>) -> Vec<Value> {
+    let nodes = generation
+        .map(|found| look(request, instance, found))
+        .unwrap_or_default();
+    nodes
+        .iter()
+        .map(|node| node_shown(request, instance, node, &nodes))
+        .collect()
+}
+
+/// `GET …/instances/{instance_id}/logical-nodes`
+///
+/// # Errors
+/// Malformed or unknown instance.
+pub fn nodes(request: &Request) -> Result<Reply, ApiError> {
+    let (instance, generation) = find(request)?;
+    let nodes = all_shown(request, &instance, generation.as_ref());
+    Ok(json_response(
+        200,
+        &json!({"instance_id": instance.id.as_str(), "total": nodes.len(), "nodes": nodes}),
+    ))
+}
+
+fn find(request: &Request) -> Result<(Instance, Option<Generation>), ApiError> {
+    let (id, project) = (request.instance_id()?, request.project()?);
+    Ok(request.app.catalog.read(|tx| {
+        let instance = command::find(tx, project, &id)?;
+        let generation = generation::serving(tx, &instance.id)?;
+        Ok::<_, crate::refusal::Refusal>(((*instance).clone(), generation))
+    })?)
+}
+
+/// `GET …/instances-logical-nodes`: a page of instances, each with its nodes.
+///
+/// # Errors
+/// Paging parameters.
+pub fn nodes_of_all(request: &Request) -> Result<Reply, ApiError> {
+    let page = page::page(request, limits::PAGE_ROWS_DEFAULT)?;
+    let project = request.project()?;
+    let first = usize::try_from(page.offset).unwrap_or(usize::MAX);
+    let count = usize::try_from(page.limit).unwrap_or(usize::MAX);
+    let (total, shown) = request.app.catalog.read(|tx| {
+        let all = record::list(tx, project)?;
+        let total = all.len();
+        let mut shown = Vec::new();
+        for instance in all.into_iter().skip(first).take(count) {
+            let generation = generation::serving(tx, &instance.id)?;
+            shown.push((instance, generation));
+        }
+        Ok::<_, crate::catalog::Error>((total, shown))
+    })?;
+    // Outside of the transaction: an engine may be slow to answer.
+    let instances: Vec<Value> = shown
+        .iter()
+        .map(|(instance, generation)| {
+            let nodes = all_shown(request, instance, generation.as_ref());
+            json!({"instance_id": instance.id.as_str(), "node_count": nodes.len(), "nodes": nodes})
+        })
+        .collect();
+    Ok(json_response(
+        200,
+        &json!({"count": total, "instances": instances}),
+    ))
+}
+
+/// `GET …/instance/{instance_id}/groups`
+///
+/// # Errors
+/// Malformed or unknown instance.
+pub fn groups(request: &Request) -> Result<Reply, ApiError> {
+    let (instance, generation) = find(request)?;
+    let nodes = generation
+        .as_ref()
+        .map(|found| look(request, &instance, found))
+        .unwrap_or_default();
+    let shards = if nodes.is_empty() {
+        0
+    } else {
+        instance.layout.shards
+    };
+    let groups: Vec<Value> =
+        (0..shards)
+            .map(|shard| {
+                let of_shard = nodes.iter().filter(|node| node.place.shard == shard);
+                let replication: Vec<Value> = of_shard
+                .map(|node| {
+                    let role = if node.is_primary(&nodes) { "master" } else { "slave" };
+                    let id = node.place.id.as_str();
+                    json!({"replication_role": role, "replication_ip": instance.bind, "replication_id": id,
+                           "node_id": id, "status": node.status(), "az_code": request.app.config.region,
+                           "is_replication": role == "slave", "dimensions": []})
+                })
+                .collect();
+                json!({"group_id": group_id(&instance, shard), "group_name": group_name(shard),
+                   "replication_list": replication})
+            })
+            .collect();
+    Ok(json_response(
+        200,
+        &json!({"group_count": shards, "group_list": groups}),
+    ))
+}

@@ -1,0 +1,132 @@
+//! Layouts: of how many nodes an instance is, and where the nodes of a generation are.
+//!
+//! A generation's nodes are made with it and never change; who of a shard is its primary is the engines' to say. A single
+//! instance is a layout of one node.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::NodeId;
+
+/// Primaries of a cluster: with fewer than three the others are no majority when one is gone, and nobody takes over.
+pub const SHARDS: std::ops::RangeInclusive<u16> = 3..=128;
+/// Replicas of each primary: as many as DCS has flavors for.
+pub const REPLICAS: std::ops::RangeInclusive<u16> = 0..=4;
+
+/// What kind of instance it is to its clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// One engine.
+    Single,
+    /// Several, which clients of the cluster protocol reach as one.
+    Cluster,
+}
+
+impl Mode {
+    /// The word in the table, and DCS's.
+    pub fn word(self) -> &'static str {
+        match self {
+            Mode::Single => "single",
+            Mode::Cluster => "cluster",
+        }
+    }
+}
+
+impl rusqlite::types::FromSql for Mode {
+    fn column_result(value: rusqlite::types::ValueRef<'_>) -> rusqlite::types::FromSqlResult<Self> {
+        let word = value.as_str()?;
+        [Mode::Single, Mode::Cluster]
+            .into_iter()
+            .find(|mode| mode.word() == word)
+            .ok_or(rusqlite::types::FromSqlError::InvalidType)
+    }
+}
+
+/// Of how many nodes an instance is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layout {
+    /// What it is to clients.
+    pub mode: Mode,
+    /// Primaries, each with a share of the slots; 1 where it is no cluster.
+    pub shards: u16,
+    /// Replicas of each primary.
+    pub replicas: u16,
+}
+
+impl Layout {
+    /// One engine.
+    pub const SINGLE: Layout = Layout {
+        mode: Mode::Single,
+        shards: 1,
+        replicas: 0,
+    };
+
+    /// How many engines that are.
+    pub fn nodes(self) -> u16 {
+        self.shards * (1 + self.replicas)
+    }
+
+    /// Places for its nodes, shard by shard, with these ports in that order. `bus_ports` is empty where it is no cluster.
+    pub fn places(self, ports: &[u16], bus_ports: &[u16]) -> Vec<Place> {
+        let per_shard = usize::from(1 + self.replicas);
+        ports
+            .iter()
+            .enumerate()
+            .map(|(at, port)| Place {
+                id: NodeId::random(),
+                shard: u16::try_from(at / per_shard).unwrap_or(u16::MAX),
+                port: *port,
+                bus_port: bus_ports.get(at).copied(),
+            })
+            .collect()
+    }
+}
+
+/// Where a node of a generation is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// Names the node for ever; of a cluster's node also the directory.
+    pub id: NodeId,
+    /// Which shard it is of, from 0.
+    pub shard: u16,
+    /// The port that it has for clients while its generation serves.
+    pub port: u16,
+    /// Where other nodes reach it; `None`: there are none.
+    pub bus_port: Option<u16>,
+}
+
+/// What the column holds.
+pub fn to_json(places: &[Place]) -> String {
+    serde_json::json!(places).to_string()
+}
+
+/// Reads [`to_json`].
+///
+/// # Errors
+/// The column holds something else.
+pub fn from_json(text: &str) -> rusqlite::Result<Vec<Place>> {
+    serde_json::from_str(text).map_err(|_not_ours| rusqlite::Error::InvalidQuery)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nodes_of_a_shard_stand_together_and_each_has_its_ports() {
+        let layout = Layout {
+            mode: Mode::Cluster,
+            shards: 3,
+            replicas: 1,
+        };
+        let ports: Vec<u16> = (100..106).collect();
+        let buses: Vec<u16> = (200..206).collect();
+        let places = layout.places(&ports, &buses);
+        assert_eq!(places.len(), usize::from(layout.nodes()));
+        let shards: Vec<u16> = places.iter().map(|place| place.shard).collect();
+        assert_eq!(shards, [0, 0, 1, 1, 2, 2]);
+        assert_eq!((places[5].port, places[5].bus_port), (105, Some(205)));
+        assert_eq!(from_json(&to_json(&places)).unwrap(), places);
+        let single = Layout::SINGLE.places(&[7], &[]);
+        assert_eq!((single.len(), single[0].bus_port), (1, None));
+    }
+}

@@ -1,0 +1,247 @@
+//! The nodes of a generation, all together: bring them up, find them, form a cluster of them.
+
+use std::path::PathBuf;
+
+use engine::cluster::{self, Member, Seat, Succession};
+use engine::process::{self, Engine, Persistence};
+use engine::{Control, Error, Kind, failpoint};
+
+use super::generation::Generation;
+use super::job;
+use super::layout::{Mode, Place};
+use super::record::Instance;
+use crate::app::App;
+use crate::limits;
+
+/// The working directory of a node: that of the generation where it is the only one.
+pub fn directory(app: &App, generation: &Generation, place: &Place) -> PathBuf {
+    let home = app.config.generation_dir(&generation.instance_id, &generation.id);
+    match place.bus_port {
+        None => home,
+        Some(_) => home.join(place.id.as_str()),
+    }
+}
+
+fn seat(instance: &Instance, place: &Place) -> Option<Seat> {
+    place.bus_port.map(|bus_port| Seat {
+        address: instance.bind.clone(),
+        port: place.port,
+        bus_port,
+    })
+}
+
+/// The engine of a node; `None` where it is not running.
+///
+/// # Errors
+/// As [`process::find`]; [`Kind::Key`].
+pub fn find(
+    app: &App,
+    instance: &Instance,
+    generation: &Generation,
+    place: &Place,
+) -> Result<Option<Engine>, Error> {
+    process::find(
+        &directory(app, generation, place),
+        &job::admin_password(app, instance)?,
+    )
+}
+
+/// The engines of the generation that run, in the order of its nodes.
+///
+/// # Errors
+/// As [`find`].
+pub fn living(app: &App, instance: &Instance, generation: &Generation) -> Result<Vec<Engine>, Error> {
+    let mut found = Vec::new();
+    for place in &generation.nodes {
+        found.extend(find(app, instance, generation, place)?);
+    }
+    Ok(found)
+}
+
+/// Every engine that serves the instance now.
+///
+/// # Errors
+/// [`Kind::EngineExited`] where one is not running; the reconciler brings it back.
+pub fn serving(app: &App, instance: &Instance) -> Result<Vec<Engine>, Error> {
+    let generation = job::serving_generation(app, instance)?;
+    let places = generation.nodes.iter();
+    places
+        .map(|place| job::find_running(app, instance, &directory(app, &generation, place)))
+        .collect()
+}
+
+/// The engines that serve the instance now, those that are gone left out.
+///
+/// # Errors
+/// [`Kind::NotFound`] without a serving generation; as [`find`].
+pub fn serving_ones(app: &App, instance: &Instance) -> Result<Vec<Engine>, Error> {
+    living(app, instance, &job::serving_generation(app, instance)?)
+}
+
+/// Finds the generation's engines or starts them, all at once, waits until they have loaded, and gives each its limit,
+/// password and port. A node that must wait for its successor ([`cluster::succession`]) is left as it is: the
+/// reconciler comes again.
+///
+/// # Errors
+/// As [`job::bring_up`].
+pub fn bring_up(
+    app: &App,
+    instance: &Instance,
+    generation: &Generation,
+    control: &Control,
+) -> Result<(), Error> {
+    let mut started = Vec::new();
+    for place in &generation.nodes {
+        if must_wait(app, instance, generation, place)? {
+            tracing::info!(instance.id = %instance.id, node.id = %place.id, "a replica takes over first: its primary comes back after that");
+            continue;
+        }
+        if place.bus_port.is_some() {
+            prepare_home(app, instance, generation)?;
+        }
+        let home = directory(app, generation, place);
+        let spec = job::node_spec(app, instance, home, seat(instance, place))?;
+        started.push((place, job::start_or_find(app, instance, &spec)?));
+        failpoint::hit("nodes.one_started")?;
+    }
+    for (place, engine) in &started {
+        job::make_ready(app, instance, engine, Some(place.port), control)?;
+        failpoint::hit("nodes.one_ready")?;
+    }
+    Ok(())
+}
+
+/// The directory around those of several nodes: engines of another user pass through it.
+fn prepare_home(app: &App, instance: &Instance, generation: &Generation) -> Result<(), Error> {
+    use std::os::unix::fs::PermissionsExt;
+    job::prepare_directory(app, &instance.id)?;
+    let home = app.config.generation_dir(&instance.id, &generation.id);
+    std::fs::create_dir_all(&home)
+        .and_then(|()| std::fs::set_permissions(&home, std::fs::Permissions::from_mode(0o711)))
+        .map_err(|e| Error::io(Kind::Io, "prepare directory", home.display().to_string(), e))
+}
+
+/// Whether a node that is gone would come back with less than its replica has, and the replica has not taken over yet.
+/// An append-only file holds all that a killed process had written.
+fn must_wait(app: &App, instance: &Instance, generation: &Generation, place: &Place) -> Result<bool, Error> {
+    if place.bus_port.is_none()
+        || instance.persistence == Persistence::Aof
+        || find(app, instance, generation, place)?.is_some()
+    {
+        return Ok(false);
+    }
+    let mut living = Vec::new();
+    for other in &generation.nodes {
+        if let Some(engine) = find(app, instance, generation, other)? {
+            living.push((other.port, engine));
+        }
+    }
+    let ports: Vec<u16> = living.iter().map(|(port, _)| *port).collect();
+    for (_, engine) in &living {
+        // One that does not answer knows nothing; another one may.
+        let view = engine
+            .control_within(limits::GLANCE)
+            .and_then(|mut node| cluster::view(&mut node));
+        match view.map(|view| cluster::succession(&view, place.port, &ports)) {
+            Ok(Succession::Over) => return Ok(false),
+            Ok(Succession::Awaited) => return Ok(true),
+            Ok(Succession::Stuck(heirs)) => {
+                let heirs = living.iter().filter(|(port, _)| heirs.contains(port));
+                take_over(heirs.map(|(_, engine)| engine))?;
+                return Ok(true);
+            }
+            Err(_) => {}
+        }
+    }
+    Ok(false)
+}
+
+/// Makes the one with the newest data the primary of its shard.
+fn take_over<'a>(heirs: impl Iterator<Item = &'a Engine>) -> Result<(), Error> {
+    let mut best = None;
+    for engine in heirs {
+        let mut node = engine.control_within(limits::GLANCE)?;
+        let fields = node.info("replication")?;
+        let offset = fields.iter().find(|(name, _)| name == "slave_repl_offset");
+        let offset: u64 = offset.and_then(|(_, value)| value.parse().ok()).unwrap_or(0);
+        if best.as_ref().is_none_or(|(newest, _)| offset > *newest) {
+            best = Some((offset, node));
+        }
+    }
+    match best {
+        Some((_, mut node)) => cluster::take_over(&mut node),
+        None => Ok(()),
+    }
+}
+
+/// Makes a cluster of a generation's nodes that run, where that is what the instance is.
+///
+/// # Errors
+/// As [`cluster::form`]; [`Kind::EngineExited`] where a node is gone.
+pub fn form(app: &App, instance: &Instance, generation: &Generation, control: &Control) -> Result<(), Error> {
+    match instance.layout.mode {
+        Mode::Single => Ok(()),
+        Mode::Cluster => cluster::form(
+            &members(app, instance, generation)?,
+            instance.layout.shards,
+            control,
+        ),
+    }
+}
+
+/// Waits until a cluster serves all its slots and its replicas are in sync; a single node is whole when it is up.
+///
+/// # Errors
+/// As [`form`].
+pub fn wait_whole(
+    app: &App,
+    instance: &Instance,
+    generation: &Generation,
+    control: &Control,
+) -> Result<(), Error> {
+    match instance.layout.mode {
+        Mode::Single => Ok(()),
+        Mode::Cluster => cluster::wait_whole(&members(app, instance, generation)?, control),
+    }
+}
+
+fn members(app: &App, instance: &Instance, generation: &Generation) -> Result<Vec<Member>, Error> {
+    let mut members = Vec::new();
+    for place in &generation.nodes {
+        if let Some(seat) = seat(instance, place) {
+            members.push(Member {
+                engine: job::find_running(app, instance, &directory(app, generation, place))?,
+                seat,
+                shard: place.shard,
+            });
+        }
+    }
+    Ok(members)
+}
+
+/// What a node is in its shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// It takes writes.
+    Primary,
+    /// It follows the primary.
+    Replica,
+}
+
+/// What the engine of a node says that it is; `None` where it is gone or does not answer soon.
+pub fn role(app: &App, instance: &Instance, generation: &Generation, place: &Place) -> Option<Role> {
+    let engine = find(app, instance, generation, place).ok()??;
+    match engine.is_primary(limits::GLANCE).ok()? {
+        true => Some(Role::Primary),
+        false => Some(Role::Replica),
+    }
+}
+
+/// As [`job::holds_data`], for every node: whether what the generation held is still there.
+pub fn hold_data(app: &App, instance: &Instance, generation: &Generation) -> bool {
+    instance.persistence != Persistence::None
+        || generation
+            .nodes
+            .iter()
+            .all(|place| job::directory_holds_data(app, instance, &directory(app, generation, place)))
+}
