@@ -235,27 +235,46 @@ impl Store {
             Place::Folder(folder) => folder.delete_prefix(prefix),
             Place::Remote(remote, patience) => {
                 check_name(prefix)?;
-                for name in remote.list(prefix, patience, &always)? {
-                    remote.delete(&name, patience, &always)?;
-                }
-                Ok(())
+                remote.list_each(prefix, patience, &always, &mut |name| {
+                    remote.delete(name, patience, &always)
+                })
             }
         }
     }
 
     /// The names of all objects below `prefix` (all of the store for `""`), sorted; of a remote store those that
-    /// its LIST shows.
+    /// its LIST shows. For what is known to be little: [`Store::list_each`] holds no more than a part.
     ///
     /// # Errors
     /// [`Kind::Store`], [`Kind::StoreAccess`].
     pub fn list(&self, prefix: &str) -> Result<Vec<String>, Error> {
+        let mut names = Vec::new();
+        self.list_each(prefix, |name| {
+            names.push(name.to_owned());
+            Ok(())
+        })?;
+        names.sort_unstable();
+        names.dedup();
+        Ok(names)
+    }
+
+    /// Hands the names of all objects below `prefix` (all of the store for `""`) to `each`, however many they are; of a
+    /// remote store those that its LIST shows. A name may come twice, where the listing broke and was taken up again.
+    ///
+    /// # Errors
+    /// [`Kind::Store`], [`Kind::StoreAccess`], and what `each` returns.
+    pub fn list_each(
+        &self,
+        prefix: &str,
+        mut each: impl FnMut(&str) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         match &self.0 {
-            Place::Folder(folder) => folder.list(prefix),
+            Place::Folder(folder) => folder.list(prefix)?.iter().try_for_each(|name| each(name)),
             Place::Remote(remote, patience) => {
                 if !prefix.is_empty() {
                     check_name(prefix)?;
                 }
-                remote.list(prefix, patience, &always)
+                remote.list_each(prefix, patience, &always, &mut each)
             }
         }
     }
