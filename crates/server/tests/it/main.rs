@@ -24,6 +24,7 @@ mod polling;
 mod pressure;
 mod readme;
 mod rebuild;
+mod rebuild_losses;
 mod records;
 mod rotation;
 mod service;
