@@ -204,6 +204,7 @@ fn conclude(
         stored_bytes,
         recipient: whole.recipient.to_string(),
         details,
+        index: Some(captured.index),
         segments: captured.segments,
     };
     control.check("write manifest")?;
@@ -280,7 +281,7 @@ fn capture(
         let (mut captured, jobs) = cutter.finish()?;
         control.enter("storing", captured.report.bytes);
         control.keys_done.store(captured.keys, Ordering::Relaxed);
-        captured.segments = sealing.finish(jobs, captured.segments, control)?;
+        sealing.finish(jobs, &mut captured.segments, &mut captured.index.objects, control)?;
         Ok(captured)
     })
 }

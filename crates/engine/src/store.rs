@@ -10,6 +10,7 @@ mod patience;
 mod probe;
 mod remote;
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -152,6 +153,20 @@ impl Store {
             Place::Remote(remote, patience) => {
                 check_name(name)?;
                 remote.get_into(name, bytes_max, into, patience, wanted)
+            }
+        }
+    }
+
+    /// A piece of an object, which must have it whole.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`], [`Kind::Store`], [`Kind::StoreAccess`].
+    pub fn get_range(&self, name: &str, range: Range<u64>) -> Result<Vec<u8>, Error> {
+        match &self.0 {
+            Place::Folder(folder) => folder.get_range(name, range),
+            Place::Remote(remote, patience) => {
+                check_name(name)?;
+                remote.get_range(name, range, patience, &always)
             }
         }
     }

@@ -101,7 +101,7 @@ fn make(
         check_loadable(&captured.report, plan)?;
         control.enter("storing", captured.report.bytes);
         control.keys_done.store(captured.keys, Ordering::Relaxed);
-        captured.segments = sealing.finish(jobs, captured.segments, control)?;
+        sealing.finish(jobs, &mut captured.segments, &mut captured.index.objects, control)?;
         Ok(captured)
     })?;
     let whole = Whole {
