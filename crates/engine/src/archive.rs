@@ -3,6 +3,8 @@
 //! ```text
 //! <prefix>/shard-0/seg-000000.rdb.zst.age   the RDB as captured, cut in pieces, each zstd in age; of a cluster one
 //!                                           such folder for each shard, each with a whole RDB
+//! <prefix>/shard-0/keys-000000.json.zst.age where which keys may lie, see `key_index`; JSON in zstd in age; not of
+//!                                           clusters
 //! <prefix>/details.age                      JSON in zstd in age: census, digests, biggest keys, functions
 //! <prefix>/manifest.json                    signed list of all of the above; written last, deleted first
 //! ```
@@ -15,25 +17,29 @@
 //! Nothing is read that the signed manifest does not name with its size and digests; whether it is the right
 //! manifest is decided by its digest, which the caller keeps elsewhere.
 
+mod selected;
 mod shards;
+mod window;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
 
 use crate::control::Control;
 use crate::error::{Error, Kind};
+use crate::key_index::{self, IndexRecord};
 use crate::keys::{Identity, SigningKey, VerifyingKey, from_hex, to_hex};
 use crate::priority;
 use crate::segment::{Expected, Opener, PLAIN_BYTES_MAX, Sealed, stored_bytes_max};
 use crate::store::{Store, Wanted, always};
+pub use selected::Chosen;
+use window::{StopAtEnd, StopAtPanic, Window};
 
 pub use shards::ShardRecord;
-use shards::delete_segments;
+use shards::delete_named;
 pub(crate) use shards::shard_segment_name;
 
 /// Version of the manifest and of the layout that this code writes.
@@ -47,8 +53,6 @@ const MANIFEST_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Memory for reading: every worker holds one stored and one plain piece, and one plain piece more is being
 /// delivered. With segments of 8 MiB that is three workers.
 const READ_MEMORY_BYTES: u64 = 56 * 1024 * 1024;
-/// How long a wait lasts before the control is asked again.
-const PATIENCE: Duration = Duration::from_millis(100);
 
 const MANIFEST: &str = "manifest.json";
 /// The name of the details object, relative to the prefix.
@@ -93,12 +97,29 @@ pub struct Manifest {
     pub recipient: String,
     /// The details object.
     pub details: ObjectRecord,
+    /// Where which keys may lie; archives of earlier versions have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<IndexRecord>,
     /// In the order of their bytes, without gaps.
     pub segments: Vec<SegmentRecord>,
     /// The shards of a cluster, whose files follow each other in the segments: the sizes above are sums then. Empty where
     /// the segments are one RDB.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shards: Vec<ShardRecord>,
+}
+
+impl Manifest {
+    /// All objects but the manifest's own: details, segments, index.
+    pub fn objects(&self) -> impl Iterator<Item = &ObjectRecord> {
+        let index = self.index.iter().flat_map(|index| &index.objects);
+        self.data().chain(index)
+    }
+
+    /// What a restore rests on: an index that is lost costs the quick way to a key, and no data.
+    fn data(&self) -> impl Iterator<Item = &ObjectRecord> {
+        let segments = self.segments.iter().map(|segment| &segment.object);
+        std::iter::once(&self.details).chain(segments)
+    }
 }
 
 /// Identity of one encrypted object.
@@ -302,9 +323,10 @@ pub fn delete(store: &Store, prefix: &str) -> Result<(), Error> {
         return store.delete_prefix(prefix);
     }
     store.delete(&format!("{prefix}/{DETAILS}"))?;
+    delete_named(store, prefix, key_index::object_name)?;
     // A shard is begun after the one before it is stored, so the first one without anything is the last.
     let mut shard = 0;
-    while delete_segments(store, prefix, shard)? {
+    while delete_named(store, prefix, |index| shard_segment_name(shard, index))? {
         shard += 1;
     }
     match store.delete_prefix(prefix) {
@@ -420,6 +442,13 @@ impl Archive {
         if offset != manifest.plain_bytes {
             return Err(tampered("its segments are not the whole"));
         }
+        if manifest
+            .index
+            .as_ref()
+            .is_some_and(|index| index.block_bytes == 0)
+        {
+            return Err(tampered("its blocks hold nothing"));
+        }
         Ok(manifest)
     }
 
@@ -433,13 +462,12 @@ impl Archive {
         &self.manifest
     }
 
-    /// Whether every object is there with its size; nothing is decoded and no key is needed.
+    /// Whether every object of the data is there with its size; nothing is decoded and no key is needed.
     ///
     /// # Errors
     /// [`Kind::NotFound`], [`Kind::Tampered`], both with the name; [`Kind::Store`].
     pub fn probe(&self) -> Result<(), Error> {
-        let segments = self.manifest.segments.iter().map(|segment| &segment.object);
-        for object in std::iter::once(&self.manifest.details).chain(segments) {
+        for object in self.manifest.data() {
             let name = self.full_name(object);
             let size = self.store.size(&name)?;
             if size != object.stored_bytes {
@@ -450,7 +478,7 @@ impl Archive {
         Ok(())
     }
 
-    /// Whether every stored byte is the one that was stored: hashes all objects, on `workers` threads, against the
+    /// Whether every stored byte of the data is the one that was stored: hashes its objects, on `workers` threads, against the
     /// signed manifest, and that `identity` is the one they were sealed to. Nothing is decoded.
     ///
     /// The manifest is written only after the validator accepted the whole RDB, so this says of the stored bytes that
@@ -464,9 +492,7 @@ impl Archive {
             let context = format!("{}: it is sealed to another key than this one", self.prefix);
             return Err(Error::new(Kind::Key, "prove archive", context));
         }
-        let objects: Vec<&ObjectRecord> = std::iter::once(&self.manifest.details)
-            .chain(self.manifest.segments.iter().map(|segment| &segment.object))
-            .collect();
+        let objects: Vec<&ObjectRecord> = self.manifest.data().collect();
         let next = AtomicUsize::new(0);
         let failure = Mutex::new(None);
         let hash_all = || {
@@ -669,121 +695,6 @@ impl Piece {
     }
 }
 
-/// Lets workers run ahead of the delivery by at most `size` pieces.
-struct Window {
-    state: Mutex<WindowState>,
-    changed: Condvar,
-    count: usize,
-    size: usize,
-}
-
-#[derive(Default)]
-struct WindowState {
-    next_claim: usize,
-    next_delivery: usize,
-    ready: BTreeMap<usize, Result<Vec<u8>, Error>>,
-    free: Vec<Vec<u8>>,
-    is_stopped: bool,
-}
-
-impl Window {
-    fn new(count: usize, size: usize) -> Self {
-        Self {
-            state: Mutex::default(),
-            changed: Condvar::new(),
-            count,
-            size,
-        }
-    }
-
-    /// The next index for a worker and a buffer for it; `None` when there is nothing to do any more.
-    fn claim(&self) -> Option<(usize, Vec<u8>)> {
-        let mut state = self.lock();
-        loop {
-            if state.is_stopped || state.next_claim == self.count {
-                return None;
-            }
-            if state.next_claim < state.next_delivery + self.size {
-                let index = state.next_claim;
-                state.next_claim += 1;
-                return Some((index, state.free.pop().unwrap_or_default()));
-            }
-            state = self
-                .changed
-                .wait(state)
-                .unwrap_or_else(|poisoned| poisoned.into_inner());
-        }
-    }
-
-    /// An error once nobody wants pieces any more.
-    fn wanted(&self) -> Result<(), Error> {
-        match self.lock().is_stopped {
-            true => Err(Error::new(
-                Kind::Cancelled,
-                "read archive",
-                "nobody wants the rest",
-            )),
-            false => Ok(()),
-        }
-    }
-
-    fn finish(&self, index: usize, result: Result<Vec<u8>, Error>) {
-        self.lock().ready.insert(index, result);
-        self.changed.notify_all();
-    }
-
-    /// Waits for a piece.
-    fn wait(&self, index: usize, still_wanted: impl Fn() -> Result<(), Error>) -> Result<Vec<u8>, Error> {
-        let mut state = self.lock();
-        loop {
-            if let Some(result) = state.ready.remove(&index) {
-                return result;
-            }
-            assert!(!state.is_stopped, "a decoding thread panicked");
-            let waited = self.changed.wait_timeout(state, PATIENCE);
-            state = waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0;
-            still_wanted()?;
-        }
-    }
-
-    fn delivered(&self, buffer: Vec<u8>) {
-        let mut state = self.lock();
-        state.next_delivery += 1;
-        state.free.push(buffer);
-        drop(state);
-        self.changed.notify_all();
-    }
-
-    fn stop(&self) {
-        self.lock().is_stopped = true;
-        self.changed.notify_all();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, WindowState> {
-        lock(&self.state)
-    }
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-}
-
-/// Ends the workers however the delivery ends.
-struct StopAtEnd<'a>(&'a Window);
-
-impl Drop for StopAtEnd<'_> {
-    fn drop(&mut self) {
-        self.0.stop();
-    }
-}
-
-/// Ends the delivery, which would wait for ever, where a worker panics.
-struct StopAtPanic<'a>(&'a Window);
-
-impl Drop for StopAtPanic<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.stop();
-        }
-    }
 }

@@ -212,6 +212,7 @@ fn conclude(
         stored_bytes,
         recipient: whole.recipient.to_string(),
         details,
+        index: whole.shards.is_empty().then_some(captured.index),
         segments: captured.segments,
         shards: whole.shards,
     };
@@ -259,7 +260,7 @@ fn capture(
 ) -> Result<Captured, Error> {
     let spool = Spool::create(&plan.spool_dir, plan.spool_limit_bytes)?;
     let validator = SpillFile::validator(&plan.spool_dir)?;
-    let sealing = Sealing::new(store, &plan.prefix, &plan.recipient, shard);
+    let sealing = Sealing::new(store, &plan.prefix, &plan.recipient, shard, slots.is_none());
     std::thread::scope(|scope| {
         // Dropped on every way out, panics included: else the scope would wait for its threads for ever.
         let _abandon = AbandonAtEnd(&spool);
@@ -291,7 +292,7 @@ fn capture(
         let (mut captured, jobs) = cutter.finish()?;
         control.enter("storing", captured.report.bytes);
         control.keys_done.store(captured.keys, Ordering::Relaxed);
-        captured.segments = sealing.finish(jobs, captured.segments, control)?;
+        sealing.finish(jobs, &mut captured.segments, &mut captured.index.objects, control)?;
         Ok(captured)
     })
 }

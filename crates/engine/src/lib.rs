@@ -13,6 +13,7 @@ pub mod error;
 pub mod failpoint;
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod key_index;
 pub mod keys;
 pub mod node;
 mod priority;

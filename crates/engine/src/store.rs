@@ -10,6 +10,7 @@ mod patience;
 mod probe;
 mod remote;
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -156,6 +157,20 @@ impl Store {
         }
     }
 
+    /// A piece of an object, which must have it whole.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`], [`Kind::Store`], [`Kind::StoreAccess`].
+    pub fn get_range(&self, name: &str, range: Range<u64>) -> Result<Vec<u8>, Error> {
+        match &self.0 {
+            Place::Folder(folder) => folder.get_range(name, range),
+            Place::Remote(remote, patience) => {
+                check_name(name)?;
+                remote.get_range(name, range, patience, &always)
+            }
+        }
+    }
+
     /// Runs what reads an object and judges its bytes. With a remote store it is run again, twice at most, where it
     /// ends as [`Kind::Tampered`]: a damaged transfer is not a damaged object.
     ///
@@ -235,27 +250,46 @@ impl Store {
             Place::Folder(folder) => folder.delete_prefix(prefix),
             Place::Remote(remote, patience) => {
                 check_name(prefix)?;
-                for name in remote.list(prefix, patience, &always)? {
-                    remote.delete(&name, patience, &always)?;
-                }
-                Ok(())
+                remote.list_each(prefix, patience, &always, &mut |name| {
+                    remote.delete(name, patience, &always)
+                })
             }
         }
     }
 
     /// The names of all objects below `prefix` (all of the store for `""`), sorted; of a remote store those that
-    /// its LIST shows.
+    /// its LIST shows. For what is known to be little: [`Store::list_each`] holds no more than a part.
     ///
     /// # Errors
     /// [`Kind::Store`], [`Kind::StoreAccess`].
     pub fn list(&self, prefix: &str) -> Result<Vec<String>, Error> {
+        let mut names = Vec::new();
+        self.list_each(prefix, |name| {
+            names.push(name.to_owned());
+            Ok(())
+        })?;
+        names.sort_unstable();
+        names.dedup();
+        Ok(names)
+    }
+
+    /// Hands the names of all objects below `prefix` (all of the store for `""`) to `each`, however many they are; of a
+    /// remote store those that its LIST shows. A name may come twice, where the listing broke and was taken up again.
+    ///
+    /// # Errors
+    /// [`Kind::Store`], [`Kind::StoreAccess`], and what `each` returns.
+    pub fn list_each(
+        &self,
+        prefix: &str,
+        mut each: impl FnMut(&str) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         match &self.0 {
-            Place::Folder(folder) => folder.list(prefix),
+            Place::Folder(folder) => folder.list(prefix)?.iter().try_for_each(|name| each(name)),
             Place::Remote(remote, patience) => {
                 if !prefix.is_empty() {
                     check_name(prefix)?;
                 }
-                remote.list(prefix, patience, &always)
+                remote.list_each(prefix, patience, &always, &mut each)
             }
         }
     }

@@ -113,6 +113,7 @@ pub(crate) fn manifest_seeds() -> Vec<Vec<u8>> {
         stored_bytes: 600,
         recipient: identity().recipient().to_string(),
         details: object("details.age".to_owned(), 100),
+        index: None,
         segments: [0, 1]
             .map(|index| SegmentRecord {
                 object: object(segment_name(index), 450),

@@ -34,6 +34,12 @@ pub(crate) fn of_bytes(bytes: &[u8]) -> u128 {
     }
 }
 
+/// The hash that [`KeySummary::key_hash`](crate::KeySummary::key_hash) has of a key. Not keyed: who chooses keys can make
+/// two of one hash.
+pub fn hash_of_key(key: &[u8]) -> u128 {
+    of_bytes(key)
+}
+
 /// The hash of the decimal form of an integer.
 #[inline]
 pub(crate) fn of_integer(value: i64) -> u128 {

@@ -164,6 +164,8 @@ pub struct KeySummary<'a> {
     pub db: u32,
     /// The key, or the first [`KEY_BYTES_MAX`](crate::KEY_BYTES_MAX) bytes of a longer one.
     pub key: &'a [u8],
+    /// As [`hash_of_key`](crate::hash_of_key), of the whole key.
+    pub key_hash: u128,
     /// Bytes of the whole key.
     pub key_bytes: u64,
     /// The type of the value.

@@ -51,7 +51,7 @@ mod zipmap;
 
 pub use census::{Census, DATABASES_MAX, DbCensus, Totals, Ttl, TypeCensus};
 pub use crc64::crc64;
-pub use digest::Digest;
+pub use digest::{Digest, hash_of_key};
 pub use distinct::{KEYS_IN_MEMORY_MAX, Spill};
 pub use dump::{DumpSummary, DumpValidator};
 pub use error::{Error, ErrorKind, KeyHint};

@@ -556,6 +556,7 @@ impl Parser {
         sink.key(&KeySummary {
             db: self.counter.db(),
             key: &self.key,
+            key_hash: entry.key_hash,
             key_bytes: entry.key_bytes,
             kind: value.kind,
             type_code: entry.type_code,

@@ -63,14 +63,18 @@ pub(crate) fn shard_segment_name(shard: usize, index: usize) -> String {
     format!("shard-{shard}/seg-{index:06}.rdb.zst.age")
 }
 
-/// Removes the segments of a shard by their names; says whether there were any.
+/// Removes the objects of these names, which are numbered from 0; says whether there were any.
 ///
 /// # Errors
 /// As [`super::delete`].
-pub(super) fn delete_segments(store: &Store, prefix: &str, shard: usize) -> Result<bool, Error> {
+pub(super) fn delete_named(
+    store: &Store,
+    prefix: &str,
+    name_of: impl Fn(usize) -> String,
+) -> Result<bool, Error> {
     let (mut absent, mut found) = (0, false);
     for index in 0.. {
-        let name = format!("{prefix}/{}", shard_segment_name(shard, index));
+        let name = format!("{prefix}/{}", name_of(index));
         if store.exists(&name)? {
             store.delete(&name)?;
             (absent, found) = (0, true);

@@ -9,6 +9,7 @@ use crate::archive::{
 };
 use crate::duplicate::invalid;
 use crate::error::{Error, Kind};
+use crate::key_index::{BLOCK_BYTES, Gatherer, IndexRecord};
 use crate::keys::to_hex;
 use crate::segment::SEGMENT_BYTES;
 
@@ -26,6 +27,8 @@ pub(super) struct Captured {
     /// In order; sizes and digests are filled in when the segments are stored.
     pub(super) segments: Vec<SegmentRecord>,
     pub(super) keys: u64,
+    /// Its objects are filled in as the segments are.
+    pub(super) index: IndexRecord,
     biggest: Vec<BigKey>,
 }
 
@@ -138,10 +141,12 @@ struct Gathered {
     slots: Option<Vec<(u16, u16)>>,
     /// Offset and slot of the first key that is of another.
     stray: Option<(u64, u16)>,
+    filters: Gatherer,
 }
 
 impl rdb::Sink for Gathered {
     fn key(&mut self, key: &rdb::KeySummary<'_>) {
+        self.filters.key(key);
         self.last_start = key.offset;
         if let Some(slots) = &self.slots
             && self.stray.is_none()
@@ -262,10 +267,18 @@ impl Cutter {
             segment.db = db;
         }
         let biggest = self.gathered.biggest.into_sorted_vec();
+        let width = 9_usize.saturating_sub(report.magic.len());
+        let index = IndexRecord {
+            block_bytes: BLOCK_BYTES as u64,
+            head: format!("{}{:0width$}", report.magic, report.rdb_version),
+            keys_end: self.gathered.filters.keys_end(),
+            objects: Vec::new(),
+        };
         let captured = Captured {
             report,
             segments: self.gathered.segments,
             keys,
+            index,
             biggest: biggest.into_iter().map(|Reverse(key)| key).collect(),
         };
         Ok((captured, self.jobs))
@@ -287,6 +300,11 @@ impl Cutter {
             db: 0,
         });
         self.first_offset += plain_bytes;
-        self.jobs.send(Job { index, piece })
+        let filters = self.gathered.filters.cut(self.first_offset);
+        self.jobs.send(Job {
+            index,
+            piece,
+            filters,
+        })
     }
 }

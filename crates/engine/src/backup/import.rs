@@ -76,7 +76,7 @@ fn make(
     std::fs::create_dir_all(&plan.spill_dir)
         .map_err(|e| Error::io(Kind::Io, IMPORT, plan.spill_dir.display().to_string(), e))?;
     let validator = SpillFile::validator(&plan.spill_dir)?;
-    let sealing = Sealing::new(store, &plan.prefix, &plan.recipient, 0);
+    let sealing = Sealing::new(store, &plan.prefix, &plan.recipient, 0, true);
     let captured = std::thread::scope(|scope| {
         let _stop = StopAtEnd(&sealing);
         let jobs = sealing.start(scope);
@@ -101,7 +101,7 @@ fn make(
         check_loadable(&captured.report, plan)?;
         control.enter("storing", captured.report.bytes);
         control.keys_done.store(captured.keys, Ordering::Relaxed);
-        captured.segments = sealing.finish(jobs, captured.segments, control)?;
+        sealing.finish(jobs, &mut captured.segments, &mut captured.index.objects, control)?;
         Ok(captured)
     })?;
     let whole = Whole {

@@ -9,6 +9,9 @@ use crate::archive::{ObjectRecord, SegmentRecord, shard_segment_name};
 use crate::control::Control;
 use crate::error::{Error, Kind};
 use crate::failpoint;
+use crate::key_index::{
+    BlockFilter, INDEX_VERSION, IndexObject, OBJECT_FILTER_BYTES, SegmentIndex, object_name,
+};
 use crate::keys::Recipient;
 use crate::segment::{SEGMENT_BYTES, Sealer};
 use crate::spool::CHUNK_BYTES;
@@ -26,6 +29,8 @@ pub(super) struct Job {
     pub(super) index: usize,
     /// Its plain bytes.
     pub(super) piece: Vec<u8>,
+    /// The keys that begin in it.
+    pub(super) filters: Vec<BlockFilter>,
 }
 
 /// The cutter's end: where segments go and emptied buffers come from.
@@ -74,6 +79,7 @@ pub(super) struct Sealing<'a> {
     prefix: &'a str,
     recipient: &'a Recipient,
     shard: usize,
+    is_indexed: bool,
     is_stopped: AtomicBool,
     state: Mutex<State>,
 }
@@ -81,16 +87,29 @@ pub(super) struct Sealing<'a> {
 #[derive(Default)]
 struct State {
     stored: Vec<(usize, ObjectRecord)>,
+    /// Of segments that are stored, for the next index object.
+    index: Vec<SegmentIndex>,
+    index_bytes: usize,
+    index_begun: usize,
+    index_objects: Vec<(usize, ObjectRecord)>,
     failure: Option<Error>,
 }
 
 impl<'a> Sealing<'a> {
-    pub(super) fn new(store: &'a Store, prefix: &'a str, recipient: &'a Recipient, shard: usize) -> Self {
+    /// `is_indexed`: keys are to be found by an index, which an archive of several shards has not.
+    pub(super) fn new(
+        store: &'a Store,
+        prefix: &'a str,
+        recipient: &'a Recipient,
+        shard: usize,
+        is_indexed: bool,
+    ) -> Self {
         Self {
             store,
             prefix,
             recipient,
             shard,
+            is_indexed,
             is_stopped: AtomicBool::new(false),
             state: Mutex::default(),
         }
@@ -124,23 +143,64 @@ impl<'a> Sealing<'a> {
                 .lock()
                 .unwrap_or_else(|poisoned| poisoned.into_inner())
                 .recv();
-            let Ok(Job { index, mut piece }) = next else {
+            let Ok(Job {
+                index,
+                mut piece,
+                filters,
+            }) = next
+            else {
                 return Ok(());
             };
             if self.is_stopped.load(Ordering::Relaxed) {
                 return Ok(());
             }
             let name = shard_segment_name(self.shard, index);
-            let sealed = sealer.seal(&mut piece)?;
-            let emptied = self
+            let mut sealed = sealer.seal(&mut piece)?;
+            let mut emptied = self
                 .store
                 .put_buffer(&format!("{}/{name}", self.prefix), piece, &|| self.wanted())?;
+            let blocks = std::mem::take(&mut sealed.blocks);
             let record = ObjectRecord::new(name, sealed);
-            self.lock().stored.push((index, record));
+            let due = {
+                let mut state = self.lock();
+                state.stored.push((index, record));
+                match self.is_indexed {
+                    true => state.add_to_index(SegmentIndex::new(index, blocks, filters)),
+                    false => None,
+                }
+            };
+            if let Some((number, segments)) = due {
+                emptied = self.store_index(&mut sealer, number, segments, emptied)?;
+            }
             failpoint::hit("backup.first_segment_stored")?;
             // Nobody waits for it where the cutter has gone.
             let _gone = freed.send(emptied);
         }
+    }
+
+    /// Stores an index object out of `buffer`, which is empty before and after.
+    fn store_index(
+        &self,
+        sealer: &mut Sealer<'_>,
+        number: usize,
+        segments: Vec<SegmentIndex>,
+        mut buffer: Vec<u8>,
+    ) -> Result<Vec<u8>, Error> {
+        let object = IndexObject {
+            version: INDEX_VERSION,
+            segments,
+        };
+        serde_json::to_writer(&mut buffer, &object)
+            .map_err(|e| Error::new(Kind::Store, "write index", "as JSON").because(e))?;
+        drop(object);
+        let sealed = sealer.seal(&mut buffer)?;
+        let name = object_name(number);
+        let emptied = self
+            .store
+            .put_buffer(&format!("{}/{name}", self.prefix), buffer, &|| self.wanted())?;
+        let record = ObjectRecord::new(name, sealed);
+        self.lock().index_objects.push((number, record));
+        Ok(emptied)
     }
 
     /// The failure of a sealer, once.
@@ -160,13 +220,14 @@ impl<'a> Sealing<'a> {
         self.is_stopped.store(true, Ordering::Relaxed);
     }
 
-    /// Waits until every segment is stored and completes their records. Counts the bytes stored.
+    /// Waits until every segment and the index are stored and completes their records. Counts the bytes stored.
     pub(super) fn finish(
         &self,
         jobs: Jobs,
-        mut segments: Vec<SegmentRecord>,
+        segments: &mut [SegmentRecord],
+        index: &mut Vec<ObjectRecord>,
         control: &Control,
-    ) -> Result<Vec<SegmentRecord>, Error> {
+    ) -> Result<(), Error> {
         drop(jobs.queue);
         loop {
             let mut state = self.lock();
@@ -179,7 +240,7 @@ impl<'a> Sealing<'a> {
                 for (index, object) in state.stored.drain(..) {
                     segments[index].object = object;
                 }
-                return Ok(segments);
+                break;
             }
             drop(state);
             control.check("store segments")?;
@@ -192,10 +253,45 @@ impl<'a> Sealing<'a> {
                 );
             }
         }
+        // A sealer that has stored a segment may still be at an index object.
+        while jobs.free.recv_timeout(PATIENCE) != Err(RecvTimeoutError::Disconnected) {
+            control.check("store index")?;
+            self.check()?;
+        }
+        self.check()?;
+        let rest = self.lock().rest_of_index();
+        if let Some((number, rest)) = rest {
+            self.store_index(&mut Sealer::new(self.recipient)?, number, rest, Vec::new())?;
+        }
+        let mut objects = std::mem::take(&mut self.lock().index_objects);
+        objects.sort_by_key(|(number, _)| *number);
+        index.extend(objects.into_iter().map(|(_, object)| object));
+        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl State {
+    /// Takes the index of one more segment; what is to be stored now, and as which object.
+    fn add_to_index(&mut self, segment: SegmentIndex) -> Option<(usize, Vec<SegmentIndex>)> {
+        self.index_bytes += segment.bytes();
+        self.index.push(segment);
+        match self.index_bytes >= OBJECT_FILTER_BYTES {
+            true => self.rest_of_index(),
+            false => None,
+        }
+    }
+
+    fn rest_of_index(&mut self) -> Option<(usize, Vec<SegmentIndex>)> {
+        if self.index.is_empty() {
+            return None;
+        }
+        self.index_bytes = 0;
+        self.index_begun += 1;
+        Some((self.index_begun - 1, std::mem::take(&mut self.index)))
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -141,6 +142,20 @@ impl Folder {
             ));
         }
         Ok(())
+    }
+
+    /// A piece of an object, which must have it whole.
+    ///
+    /// # Errors
+    /// As [`Folder::size`].
+    pub(super) fn get_range(&self, name: &str, range: Range<u64>) -> Result<Vec<u8>, Error> {
+        use std::os::unix::fs::FileExt;
+        let file = File::open(self.path(name)?).map_err(|e| unreadable(name, e))?;
+        let count = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX);
+        let mut bytes = vec![0; count];
+        file.read_exact_at(&mut bytes, range.start)
+            .map_err(|e| unreadable(name, e))?;
+        Ok(bytes)
     }
 
     /// The size of an object in bytes.

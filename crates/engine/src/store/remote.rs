@@ -27,9 +27,8 @@ const ASK_EVERY: Duration = Duration::from_millis(100);
 const IDLE_CONNECTIONS: usize = 4;
 /// Stores close idle connections after 20 s or more; a connection that is closed while it is taken up costs a try.
 const IDLE_TIME: Duration = Duration::from_secs(15);
-/// Names in one listing, 30 MB of them: a backup has fewer objects, see the largest manifest. What has more is refused and
-/// not cut short: whoever lists wants all.
-const LISTED_MAX: usize = 200_000;
+/// Names that are held at once, an answer of the store, however many objects there are.
+const LISTED_AT_ONCE: usize = 1_000;
 /// Characters of a store's answer that a message repeats.
 const ANSWER_CHARS_MAX: usize = 400;
 const NO_BUCKET: &str = "there is no such bucket: make it, or correct the storage";
@@ -338,44 +337,75 @@ impl Remote {
         })
     }
 
-    /// See [`super::Store::list`].
-    pub(super) fn list(
+    /// See [`super::Store::list_each`].
+    pub(super) fn list_each(
         &self,
         prefix: &str,
         patience: &Patience,
         wanted: Wanted<'_>,
-    ) -> Result<Vec<String>, Error> {
+        each: &mut dyn FnMut(&str) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let below = if prefix.is_empty() {
             String::new()
         } else {
             format!("{prefix}/")
         };
-        let mut names = self.tried("list objects", prefix, patience, wanted, || {
+        // Where it cannot be told where to go on, a listing that broke begins anew.
+        let can_go_on = self.operator.info().capability().list_with_start_after;
+        let mut lister = None;
+        let mut newest: Option<String> = None;
+        let mut since = Instant::now();
+        let mut tries = 0;
+        loop {
+            tries += 1;
             let (operator, below) = (self.operator.clone(), below.clone());
-            async move {
-                let mut names = Vec::new();
-                let mut lister = operator.lister_with(&below).recursive(true).await?;
-                while let Some(entry) = lister.try_next().await? {
-                    if entry.metadata().is_file() {
-                        names.push(entry.path().to_owned());
+            let (held, after) = (lister.take(), newest.clone().filter(|_| can_go_on));
+            let listed = self.attempt(patience.attempt, wanted, "list objects", async move {
+                let mut lister = match (held, after) {
+                    (Some(held), _) => held,
+                    (None, None) => operator.lister_with(&below).recursive(true).await?,
+                    (None, Some(after)) => {
+                        let begun = operator.lister_with(&below).recursive(true).start_after(&after);
+                        begun.await?
                     }
-                    if names.len() > LISTED_MAX {
-                        break;
+                };
+                let mut names: Vec<String> = Vec::new();
+                while names.len() < LISTED_AT_ONCE {
+                    match lister.try_next().await? {
+                        None => return Ok((names, None)),
+                        Some(entry) if entry.metadata().is_file() => names.push(entry.path().to_owned()),
+                        Some(_folder) => {}
                     }
                 }
-                Ok(names)
+                Ok((names, Some(lister)))
+            })?;
+            let error = match listed {
+                Err(error) => error,
+                Ok((names, more)) => {
+                    for name in names.iter().filter(|name| super::check_name(name).is_ok()) {
+                        each(name)?;
+                    }
+                    if more.is_none() {
+                        return Ok(());
+                    }
+                    lister = more;
+                    newest = names.into_iter().max().max(newest);
+                    if can_go_on {
+                        tries = 0;
+                        since = Instant::now();
+                    }
+                    continue;
+                }
+            };
+            let failed = Failed {
+                error,
+                tries,
+                after: since.elapsed(),
+            };
+            if is_final(failed.error.kind()) || !self.may_try_again(&failed, patience, wanted)? {
+                return Err(self.failure("list objects", prefix, &failed));
             }
-        })?;
-        if names.len() > LISTED_MAX {
-            let context = format!(
-                "{}: more than {LISTED_MAX} objects lie below {below:?}",
-                self.place
-            );
-            return Err(Error::new(Kind::Store, "list objects", context));
         }
-        names.retain(|name| super::check_name(name).is_ok());
-        names.sort();
-        Ok(names)
     }
 
     /// Tries until it works, the answer is final or the patience is over.

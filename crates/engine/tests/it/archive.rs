@@ -318,6 +318,7 @@ fn manifest_of(object: ObjectRecord) -> Manifest {
         stored_bytes: object.stored_bytes,
         recipient: String::new(),
         details: object.clone(),
+        index: None,
         segments: vec![SegmentRecord {
             object,
             first_offset: 0,

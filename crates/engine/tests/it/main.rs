@@ -4,6 +4,7 @@
 
 mod archive;
 mod backup;
+mod chosen;
 mod damage;
 mod failpoints;
 mod harness;

@@ -167,6 +167,33 @@ fn what_is_wrong_is_said_and_no_secret_with_it() {
 }
 
 #[test]
+fn a_long_listing_comes_whole_part_by_part_through_a_network_that_breaks() {
+    const OBJECTS: usize = 1100;
+    let server = server();
+    let near = store(&server);
+    std::thread::scope(|scope| {
+        for from in 0..4 {
+            let near = &near;
+            scope.spawn(move || {
+                for at in (from..OBJECTS).step_by(4) {
+                    near.put(&format!("many/{at:06}"), b"").unwrap();
+                }
+            });
+        }
+    });
+    let proxy = FaultProxy::start(server.address(), 3, Duration::from_millis(500)).unwrap();
+    proxy.set_percent(20);
+    let far = Store::open_remote(&spec(proxy.address()), QUICK).unwrap();
+    let mut seen = std::collections::BTreeSet::new();
+    far.list_each("many", |name| {
+        seen.insert(name.to_owned());
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(seen.len(), OBJECTS);
+}
+
+#[test]
 fn an_interrupted_call_ends_at_once() {
     let server = server();
     let proxy = FaultProxy::start(server.address(), 1, Duration::from_secs(1)).unwrap();

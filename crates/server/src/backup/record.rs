@@ -695,14 +695,18 @@ pub fn expire_generation(tx: &Tx<'_>, generation: &GenerationId, now: Moment) ->
     Ok(())
 }
 
-/// `(prefix, whether its objects must be kept)` of a backup the store knows; `None` for an id unknown here.
+/// Whether the local folder must keep what lies under `prefix`, of a backup of this id: the archive that counts, an
+/// attempt that may be at work, or an archive that a rebuild found and could not prove. `None`: the id is not known here.
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn kept_prefix(tx: &Tx<'_>, id: &BackupId) -> Result<Option<(Option<String>, Status)>, Error> {
-    tx.one("SELECT prefix, status FROM backup WHERE id = ?1", (id,), |row| {
-        Ok((row.get(0)?, row.get(1)?))
-    })
+pub fn keeps(tx: &Tx<'_>, id: &BackupId, prefix: &str) -> Result<Option<bool>, Error> {
+    tx.one(
+        "SELECT CASE status WHEN 'succeeded' THEN prefix = ?2 WHEN 'failed' THEN prefix = ?2 AND proof_failure IS NOT NULL \
+         ELSE status IN ('waiting', 'running') END FROM backup WHERE id = ?1",
+        (id, prefix),
+        |row| Ok(row.get::<_, Option<bool>>(0)?.unwrap_or(false)),
+    )
 }
 
 /// Safety backups have no job of their own: one that is unfinished when no process is at work, or when the restore

@@ -73,6 +73,24 @@ impl Tx<'_> {
         Ok(())
     }
 
+    /// Runs `work`; where it returns `Err`, only what it did is undone, and the transaction goes on.
+    ///
+    /// # Errors
+    /// The outer one: the transaction itself is broken. The inner one: what `work` returns.
+    pub fn attempt<T>(
+        &self,
+        work: impl FnOnce(&Tx<'_>) -> Result<T, Error>,
+    ) -> Result<Result<T, Error>, Error> {
+        let run = |sql| self.0.prepare_cached(sql)?.execute([]).map_err(Error::from);
+        run("SAVEPOINT attempt")?;
+        let done = work(self);
+        if done.is_err() {
+            run("ROLLBACK TO attempt")?;
+        }
+        run("RELEASE attempt")?;
+        Ok(done)
+    }
+
     /// Checks of foreign keys wait for the end of this transaction.
     ///
     /// # Errors

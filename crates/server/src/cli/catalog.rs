@@ -185,6 +185,7 @@ fn print_report(global: &Global, report: &Value) {
     print_one(global, &Value::Object(short));
     for name in [
         "journal_lost",
+        "rows_not_fitting",
         "restores_of_unknown_end",
         "backups_from_manifest_only",
     ] {

@@ -30,15 +30,18 @@ use selection::{Selection, Slots};
 #[command(
     after_help = "The file is validated to its last byte before anything is written.\n\
     json: strings that are not printable UTF-8 are written as {\"b64\": ...}, scores as text, times in Unix milliseconds.\n\
+    Of a backup where --key is given, only the blocks are read that may hold the keys, and how many is told on standard\n\
+    error; libraries of functions are not in the result then.\n\
     rdb, aof: a file that the engine of --target loads. What it cannot hold is told on standard error, key by key, and\n\
     the exit status is 3.\n\n\
     Exit status: 0 written, 1 the file is invalid, 2 usage or a file cannot be read or written, 3 written but for what\n\
     was told.\n\nExamples:\n  \
     cachekeep export dump.rdb --format json\n  \
-    cachekeep export dump.rdb --format json --db 0 --key 'user:*' --type hash --to users.json\n  \
+    cachekeep export dump.rdb --format json --db 0 --match 'user:*' --type hash --to users.json\n  \
     cachekeep export dump.rdb --format rdb --target redis-6.2 --to old.rdb\n  \
     cachekeep export dump.rdb --format rdb --slots 0-8191 --to half.rdb\n  \
-    cachekeep export dump.rdb --format aof --key 'user:*' --to appendonly.aof"
+    cachekeep export dump.rdb --format aof --match 'user:*' --to appendonly.aof\n  \
+    cachekeep export 0f8fad5b-d9cb-469f-a165-70867728950e --key user:1 --key user:2"
 )]
 pub(crate) struct Export {
     /// The file, or the id of a backup
@@ -49,9 +52,12 @@ pub(crate) struct Export {
     /// Only keys of this database
     #[arg(long, value_name = "N")]
     db: Option<u32>,
-    /// Only keys that match, as KEYS matches: * ? [a-z] and backslash
-    #[arg(long, value_name = "GLOB")]
-    key: Option<String>,
+    /// Only this key; may be given many times. Of a backup only what may hold these keys is read
+    #[arg(long = "key", value_name = "KEY")]
+    keys: Vec<String>,
+    /// Only keys that match, as KEYS matches: * ? [a-z] and backslash. The whole backup is read for it
+    #[arg(long = "match", value_name = "GLOB")]
+    glob: Option<String>,
     /// Only values of this type
     #[arg(long = "type", value_name = "TYPE", value_parser = type_by_name)]
     kind: Option<rdb::Type>,
@@ -73,7 +79,8 @@ pub(crate) struct Export {
 /// Show one key of an RDB file
 #[derive(Args)]
 #[command(
-    after_help = "Exit status: 0 shown, 1 the file is invalid or has no such key, 2 usage or the file cannot be read.\n\n\
+    after_help = "Of a backup only the blocks are read that may hold the key; how many is told on standard error.\n\n\
+    Exit status: 0 shown, 1 the file is invalid or has no such key, 2 usage or the file cannot be read.\n\n\
     Example:\n  cachekeep get dump.rdb user:1 --db 0"
 )]
 pub(crate) struct Get {
@@ -164,14 +171,15 @@ pub(crate) fn run(global: &Global, verb: &Export) -> ExitCode {
         eprintln!("cachekeep: --target and --lzf are for --format rdb and aof");
         return ExitCode::from(2);
     }
+    let keys: Vec<Vec<u8>> = verb.keys.iter().cloned().map(String::into_bytes).collect();
     let selection = Selection {
         db: verb.db,
-        glob: verb.key.clone().map(String::into_bytes),
-        exact: None,
+        glob: verb.glob.clone().map(String::into_bytes),
+        keys: keys.iter().cloned().collect(),
         kind: verb.kind,
         slots: verb.slots,
     };
-    let done = open(global, &verb.file).and_then(|mut file| {
+    let done = open(global, &verb.file, &keys).and_then(|mut file| {
         let survey = survey(&mut file, &verb.file, verb.format)?;
         match &verb.to {
             None => {
@@ -198,14 +206,15 @@ pub(crate) fn run(global: &Global, verb: &Export) -> ExitCode {
 
 /// Runs `get`.
 pub(crate) fn get(global: &Global, verb: &Get) -> ExitCode {
+    let keys = [verb.key.clone().into_bytes()];
     let selection = Selection {
         db: Some(verb.db),
         glob: None,
-        exact: Some(verb.key.clone().into_bytes()),
+        keys: keys.iter().cloned().collect(),
         kind: None,
         slots: None,
     };
-    let done = open(global, &verb.file).and_then(|mut file| {
+    let done = open(global, &verb.file, &keys).and_then(|mut file| {
         survey(&mut file, &verb.file, Format::Json)?;
         let document = Document::bare(BufWriter::new(std::io::stdout().lock()), selection);
         let document = pass(&mut file, document)?;
@@ -237,8 +246,8 @@ fn report(file: &Path, done: Result<ExitCode, Stop>) -> ExitCode {
     }
 }
 
-fn open(global: &Global, path: &Path) -> Result<File, Stop> {
-    let file = source::open(global, path).map_err(|e| Stop::Io(format!("cannot open: {e}")))?;
+fn open(global: &Global, path: &Path, keys: &[Vec<u8>]) -> Result<File, Stop> {
+    let file = source::open(global, path, keys).map_err(|e| Stop::Io(format!("cannot open: {e}")))?;
     // The file is read twice: what can be read once only is no input.
     match file.metadata() {
         Ok(about) if about.is_file() => Ok(file),

@@ -32,7 +32,7 @@ pub(crate) fn run(global: &Global, verb: &Inspect) -> ExitCode {
     let opened: std::io::Result<Box<dyn Read>> = if verb.file.as_os_str() == "-" {
         Ok(Box::new(std::io::stdin()))
     } else {
-        source::open(global, &verb.file).map(|file| Box::new(file) as Box<dyn Read>)
+        source::open(global, &verb.file, &[]).map(|file| Box::new(file) as Box<dyn Read>)
     };
     let read = opened.and_then(|mut source| examine(&mut *source));
     let seen = match read {

@@ -145,6 +145,7 @@ pub fn seal(
         plain_blake3,
         stored_bytes,
         stored_blake3,
+        blocks: _,
     } = sealed;
     let text = EntryText {
         journal_version: VERSION,

@@ -12,8 +12,9 @@
 mod archives;
 mod instances;
 mod record;
+mod rows;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use anyhow::Context;
 use engine::keys::Identity;
@@ -29,6 +30,7 @@ use crate::ids::{Moment, ProjectId, StorageId};
 use crate::serve;
 use crate::storage::record::{self as storages, Storage};
 use crate::storage::{access_key_place, secret_key_place};
+use rows::Misfits;
 
 /// Numbers that a rebuilt journal leaves out: another store that this project used may hold some of them.
 const NUMBERS_LEFT_OUT: u64 = 1_000_000;
@@ -61,6 +63,10 @@ pub struct Report {
     pub journal_until: BTreeMap<String, String>,
     /// Objects of journals that are missing, damaged or not ours, and why.
     pub journal_lost: Vec<String>,
+    /// Rows that do not fit to the others, or were changed to fit, and how: at most the first 1,000 of a project.
+    pub rows_not_fitting: Vec<String>,
+    /// All of those.
+    pub rows_not_fitting_count: u64,
     /// Backups that can be restored.
     pub backups: u64,
     /// Those among them that the journal had not been told of, or not of their end: remark and kind are not known.
@@ -133,27 +139,33 @@ pub fn rebuild(app: &App, from: &Source, wish: Wish, now: Moment) -> anyhow::Res
 /// The objects of one project's journal.
 #[derive(Default)]
 struct Found {
-    keys: Vec<String>,
-    entries: BTreeMap<u64, String>,
+    keys: BTreeSet<String>,
+    entries: BTreeSet<u64>,
 }
 
 /// Takes up the rows of all journals in the store; the newest number of each.
 fn read_journals(app: &App, store: &Store, report: &mut Report) -> anyhow::Result<BTreeMap<ProjectId, u64>> {
     let mut found: BTreeMap<ProjectId, Found> = BTreeMap::new();
-    for name in store.list(entry::FOLDER).map_err(told)? {
-        match Named::parse(&name) {
-            Some(Named::Key(project)) => found.entry(project).or_default().keys.push(name),
-            Some(Named::Entry(project, number)) => {
-                found.entry(project).or_default().entries.insert(number, name);
+    let mut strange = BTreeSet::new();
+    let look = |name: &str| {
+        match Named::parse(name) {
+            Some(Named::Key(project)) => {
+                found.entry(project).or_default().keys.insert(name.to_owned());
             }
-            None => report
-                .journal_lost
-                .push(format!("{name}: no object of ours has such a name")),
+            Some(Named::Entry(project, number)) => {
+                found.entry(project).or_default().entries.insert(number);
+            }
+            None => {
+                strange.insert(format!("{name}: no object of ours has such a name"));
+            }
         }
-    }
+        Ok(())
+    };
+    store.list_each(entry::FOLDER, look).map_err(told)?;
+    report.journal_lost.extend(strange);
     let mut newest = BTreeMap::new();
     for (project, objects) in found {
-        let number = objects.entries.last_key_value().map_or(0, |(number, _)| *number);
+        let number = objects.entries.last().copied().unwrap_or_default();
         match read_journal(app, store, &project, &objects, report) {
             Ok(()) => {
                 newest.insert(project.clone(), number);
@@ -165,7 +177,7 @@ fn read_journals(app: &App, store: &Store, report: &mut Report) -> anyhow::Resul
     Ok(newest)
 }
 
-/// Takes up the rows of one journal, all or none.
+/// Takes up the rows of one journal; none of them where the project's own is not among them.
 fn read_journal(
     app: &App,
     store: &Store,
@@ -194,9 +206,11 @@ fn read_journal(
     }
     let mut read = Vec::new();
     let mut until = None;
+    let mut misfits = Misfits::default();
     app.catalog.write(|tx| {
         tx.defer_foreign_keys()?;
-        for (number, name) in &objects.entries {
+        for number in &objects.entries {
+            let name = &entry::entry_name(project, *number);
             let opened = store.get(name).and_then(|bytes| {
                 let with = |identity| entry::open(name, &bytes, project, *number, &key, identity);
                 let mut last = Err(Error::new(
@@ -214,9 +228,7 @@ fn read_journal(
             });
             match opened {
                 Ok(entry) => {
-                    for (subject, image) in &entry.rows {
-                        journal::put(tx, *subject, image)?;
-                    }
+                    rows::put_all(tx, entry.rows, name, &mut misfits)?;
                     read.push((entry.number, entry.after));
                     until = Some(entry.written_at);
                 }
@@ -226,10 +238,16 @@ fn read_journal(
         anyhow::ensure!(
             crate::identity::record::project(tx, project)?.is_some(),
             "its own row is in no entry that can be read{}",
-            lost.first().map_or_else(String::new, |why| format!(": {why}"))
+            lost.iter()
+                .chain(&misfits.named)
+                .next()
+                .map_or_else(String::new, |why| format!(": {why}"))
         );
+        rows::mend(tx, project, &mut misfits)?;
         Ok(())
     })?;
+    report.rows_not_fitting.extend(misfits.named);
+    report.rows_not_fitting_count += misfits.count;
     lost.extend(gaps(project, &read));
     report.journal_entries += read.len() as u64;
     report.journal_lost.extend(lost);

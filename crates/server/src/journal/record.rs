@@ -5,7 +5,7 @@ use crate::catalog::{Error, Tx};
 use crate::ids::{ProjectId, StorageId};
 
 /// What an entry holds rows of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Subject {
     /// A project with its archive key.
     Project,
@@ -70,7 +70,7 @@ impl Subject {
         }
     }
 
-    fn table_and_key(self) -> (&'static str, &'static str) {
+    pub(super) fn table_and_key(self) -> (&'static str, &'static str) {
         match self {
             Subject::Project => ("project", "id"),
             Subject::OldKey => ("project_old_key", "recipient"),
@@ -134,28 +134,6 @@ pub fn forget(tx: &Tx<'_>, project: &ProjectId, notes: &[Note]) -> Result<(), Er
 /// The catalogue failed.
 pub fn image(tx: &Tx<'_>, note: &Note) -> Result<Option<Image>, Error> {
     tx.image(note.subject.select(), (&note.id,))
-}
-
-/// Puts a mirrored row into this catalogue, in the place of an earlier one.
-///
-/// # Errors
-/// As [`Tx::put_image`].
-pub fn put(tx: &Tx<'_>, subject: Subject, image: &Image) -> Result<(), Error> {
-    if subject == Subject::Generation && image.get("state").is_some_and(|state| state == "serving") {
-        // The row of the one that served before it may come after it.
-        let text = |name: &str| {
-            image
-                .get(name)
-                .and_then(|value| value.as_str())
-                .unwrap_or_default()
-        };
-        tx.execute(
-            "UPDATE generation SET state = 'removing' WHERE instance_id = ?1 AND id <> ?2 AND state = 'serving'",
-            (text("instance_id"), text("id")),
-        )?;
-    }
-    let (table, key) = subject.table_and_key();
-    tx.put_image(table, key, image)
 }
 
 /// How far the mirror of a project is.

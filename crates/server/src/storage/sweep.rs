@@ -9,7 +9,7 @@ use std::time::Instant;
 use engine::store::Patience;
 
 use crate::app::App;
-use crate::backup::record::{self as backups, Status};
+use crate::backup::record as backups;
 use crate::catalog;
 use crate::ids::{BackupId, StorageId};
 use crate::limits;
@@ -73,7 +73,7 @@ fn remote(
 }
 
 /// Removes objects of the local folder that the catalogue knows to be of no backup: attempts of records that
-/// failed, were deleted, or succeeded with another attempt. What it does not know is left alone: it may be newer
+/// failed, expired or were deleted, or succeeded with another attempt. What it does not know is left alone: it may be newer
 /// than the catalogue.
 ///
 /// # Errors
@@ -91,12 +91,7 @@ pub fn local(app: &App) -> Result<(), catalog::Error> {
         let Some(id) = prefix.split('/').nth(2).and_then(BackupId::parse) else {
             continue;
         };
-        let useless = match app.catalog.read(|tx| backups::kept_prefix(tx, &id))? {
-            None => false,
-            Some((kept, Status::Succeeded)) => kept.as_deref() != Some(prefix.as_str()),
-            Some((_, Status::Waiting | Status::Running)) => false,
-            Some((_, Status::Failed | Status::Expired | Status::Deleted)) => true,
-        };
+        let useless = app.catalog.read(|tx| backups::keeps(tx, &id, &prefix))? == Some(false);
         if useless && let Err(error) = engine::archive::delete(&app.vault.store, &prefix) {
             tracing::warn!(
                 prefix,

@@ -79,10 +79,10 @@ fn every_type_is_written_and_selections_select() {
     assert_eq!(all, expected);
     for (words, keys) in [
         (&["--db", "4"][..], 1),
-        (&["--key", "user:*"], 3),
+        (&["--match", "user:*"], 3),
         (&["--type", "string"], 2),
-        (&["--key", "user:*", "--db", "0", "--type", "string"], 2),
-        (&["--key", "nothing"], 0),
+        (&["--match", "user:*", "--db", "0", "--type", "string"], 2),
+        (&["--match", "nothing"], 0),
     ] {
         assert_eq!(
             exported(&folder, &sample(), words)["total_keys"],
@@ -251,7 +251,7 @@ fn files_for_engines_hold_what_is_selected_and_what_they_cannot_hold_is_told() {
             ["--slots", "0-16383"],
             vec!["user:1", "user:2", "list", "zset", "hash", "user:set"],
         ),
-        (["--key", "user:*"], vec!["user:1", "user:2", "user:set"]),
+        (["--match", "user:*"], vec!["user:1", "user:2", "user:set"]),
         (["--type", "zset"], vec!["zset"]),
     ] {
         let (out, code, _) =
@@ -280,7 +280,14 @@ fn files_for_engines_hold_what_is_selected_and_what_they_cannot_hold_is_told() {
 fn commands_make_the_keys() {
     let folder = Scratch::new("export-aof").unwrap();
     let to = folder.path().join("appendonly.aof");
-    let words = ["--format", "aof", "--key", "user:*", "--to", to.to_str().unwrap()];
+    let words = [
+        "--format",
+        "aof",
+        "--match",
+        "user:*",
+        "--to",
+        to.to_str().unwrap(),
+    ];
     let (_, code, told) = exported_for_engine(&folder, &sample(), &words);
     assert_eq!((code, told.as_str()), (0, ""));
     let text = String::from_utf8(std::fs::read(&to).unwrap()).unwrap();

@@ -33,6 +33,25 @@ fn a_backups_id_stands_for_its_file_in_inspect_export_and_get() {
         assert_eq!(told(&backup), told(name), "{words:?}");
     }
 
+    // Of a backup only what may hold a key that is named is read, and told.
+    let chosen = service.run(&[
+        "export", &backup, "--key", "user:1", "--key", "key:7", "--key", "absent",
+    ]);
+    let told = String::from_utf8_lossy(&chosen.stderr).into_owned();
+    assert!(told.contains("blocks, in 1 of 1 segments"), "{told}");
+    let document: serde_json::Value = serde_json::from_slice(&chosen.stdout).unwrap();
+    assert_eq!(document["total_keys"], json!(2), "{document}");
+    let absent = service.run(&["get", &backup, "absent"]);
+    assert_eq!(absent.status.code(), Some(1));
+
+    // The index is no part of the data: without it all is read.
+    let folder = service.data().join("store").join(&caller.project).join(&instance);
+    let folder = folder.join(&backup).join("1/shard-0");
+    std::fs::write(folder.join("keys-000000.json.zst.age"), b"spoilt").unwrap();
+    let whole = service.run(&["get", &backup, "user:1"]);
+    assert!(whole.status.success());
+    assert!(String::from_utf8_lossy(&whole.stderr).contains("its key index cannot be used"));
+
     // Neither a file nor a backup, and a backup that is damaged.
     let unknown = service.run(&["inspect", "0f8fad5b-d9cb-469f-a165-70867728950e"]);
     assert_eq!(unknown.status.code(), Some(2));

@@ -25,6 +25,7 @@ mod polling;
 mod pressure;
 mod readme;
 mod rebuild;
+mod rebuild_losses;
 mod records;
 mod rotation;
 mod service;

@@ -11,7 +11,7 @@ use crate::service::{Caller, Service, wait};
 
 /// Waits until the store has been told of everything; the number of the newest entry.
 #[track_caller]
-fn mirrored(service: &Service) -> u64 {
+pub fn mirrored(service: &Service) -> u64 {
     wait("a mirror that is up to date", || {
         let status = service.run_json(&["catalog", "status"]);
         let row = &status[0];
@@ -26,7 +26,7 @@ fn lose_catalogue(service: &mut Service) {
     }
 }
 
-fn lose_machine(service: &mut Service) {
+pub fn lose_machine(service: &mut Service) {
     lose_catalogue(service);
     service.kill_engines();
     std::fs::remove_dir_all(service.data().join("instances")).unwrap();
@@ -34,7 +34,7 @@ fn lose_machine(service: &mut Service) {
 }
 
 /// All records of an instance as the lists show them, deleted instances too.
-fn lists(caller: &Caller, instances: &[&String]) -> Value {
+pub fn lists(caller: &Caller, instances: &[&String]) -> Value {
     let lists = |id: &String| {
         let list = |of: &str| {
             let path = format!("/instances/{id}/{of}?include_deleted=true&limit=1000");
@@ -49,7 +49,7 @@ fn lists(caller: &Caller, instances: &[&String]) -> Value {
 }
 
 /// Takes out what a machine's loss takes away: generations kept for undo.
-fn without_generations(mut all: Value) -> Value {
+pub fn without_generations(mut all: Value) -> Value {
     for instance in all.as_array_mut().unwrap() {
         for page in instance["backups"].as_array_mut().unwrap() {
             for row in page["backup_record_response"].as_array_mut().unwrap() {
@@ -215,7 +215,7 @@ fn engines_that_run_on_are_taken_up_with_their_data_and_their_undo() {
 }
 
 /// The entries of the only journal, by number.
-fn entries(service: &Service) -> Vec<(u64, PathBuf)> {
+pub fn entries(service: &Service) -> Vec<(u64, PathBuf)> {
     let journal = service.data().join("store/journal");
     let project = std::fs::read_dir(journal)
         .unwrap()

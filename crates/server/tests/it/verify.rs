@@ -34,6 +34,7 @@ fn segments(service: &Service, caller: &Caller, instance: &str, backup: &str) ->
     let mut found: Vec<PathBuf> = std::fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().path())
+        .filter(|path| path.to_string_lossy().contains("seg-"))
         .collect();
     found.sort();
     found

@@ -1,5 +1,6 @@
 //! Which keys are written.
 
+use std::collections::HashSet;
 use std::str::FromStr;
 
 use rdb::Type;
@@ -29,7 +30,8 @@ impl FromStr for Slots {
 pub(super) struct Selection {
     pub(super) db: Option<u32>,
     pub(super) glob: Option<Vec<u8>>,
-    pub(super) exact: Option<Vec<u8>>,
+    /// Any of these; none: every key.
+    pub(super) keys: HashSet<Vec<u8>>,
     pub(super) kind: Option<Type>,
     pub(super) slots: Option<Slots>,
 }
@@ -38,7 +40,7 @@ impl Selection {
     pub(super) fn takes(&self, db: u32, kind: Type, key: &[u8]) -> bool {
         self.db.is_none_or(|wanted| wanted == db)
             && self.kind.is_none_or(|wanted| wanted == kind)
-            && self.exact.as_ref().is_none_or(|exact| exact == key)
+            && (self.keys.is_empty() || self.keys.contains(key))
             && self
                 .slots
                 .is_none_or(|slots| (slots.first..=slots.last).contains(&rdb::slot_of(key)))
@@ -50,6 +52,6 @@ impl Selection {
 
     /// Whether a key is judged by its bytes, of which a very long one shows only the first.
     pub(super) fn judges_bytes(&self) -> bool {
-        self.exact.is_some() || self.slots.is_some() || self.glob.is_some()
+        !self.keys.is_empty() || self.slots.is_some() || self.glob.is_some()
     }
 }

@@ -89,7 +89,7 @@ pub(super) fn take(
 /// What a store shows of archives: `<project>/<instance>/<backup>/<attempt>/...`.
 fn look(storage: Option<&StorageId>, store: &Store, spots: &mut Spots) -> anyhow::Result<()> {
     let mut seen: BTreeMap<String, bool> = BTreeMap::new();
-    for name in store.list("").map_err(told)? {
+    let take = |name: &str| {
         let mut parts = name.splitn(5, '/');
         let (Some(project), Some(instance), Some(backup), Some(attempt), Some(file)) = (
             parts.next(),
@@ -98,14 +98,16 @@ fn look(storage: Option<&StorageId>, store: &Store, spots: &mut Spots) -> anyhow
             parts.next(),
             parts.next(),
         ) else {
-            continue;
+            return Ok(());
         };
         let known = ProjectId::parse(project).is_some() && InstanceId::parse(instance).is_some();
         if known && BackupId::parse(backup).is_some() {
             let prefix = format!("{project}/{instance}/{backup}/{attempt}");
             *seen.entry(prefix).or_default() |= file == "manifest.json";
         }
-    }
+        Ok(())
+    };
+    store.list_each("", take).map_err(told)?;
     for (prefix, has_manifest) in seen {
         if let Some(id) = prefix.split('/').nth(2).and_then(BackupId::parse) {
             spots.entry(id).or_default().insert(Spot {
@@ -180,6 +182,7 @@ impl Work<'_> {
 
     /// A backup whose end was not mirrored: its manifest says whether it had come to one.
     fn finish(&self, backup: &Backup, there: &[Spot], report: &mut Report) -> anyhow::Result<()> {
+        let mut unproven = None;
         for spot in there.iter().filter(|spot| spot.has_manifest) {
             match self.prove(spot.storage.as_ref(), &spot.prefix, &backup.id, None) {
                 Ok((archive, digest)) => {
@@ -191,17 +194,34 @@ impl Work<'_> {
                     report.backups_from_manifest_only.push(backup.id.to_string());
                     return Ok(());
                 }
-                Err(error) => self.may_go_on(&error)?,
+                Err(error) => {
+                    self.may_go_on(&error)?;
+                    unproven = Some((spot, engine::chain(&error)));
+                }
             }
         }
-        let why = "the catalogue was lost before the end of this backup was mirrored, and there is no whole archive of it";
-        self.app
-            .catalog
-            .write(|tx| backups::fail(tx, &backup.id, FailureCode::TimedOut, why, self.now))?;
+        let lost = "the catalogue was lost before the end of this backup was mirrored, and";
+        let (prefix, why) = match unproven {
+            None => {
+                let why = format!("{lost} there is no whole archive of it");
+                self.app
+                    .catalog
+                    .write(|tx| backups::fail(tx, &backup.id, FailureCode::TimedOut, &why, self.now))?;
+                (String::new(), why)
+            }
+            Some((spot, error)) => {
+                let why = format!("{lost} its archive cannot be proven: {error}");
+                let (prefix, storage) = (&spot.prefix, spot.storage.as_ref());
+                self.app
+                    .catalog
+                    .write(|tx| record::fail_unproven(tx, &backup.id, prefix, storage, &why, self.now))?;
+                (spot.prefix.clone(), why)
+            }
+        };
         report.backups_not_taken.push(NotTaken {
             backup_id: backup.id.to_string(),
-            prefix: String::new(),
-            why: why.to_owned(),
+            prefix,
+            why,
         });
         Ok(())
     }
