@@ -417,7 +417,12 @@ fn check_store(world: &World, catalogue: &Catalogue, label: &str) {
         let signed: Value = serde_json::from_slice(&bytes).unwrap();
         let manifest: Value = serde_json::from_str(signed["manifest"].as_str().unwrap()).unwrap();
         let segments = manifest["segments"].as_array().unwrap();
-        for object in segments.iter().chain([&manifest["details"]]) {
+        let index = manifest["index"]["objects"].as_array();
+        for object in segments
+            .iter()
+            .chain([&manifest["details"]])
+            .chain(index.into_iter().flatten())
+        {
             let name = format!("{prefix}/{}", object["name"].as_str().unwrap());
             assert!(objects.remove(&name), "{label}: {name} is missing");
             let bytes = std::fs::read(store.join(&name)).unwrap();
