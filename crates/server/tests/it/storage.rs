@@ -101,7 +101,7 @@ fn a_backup_in_s3_is_made_restored_downloaded_and_deleted() {
         "offsite"
     );
     let objects = world.objects();
-    assert_eq!(objects.len(), 3, "{objects:?}");
+    assert_eq!(objects.len(), 4, "{objects:?}");
     assert!(
         objects
             .iter()
@@ -138,7 +138,7 @@ fn a_backup_in_s3_is_made_restored_downloaded_and_deleted() {
     world.service.run_json(&["storage", "default", "local"]);
     let near = caller.make_backup(&instance, "near");
     assert_eq!(show_backup(&caller, &instance, &near)["ext"]["storage"], "local");
-    assert_eq!(world.objects().len(), 3);
+    assert_eq!(world.objects().len(), 4);
     caller.make_restore(&instance, &backup, "still there");
 
     caller
@@ -198,7 +198,7 @@ fn a_store_that_is_away_fails_clearly_and_deletions_are_made_up_for() {
         since.elapsed() < Duration::from_secs(2),
         "the request does not wait for the store"
     );
-    assert_eq!(world.objects().len(), 3, "the store has not heard of it");
+    assert_eq!(world.objects().len(), 4, "the store has not heard of it");
     world.proxy.set_down(false);
     wait("the objects to go once the store is back", || {
         world.objects().is_empty().then_some(())
