@@ -160,7 +160,7 @@ impl Store {
     /// A piece of an object, which must have it whole.
     ///
     /// # Errors
-    /// [`Kind::NotFound`], [`Kind::Store`], [`Kind::StoreAccess`].
+    /// [`Kind::NotFound`], [`Kind::Store`], [`Kind::StoreAccess`], [`Kind::Tampered`] where the object ends before the piece.
     pub fn get_range(&self, name: &str, range: Range<u64>) -> Result<Vec<u8>, Error> {
         match &self.0 {
             Place::Folder(folder) => folder.get_range(name, range),

@@ -147,15 +147,21 @@ impl Folder {
     /// A piece of an object, which must have it whole.
     ///
     /// # Errors
-    /// As [`Folder::size`].
+    /// As [`Folder::size`]; [`Kind::Tampered`] where the object ends before the piece does.
     pub(super) fn get_range(&self, name: &str, range: Range<u64>) -> Result<Vec<u8>, Error> {
         use std::os::unix::fs::FileExt;
         let file = File::open(self.path(name)?).map_err(|e| unreadable(name, e))?;
         let count = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX);
         let mut bytes = vec![0; count];
-        file.read_exact_at(&mut bytes, range.start)
-            .map_err(|e| unreadable(name, e))?;
-        Ok(bytes)
+        match file.read_exact_at(&mut bytes, range.start) {
+            Ok(()) => Ok(bytes),
+            Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => Err(Error::new(
+                Kind::Tampered,
+                "get object",
+                format!("{name} ends before byte {}", range.end),
+            )),
+            Err(e) => Err(unreadable(name, e)),
+        }
     }
 
     /// The size of an object in bytes.
