@@ -5,6 +5,7 @@ use signature::{Authorization, Signed};
 
 use super::error::ApiError;
 use crate::app::App;
+use crate::catalog::Seen;
 use crate::identity::record::{self, AccessKey};
 use crate::ids::{Moment, ProjectId};
 use crate::limits;
@@ -30,6 +31,8 @@ pub struct Presented<'a> {
     pub headers: &'a HeaderMap,
     /// The clock.
     pub now: Moment,
+    /// What was committed before it came.
+    pub seen: Seen,
 }
 
 /// What the head of a request proves.
@@ -97,7 +100,9 @@ fn check_date<'a>(presented: &Presented<'a>, given: &Authorization<'_>) -> Resul
 fn check_token(app: &App, presented: &Presented<'_>, token: &[u8]) -> Result<Caller, ApiError> {
     let hash = sha256(token);
     let question = ("token", hash.to_vec());
-    let scope = app.catalog.ask(question, |_| 1, |tx| record::token(tx, &hash))?;
+    let scope = app
+        .catalog
+        .ask(presented.seen, question, |_| 1, |tx| record::token(tx, &hash))?;
     let Some(scope) = scope.as_ref() else {
         return Err(ApiError::unauthenticated(
             "Incorrect IAM authentication information: unknown token.",

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use super::error::{ApiError, Version};
 use crate::app::App;
+use crate::catalog::Seen;
 use crate::idempotency::Once;
 use crate::ids::{BackupId, InstanceId, Moment, ProjectId, RestoreId};
 use crate::limits;
@@ -36,6 +37,8 @@ pub struct Request {
     pub body: Bytes,
     /// The one reading of the clock of this request.
     pub now: Moment,
+    /// What was committed before it came.
+    pub seen: Seen,
     /// The place among those for costly work; whoever works on behind the answer keeps it till the end.
     pub slot: Option<Arc<tokio::sync::OwnedSemaphorePermit>>,
 }

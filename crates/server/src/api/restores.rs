@@ -93,6 +93,7 @@ pub fn list(request: &Request) -> Result<Reply, ApiError> {
     question.extend_from_slice(&page.offset.to_le_bytes());
     question.extend_from_slice(&page.limit.to_le_bytes());
     let found = request.app.catalog.ask(
+        request.seen,
         ("restores", question),
         |(_, rows, _): &(u64, Vec<Restore>, Vec<Generation>)| rows.len(),
         |tx| {

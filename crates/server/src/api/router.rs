@@ -20,6 +20,7 @@ use super::error::{ApiError, Shape, Version};
 use super::request::Request;
 use super::routes::{Access, Reply, Route, Work, routes};
 use crate::app::App;
+use crate::catalog::Seen;
 use crate::ids::{Moment, ProjectId};
 use crate::limits;
 use crate::refusal::Refusal;
@@ -123,9 +124,10 @@ async fn handle(
 ) -> Result<Reply, ApiError> {
     let (head, body) = request.into_parts();
     let now = Moment::now();
+    let seen = edge.app.catalog.seen().map_err(Refusal::from)?;
     let Some(place) = place else {
         // Who is not known here is not told what exists.
-        return Err(match identify(edge, &head, body, now).await {
+        return Err(match identify(edge, &head, body, now, seen).await {
             Ok(_) => ApiError::Service {
                 status: 404,
                 code: 4001,
@@ -142,7 +144,7 @@ async fn handle(
     let (caller, body) = if open {
         (None, read(body, &head, limits::OPEN_BODY_BYTES_MAX).await?)
     } else {
-        let (caller, body) = identify(edge, &head, body, now).await?;
+        let (caller, body) = identify(edge, &head, body, now, seen).await?;
         (Some(caller), body)
     };
     let at = at.ok_or_else(|| ApiError::Service {
@@ -194,6 +196,7 @@ async fn handle(
         headers: head.headers,
         body,
         now,
+        seen,
         slot,
     };
     let handler = route.handler;
@@ -209,13 +212,20 @@ async fn handle(
 /// Who calls, and the body. Nothing of the body is kept before as much of the credential was checked as can be
 /// without it: all of a token; of a signature its form, its date and its key. What is then still unproven shares
 /// [`limits::UNPROVEN_BODIES_BYTES_MAX`].
-async fn identify(edge: &Edge, head: &Parts, body: Body, now: Moment) -> Result<(Caller, Bytes), ApiError> {
+async fn identify(
+    edge: &Edge,
+    head: &Parts,
+    body: Body,
+    now: Moment,
+    seen: Seen,
+) -> Result<(Caller, Bytes), ApiError> {
     let presented = Presented {
         method: head.method.as_str(),
         path: head.uri.path(),
         query: head.uri.query().unwrap_or_default(),
         headers: &head.headers,
         now,
+        seen,
     };
     let key = match auth::before_the_body(&edge.app, &presented) {
         Ok(Known::Caller(caller)) => return Ok((caller, read(body, head, limits::BODY_BYTES_MAX).await?)),

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-pub use readers::Question;
 use readers::Readers;
+pub use readers::{Question, Seen};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, Params, Row};
 
@@ -109,19 +109,28 @@ impl Catalog {
         self.readers.read(|connection| work(&Tx(connection)))
     }
 
-    /// As [`Self::read`], for what is asked again and again: where nothing was committed since the same was asked, no SQL
-    /// is run. `rows`: how many an answer holds.
+    /// What is committed now, for [`Self::ask`].
+    ///
+    /// # Errors
+    /// [`Error::Unusable`] where SQLite's WAL index cannot be read.
+    pub fn seen(&self) -> Result<Seen, Error> {
+        self.readers.seen()
+    }
+
+    /// As [`Self::read`], for what is asked again and again: all that was committed before `seen` is in the answer, and
+    /// where nothing was committed since the same was asked, no SQL is run. `rows`: how many an answer holds.
     ///
     /// # Errors
     /// What `work` returns, or [`Error::Database`].
     pub fn ask<T: Send + Sync + 'static, E: From<Error>>(
         &self,
+        seen: Seen,
         question: Question,
         rows: impl FnOnce(&T) -> usize,
         work: impl FnOnce(&Tx<'_>) -> Result<T, E>,
     ) -> Result<Arc<T>, E> {
         self.readers
-            .ask(question, rows, |connection| work(&Tx(connection)))
+            .ask(seen, question, rows, |connection| work(&Tx(connection)))
     }
 
     /// Moves everything into the file itself, so that it may be renamed: nobody else has it open.

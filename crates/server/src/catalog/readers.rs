@@ -23,9 +23,11 @@ const SLOTS: usize = 16;
 /// Rows remembered per connection, each about a kilobyte at most: past that all are forgotten.
 const ROWS_REMEMBERED_MAX: usize = 1024;
 
-/// The header of SQLite's WAL index: the number of the last commit, its frame and its checksums. It changes with each
-/// commit and with each restart of the log. Source: SQLite "WAL-mode File Format", section 2.1.
-type Header = [u8; 48];
+/// All that was committed up to a moment, as the header of SQLite's WAL index: the number of the last commit, its frame
+/// and its checksums. It changes with each commit and with each restart of the log. Source: SQLite "WAL-mode File Format",
+/// section 2.1.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Seen([u8; 48]);
 
 /// The connections and what tells them of commits.
 pub struct Readers {
@@ -41,7 +43,7 @@ pub struct Readers {
 struct Reader {
     connection: Option<Connection>,
     /// The header from before the open snapshot was taken; `None` where none is open.
-    snapshot: Option<Header>,
+    snapshot: Option<Seen>,
     /// What was asked of it, and the answer.
     answers: HashMap<Question, Arc<dyn Any + Send + Sync>>,
     rows_remembered: usize,
@@ -85,8 +87,8 @@ impl Readers {
     /// What `work` returns, or [`Error::Database`].
     pub fn read<T, E: From<Error>>(&self, work: impl FnOnce(&Connection) -> Result<T, E>) -> Result<T, E> {
         self.with_reader(|reader| {
-            let connection = self.begin(reader)?;
-            let result = work(connection);
+            let seen = self.seen()?;
+            let result = work(self.begin(reader, seen)?);
             if result.is_err() {
                 reader.end();
             }
@@ -94,24 +96,25 @@ impl Readers {
         })
     }
 
-    /// As [`Self::read`], but where the same state was asked the same before, that answer. `rows`: how many an answer
-    /// holds.
+    /// Runs `work` on a state with all in it that was committed before `seen`; where the same state was asked the same
+    /// before, that answer. `rows`: how many an answer holds.
     ///
     /// # Errors
     /// What `work` returns, or [`Error::Database`].
     pub fn ask<T: Send + Sync + 'static, E: From<Error>>(
         &self,
+        seen: Seen,
         question: Question,
         rows: impl FnOnce(&T) -> usize,
         work: impl FnOnce(&Connection) -> Result<T, E>,
     ) -> Result<Arc<T>, E> {
         self.with_reader(|reader| {
-            let _connection = self.begin(reader)?;
+            let _connection = self.begin(reader, seen)?;
             let known = reader.answers.get(&question).map(Arc::clone);
             if let Some(Ok(answer)) = known.map(Arc::downcast) {
                 return Ok(answer);
             }
-            let answer = match work(self.begin(reader)?) {
+            let answer = match work(self.begin(reader, seen)?) {
                 Ok(answer) => Arc::new(answer),
                 Err(error) => {
                     reader.end();
@@ -147,11 +150,10 @@ impl Readers {
         }
     }
 
-    /// A connection whose open snapshot has all that was committed so far.
-    fn begin<'r>(&self, reader: &'r mut Reader) -> Result<&'r Connection, Error> {
-        // Read before the snapshot is taken: a commit in between makes the snapshot look older than it is, never newer.
-        let header = self.header()?;
-        if reader.snapshot != Some(header) {
+    /// A connection whose open snapshot has all that was committed before `seen`.
+    fn begin<'r>(&self, reader: &'r mut Reader, seen: Seen) -> Result<&'r Connection, Error> {
+        if reader.snapshot.is_some_and(|taken| taken != seen) {
+            // Older or newer than asked for, that cannot be told.
             reader.end();
         }
         let connection = match &mut reader.connection {
@@ -159,8 +161,10 @@ impl Readers {
             none => none.insert(connect(&self.path, OpenFlags::SQLITE_OPEN_READ_ONLY)?),
         };
         if reader.snapshot.is_none() {
+            // Read again, before the snapshot is taken: a commit in between makes it look older than it is, never newer.
+            let taken = self.seen()?;
             begin(connection, "BEGIN")?;
-            reader.snapshot = Some(header);
+            reader.snapshot = Some(taken);
         }
         Ok(connection)
     }
@@ -176,10 +180,14 @@ impl Readers {
         Pause(self)
     }
 
-    fn header(&self) -> Result<Header, Error> {
+    /// What is committed now.
+    ///
+    /// # Errors
+    /// [`Error::Unusable`] where the WAL index cannot be read.
+    pub fn seen(&self) -> Result<Seen, Error> {
         let mut header = [0; 48];
         match self.index.read_exact_at(&mut header, 0) {
-            Ok(()) => Ok(header),
+            Ok(()) => Ok(Seen(header)),
             Err(error) => Err(Error::Unusable(format!(
                 "{}-shm cannot be read: {error}",
                 self.path.display()
@@ -273,7 +281,9 @@ mod tests {
     }
 
     fn ask(catalog: &Catalog) -> i64 {
-        *catalog.ask(("n", Vec::new()), |_| 1, get).unwrap()
+        *catalog
+            .ask(catalog.seen().unwrap(), ("n", Vec::new()), |_| 1, get)
+            .unwrap()
     }
 
     #[test]
@@ -324,6 +334,7 @@ mod tests {
         let asked = AtomicI64::new(0);
         let count = |fails: bool| {
             catalog.ask(
+                catalog.seen().unwrap(),
                 ("n", vec![1]),
                 |_| 1,
                 |tx| {
@@ -350,10 +361,12 @@ mod tests {
         let catalog = scratch.open();
         for n in 0..3 * ROWS_REMEMBERED_MAX {
             let name = n.to_le_bytes().to_vec();
-            catalog.ask(("n", name), |_| 10, get).unwrap();
+            let seen = catalog.seen().unwrap();
+            catalog.ask(seen, ("n", name), |_| 10, get).unwrap();
         }
         let too_many = |_: &i64| ROWS_REMEMBERED_MAX;
-        catalog.ask(("many", Vec::new()), too_many, get).unwrap();
+        let seen = catalog.seen().unwrap();
+        catalog.ask(seen, ("many", Vec::new()), too_many, get).unwrap();
         for slot in &catalog.readers.slots {
             let reader = slot.lock().unwrap();
             assert!(reader.rows_remembered <= ROWS_REMEMBERED_MAX);
