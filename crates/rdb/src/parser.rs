@@ -173,13 +173,13 @@ impl Parser {
 
     /// What the search for duplicate keys found, or why it ended.
     #[cold]
-    fn found(&self, found: Found, is_at_hand: bool) -> Error {
+    fn found(&self, found: Found) -> Error {
         match found {
             Found::Twice(twice) => Error {
                 offset: twice.second,
                 kind: ErrorKind::DuplicateKey { first: twice.first },
                 db: twice.db,
-                key: is_at_hand.then(|| self.hint()),
+                key: (twice.second == self.entry.start).then(|| self.hint()),
                 type_code: None,
             },
             Found::Failed(error) => {
@@ -244,7 +244,7 @@ impl Parser {
     /// What the whole file held.
     pub(crate) fn into_report(mut self) -> Result<Report, Error> {
         if let Err(found) = self.distinct.finish() {
-            return Err(self.found(found, false));
+            return Err(self.found(found));
         }
         Ok(Report {
             magic: self.family.magic().to_owned(),
@@ -520,7 +520,7 @@ impl Parser {
 
     #[cold]
     fn stop_at_key(&mut self, found: Found) -> Stop {
-        self.duplicate = Some(self.found(found, true));
+        self.duplicate = Some(self.found(found));
         // The error that is kept says it better.
         Stop::Fail(ErrorKind::Duplicate { what: "key" })
     }
