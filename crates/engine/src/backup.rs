@@ -280,6 +280,7 @@ fn capture(
             cutter.feed(&chunk, || {
                 control.check("capture snapshot").and_then(|()| sealing.check())
             })?;
+            std::thread::yield_now();
             control.keys_done.store(cutter.keys(), Ordering::Relaxed);
             let done = control
                 .bytes_done

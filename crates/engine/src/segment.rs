@@ -29,11 +29,12 @@ const LEVEL: i32 = 1;
 
 /// Closes pieces; one per thread.
 ///
-/// Memory: one buffer for the compressed form, used again; the stored form takes the place of the plain one.
+/// Memory: one buffer for the stored form, which changes places with the plain one's, and one for a frame.
 pub struct Sealer<'a> {
     recipient: &'a Recipient,
     context: CCtx<'static>,
-    compressed: Vec<u8>,
+    frame: Vec<u8>,
+    stored: Vec<u8>,
 }
 
 /// The digests of a closed piece.
@@ -64,7 +65,8 @@ impl<'a> Sealer<'a> {
         Ok(Self {
             recipient,
             context,
-            compressed: Vec::new(),
+            frame: vec![0; zstd::zstd_safe::compress_bound(BLOCK_BYTES)],
+            stored: Vec::new(),
         })
     }
 
@@ -74,43 +76,65 @@ impl<'a> Sealer<'a> {
     /// [`Kind::Memory`] where the compressor gets none, [`Kind::Key`] where the recipient cannot be encrypted to.
     pub fn seal(&mut self, piece: &mut Vec<u8>) -> Result<Sealed, Error> {
         let plain_bytes = piece.len() as u64;
-        let plain_blake3 = blake3::hash(piece).to_string();
-        // Block by block, so that one is read without the others; each in one call, not as a stream: the stream would copy
-        // everything through a window of its own.
-        let bound = piece
-            .chunks(BLOCK_BYTES)
-            .map(|block| zstd::zstd_safe::compress_bound(block.len()))
-            .sum();
-        if self.compressed.len() < bound {
-            self.compressed.resize(bound, 0);
-        }
-        let mut blocks = Vec::with_capacity(piece.len().div_ceil(BLOCK_BYTES));
-        let mut end = 0;
-        for block in piece.chunks(BLOCK_BYTES) {
-            let frame = &mut self.compressed[end..];
-            let count = self
-                .context
-                .compress2(frame, block)
-                .map_err(|_code| no_memory())?;
-            blocks.push(StoredBlock::of(&frame[..count]));
-            end += count;
-        }
-
-        piece.clear();
+        self.stored.clear();
+        // More than the buffer that comes back needs, so that it is never made anew.
+        self.stored.reserve_exact(
+            usize::try_from(stored_bytes_max(plain_bytes))
+                .unwrap_or(0)
+                .max(piece.capacity()),
+        );
+        let mut stored = Hashed {
+            bytes: &mut self.stored,
+            hasher: blake3::Hasher::new(),
+        };
         let encryptor = age::Encryptor::with_recipients(std::iter::once(self.recipient.as_age()))
             .map_err(|e| Error::new(Kind::Key, "seal segment", "the recipient is refused").because(e))?;
         // Writes to memory only.
         let failed = |e: io::Error| Error::io(Kind::Memory, "seal segment", "encryption", e);
-        let mut encrypted = encryptor.wrap_output(&mut *piece).map_err(failed)?;
-        encrypted.write_all(&self.compressed[..end]).map_err(failed)?;
+        let mut encrypted = encryptor.wrap_output(&mut stored).map_err(failed)?;
+        let mut plain_hasher = blake3::Hasher::new();
+        let mut blocks = Vec::with_capacity(piece.len().div_ceil(BLOCK_BYTES));
+        // All that is done with a block is done while it is in the second-level cache. A block is a frame of its own, to be
+        // read without the others; in one call, as a stream would copy everything through a window of its own.
+        for block in piece.chunks(BLOCK_BYTES) {
+            plain_hasher.update(block);
+            let count = self
+                .context
+                .compress2(&mut self.frame[..], block)
+                .map_err(|_code| no_memory())?;
+            let frame = &self.frame[..count];
+            blocks.push(StoredBlock::of(frame));
+            encrypted.write_all(frame).map_err(failed)?;
+            std::thread::yield_now();
+        }
         encrypted.finish().map_err(failed)?;
+        let stored_blake3 = stored.hasher.finalize().to_string();
+        std::mem::swap(piece, &mut self.stored);
         Ok(Sealed {
             plain_bytes,
-            plain_blake3,
+            plain_blake3: plain_hasher.finalize().to_string(),
             stored_bytes: piece.len() as u64,
-            stored_blake3: blake3::hash(piece).to_string(),
+            stored_blake3,
             blocks,
         })
+    }
+}
+
+/// Bytes in memory, hashed as they come.
+struct Hashed<'a> {
+    bytes: &'a mut Vec<u8>,
+    hasher: blake3::Hasher,
+}
+
+impl Write for Hashed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.hasher.update(bytes);
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
