@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 
 use super::source::{Ended, Part, Source};
 use super::{Global, Output};
-use survey::{Survey, TTL_NAMES, shown};
+pub(super) use survey::{PREFIXES_MAX, prefix, shown};
+use survey::{Survey, TTL_NAMES};
 
 /// Validate an RDB file to its last byte and say what is in it
 #[derive(Args)]
@@ -266,7 +267,7 @@ fn print_table(seen: &Value) {
     }
 }
 
-fn print_rows(header: &[&str], rows: Vec<Vec<String>>) {
+pub(super) fn print_rows(header: &[&str], rows: Vec<Vec<String>>) {
     if rows.is_empty() {
         return;
     }

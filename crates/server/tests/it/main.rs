@@ -9,6 +9,7 @@ mod cli;
 mod cli_help;
 mod cluster;
 mod corpus;
+mod diff;
 mod downloads;
 mod errors;
 mod export;
