@@ -17,6 +17,7 @@
 //! Nothing is read that the signed manifest does not name with its size and digests; whether it is the right
 //! manifest is decided by its digest, which the caller keeps elsewhere.
 
+mod copy;
 mod reader;
 mod selected;
 mod shards;

@@ -150,6 +150,9 @@ CREATE TABLE backup (
     proof_engine TEXT,                      -- version of the engine that loaded it, for proven
     proof_load_ms BIGINT,
     proof_failure TEXT,                     -- what is wrong with the backup; null: it holds
+    copy_prefix TEXT,                       -- where a copy of the archive lies or is being made; null: there is none
+    copy_storage_id TEXT REFERENCES storage(id), -- in which store; null: the local folder; set with copy_prefix
+    copy_at_ms BIGINT,                      -- when every byte of it was read back; null: it is being made
     bytes_total BIGINT NOT NULL DEFAULT 0,  -- plain bytes expected, for who watches it
     created_at_ms BIGINT NOT NULL,
     execution_at_ms BIGINT,

@@ -4,6 +4,7 @@ mod admin;
 mod alone;
 mod catalog;
 mod client;
+mod copy;
 mod diff;
 mod export;
 mod import;

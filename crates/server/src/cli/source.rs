@@ -15,10 +15,9 @@ use indicatif::HumanBytes;
 use super::Global;
 use super::admin;
 use crate::app::App;
-use crate::backup::record as backups;
+use crate::backup::{place, record as backups};
 use crate::ids::BackupId;
 use crate::restore::job::archive_identity;
-use crate::storage;
 
 /// Bytes of a file that are read at once.
 const CHUNK_BYTES: usize = 1024 * 1024;
@@ -187,14 +186,12 @@ pub(super) fn archive_of(app: &App, id: &BackupId) -> io::Result<(Archive, Ident
         .map_err(io::Error::other)?
         .filter(backups::Backup::is_kept)
         .ok_or_else(|| io::Error::other("there is no such backup here"))?;
-    let (Some(prefix), Some(digest)) = (&backup.prefix, &backup.manifest_blake3) else {
+    if backup.generation_id.is_some() {
         return Err(io::Error::other(
             "it is a kept generation of the instance and has no file",
         ));
-    };
-    let keys = [app.vault.signer.verifying_key()];
-    let store = storage::open(app, backup.storage_id.as_ref()).map_err(failed)?;
-    let archive = Archive::open(&store, prefix, &keys, Some(digest.as_str())).map_err(failed)?;
+    }
+    let archive = place::open(app, &backup, None, &engine::store::always).map_err(failed)?;
     let identity = archive_identity(app, &archive).map_err(failed)?;
     Ok((archive, identity))
 }
