@@ -678,6 +678,33 @@ pub fn keep(tx: &Tx<'_>, id: &BackupId, spoilt: bool, now: Moment) -> Result<(),
     Ok(())
 }
 
+/// Succeeded → Expired for every archive of a project, which nobody can read any more. Kept generations stay.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn expire_all_of(tx: &Tx<'_>, project: &ProjectId, why: &str, now: Moment) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE backup SET status = 'expired', failure = ?2, phase = NULL, updated_at_ms = ?3 \
+         WHERE project_id = ?1 AND status = 'succeeded' AND generation_id IS NULL",
+        (project, why, now),
+    )?;
+    Ok(())
+}
+
+/// How many archives of a project are kept, and their stored bytes.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn kept_of(tx: &Tx<'_>, project: &ProjectId) -> Result<(u64, u64), Error> {
+    let sums = tx.one(
+        "SELECT count(*), coalesce(sum(size_bytes), 0) FROM backup \
+         WHERE project_id = ?1 AND status = 'succeeded' AND generation_id IS NULL",
+        (project,),
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )?;
+    Ok(sums.unwrap_or_default())
+}
+
 /// Finishes what a crash left intended: at the start, before anything else runs. The files are swept then.
 ///
 /// # Errors

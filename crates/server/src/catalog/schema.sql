@@ -4,7 +4,10 @@ CREATE TABLE project (
     id TEXT NOT NULL PRIMARY KEY,
     name TEXT NOT NULL UNIQUE,
     recipient TEXT NOT NULL,                -- age recipient: what a capture needs
-    identity_sealed BLOB NOT NULL,          -- age identity, sealed by the master key: what a restore needs
+    identity_sealed BLOB NOT NULL,          -- age identity, sealed by the master key: what a restore needs; empty: shredded
+    escrow_recipient TEXT,                  -- the operator's age recipient, to which every key is sealed too; null: none
+    printed_recipient TEXT,                 -- recipient when the keys were printed last: equal while they are the present ones
+    shredded_at_ms BIGINT,                  -- since when the private keys are gone
     created_at_ms BIGINT NOT NULL
 );
 

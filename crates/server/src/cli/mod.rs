@@ -9,6 +9,7 @@ mod diff;
 mod export;
 mod import;
 mod inspect;
+mod keys;
 mod place;
 mod remote;
 mod source;

@@ -10,6 +10,7 @@ use engine::store::{Patience, Store};
 use engine::{Error, failpoint};
 
 use super::entry::{self, Entry, ProjectKey};
+use super::escrow;
 use super::record::{self, Journal, Note};
 use crate::app::App;
 use crate::catalog::{self, Tx};
@@ -30,7 +31,8 @@ pub fn run(app: &Arc<App>, closing: &AtomicBool) {
         match app.catalog.read(identity::projects) {
             Ok(projects) => {
                 for project in projects {
-                    if failed.contains_key(&project.id) {
+                    // What is sealed to a key that is gone tells nobody anything.
+                    if failed.contains_key(&project.id) || project.shredded_at.is_some() {
                         continue;
                     }
                     if let Err(error) = send_all(app, &project.id, closing) {
@@ -219,5 +221,5 @@ fn put_keys(app: &App, store: &Store, project: &ProjectId) -> Result<(), Error> 
         };
         store.put(&name, &entry::seal_key(project, &key, &app.vault.signer)?)?;
     }
-    Ok(())
+    escrow::put(app, store, project).map(drop)
 }

@@ -294,6 +294,15 @@ pub fn continue_after(
     Ok(())
 }
 
+/// The store is told no more of this project.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn forget_all(tx: &Tx<'_>, project: &ProjectId) -> Result<(), Error> {
+    tx.execute("DELETE FROM outbox WHERE project_id = ?1", (project,))?;
+    Ok(())
+}
+
 /// How many rows of a project the store has not been told of.
 ///
 /// # Errors

@@ -21,6 +21,7 @@ mod import;
 mod inside;
 mod instances;
 mod isolation;
+mod keys;
 mod openapi;
 mod paging;
 mod polling;
