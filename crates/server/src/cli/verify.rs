@@ -238,14 +238,19 @@ fn is_of_the_backup(error: &Error, verb: &Verify) -> bool {
 }
 
 /// A directory for one engine, and the lock by which the service knows that it is in use. Gone when dropped.
-struct Room {
-    directory: PathBuf,
+pub(super) struct Room {
+    /// The directory.
+    pub(super) directory: PathBuf,
     lock_file: PathBuf,
     _lock: File,
 }
 
 impl Room {
-    fn take(app: &App) -> Result<Self, Error> {
+    /// Makes one.
+    ///
+    /// # Errors
+    /// [`Kind::Io`].
+    pub(super) fn take(app: &App) -> Result<Self, Error> {
         let name = secrets::random_hex(8);
         let (directory, lock_file) = app.config.proof_place(&name);
         let failed =

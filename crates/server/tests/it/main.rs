@@ -18,6 +18,7 @@ mod http;
 mod idempotency;
 mod identity;
 mod import;
+mod import_set;
 mod inside;
 mod instances;
 mod isolation;
