@@ -15,6 +15,7 @@ mod downloads;
 mod errors;
 mod export;
 mod http;
+mod huge;
 mod idempotency;
 mod identity;
 mod import;
