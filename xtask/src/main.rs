@@ -9,7 +9,7 @@ const HELP: &str = "\
 Developer commands of cachekeep.
 
   cargo xtask run [-- OPTIONS]      install what is missing, build, start the service with these options
-  cargo xtask setup [run|test|bench|long]  only install; without a word: everything
+  cargo xtask setup [run|test|bench|long|engines]  only install; without a word: everything
   cargo xtask test [--long] [ONLY...]  all checks and tests, or some of them
   cargo xtask bench [--quick] [NAME...]  measure beside the engine's own tools
   cargo xtask fuzz TARGET           feed a reader of strangers' bytes, guided by coverage

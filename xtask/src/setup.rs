@@ -117,7 +117,10 @@ const CARGO_DENY_VERSION: &str = "0.20.2";
 /// The newest that the toolchain named in Cargo.toml builds.
 const S3S_FS_VERSION: &str = "0.14.1";
 
-/// `cargo xtask setup [run|test|bench|long]`.
+/// Fetches engines of other versions, see the script.
+const ENGINES_SCRIPT: &str = include_str!("engines.sh");
+
+/// `cargo xtask setup [run|test|bench|long|engines]`.
 ///
 /// # Errors
 /// Whatever could not be installed, with what to do by hand.
@@ -129,9 +132,14 @@ pub fn command(mut args: Args) -> Result<(), Stop> {
         [name] if name == "bench" => Purpose::Bench,
         [name] if name == "long" => {
             prepare(Purpose::Test)?;
-            return install_s3s_fs();
+            install_s3s_fs()?;
+            return fetch_engines();
         }
-        _ => return Err(Stop::new("setup takes one of: run, test, bench, long")),
+        [name] if name == "engines" => {
+            prepare(Purpose::Test)?;
+            return fetch_engines();
+        }
+        _ => return Err(Stop::new("setup takes one of: run, test, bench, long, engines")),
     };
     prepare(purpose)?;
     println!("ready");
@@ -148,6 +156,21 @@ pub fn run(args: Args) -> Result<(), Stop> {
     let service = service_program();
     let failure = Command::new(&service).arg("serve").args(args.passed_on()).exec();
     Err(Stop::file("start", &service, &failure))
+}
+
+/// Puts engines of other versions into `.tools/engines`, where the matrix of engines finds them. Nothing is installed.
+fn fetch_engines() -> Result<(), Stop> {
+    let folder = repository().join(".tools/engines");
+    println!(
+        "fetching engines of other versions into {} (some 60 MB, once)",
+        folder.display()
+    );
+    run_visibly(
+        Command::new("sh")
+            .args(["-c", ENGINES_SCRIPT, "sh"])
+            .arg(&folder)
+            .arg(python()),
+    )
 }
 
 /// Installs what is missing for the purpose.

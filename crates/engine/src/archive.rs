@@ -17,6 +17,8 @@
 //! Nothing is read that the signed manifest does not name with its size and digests; whether it is the right
 //! manifest is decided by its digest, which the caller keeps elsewhere.
 
+mod copy;
+mod reader;
 mod selected;
 mod shards;
 mod window;
@@ -35,6 +37,7 @@ use crate::keys::{Identity, SigningKey, VerifyingKey, from_hex, to_hex};
 use crate::priority;
 use crate::segment::{Expected, Opener, PLAIN_BYTES_MAX, Sealed, stored_bytes_max};
 use crate::store::{Store, Wanted, always};
+pub use reader::FileReader;
 pub use selected::Chosen;
 use window::{StopAtEnd, StopAtPanic, Window};
 
@@ -576,9 +579,20 @@ impl Archive {
         identity: &Identity,
         control: &Control,
         workers: usize,
+        push: impl FnMut(&[u8]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        self.read_segments(&self.manifest.segments, identity, control, workers, push)
+    }
+
+    /// As [`Archive::read`], of these segments only.
+    fn read_segments(
+        &self,
+        segments: &[SegmentRecord],
+        identity: &Identity,
+        control: &Control,
+        workers: usize,
         mut push: impl FnMut(&[u8]) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let segments = &self.manifest.segments;
         let largest = segments
             .iter()
             .map(|s| s.object.plain_bytes)
@@ -597,7 +611,7 @@ impl Archive {
                 scope.spawn(|| {
                     let _stop = StopAtPanic(&window);
                     priority::let_engines_go_first();
-                    self.decode(identity, &window);
+                    self.decode(segments, identity, &window);
                 });
             }
             for index in 0..segments.len() {
@@ -611,15 +625,13 @@ impl Archive {
     }
 
     /// Decodes segments for [`Archive::read`] until none is left or nobody wants them.
-    fn decode(&self, identity: &Identity, window: &Window) {
+    fn decode(&self, segments: &[SegmentRecord], identity: &Identity, window: &Window) {
         let mut opener = Opener::new(identity);
         let mut stored = Vec::new();
         while let Some((index, plain)) = window.claim() {
             let mut piece = Piece { stored, plain };
             let result = match &mut opener {
-                Ok(opener) => piece.read(self, &self.manifest.segments[index].object, opener, &|| {
-                    window.wanted()
-                }),
+                Ok(opener) => piece.read(self, &segments[index].object, opener, &|| window.wanted()),
                 Err(e) => Err(Error::new(e.kind, e.operation, e.context.clone())),
             };
             window.finish(index, result.map(|()| std::mem::take(&mut piece.plain)));

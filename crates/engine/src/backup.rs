@@ -34,7 +34,7 @@ use crate::spool::{CHUNK_BYTES, Popped, Spool};
 use crate::store::{Patience, Store};
 
 use cut::{Captured, Cutter};
-pub use import::{ImportPlan, run as import};
+pub use import::{ImportPlan, ShardFile, run as import, run_shards as import_shards};
 use sealing::Sealing;
 pub use shards::{Shard, run_shards};
 

@@ -87,17 +87,22 @@ pub fn slots_of(shard: u16, shards: u16) -> (u16, u16) {
 /// As [`Node::command`]; [`Kind::Protocol`] for a line of another form.
 pub fn view(node: &mut Node) -> Result<Vec<Seen>, Error> {
     let text = node.run(&["CLUSTER", "NODES"])?.text().unwrap_or_default();
-    text.lines()
-        .map(|line| {
-            parse(line).ok_or_else(|| {
-                Error::new(
-                    Kind::Protocol,
-                    "read cluster nodes",
-                    format!("{}: {line:?}", node.label()),
-                )
-            })
-        })
-        .collect()
+    text.lines().map(|line| read_line(line, node.label())).collect()
+}
+
+/// What a node's nodes.conf or a kept reply of `CLUSTER NODES` says.
+///
+/// # Errors
+/// [`Kind::Protocol`] for a line of another form.
+pub fn view_of(text: &str) -> Result<Vec<Seen>, Error> {
+    let lines = text.lines().map(str::trim);
+    // The last line of a nodes.conf is of the node itself.
+    let nodes = lines.filter(|line| !line.is_empty() && !line.starts_with("vars "));
+    nodes.map(|line| read_line(line, "the list")).collect()
+}
+
+fn read_line(line: &str, of: impl std::fmt::Display) -> Result<Seen, Error> {
+    parse(line).ok_or_else(|| Error::new(Kind::Protocol, "read cluster nodes", format!("{of}: {line:?}")))
 }
 
 /// `<id> <ip:port@bus,...> <flags> <primary> <ping> <pong> <epoch> <link> <slots>...`

@@ -69,6 +69,15 @@ impl Recipient {
             .map_err(|why| Error::new(Kind::Key, "parse age recipient", why))
     }
 
+    /// Encrypts bytes that are at hand, in the form that `age -d` opens.
+    ///
+    /// # Errors
+    /// [`Kind::Key`] where the recipient cannot be encrypted to.
+    pub fn seal(&self, plain: &[u8]) -> Result<Vec<u8>, Error> {
+        age::encrypt(&self.0, plain)
+            .map_err(|e| Error::new(Kind::Key, "seal to recipient", "it is refused").because(e))
+    }
+
     pub(crate) fn as_age(&self) -> &dyn age::Recipient {
         &self.0
     }

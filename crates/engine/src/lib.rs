@@ -3,6 +3,7 @@
 //! Blocking code on plain threads: one operation owns a handful of threads and bounded buffers, and its watcher
 //! holds a [`Control`]. No SQL, no HTTP server, no DCS words; callers pass plain values and get plain reports.
 
+pub mod aof;
 pub mod archive;
 pub mod backup;
 pub mod cluster;
@@ -20,6 +21,7 @@ mod priority;
 pub mod process;
 pub mod proof;
 pub mod psync;
+pub mod replay;
 pub mod segment;
 pub mod sideload;
 pub mod spool;

@@ -23,6 +23,7 @@
 //! digest). All of them follow the rule of `reader`: an item is read whole, or nothing has changed.
 
 mod census;
+mod compare;
 mod crc64;
 mod digest;
 mod distinct;
@@ -50,6 +51,7 @@ mod ziplist;
 mod zipmap;
 
 pub use census::{Census, DATABASES_MAX, DbCensus, Totals, Ttl, TypeCensus};
+pub use compare::{Difference, Fate, KeyRecords, KeySeed, NAME_BYTES_MAX, compare};
 pub use crc64::crc64;
 pub use digest::{Digest, hash_of_key};
 pub use distinct::{KEYS_IN_MEMORY_MAX, Spill};

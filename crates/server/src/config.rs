@@ -57,6 +57,11 @@ impl Config {
         self.spool_dir().join(format!("import-{backup}.lock"))
     }
 
+    /// Whoever copies this backup to another store holds the lock on it.
+    pub fn copy_lock(&self, backup: &BackupId) -> PathBuf {
+        self.spool_dir().join(format!("copy-{backup}.lock"))
+    }
+
     /// Directory of a throw-away engine, and the file whose lock says that somebody uses it.
     pub fn proof_place(&self, name: &str) -> (PathBuf, PathBuf) {
         let directory = self.spool_dir().join(format!("proof-{name}"));

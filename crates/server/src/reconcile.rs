@@ -12,6 +12,7 @@ use engine::process::{self, Engine, Persistence, Vitals};
 use engine::{Control, Kind};
 
 use crate::app::App;
+use crate::backup::copy_record as copies;
 use crate::backup::record::{self as backups, FailureCode};
 use crate::catalog;
 use crate::ids::{InstanceId, Moment};
@@ -42,7 +43,8 @@ pub fn at_start(app: &App) -> Result<(), catalog::Error> {
     }
     remove_orphans(app)?;
     remove_proofs(app);
-    settle_imports(app)
+    settle_imports(app)?;
+    settle_copies(app)
 }
 
 /// Ends throw-away engines whose verify is gone: it held the lock, and nobody does now.
@@ -92,6 +94,30 @@ fn settle_imports(app: &App) -> Result<(), catalog::Error> {
     Ok(())
 }
 
+/// Forgets copies whose maker is gone: it held the lock, and nobody does now. What it stored is swept.
+fn settle_copies(app: &App) -> Result<(), catalog::Error> {
+    for (id, copy) in app.catalog.read(copies::unfinished)? {
+        let path = app.config.copy_lock(&id);
+        if is_held(&path) {
+            continue;
+        }
+        tracing::warn!(backup.id = %id, "a copy of a backup was broken off: it has to be made again");
+        app.catalog.write(|tx| copies::forget(tx, &id, &copy.prefix))?;
+        if copy.storage_id.is_none()
+            && let Err(error) = engine::archive::delete(&app.vault.store, &copy.prefix)
+        {
+            tracing::warn!(
+                prefix = copy.prefix,
+                error = engine::chain(&error),
+                "remains of a copy do not go; they are swept later"
+            );
+        }
+        let _none_where_it_was_never_made = std::fs::remove_file(&path);
+        app.board.tidy();
+    }
+    Ok(())
+}
+
 /// Whether a process may still be at work behind this lock file: one that cannot be looked at counts as held.
 fn is_held(lock: &std::path::Path) -> bool {
     match std::fs::File::open(lock) {
@@ -106,7 +132,10 @@ pub fn run(app: &Arc<App>, closing: &std::sync::atomic::AtomicBool) {
     let mut seen = 0;
     while !closing.load(std::sync::atomic::Ordering::SeqCst) {
         remove_proofs(app);
-        if let Err(error) = settle_imports(app).and_then(|()| look_at_all(app, &places)) {
+        if let Err(error) = settle_imports(app)
+            .and_then(|()| settle_copies(app))
+            .and_then(|()| look_at_all(app, &places))
+        {
             tracing::error!(
                 error = engine::chain(&error),
                 "the reconciler could not read the catalogue"

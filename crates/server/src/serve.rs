@@ -131,7 +131,7 @@ fn load_signer(path: &Path, may_make: bool) -> anyhow::Result<engine::keys::Sign
 fn check_master_key(catalog: &Catalog, master: &MasterKey) -> anyhow::Result<()> {
     let projects = catalog.read(record::projects)?;
     let mut refused = None;
-    for project in projects {
+    for project in projects.iter().filter(|project| project.shredded_at.is_none()) {
         let sealed = catalog.read(|tx| record::project_identity(tx, &project.id))?;
         let opened = master.open(&identity_place(&project.id), &sealed.unwrap_or_default());
         match opened {
@@ -165,6 +165,9 @@ pub fn make_project(app: &App, name: &str) -> anyhow::Result<Project> {
         id: ProjectId::random(),
         name: name.to_owned(),
         created_at: Moment::now(),
+        escrow: None,
+        is_key_printed: false,
+        shredded_at: None,
     };
     let sealed = app.vault.master.seal(
         &identity_place(&project.id),
@@ -190,6 +193,20 @@ pub fn rotate_key(app: &App, project: &ProjectId, now: Moment) -> anyhow::Result
     app.catalog
         .write(|tx| record::rotate_key(tx, project, &recipient.to_string(), &sealed, now))?;
     Ok(recipient)
+}
+
+/// Says which projects lose their backups with this data directory, until their keys are kept elsewhere.
+fn remind_of_keys(app: &App) -> anyhow::Result<()> {
+    for project in app.catalog.read(record::projects)? {
+        if project.is_key_only_here() {
+            tracing::warn!(
+                project = project.name,
+                "the key of this project's backups is nowhere but in this data directory: with it all backups are lost. Print it \
+                 (cachekeep project key) or seal it to a key of your own (cachekeep project escrow), and keep it elsewhere"
+            );
+        }
+    }
+    Ok(())
 }
 
 fn taken(error: crate::catalog::Error, what: &str, name: &str) -> anyhow::Error {
@@ -317,6 +334,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         None => None,
     };
     write_admin(&app, address)?;
+    remind_of_keys(&app)?;
     let closing = Arc::new(AtomicBool::new(false));
     let jobs = std::thread::Builder::new().name("jobs".to_owned()).spawn({
         let app = app.clone();

@@ -4,7 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use engine::archive::{self, Manifest, ObjectRecord, SegmentRecord, segment_name, write_manifest};
+use engine::archive::{
+    self, FileReader, Manifest, ObjectRecord, SegmentRecord, segment_name, write_manifest,
+};
 use engine::segment::Sealer;
 use engine::{Archive, Control, Identity, Kind, SigningKey};
 
@@ -156,6 +158,44 @@ fn ranges_are_the_bytes_of_the_whole() {
 }
 
 /// Every object in turn is damaged in every way, then put back.
+#[test]
+fn any_place_is_read_again_while_the_whole_is_read() {
+    let (_redis, bench) = captured(20);
+    let rdb = bench.read().unwrap();
+    let reader = FileReader::new(bench.open().unwrap(), bench.identity.clone(), 0).unwrap();
+    assert_eq!(reader.bytes(), rdb.len() as u64);
+    let at = |offset: usize, count: usize| {
+        let mut buffer = vec![0; count];
+        reader.read_at(offset as u64, &mut buffer).map(|()| buffer)
+    };
+    let mut whole = Vec::new();
+    reader
+        .read(&Control::new(None), 1, |piece| {
+            whole.extend_from_slice(piece);
+            // What was just delivered, what lies before and what comes later, across the ends of segments too.
+            for offset in [
+                0,
+                whole.len() - 10,
+                whole.len() - piece.len(),
+                rdb.len() - 3_000_000,
+            ] {
+                let count = 3_000_000.min(rdb.len() - offset);
+                assert!(at(offset, count)? == rdb[offset..offset + count], "{offset}");
+            }
+            Ok(())
+        })
+        .unwrap();
+    assert!(whole == rdb);
+    assert_eq!(at(rdb.len() - 1, 2).unwrap_err().kind, Kind::NotFound);
+    let second = prefix_of(&bench).join(segment_name(1));
+    let mut stored = fs::read(&second).unwrap();
+    stored[1000] ^= 1;
+    fs::write(&second, stored).unwrap();
+    assert_eq!(at(9_000_000, 10).unwrap_err().kind, Kind::Tampered);
+    assert_eq!(at(0, 10).unwrap(), rdb[..10]);
+    assert_eq!(at(9_000_000, 10).unwrap_err().kind, Kind::Tampered);
+}
+
 #[test]
 fn damage_of_any_object_is_refused() {
     let (_redis, bench) = captured(20);

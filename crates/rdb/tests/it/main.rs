@@ -11,6 +11,7 @@ mod damage;
 mod encodings;
 mod engine;
 mod fixtures;
+mod matrix;
 
 mod memory;
 mod refusals;

@@ -8,7 +8,7 @@ use crate::engine::Engine;
 use crate::fixtures::FIXTURES;
 use rdb::{AofWriter, Compression, KeySummary, Loss, Report, Sink, TARGETS, Target, Type, Validator, Writer};
 
-type Losses = BTreeMap<(Option<u32>, Vec<u8>), (bool, Vec<&'static str>)>;
+pub type Losses = BTreeMap<(Option<u32>, Vec<u8>), (bool, Vec<&'static str>)>;
 
 fn note(losses: &mut Losses, loss: Loss<'_>) {
     let known = losses.entry((loss.db, loss.key.to_vec())).or_default();
@@ -82,7 +82,7 @@ fn report(bytes: &[u8]) -> Report {
     read([bytes]).unwrap().0
 }
 
-fn written(bytes: &[u8], target: Target, compression: Compression) -> (Vec<u8>, Losses) {
+pub fn written(bytes: &[u8], target: Target, compression: Compression) -> (Vec<u8>, Losses) {
     let mut writer = Writer::new(&report(bytes), target, compression, reader(bytes), Vec::new()).unwrap();
     let losses = pass(bytes, &mut writer);
     (writer.finish().unwrap(), losses)

@@ -274,10 +274,21 @@ pub struct BackupDetails {
     pub manifest_blake3: Option<String>,
     /// The store that its file lies in: `local` or the name of a storage.
     pub storage: String,
+    /// A copy of it in another store; null without one.
+    pub copy: Option<BackupCopy>,
     /// What the verify that counts found; null before the first.
     pub proof: Option<BackupProof>,
     /// Why it failed; the log has more of it, for the operator.
     pub failure: Option<String>,
+}
+
+/// A copy of a backup's file.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct BackupCopy {
+    /// The store that it lies in: `local` or the name of a storage.
+    pub storage: String,
+    /// When every byte of it was read back and found to be that of the backup; null while it is being made.
+    pub copied_at: Option<String>,
 }
 
 /// What a verify found.
@@ -349,6 +360,13 @@ impl BackupRecord {
                     .storage_name
                     .clone()
                     .unwrap_or_else(|| crate::storage::LOCAL.to_owned()),
+                copy: row.copy.as_ref().map(|copy| BackupCopy {
+                    storage: copy
+                        .storage_name
+                        .clone()
+                        .unwrap_or_else(|| crate::storage::LOCAL.to_owned()),
+                    copied_at: copy.at.map(crate::ids::Moment::iso),
+                }),
                 proof: row.proof.as_ref().map(|proof| BackupProof {
                     level: proof.level.word(),
                     holds: proof.failure.is_none(),

@@ -12,6 +12,7 @@ use super::error::ApiError;
 use super::request::Request;
 use super::routes::Reply;
 use crate::app::App;
+use crate::backup::place;
 use crate::backup::record::{self as backups, Backup, Format};
 use crate::ids::{BackupId, InstanceId, Moment, ProjectId};
 use crate::instance::layout::Mode;
@@ -69,16 +70,7 @@ pub fn files(app: &App, instance: &Instance, backup: &Backup) -> Result<Vec<Back
 /// # Errors
 /// [`engine::Kind::NotFound`] where it has none; as [`engine::archive::Archive::open`].
 fn open(app: &App, backup: &Backup) -> Result<engine::archive::Archive, engine::Error> {
-    let (Some(prefix), Some(digest)) = (&backup.prefix, &backup.manifest_blake3) else {
-        return Err(engine::Error::new(
-            engine::Kind::NotFound,
-            "open backup",
-            "it has no file",
-        ));
-    };
-    let keys = [app.vault.signer.verifying_key()];
-    let store = crate::storage::open(app, backup.storage_id.as_ref())?.with_patience(Patience::SHORT);
-    engine::archive::Archive::open(&store, prefix, &keys, Some(digest.as_str()))
+    place::open(app, backup, Some(Patience::SHORT), &engine::store::always)
 }
 
 /// The link to a backup's file, good until `until`.

@@ -120,11 +120,13 @@ pub fn delete(
     })?;
     if backup.generation_id.is_some() || backup.storage_id.is_some() {
         app.board.tidy();
+        remove_local_copy(app, &backup);
         return Ok(());
     }
     match remove_data(app, &backup) {
         Ok(()) => app.catalog.write(|tx| {
             record::delete(tx, id, now)?;
+            app.board.tidy();
             Ok(())
         }),
         Err(error) => {
@@ -142,6 +144,17 @@ fn remove_data(app: &App, backup: &Backup) -> Result<(), engine::Error> {
     match &backup.prefix {
         Some(prefix) => engine::archive::delete(&app.vault.store, prefix),
         None => Ok(()),
+    }
+}
+
+/// Removes the copy of a backup of a remote store from the local folder; what stays is swept later.
+fn remove_local_copy(app: &App, backup: &Backup) {
+    if let Some(copy) = &backup.copy
+        && copy.storage_id.is_none()
+        && copy.at.is_some()
+        && let Err(error) = engine::archive::delete(&app.vault.store, &copy.prefix)
+    {
+        tracing::warn!(backup.id = %backup.id, error = engine::chain(&error), "a copy does not go; it is swept later");
     }
 }
 

@@ -186,7 +186,10 @@ pub fn capture(
 
 /// The nodes to capture, one for each shard, and the memory that the data of all takes. A replica that has caught up
 /// spares the primary the fork.
-fn sources(app: &App, instance: &Instance) -> Result<(Vec<Shard>, u64), Error> {
+///
+/// # Errors
+/// What the engines say, or why they cannot be asked.
+pub fn sources(app: &App, instance: &Instance) -> Result<(Vec<Shard>, u64), Error> {
     let endpoint = |engine: &Engine| {
         let mut source = engine.endpoint();
         source.timeout = Duration::from_secs(10);

@@ -1,6 +1,8 @@
 //! Backups: the command that accepts one, the record that tells the truth about it, the job that makes it.
 
 pub mod command;
+pub mod copy_record;
 pub mod job;
+pub mod place;
 pub mod proof_record;
 pub mod record;

@@ -1,5 +1,6 @@
 //! The backup record: its states, changed only here and by compare-and-set, and its SQL.
 
+use super::copy_record::{self, Copied};
 use super::proof_record::{self, Proof};
 use crate::catalog::{Error, Tx};
 use crate::ids::{BackupId, GenerationId, InstanceId, Moment, ProjectId, StorageId};
@@ -195,6 +196,8 @@ pub struct Backup {
     pub generation_id: Option<GenerationId>,
     /// What the verify that counts found.
     pub proof: Option<Proof>,
+    /// A copy of the archive in another store.
+    pub copy: Option<Copied>,
     /// What is going on now.
     pub phase: Option<String>,
     /// Plain bytes expected while it runs; an estimate from the memory that the data takes.
@@ -232,7 +235,8 @@ macro_rules! columns {
         "id, instance_id, name, kind, format, status, progress_bp, size_bytes, plain_bytes, keys, used_memory_bytes, period, \
          remark, error_code, failure, prefix, manifest_blake3, generation_id, phase, bytes_total, created_at_ms, execution_at_ms, updated_at_ms, \
          storage_id, (SELECT name FROM storage WHERE storage.id = storage_id), \
-         proof_level, proof_at_ms, proof_engine, proof_load_ms, proof_failure"
+         proof_level, proof_at_ms, proof_engine, proof_load_ms, proof_failure, \
+         copy_prefix, copy_storage_id, (SELECT name FROM storage WHERE storage.id = copy_storage_id), copy_at_ms"
     };
 }
 
@@ -265,6 +269,7 @@ fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Backup> {
         storage_id: row.get(23)?,
         storage_name: row.get(24)?,
         proof: proof_record::read(row, 25)?,
+        copy: copy_record::read(row, 30)?,
     })
 }
 
@@ -518,7 +523,8 @@ pub struct Place {
     pub instance_id: InstanceId,
 }
 
-/// Places of backups that have ended otherwise than with what lies there; at most [`limits::PLACES_AT_ONCE`].
+/// Places of backups that have ended otherwise than with what lies there, and hold no copy that counts or that somebody
+/// may be making; at most [`limits::PLACES_AT_ONCE`].
 ///
 /// # Errors
 /// The catalogue failed.
@@ -526,7 +532,8 @@ pub fn useless_places(tx: &Tx<'_>) -> Result<Vec<Place>, Error> {
     tx.all(
         "SELECT place.prefix, place.storage_id, backup.instance_id FROM backup_place AS place \
          JOIN backup ON backup.id = place.backup_id \
-         WHERE backup.status IN ('failed', 'expired', 'deleted') OR backup.prefix <> place.prefix \
+         WHERE (backup.status IN ('failed', 'expired', 'deleted') OR backup.prefix <> place.prefix) \
+         AND NOT (backup.copy_prefix IS place.prefix AND (backup.copy_at_ms IS NULL OR backup.status = 'succeeded')) \
          ORDER BY place.prefix LIMIT ?1",
         (limits::PLACES_AT_ONCE,),
         |row| {
@@ -671,6 +678,33 @@ pub fn keep(tx: &Tx<'_>, id: &BackupId, spoilt: bool, now: Moment) -> Result<(),
     Ok(())
 }
 
+/// Succeeded → Expired for every archive of a project, which nobody can read any more. Kept generations stay.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn expire_all_of(tx: &Tx<'_>, project: &ProjectId, why: &str, now: Moment) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE backup SET status = 'expired', failure = ?2, phase = NULL, updated_at_ms = ?3 \
+         WHERE project_id = ?1 AND status = 'succeeded' AND generation_id IS NULL",
+        (project, why, now),
+    )?;
+    Ok(())
+}
+
+/// How many archives of a project are kept, and their stored bytes.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn kept_of(tx: &Tx<'_>, project: &ProjectId) -> Result<(u64, u64), Error> {
+    let sums = tx.one(
+        "SELECT count(*), coalesce(sum(size_bytes), 0) FROM backup \
+         WHERE project_id = ?1 AND status = 'succeeded' AND generation_id IS NULL",
+        (project,),
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )?;
+    Ok(sums.unwrap_or_default())
+}
+
 /// Finishes what a crash left intended: at the start, before anything else runs. The files are swept then.
 ///
 /// # Errors
@@ -696,14 +730,14 @@ pub fn expire_generation(tx: &Tx<'_>, generation: &GenerationId, now: Moment) ->
 }
 
 /// Whether the local folder must keep what lies under `prefix`, of a backup of this id: the archive that counts, an
-/// attempt that may be at work, or an archive that a rebuild found and could not prove. `None`: the id is not known here.
+/// attempt that may be at work, an archive that a rebuild found and could not prove, or a copy as in [`useless_places`]. `None`: the id is not known here.
 ///
 /// # Errors
 /// The catalogue failed.
 pub fn keeps(tx: &Tx<'_>, id: &BackupId, prefix: &str) -> Result<Option<bool>, Error> {
     tx.one(
-        "SELECT CASE status WHEN 'succeeded' THEN prefix = ?2 WHEN 'failed' THEN prefix = ?2 AND proof_failure IS NOT NULL \
-         ELSE status IN ('waiting', 'running') END FROM backup WHERE id = ?1",
+        "SELECT CASE WHEN copy_prefix IS ?2 THEN copy_at_ms IS NULL OR status = 'succeeded' ELSE CASE status WHEN 'succeeded' THEN prefix = ?2 WHEN 'failed' THEN prefix = ?2 AND proof_failure IS NOT NULL \
+         ELSE status IN ('waiting', 'running') END END FROM backup WHERE id = ?1",
         (id, prefix),
         |row| Ok(row.get::<_, Option<bool>>(0)?.unwrap_or(false)),
     )

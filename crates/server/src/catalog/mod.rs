@@ -133,6 +133,25 @@ impl Catalog {
             .ask(seen, question, rows, |connection| work(&Tx(connection)))
     }
 
+    /// As [`Self::write`] of this process's last change: what is overwritten is overwritten in the file too, and then moved
+    /// out of the log beside it. `false`: a reader kept the log from being emptied; it is when it next can be.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn write_erasing<E: From<Error>>(
+        &self,
+        work: impl FnOnce(&Tx<'_>) -> Result<(), E>,
+    ) -> Result<bool, E> {
+        let pragma = self.lock().pragma_update(None, "secure_delete", true);
+        pragma.map_err(Error::from)?;
+        self.write(work)?;
+        let _snapshots_ended = self.readers.pause();
+        let busy = self
+            .lock()
+            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
+        Ok(busy.map_err(Error::from)? == 0)
+    }
+
     /// Moves everything into the file itself, so that it may be renamed: nobody else has it open.
     ///
     /// # Errors

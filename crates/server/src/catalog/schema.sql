@@ -4,7 +4,10 @@ CREATE TABLE project (
     id TEXT NOT NULL PRIMARY KEY,
     name TEXT NOT NULL UNIQUE,
     recipient TEXT NOT NULL,                -- age recipient: what a capture needs
-    identity_sealed BLOB NOT NULL,          -- age identity, sealed by the master key: what a restore needs
+    identity_sealed BLOB NOT NULL,          -- age identity, sealed by the master key: what a restore needs; empty: shredded
+    escrow_recipient TEXT,                  -- the operator's age recipient, to which every key is sealed too; null: none
+    printed_recipient TEXT,                 -- recipient when the keys were printed last: equal while they are the present ones
+    shredded_at_ms BIGINT,                  -- since when the private keys are gone
     created_at_ms BIGINT NOT NULL
 );
 
@@ -150,6 +153,9 @@ CREATE TABLE backup (
     proof_engine TEXT,                      -- version of the engine that loaded it, for proven
     proof_load_ms BIGINT,
     proof_failure TEXT,                     -- what is wrong with the backup; null: it holds
+    copy_prefix TEXT,                       -- where a copy of the archive lies or is being made; null: there is none
+    copy_storage_id TEXT REFERENCES storage(id), -- in which store; null: the local folder; set with copy_prefix
+    copy_at_ms BIGINT,                      -- when every byte of it was read back; null: it is being made
     bytes_total BIGINT NOT NULL DEFAULT 0,  -- plain bytes expected, for who watches it
     created_at_ms BIGINT NOT NULL,
     execution_at_ms BIGINT,

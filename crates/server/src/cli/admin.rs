@@ -4,7 +4,7 @@ use anyhow::Context;
 use clap::Subcommand;
 use serde_json::json;
 
-use super::{Global, Output};
+use super::{Global, Output, keys};
 use crate::app::App;
 use crate::config::Config;
 use crate::identity::record::{self, DOMAIN, Project};
@@ -41,6 +41,22 @@ pub(crate) enum ProjectVerb {
         /// Name or id of the project
         project: String,
     },
+    /// Seal a project's archive keys to a recipient of your own too, now and after each change of the key: objects in the
+    /// project's store that `age -d -i YOUR-KEY` opens
+    #[command(
+        after_help = "Your key is made with `age-keygen` and never comes here; keep it elsewhere than the store.\n\n\
+        Examples:\n  cachekeep project escrow local --recipient age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p\n  \
+        cachekeep project escrow local --remove"
+    )]
+    Escrow(keys::Escrow),
+    /// Destroy every private key of a project: no backup of it can be read ever again, wherever a copy lies
+    #[command(
+        after_help = "Says what would be lost, and does nothing, until it is confirmed with the project's name. Its instances \
+        must be deleted before. Its credentials are revoked, its records stay, its objects are removed from the stores. What \
+        somebody has printed or taken from escrow is out of reach.\n\nExample:\n  \
+        cachekeep project shred team2\n  cachekeep project shred team2 --lose-all-backups-of team2"
+    )]
+    Shred(keys::Shred),
     /// Print the age identities that open every backup of a project, the present one first: with them age and zstd read
     /// the backups without cachekeep
     #[command(
@@ -207,9 +223,12 @@ pub(crate) fn project(global: &Global, verb: &ProjectVerb) -> anyhow::Result<()>
                 .catalog
                 .read(record::projects)?
                 .iter()
-                .map(|p| json!({"project_id": p.id.as_str(), "project": p.name, "created_at": p.created_at.iso()}))
+                .map(|p| {
+                    json!({"project_id": p.id.as_str(), "project": p.name, "created_at": p.created_at.iso(),
+                           "key": keys::whereabouts(p), "escrow": p.escrow})
+                })
                 .collect();
-            print(global, &["project_id", "project", "created_at"], &rows);
+            print(global, &["project_id", "project", "created_at", "key"], &rows);
         }
         ProjectVerb::Revoke { project } => {
             let project = find_project(&app, project)?;
@@ -223,6 +242,11 @@ pub(crate) fn project(global: &Global, verb: &ProjectVerb) -> anyhow::Result<()>
         }
         ProjectVerb::RotateKey { project } => {
             let project = find_project(&app, project)?;
+            anyhow::ensure!(
+                project.shredded_at.is_none(),
+                "the keys of {} were destroyed, and it gets no new ones: make another project",
+                project.name
+            );
             let recipient = serve::rotate_key(&app, &project.id, Moment::now())?;
             print_one(
                 global,
@@ -238,13 +262,21 @@ pub(crate) fn project(global: &Global, verb: &ProjectVerb) -> anyhow::Result<()>
         ProjectVerb::Key { project } => {
             let project = find_project(&app, project)?;
             print_identity(global, &app, &project)?;
+            app.catalog.write(|tx| record::note_printed(tx, &project.id))?;
         }
+        ProjectVerb::Escrow(verb) => keys::escrow(global, &app, verb)?,
+        ProjectVerb::Shred(verb) => keys::shred(global, &app, verb)?,
     }
     Ok(())
 }
 
 /// Prints the project's age identities as the file that `age -i` takes; the warning goes beside it, not into it.
 fn print_identity(global: &Global, app: &App, project: &Project) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        project.shredded_at.is_none(),
+        "the keys of {} were destroyed: nothing opens its backups",
+        project.name
+    );
     let place = format!("project.identity:{}", project.id);
     let mut identities = Vec::new();
     for (_, sealed) in app.catalog.read(|tx| record::archive_keys(tx, &project.id))? {

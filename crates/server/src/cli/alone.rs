@@ -246,8 +246,11 @@ fn open_existing(root: &str, reach: &Reach) -> anyhow::Result<Store> {
 }
 
 /// Reads `redis://`, `rediss://` and `unix:`.
-fn endpoint(url: &str, ca: Option<&Path>) -> anyhow::Result<Endpoint> {
-    let wrong = || anyhow::anyhow!("--from takes redis://HOST[:PORT], rediss://HOST[:PORT] or unix:PATH");
+///
+/// # Errors
+/// It is none of these, or `ca` is missing or holds no certificate.
+pub(super) fn endpoint(url: &str, ca: Option<&Path>) -> anyhow::Result<Endpoint> {
+    let wrong = || anyhow::anyhow!("a server is redis://HOST[:PORT], rediss://HOST[:PORT] or unix:PATH");
     let given = std::env::var("CACHEKEEP_SOURCE_PASSWORD").ok();
     let mut endpoint = Endpoint {
         address: Address::Unix(PathBuf::new()),
@@ -393,7 +396,8 @@ fn tell(global: &Global, seen: &engine::Progress) {
     }
 }
 
-fn told(error: engine::Error) -> anyhow::Error {
+/// An error of the data plane with its causes.
+pub(super) fn told(error: engine::Error) -> anyhow::Error {
     anyhow::anyhow!(engine::chain(&error))
 }
 

@@ -2,7 +2,7 @@
 //! commands.
 //!
 //! The file is read twice. The first pass validates it to its last byte, so that nothing is written of a file
-//! that is not valid; the second writes. Memory is bounded whatever the file holds, see [`json`] and [`rdb::Writer`].
+//! that is not valid; the second writes. A backup is decoded twice for that and never put on disk. Memory is bounded whatever the file holds, see [`json`] and [`rdb::Writer`].
 
 mod engine_form;
 mod glob;
@@ -12,18 +12,23 @@ mod text;
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{BufWriter, Seek, Write};
-use std::os::unix::fs::FileExt;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 
+use super::Global;
 use super::inspect::validator;
-use super::{Global, source};
+use super::source::{Ended, Part, Source};
 use engine_form::EngineForm;
 use json::Document;
 use selection::{Selection, Slots};
+
+/// Threads that decode a backup beside the one that validates, and beside the one that also writes: that one reads keys a
+/// second time, with buffers of its own.
+const SURVEY_WORKERS: usize = 2;
+const WORKERS: usize = 1;
 
 /// Write the content of an RDB file as JSON, for another engine, or as commands
 #[derive(Args)]
@@ -61,6 +66,9 @@ pub(crate) struct Export {
     /// Only values of this type
     #[arg(long = "type", value_name = "TYPE", value_parser = type_by_name)]
     kind: Option<rdb::Type>,
+    /// Of the backup of a cluster: the file of this shard
+    #[arg(long, value_name = "N")]
+    shard: Option<usize>,
     /// Only keys of these slots of a cluster, such as 0-8191 or 77
     #[arg(long, value_name = "A-B")]
     slots: Option<Slots>,
@@ -91,6 +99,9 @@ pub(crate) struct Get {
     /// Its database
     #[arg(long, value_name = "N", default_value_t = 0)]
     db: u32,
+    /// Of the backup of a cluster: the file of this shard
+    #[arg(long, value_name = "N")]
+    shard: Option<usize>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -179,14 +190,24 @@ pub(crate) fn run(global: &Global, verb: &Export) -> ExitCode {
         kind: verb.kind,
         slots: verb.slots,
     };
-    let done = open(global, &verb.file, &keys).and_then(|mut file| {
-        let survey = survey(&mut file, &verb.file, verb.format)?;
+    let part = Part {
+        keys: &keys,
+        shard: verb.shard,
+    };
+    let done = open(global, &verb.file, part).and_then(|source| {
+        let survey = survey(&source, &verb.file, verb.format)?;
         match &verb.to {
             None => {
                 let out = BufWriter::new(std::io::stdout().lock());
-                write_all(verb, &mut file, &survey, selection, out).map(|(losses, _out)| losses)
+                let written = write_all(verb, &source, &survey, selection, out);
+                if written.is_err() {
+                    eprintln!(
+                        "cachekeep: what was written to standard output is not complete: throw it away"
+                    );
+                }
+                written.map(|(losses, _out)| losses)
             }
-            Some(to) => write_file(verb, &mut file, &survey, selection, to),
+            Some(to) => write_file(verb, &source, &survey, selection, to),
         }
     });
     report(
@@ -214,10 +235,14 @@ pub(crate) fn get(global: &Global, verb: &Get) -> ExitCode {
         kind: None,
         slots: None,
     };
-    let done = open(global, &verb.file, &keys).and_then(|mut file| {
-        survey(&mut file, &verb.file, Format::Json)?;
+    let part = Part {
+        keys: &keys,
+        shard: verb.shard,
+    };
+    let done = open(global, &verb.file, part).and_then(|source| {
+        survey(&source, &verb.file, Format::Json)?;
         let document = Document::bare(BufWriter::new(std::io::stdout().lock()), selection);
-        let document = pass(&mut file, document)?;
+        let document = pass(&source, document)?;
         let keys = document.keys();
         document.flush().map_err(cannot_write)?;
         Ok(keys)
@@ -246,17 +271,16 @@ fn report(file: &Path, done: Result<ExitCode, Stop>) -> ExitCode {
     }
 }
 
-fn open(global: &Global, path: &Path, keys: &[Vec<u8>]) -> Result<File, Stop> {
-    let file = source::open(global, path, keys).map_err(|e| Stop::Io(format!("cannot open: {e}")))?;
-    // The file is read twice: what can be read once only is no input.
-    match file.metadata() {
-        Ok(about) if about.is_file() => Ok(file),
-        _ => Err(Stop::Io("a file is wanted, which can be read twice".to_owned())),
+fn open(global: &Global, path: &Path, part: Part<'_>) -> Result<Source, Stop> {
+    let source = Source::open(global, path, part).map_err(|e| Stop::Io(format!("cannot open: {e}")))?;
+    match source.is_rereadable() {
+        true => Ok(source),
+        false => Err(Stop::Io("a file is wanted, which can be read twice".to_owned())),
     }
 }
 
 fn cannot_write(error: std::io::Error) -> Stop {
-    Stop::Io(format!("cannot write the result, which is incomplete: {error}"))
+    Stop::Io(format!("cannot write the result: {error}"))
 }
 
 /// What must be known before the first byte is written.
@@ -284,9 +308,9 @@ impl rdb::Sink for Order {
 }
 
 /// Validates the whole file.
-fn survey(file: &mut File, path: &Path, format: Format) -> Result<Survey, Stop> {
+fn survey(source: &Source, path: &Path, format: Format) -> Result<Survey, Stop> {
     let mut order = Order::default();
-    let report = read_through(file, &mut order, |_| Ok(()))?;
+    let report = read_through(source, SURVEY_WORKERS, &mut order, |_| Ok(()))?;
     if report.trailing_bytes > 0 {
         let after = report.trailing_bytes;
         eprintln!(
@@ -315,55 +339,54 @@ fn survey(file: &mut File, path: &Path, format: Format) -> Result<Survey, Stop> 
 
 /// Reads a file from its start to its end; `check` is asked after every piece.
 fn read_through<S: rdb::Sink>(
-    file: &mut File,
+    source: &Source,
+    workers: usize,
     sink: &mut S,
     check: impl Fn(&mut S) -> Result<(), Stop>,
 ) -> Result<rdb::Report, Stop> {
-    let cannot_read = |e: std::io::Error| Stop::Io(format!("cannot read: {e}"));
-    file.rewind().map_err(cannot_read)?;
     let mut validator = validator();
-    let mut buffer = vec![0; super::inspect::CHUNK_BYTES];
-    loop {
-        let count = std::io::Read::read(file, &mut buffer).map_err(cannot_read)?;
-        if count == 0 {
-            return validator.finish().map_err(Stop::Invalid);
-        }
-        validator.feed(&buffer[..count], sink).map_err(Stop::Invalid)?;
-        check(sink)?;
+    let read = source.read(workers, |piece| {
+        validator.feed(piece, sink).map_err(Stop::Invalid)?;
+        check(sink)
+    });
+    match read {
+        Ok(()) => validator.finish().map_err(Stop::Invalid),
+        Err(Ended::Taker(stop)) => Err(stop),
+        Err(Ended::Source(error)) => Err(Stop::Io(format!("cannot read: {error}"))),
     }
 }
 
-fn pass<W: Write>(file: &mut File, mut document: Document<W>) -> Result<Document<W>, Stop> {
-    read_through(file, &mut document, |document| match document.failure() {
-        None => Ok(()),
-        Some(json::Failure::Write(error)) => Err(cannot_write(error)),
-        Some(json::Failure::TooBig(what)) => {
-            Err(Stop::TooBig(format!("{what}; what was written is incomplete")))
+fn pass<W: Write>(source: &Source, mut document: Document<W>) -> Result<Document<W>, Stop> {
+    read_through(source, WORKERS, &mut document, |document| {
+        match document.failure() {
+            None => Ok(()),
+            Some(json::Failure::Write(error)) => Err(cannot_write(error)),
+            Some(json::Failure::TooBig(what)) => Err(Stop::TooBig(what)),
         }
     })?;
     Ok(document)
 }
 
 fn write_document<W: Write>(
-    file: &mut File,
+    source: &Source,
     survey: &Survey,
     selection: Selection,
     out: W,
 ) -> Result<W, Stop> {
     let mut document = Document::new(out, selection).map_err(cannot_write)?;
     match &survey.scattered {
-        None => document = pass(file, document)?,
+        None => document = pass(source, document)?,
         Some(dbs) => {
             for db in dbs {
                 document.only_db(*db);
-                document = pass(file, document)?;
+                document = pass(source, document)?;
             }
         }
     }
     document.end_keys().map_err(cannot_write)?;
     if !survey.report.functions.is_empty() {
         document.begin_functions().map_err(cannot_write)?;
-        document = pass(file, document)?;
+        document = pass(source, document)?;
     }
     document.finish().map_err(cannot_write)
 }
@@ -371,28 +394,25 @@ fn write_document<W: Write>(
 /// Writes in the form that is wanted; returns how often something was lost.
 fn write_all<W: Write>(
     verb: &Export,
-    file: &mut File,
+    source: &Source,
     survey: &Survey,
     selection: Selection,
     out: W,
 ) -> Result<(u64, W), Stop> {
-    let again = file
-        .try_clone()
-        .map_err(|e| Stop::Io(format!("cannot read: {e}")))?;
-    let read = |offset, buffer: &mut [u8]| again.read_exact_at(buffer, offset);
+    let read = |offset, buffer: &mut [u8]| source.read_at(offset, buffer);
     let target = verb.target.unwrap_or_else(|| rdb::Target::of(&survey.report));
     match verb.format {
-        Format::Json => write_document(file, survey, selection, out).map(|out| (0, out)),
+        Format::Json => write_document(source, survey, selection, out).map(|out| (0, out)),
         Format::Rdb => {
             let writer = rdb::Writer::new(&survey.report, target, verb.lzf.into(), read, out);
             let form = EngineForm::new(writer.map_err(cannot_write)?, selection, &verb.file);
-            let (writer, losses) = engine_form::pass(file, form)?;
+            let (writer, losses) = engine_form::pass(source, form)?;
             Ok((losses, writer.finish().map_err(cannot_write)?))
         }
         Format::Aof => {
             let writer = rdb::AofWriter::new(&survey.report, target, read, out);
             let form = EngineForm::new(writer, selection, &verb.file);
-            let (writer, losses) = engine_form::pass(file, form)?;
+            let (writer, losses) = engine_form::pass(source, form)?;
             Ok((losses, writer.finish().map_err(cannot_write)?))
         }
     }
@@ -401,7 +421,7 @@ fn write_all<W: Write>(
 /// Writes beside the file, which gets its name when it is complete.
 fn write_file(
     verb: &Export,
-    file: &mut File,
+    source: &Source,
     survey: &Survey,
     selection: Selection,
     to: &Path,
@@ -410,12 +430,13 @@ fn write_file(
     name.push(".incomplete");
     let beside = to.with_file_name(name);
     let out = File::create(&beside).map_err(cannot_write)?;
-    let written = write_all(verb, file, survey, selection, BufWriter::new(out)).and_then(|(losses, out)| {
-        let out = out.into_inner().map_err(|e| cannot_write(e.into_error()))?;
-        out.sync_all().map_err(cannot_write)?;
-        std::fs::rename(&beside, to).map_err(cannot_write)?;
-        Ok(losses)
-    });
+    let written =
+        write_all(verb, source, survey, selection, BufWriter::new(out)).and_then(|(losses, out)| {
+            let out = out.into_inner().map_err(|e| cannot_write(e.into_error()))?;
+            out.sync_all().map_err(cannot_write)?;
+            std::fs::rename(&beside, to).map_err(cannot_write)?;
+            Ok(losses)
+        });
     if written.is_err() {
         let _gone_or_never_there = std::fs::remove_file(&beside);
     }

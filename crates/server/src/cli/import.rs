@@ -1,22 +1,29 @@
-//! `cachekeep import`: an RDB file that something else wrote becomes a backup of an instance.
+//! `cachekeep import`: files that something else wrote become a backup of an instance: an RDB, one of each shard of a
+//! cluster, or append-only files, which an engine replays that is thrown away.
 //!
-//! Works on the data directory, whether the service runs or not: the file is where the operator is, and is read once.
+//! Works on the data directory, whether the service runs or not: the files are where the operator is.
 //! The record is there from the start, as of any backup. Who imports holds a lock for it, by which the service knows
 //! that the record's work goes on; where nobody holds it, the record has failed (see `reconcile`).
 
+mod cluster;
+mod folder;
+
 use std::fs::File;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
-use engine::Control;
-use engine::backup::{ImportPlan, Labels};
+use engine::backup::{ImportPlan, Labels, ShardFile};
 use engine::keys::Recipient;
+use engine::process::{self, EngineSpec, Persistence};
+use engine::replay::{self, Files};
+use engine::{Control, Error, Kind, Secret};
 use serde_json::json;
 
 use super::Global;
 use super::admin::{find_instance, open, print_one};
+use super::verify::Room;
 use crate::app::App;
 use crate::backup::record::{self as backups, Finished};
 use crate::identity::record as identity;
@@ -26,23 +33,35 @@ use crate::instance::layout::Mode;
 use crate::jobs::worker::{failure_code, with_progress};
 use crate::storage::{self, record as storages};
 
-/// Take an RDB file of another server as a backup of an instance: validated to its last byte, stored as any other
-/// backup, restorable as any other. Works on the data directory, while the service runs or not
+/// Take files of another server as a backup of an instance: validated to their last byte, stored as any other backup,
+/// restorable as any other. Works on the data directory, while the service runs or not
 #[derive(Args)]
 #[command(
     after_help = "Taken are files of Redis up to RDB version 13 and of Valkey; whether the engine here loads them the restore \
-    finds out before anything is switched. A folder is that of a server: its dump.rdb, or its appendonlydir where no \
-    command follows the base. Other AOF files are not taken: start a redis-server on them and use `cachekeep backup`.\n\n\
+    finds out before anything is switched. A folder is that of a server: its dump.rdb, or its append-only files. Commands of \
+    append-only files are replayed by an engine that is started for that and thrown away; only commands that change data are \
+    let through, and a command that the file ends in is left out and told.\n\
+    For an instance that is a cluster, one file of each shard is given, and no slot may be in two of them or in none: --nodes \
+    takes the cluster's own list.\n\n\
     Examples:\n  \
     cachekeep import cache1 dump.rdb --remark 'from the old server'\n  \
     cachekeep import cache1 /var/lib/redis\n  \
+    cachekeep import cache1 appendonly.aof\n  \
+    cachekeep import cluster1 node1.rdb node2.rdb node3.rdb --nodes nodes.conf\n  \
     curl -s https://example.com/dump.rdb | cachekeep import cache1 -"
 )]
 pub(crate) struct Import {
     /// Name or id of the instance (the id, where it is deleted)
     instance: String,
-    /// The file, a server's folder, or - for standard input
-    file: PathBuf,
+    /// The file, a server's folder, or - for standard input; for a cluster one of each shard
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Of a cluster: the list of its nodes, as CLUSTER NODES prints it or a node's nodes.conf has it
+    #[arg(long, value_name = "FILE")]
+    nodes: Option<PathBuf>,
+    /// Of a cluster, without a list of its nodes: slots that have no key in any file are empty, and no file is missing
+    #[arg(long, conflicts_with = "nodes")]
+    accept_empty_slots: bool,
     /// Up to 128 characters, shown with the backup and its restores
     #[arg(long)]
     remark: Option<String>,
@@ -60,19 +79,14 @@ pub(crate) fn run(global: &Global, verb: &Import) -> anyhow::Result<()> {
     crate::backup::command::check_remark(verb.remark.as_deref())
         .map_err(|_too_long| anyhow::anyhow!("a remark has at most 128 characters"))?;
     let instance = find_instance(&app, &verb.instance)?;
-    anyhow::ensure!(
-        instance.layout.mode == Mode::Single,
-        "{} is a cluster: backups of clusters are not offered yet",
-        instance.name
-    );
-    let (mut source, name, bytes) = source(&verb.file)?;
+    let input = Input::read(verb, &instance)?;
     let id = BackupId::random();
     let lock_file = app.config.import_lock(&id);
     // Before the record, which without it would be taken for one whose import has died.
     let lock = File::create(&lock_file).with_context(|| format!("cannot write {}", lock_file.display()))?;
     lock.try_lock()
         .with_context(|| format!("cannot lock {}", lock_file.display()))?;
-    let imported = import(&app, &instance, verb, &id, (&mut *source, &name, bytes));
+    let imported = import(&app, &instance, verb, &id, input);
     let _the_reconciler_removes_it_else = std::fs::remove_file(&lock_file);
     drop(lock);
     let made = imported?;
@@ -96,90 +110,113 @@ pub(crate) fn run(global: &Global, verb: &Import) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What is read, its name, and its size (0 where that is not known).
-type Source = (Box<dyn Read>, String, u64);
-
-fn source(path: &Path) -> anyhow::Result<Source> {
-    if path.as_os_str() == "-" {
-        return Ok((Box::new(std::io::stdin()), "standard input".to_owned(), 0));
-    }
-    let path = match path.is_dir() {
-        true => dump_in(path)?,
-        false => path.to_owned(),
-    };
-    let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
-    let bytes = file.metadata()?.len();
-    Ok((Box::new(file), path.display().to_string(), bytes))
+/// What becomes a backup.
+enum Input {
+    /// An RDB, what it is called, and its size (0 where that is not known).
+    Snapshot(Box<dyn Read>, String, u64),
+    /// An RDB of each shard.
+    Cluster(Vec<cluster::Part>),
+    /// Commands, which an engine replays.
+    Commands(Files),
 }
 
-/// The RDB file that holds everything of a server's folder.
-fn dump_in(folder: &Path) -> anyhow::Result<PathBuf> {
-    let parts = match folder.join("appendonlydir") {
-        below if below.is_dir() => below,
-        _ => folder.to_owned(),
-    };
-    let mut manifests = Vec::new();
-    for entry in std::fs::read_dir(&parts)? {
-        let path = entry?.path();
-        // An engine that died while it wrote one left that as temp-.
-        let is_whole = !path
-            .file_name()
-            .is_some_and(|name| name.to_string_lossy().starts_with("temp-"));
-        if is_whole && path.extension().is_some_and(|ending| ending == "manifest") {
-            manifests.push(path);
-        }
-    }
-    anyhow::ensure!(
-        manifests.len() <= 1,
-        "{} holds several manifests of append-only files: which one counts is not known",
-        parts.display()
-    );
-    let Some(manifest) = manifests.pop() else {
-        let dump = folder.join("dump.rdb");
-        anyhow::ensure!(
-            dump.is_file(),
-            "{} holds neither a dump.rdb nor an appendonlydir",
-            folder.display()
-        );
-        return Ok(dump);
-    };
-    let text = std::fs::read_to_string(&manifest)?;
-    let mut base = None;
-    for line in text.lines() {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let of = |name: &str| {
-            let at = words.iter().position(|word| *word == name)?;
-            words.get(at + 1).copied()
-        };
-        let (Some(file), Some(kind)) = (of("file"), of("type")) else {
-            continue;
-        };
-        // A name with a path would lead out of the folder.
-        let name = Path::new(file).file_name().unwrap_or_default();
-        match kind {
-            "b" => base = Some(parts.join(name)),
-            "i" => {
-                let increment = parts.join(name);
-                let about = std::fs::metadata(&increment)
-                    .with_context(|| format!("the manifest names {}", increment.display()))?;
-                let bytes = about.len();
-                anyhow::ensure!(
-                    bytes == 0,
-                    "{file} holds commands, which are not taken: start a redis-server on {} and use `cachekeep backup`",
-                    folder.display()
-                );
+impl Input {
+    /// Looks at what is named; files of a cluster are read for that.
+    fn read(verb: &Import, instance: &Instance) -> anyhow::Result<Self> {
+        if instance.layout.mode == Mode::Cluster {
+            let mut files = Vec::new();
+            for path in &verb.files {
+                match folder::kept_in(path)? {
+                    folder::Kept::Snapshot(file) => files.push(file),
+                    folder::Kept::Commands(_) => anyhow::bail!(
+                        "{} holds commands: for a cluster an RDB of each shard is wanted (BGREWRITEAOF makes one of it)",
+                        path.display()
+                    ),
+                }
             }
-            _ => {}
+            let parts = cluster::assign(&files, verb.nodes.as_deref(), verb.accept_empty_slots)?;
+            return Ok(Self::Cluster(parts));
+        }
+        let [path] = &verb.files[..] else {
+            anyhow::bail!("{} is no cluster: one file is wanted", instance.name);
+        };
+        if path.as_os_str() == "-" {
+            return Ok(Self::Snapshot(
+                Box::new(std::io::stdin()),
+                "standard input".to_owned(),
+                0,
+            ));
+        }
+        Ok(match folder::kept_in(path)? {
+            folder::Kept::Commands(files) => Self::Commands(files),
+            folder::Kept::Snapshot(path) => {
+                let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+                let bytes = file.metadata()?.len();
+                Self::Snapshot(Box::new(file), path.display().to_string(), bytes)
+            }
+        })
+    }
+
+    /// Its files, for people.
+    fn name(&self) -> String {
+        let names = |paths: &mut dyn Iterator<Item = &PathBuf>| {
+            let names: Vec<String> = paths.map(|path| path.display().to_string()).collect();
+            names.join(", ")
+        };
+        match self {
+            Self::Snapshot(_, name, _) => name.clone(),
+            Self::Cluster(parts) => names(&mut parts.iter().map(|part| &part.path)),
+            Self::Commands(files) => names(&mut files.base.iter().chain(&files.increments)),
         }
     }
-    base.filter(|path| path.extension().is_some_and(|ending| ending == "rdb"))
-        .with_context(|| {
-            format!(
-                "{} names no base in RDB form: start a redis-server on {} and use `cachekeep backup`",
-                manifest.display(),
-                folder.display()
-            )
-        })
+}
+
+/// Lets an engine replay the files, and takes its snapshot as the file.
+fn replayed(
+    app: &App,
+    verb: &Import,
+    files: &Files,
+    plan: &ImportPlan,
+    store: &engine::Store,
+    control: &Control,
+) -> Result<engine::BackupReport, Error> {
+    let mut bytes = 0;
+    for path in files.base.iter().chain(&files.increments) {
+        let seen = engine::aof::look_through(path, &app.config.spool_dir(), verb.accept_functions)?;
+        if seen.is_cut {
+            eprintln!(
+                "cachekeep: {} ends in the middle of a command, which is left out, as an engine does",
+                path.display()
+            );
+        }
+        bytes += path.metadata().map_or(0, |about| about.len());
+    }
+    let free = crate::restore::command::available_memory();
+    if free < bytes {
+        let context = format!(
+            "an engine needs {} MB at least, {} MB are free",
+            bytes >> 20,
+            free >> 20
+        );
+        return Err(Error::new(Kind::Memory, "replay append-only files", context));
+    }
+    let room = Room::take(app)?;
+    let run_as = crate::config::engine_user(None)
+        .map_err(|error| Error::new(Kind::EngineStart, "replay append-only files", error.to_string()))?;
+    let spec = EngineSpec {
+        binary: process::find_binary()?,
+        directory: room.directory.join("engine"),
+        run_as,
+        bind: "127.0.0.1".to_owned(),
+        port: 0,
+        admin_password: Secret::new(crate::secrets::random_hex(32)),
+        client_password: Some(Secret::new(crate::secrets::random_hex(32))),
+        max_memory_bytes: 0,
+        persistence: Persistence::Aof,
+        cluster: None,
+    };
+    let mut source = replay::run(&spec, files, control)?;
+    engine::backup::import(plan, &mut source, store, &app.vault.signer, control)
 }
 
 fn import(
@@ -187,8 +224,9 @@ fn import(
     instance: &Instance,
     verb: &Import,
     id: &BackupId,
-    (source, name, expected_bytes): (&mut dyn Read, &str, u64),
+    input: Input,
 ) -> anyhow::Result<engine::BackupReport> {
+    let name = input.name();
     let prefix = format!("{}/{}/{id}/1", instance.project_id, instance.id);
     let (storage, recipient, created_at) = app.catalog.write(|tx| {
         let storage = storages::default_of(tx, &instance.project_id)?;
@@ -232,11 +270,33 @@ fn import(
             recipient: Recipient::parse(&recipient)?,
             spill_dir: app.config.spool_dir(),
             source: format!("import of {name}"),
-            expected_bytes,
+            expected_bytes: match &input {
+                Input::Snapshot(_, _, bytes) => *bytes,
+                Input::Cluster(_) | Input::Commands(_) => 0,
+            },
             accept_functions: verb.accept_functions,
         };
         let store = storage::open(app, storage.as_ref())?;
-        engine::backup::import(&plan, source, &store, &app.vault.signer, &control)
+        match input {
+            Input::Snapshot(mut source, ..) => {
+                engine::backup::import(&plan, &mut *source, &store, &app.vault.signer, &control)
+            }
+            Input::Cluster(parts) => {
+                let open = |part: cluster::Part| {
+                    let file = File::open(&part.path).map_err(|e| {
+                        Error::io(Kind::Io, "import file", part.path.display().to_string(), e)
+                    })?;
+                    Ok(ShardFile {
+                        source: Box::new(file),
+                        slots: part.slots,
+                        port: part.port,
+                    })
+                };
+                let files = parts.into_iter().map(open).collect::<Result<Vec<_>, Error>>()?;
+                engine::backup::import_shards(&plan, files, &store, &app.vault.signer, &control)
+            }
+            Input::Commands(files) => replayed(app, verb, &files, &plan, &store, &control),
+        }
     });
     match imported {
         Ok(made) => {
@@ -261,16 +321,7 @@ fn import(
             let why = engine::chain(&error);
             app.catalog
                 .write(|tx| backups::fail(tx, id, code, &why, Moment::now()))?;
-            let is_aof = name.ends_with(".aof") && error.kind == engine::Kind::Malformed;
-            anyhow::bail!(
-                "{name} is not taken: {why}{}",
-                if is_aof {
-                    ". Of an AOF only one that is an RDB and nothing more is taken: start a redis-server on it and use `cachekeep \
-                     backup`"
-                } else {
-                    ""
-                }
-            )
+            anyhow::bail!("{name} is not taken: {why}")
         }
     }
 }

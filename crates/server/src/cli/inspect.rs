@@ -2,15 +2,16 @@
 
 mod survey;
 
-use std::io::Read;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{Global, Output, source};
-use survey::{Survey, TTL_NAMES, shown};
+use super::source::{Ended, Part, Source};
+use super::{Global, Output};
+pub(super) use survey::{PREFIXES_MAX, prefix, shown};
+use survey::{Survey, TTL_NAMES};
 
 /// Validate an RDB file to its last byte and say what is in it
 #[derive(Args)]
@@ -22,19 +23,21 @@ use survey::{Survey, TTL_NAMES, shown};
 pub(crate) struct Inspect {
     /// The file, or the id of a backup; - reads standard input
     file: PathBuf,
+    /// Of the backup of a cluster: the file of this shard
+    #[arg(long, value_name = "N")]
+    shard: Option<usize>,
 }
 
-/// Bytes read at once.
-pub(super) const CHUNK_BYTES: usize = 1024 * 1024;
+/// Threads that decode a backup beside the one that validates.
+const WORKERS: usize = 2;
 
 /// Runs the verb.
 pub(crate) fn run(global: &Global, verb: &Inspect) -> ExitCode {
-    let opened: std::io::Result<Box<dyn Read>> = if verb.file.as_os_str() == "-" {
-        Ok(Box::new(std::io::stdin()))
-    } else {
-        source::open(global, &verb.file, &[]).map(|file| Box::new(file) as Box<dyn Read>)
+    let part = Part {
+        shard: verb.shard,
+        ..Part::default()
     };
-    let read = opened.and_then(|mut source| examine(&mut *source));
+    let read = Source::open(global, &verb.file, part).and_then(|mut source| examine(&mut source));
     let seen = match read {
         Ok(seen) => seen,
         Err(error) => {
@@ -62,22 +65,20 @@ pub(super) fn validator() -> rdb::Validator {
         .accept_trailing_bytes()
 }
 
-fn examine(source: &mut dyn Read) -> std::io::Result<Value> {
+fn examine(source: &mut Source) -> std::io::Result<Value> {
     let mut validator = validator();
     // Keys and the header are told even of a broken file.
     let mut seen = Survey::default();
     let mut head = Vec::new();
-    let mut buffer = vec![0; CHUNK_BYTES];
-    let outcome = loop {
-        let count = source.read(&mut buffer)?;
-        if count == 0 {
-            break validator.finish();
-        }
-        let wanted = 9usize.saturating_sub(head.len()).min(count);
-        head.extend_from_slice(&buffer[..wanted]);
-        if let Err(error) = validator.feed(&buffer[..count], &mut seen) {
-            break Err(error);
-        }
+    let read = source.read_once(WORKERS, |piece| {
+        let wanted = 9usize.saturating_sub(head.len()).min(piece.len());
+        head.extend_from_slice(&piece[..wanted]);
+        validator.feed(piece, &mut seen)
+    });
+    let outcome = match read {
+        Ok(()) => validator.finish(),
+        Err(Ended::Taker(error)) => Err(error),
+        Err(Ended::Source(error)) => return Err(error),
     };
     match outcome {
         Ok(report) => Ok(valid(&report, seen)),
@@ -266,7 +267,7 @@ fn print_table(seen: &Value) {
     }
 }
 
-fn print_rows(header: &[&str], rows: Vec<Vec<String>>) {
+pub(super) fn print_rows(header: &[&str], rows: Vec<Vec<String>>) {
     if rows.is_empty() {
         return;
     }

@@ -4,9 +4,12 @@ mod admin;
 mod alone;
 mod catalog;
 mod client;
+mod copy;
+mod diff;
 mod export;
 mod import;
 mod inspect;
+mod keys;
 mod place;
 mod remote;
 mod source;
@@ -106,6 +109,8 @@ enum Verb {
     Export(export::Export),
     /// Show one key of an RDB file or a backup
     Get(export::Get),
+    /// Say which keys two files, backups or living servers do not have in common
+    Diff(diff::Diff),
     /// Answer every request with the same bytes: the bare route that benchmarks compare with
     #[command(hide = true)]
     BenchEcho(BenchEcho),
@@ -255,6 +260,7 @@ pub fn main() -> ExitCode {
         Verb::Inspect(verb) => Ok(inspect::run(&global, &verb)),
         Verb::Export(verb) => Ok(export::run(&global, &verb)),
         Verb::Get(verb) => Ok(export::get(&global, &verb)),
+        Verb::Diff(verb) => Ok(diff::run(&global, &verb)),
         Verb::BenchEcho(verb) => bench_echo(&verb).map(|()| ExitCode::SUCCESS),
     };
     match done {

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::client::Client;
 use super::target::{Target, UNDOABLE, plain, print_one, print_rows};
-use super::{Global, Output, verify};
+use super::{Global, Output, copy, verify};
 use crate::api::system::Flavor;
 use crate::instance::layout::{Layout, Mode};
 use crate::secrets;
@@ -156,6 +156,15 @@ pub(crate) enum BackupVerb {
         cachekeep backup verify cache1 latest --level proven --engine /opt/valkey/bin/valkey-server"
     )]
     Verify(verify::Verify),
+    /// Copy a backup into another store as a second place, and read every byte of it back (works on the data directory)
+    #[command(
+        after_help = "Restores, downloads, verifies and exports use the copy where the first place is lost or damaged. It is \
+        deleted with the backup. A catalogue can be made anew from the store of the copy alone.\n\nExamples:\n  \
+        cachekeep backup copy cache1 latest --to offsite\n  \
+        cachekeep backup copy cache1 backup_20260102030405 --to local\n  \
+        cachekeep backup copy cache1 latest --remove"
+    )]
+    Copy(copy::Copy),
     /// Delete a backup; records of restores that used it stay
     #[command(after_help = "Example:\n  cachekeep backup delete cache1 backup_20260102030405")]
     Delete {
@@ -476,6 +485,7 @@ pub(crate) fn backup(global: &Global, verb: &BackupVerb) -> anyhow::Result<ExitC
             print_one(global, &target.ours("GET", &format!("/backups/{id}"), None)?);
         }
         BackupVerb::Verify(verb) => return verify::run(global, verb),
+        BackupVerb::Copy(verb) => copy::run(global, verb)?,
         BackupVerb::Delete { instance, backup } => {
             let target = Target::find(global, instance)?;
             let id = target.backup(backup)?;

@@ -121,7 +121,11 @@ pub(crate) fn storage(global: &Global, verb: &StorageVerb) -> anyhow::Result<()>
     }
 }
 
-fn find(app: &App, name: &str) -> anyhow::Result<Storage> {
+/// The storage of that name.
+///
+/// # Errors
+/// There is none.
+pub(super) fn find(app: &App, name: &str) -> anyhow::Result<Storage> {
     let found = app
         .catalog
         .read(record::all)?

@@ -10,7 +10,6 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use engine::archive::Archive;
 use engine::process::{self, EngineSpec, Persistence};
 use engine::{Control, Error, Kind, Secret, proof};
 use indicatif::HumanBytes;
@@ -19,6 +18,8 @@ use serde_json::json;
 use super::Global;
 use super::admin::{find_instance, open, print_one};
 use crate::app::App;
+use crate::backup::copy_record as copies;
+use crate::backup::place::{Place, open_at, places};
 use crate::backup::proof_record::{self as proofs, Proof, ProofLevel};
 use crate::backup::record::{self as backups, Backup};
 use crate::config;
@@ -27,7 +28,7 @@ use crate::instance::Instance;
 use crate::jobs::worker::with_progress;
 use crate::restore::command::{available_memory, memory_needed};
 use crate::restore::job::archive_identity;
-use crate::{secrets, storage};
+use crate::secrets;
 
 /// Most backups that a name or `latest` is looked up among.
 const LOOKED_THROUGH_MAX: u64 = 100_000;
@@ -95,13 +96,31 @@ pub(crate) fn run(global: &Global, verb: &Verify) -> anyhow::Result<ExitCode> {
         }
     };
     let mut seen = Seen::default();
-    let outcome = with_progress(&control, tell, || look(&app, &backup, verb, &control, &mut seen));
-    let now = Moment::now();
-    let failure = match outcome {
-        Ok(()) => None,
-        Err(error) if is_of_the_backup(&error, verb) => Some(engine::chain(&error)),
-        Err(error) => anyhow::bail!("not verified: {}", engine::chain(&error)),
+    let mut look_at = |place: Place<'_>| {
+        let looked = with_progress(&control, tell, || {
+            look(&app, &backup, place, verb, &control, &mut seen)
+        });
+        match looked {
+            Ok(()) => Ok(None),
+            Err(error) if is_of_the_backup(&error, verb) => Ok(Some(engine::chain(&error))),
+            Err(error) => anyhow::bail!("not verified: {}", engine::chain(&error)),
+        }
     };
+    let places = places(&backup);
+    let first = *places.first().context("it has no archive")?;
+    let mut failure = look_at(first)?;
+    if let Some(why) = &failure
+        && let Some(copy) = places.get(1)
+        && look_at(*copy)?.is_none()
+    {
+        eprintln!(
+            "cachekeep: {} is damaged where it was made ({why}); its copy holds and takes that place. Make another copy",
+            backup.name
+        );
+        app.catalog.write(|tx| copies::promote(tx, &backup.id))?;
+        failure = None;
+    }
+    let now = Moment::now();
     let proof = Proof {
         level: verb.level.of_record(),
         at: now,
@@ -127,7 +146,11 @@ pub(crate) fn run(global: &Global, verb: &Verify) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::FAILURE)
 }
 
-fn find(app: &App, instance: &Instance, named: &str) -> anyhow::Result<Backup> {
+/// The backup of that id or name, or the newest one that is kept.
+///
+/// # Errors
+/// There is none.
+pub(super) fn find(app: &App, instance: &Instance, named: &str) -> anyhow::Result<Backup> {
     let rows = app.catalog.read(|tx| {
         let owned = crate::instance::record::find_with_deleted(tx, &instance.project_id, &instance.id)?;
         match (owned, BackupId::parse(named)) {
@@ -151,11 +174,15 @@ fn find(app: &App, instance: &Instance, named: &str) -> anyhow::Result<Backup> {
 }
 
 /// Verifies; what is known of the engine is left in `seen`, however it ends.
-fn look(app: &App, backup: &Backup, verb: &Verify, control: &Control, seen: &mut Seen) -> Result<(), Error> {
-    let prefix = backup.prefix.as_deref().unwrap_or_default();
-    let keys = [app.vault.signer.verifying_key()];
-    let store = storage::open(app, backup.storage_id.as_ref())?;
-    let archive = Archive::open(&store, prefix, &keys, backup.manifest_blake3.as_deref())?;
+fn look(
+    app: &App,
+    backup: &Backup,
+    place: Place<'_>,
+    verb: &Verify,
+    control: &Control,
+    seen: &mut Seen,
+) -> Result<(), Error> {
+    let archive = open_at(app, backup, place, None, &engine::store::always)?;
     if !archive.manifest().shards.is_empty() {
         (seen.shards, seen.skew_ms) = (
             archive.manifest().shards.len(),
@@ -177,12 +204,12 @@ fn look(app: &App, backup: &Backup, verb: &Verify, control: &Control, seen: &mut
                 let context = format!("an engine needs {} MB, {} MB are free", needed >> 20, free >> 20);
                 return Err(Error::new(Kind::Memory, "prove backup", context));
             }
-            let place = Place::take(app)?;
+            let room = Room::take(app)?;
             let run_as = config::engine_user(None)
                 .map_err(|error| Error::new(Kind::EngineStart, "prove backup", error.to_string()))?;
             let spec = EngineSpec {
                 binary,
-                directory: place.directory.join("engine"),
+                directory: room.directory.join("engine"),
                 run_as,
                 bind: "127.0.0.1".to_owned(),
                 port: 0,
@@ -211,14 +238,19 @@ fn is_of_the_backup(error: &Error, verb: &Verify) -> bool {
 }
 
 /// A directory for one engine, and the lock by which the service knows that it is in use. Gone when dropped.
-struct Place {
-    directory: PathBuf,
+pub(super) struct Room {
+    /// The directory.
+    pub(super) directory: PathBuf,
     lock_file: PathBuf,
     _lock: File,
 }
 
-impl Place {
-    fn take(app: &App) -> Result<Self, Error> {
+impl Room {
+    /// Makes one.
+    ///
+    /// # Errors
+    /// [`Kind::Io`].
+    pub(super) fn take(app: &App) -> Result<Self, Error> {
         let name = secrets::random_hex(8);
         let (directory, lock_file) = app.config.proof_place(&name);
         let failed =
@@ -241,7 +273,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for Room {
     fn drop(&mut self) {
         let _the_service_removes_it_else = std::fs::remove_dir_all(&self.directory);
         let _as_well = std::fs::remove_file(&self.lock_file);

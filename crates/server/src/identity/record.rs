@@ -15,6 +15,19 @@ pub struct Project {
     pub name: String,
     /// When it was made.
     pub created_at: Moment,
+    /// The operator's age recipient, to which its archive keys are sealed too.
+    pub escrow: Option<String>,
+    /// Whether the present archive key was printed.
+    pub is_key_printed: bool,
+    /// Since when its private keys are gone: no backup of it can be read, and none is made.
+    pub shredded_at: Option<Moment>,
+}
+
+impl Project {
+    /// Whether the loss of the data directory would be that of its backups too, as far as we know.
+    pub fn is_key_only_here(&self) -> bool {
+        self.escrow.is_none() && !self.is_key_printed && self.shredded_at.is_none()
+    }
 }
 
 /// A user with a password.
@@ -77,7 +90,16 @@ fn project_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Project> {
         id: row.get(0)?,
         name: row.get(1)?,
         created_at: row.get(2)?,
+        escrow: row.get(3)?,
+        is_key_printed: row.get(4)?,
+        shredded_at: row.get(5)?,
     })
+}
+
+macro_rules! project_columns {
+    () => {
+        "id, name, created_at_ms, escrow_recipient, printed_recipient IS recipient, shredded_at_ms"
+    };
 }
 
 /// All projects, oldest first.
@@ -86,7 +108,11 @@ fn project_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Project> {
 /// The catalogue failed.
 pub fn projects(tx: &Tx<'_>) -> Result<Vec<Project>, Error> {
     tx.all(
-        "SELECT id, name, created_at_ms FROM project ORDER BY created_at_ms, id",
+        concat!(
+            "SELECT ",
+            project_columns!(),
+            " FROM project ORDER BY created_at_ms, id"
+        ),
         (),
         project_row,
     )
@@ -98,20 +124,22 @@ pub fn projects(tx: &Tx<'_>) -> Result<Vec<Project>, Error> {
 /// The catalogue failed.
 pub fn project(tx: &Tx<'_>, id: &ProjectId) -> Result<Option<Project>, Error> {
     tx.one(
-        "SELECT id, name, created_at_ms FROM project WHERE id = ?1",
+        concat!("SELECT ", project_columns!(), " FROM project WHERE id = ?1"),
         (id,),
         project_row,
     )
 }
 
-/// The public half of the project's archive key.
+/// The public half of the project's archive key; `None` where the private half is gone.
 ///
 /// # Errors
 /// The catalogue failed.
 pub fn project_recipient(tx: &Tx<'_>, id: &ProjectId) -> Result<Option<String>, Error> {
-    tx.one("SELECT recipient FROM project WHERE id = ?1", (id,), |row| {
-        row.get(0)
-    })
+    tx.one(
+        "SELECT recipient FROM project WHERE id = ?1 AND shredded_at_ms IS NULL",
+        (id,),
+        |row| row.get(0),
+    )
 }
 
 /// The sealed private half of the project's archive key.
@@ -173,6 +201,46 @@ pub fn rotate_key(
     tx.execute(
         "UPDATE project SET recipient = ?2, identity_sealed = ?3 WHERE id = ?1",
         (id, recipient, identity),
+    )?;
+    Ok(())
+}
+
+/// Says to whose recipient the project's keys are sealed too, or that they are to nobody's.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn set_escrow(tx: &Tx<'_>, id: &ProjectId, recipient: Option<&str>) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE project SET escrow_recipient = ?2 WHERE id = ?1",
+        (id, recipient),
+    )?;
+    Ok(())
+}
+
+/// Remembers that somebody has printed the project's keys.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn note_printed(tx: &Tx<'_>, id: &ProjectId) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE project SET printed_recipient = recipient WHERE id = ?1 AND printed_recipient IS NOT recipient",
+        (id,),
+    )?;
+    Ok(())
+}
+
+/// Destroys every private key of the project, for ever; the public halves stay, for they name what is unreadable now.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn shred(tx: &Tx<'_>, id: &ProjectId, now: Moment) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE project SET identity_sealed = x'', shredded_at_ms = coalesce(shredded_at_ms, ?2) WHERE id = ?1",
+        (id, now),
+    )?;
+    tx.execute(
+        "UPDATE project_old_key SET identity_sealed = x'' WHERE project_id = ?1",
+        (id,),
     )?;
     Ok(())
 }

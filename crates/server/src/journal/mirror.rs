@@ -10,11 +10,12 @@ use engine::store::{Patience, Store};
 use engine::{Error, failpoint};
 
 use super::entry::{self, Entry, ProjectKey};
+use super::escrow;
 use super::record::{self, Journal, Note};
 use crate::app::App;
 use crate::catalog::{self, Tx};
 use crate::identity::record as identity;
-use crate::ids::{Moment, ProjectId, StorageId};
+use crate::ids::{BackupId, Moment, ProjectId, StorageId};
 use crate::storage::{self, record as storages};
 use crate::{instance, limits};
 
@@ -30,7 +31,8 @@ pub fn run(app: &Arc<App>, closing: &AtomicBool) {
         match app.catalog.read(identity::projects) {
             Ok(projects) => {
                 for project in projects {
-                    if failed.contains_key(&project.id) {
+                    // What is sealed to a key that is gone tells nobody anything.
+                    if failed.contains_key(&project.id) || project.shredded_at.is_some() {
                         continue;
                     }
                     if let Err(error) = send_all(app, &project.id, closing) {
@@ -151,6 +153,57 @@ fn begin(tx: &Tx<'_>, project: &ProjectId) -> Result<(), catalog::Error> {
     record::begin_chain(tx, project, storage.as_ref(), &recipient)
 }
 
+/// Lays beside a copy of a backup, in a store that does not have the project's journal, what a rebuild from that store
+/// alone needs: the project's keys, and an entry with the rows that the backup rests on and its own, as it will be when
+/// the copy counts. The number is one of the project's, so it is no other entry's in any store.
+///
+/// # Errors
+/// The catalogue or the store failed.
+pub fn tell_of_copy(
+    app: &App,
+    project: &ProjectId,
+    backup: &BackupId,
+    storage: Option<&StorageId>,
+    copied_at: Moment,
+) -> Result<(), Error> {
+    let failed = instance::job::catalog_failed;
+    let journal = app
+        .catalog
+        .read(|tx| record::journal(tx, project))
+        .map_err(failed)?;
+    let journal = match journal {
+        Some(journal) if journal.storage_id.as_ref() == storage => return Ok(()),
+        Some(journal) => journal,
+        None => {
+            app.catalog.write(|tx| begin(tx, project)).map_err(failed)?;
+            return tell_of_copy(app, project, backup, storage, copied_at);
+        }
+    };
+    let store = storage::open(app, storage)?;
+    put_keys(app, &store, project)?;
+    let (number, mut rows) = app
+        .catalog
+        .write(|tx| {
+            let number = record::next_number(tx, project)?;
+            Ok::<_, catalog::Error>((number, record::rows_of_backup(tx, project, backup)?))
+        })
+        .map_err(failed)?;
+    for (subject, image) in &mut rows {
+        if *subject == record::Subject::Backup {
+            image.insert("copy_at_ms".to_owned(), copied_at.0.into());
+        }
+    }
+    let entry = Entry {
+        number: u64::try_from(number).unwrap_or(0),
+        after: None,
+        written_at: Moment::now(),
+        rows,
+    };
+    let recipient = Recipient::parse(&journal.recipient)?;
+    let bytes = entry::seal(project, &entry, &recipient, &app.vault.signer)?;
+    store.put(&entry::entry_name(project, entry.number), &bytes)
+}
+
 /// Lays the keys of the project beside the entries, each once: those of the coming entries, and of earlier archives.
 fn put_keys(app: &App, store: &Store, project: &ProjectId) -> Result<(), Error> {
     let keys = app
@@ -168,5 +221,5 @@ fn put_keys(app: &App, store: &Store, project: &ProjectId) -> Result<(), Error> 
         };
         store.put(&name, &entry::seal_key(project, &key, &app.vault.signer)?)?;
     }
-    Ok(())
+    escrow::put(app, store, project).map(drop)
 }

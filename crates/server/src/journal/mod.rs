@@ -3,6 +3,7 @@
 //! ```text
 //! journal/<project>/key-<16 hex>.json     the project's age identity, sealed by the master key
 //! journal/<project>/<12 digits>.json      an entry: rows as they were, in zstd in age, signed
+//! escrow/<project>/<16 hex>-<16 hex>.age  the age identity, sealed to the operator's own recipient where there is one
 //! ```
 //!
 //! Triggers note every change of a row in the outbox, in the change's own transaction; [`mirror`] writes what is noted
@@ -13,6 +14,7 @@
 //! Not mirrored: users, tokens, access keys, jobs, and how far something is that has not ended.
 
 pub mod entry;
+pub mod escrow;
 pub mod mirror;
 pub mod rebuild;
 pub mod record;

@@ -73,6 +73,8 @@ pub struct Report {
     pub backups_from_manifest_only: Vec<String>,
     /// Backups that cannot be restored, and why; archives that are not taken, and why.
     pub backups_not_taken: Vec<NotTaken>,
+    /// Copies of backups that are not where the journal says, and why; the backups themselves are.
+    pub copies_not_taken: Vec<NotTaken>,
     /// Restore records.
     pub restores: u64,
     /// Restores whose end was not mirrored: they are failed, and what their instances held is unknown.

@@ -2,7 +2,7 @@
 
 use crate::catalog::image::Image;
 use crate::catalog::{Error, Tx};
-use crate::ids::{ProjectId, StorageId};
+use crate::ids::{BackupId, ProjectId, StorageId};
 
 /// What an entry holds rows of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -136,6 +136,54 @@ pub fn image(tx: &Tx<'_>, note: &Note) -> Result<Option<Image>, Error> {
     tx.image(note.subject.select(), (&note.id,))
 }
 
+/// The rows that a backup rests on, and its own.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn rows_of_backup(
+    tx: &Tx<'_>,
+    project: &ProjectId,
+    backup: &BackupId,
+) -> Result<Vec<(Subject, Image)>, Error> {
+    let named = |subject: Subject, sql: &'static str| {
+        tx.all(sql, (project, backup), |row| row.get::<_, String>(0))
+            .map(|ids| ids.into_iter().map(move |id| (subject, id)).collect::<Vec<_>>())
+    };
+    let all = [
+        named(
+            Subject::Project,
+            "SELECT id FROM project WHERE id = ?1 AND ?2 IS NOT NULL",
+        )?,
+        named(
+            Subject::OldKey,
+            "SELECT recipient FROM project_old_key WHERE project_id = ?1 AND ?2 IS NOT NULL",
+        )?,
+        named(
+            Subject::Storage,
+            "SELECT id FROM storage WHERE coalesce(project_id, ?1) = ?1 AND ?2 IS NOT NULL",
+        )?,
+        named(
+            Subject::Choice,
+            "SELECT coalesce(project_id, '') FROM storage_default WHERE coalesce(project_id, ?1) = ?1 AND ?2 IS NOT NULL",
+        )?,
+        named(
+            Subject::Instance,
+            "SELECT instance_id FROM backup WHERE project_id = ?1 AND id = ?2",
+        )?,
+        named(
+            Subject::Backup,
+            "SELECT id FROM backup WHERE project_id = ?1 AND id = ?2",
+        )?,
+    ];
+    let mut rows = Vec::new();
+    for (subject, id) in all.into_iter().flatten() {
+        if let Some(image) = tx.image(subject.select(), (&id,))? {
+            rows.push((subject, image));
+        }
+    }
+    Ok(rows)
+}
+
 /// How far the mirror of a project is.
 #[derive(Debug, Clone)]
 pub struct Journal {
@@ -243,6 +291,15 @@ pub fn continue_after(
          SELECT id, ?2, recipient, ?3 FROM project WHERE id = ?1",
         (project, storage, number),
     )?;
+    Ok(())
+}
+
+/// The store is told no more of this project.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn forget_all(tx: &Tx<'_>, project: &ProjectId) -> Result<(), Error> {
+    tx.execute("DELETE FROM outbox WHERE project_id = ?1", (project,))?;
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 use engine::keys::Identity;
 use std::time::Duration;
 
+use engine::archive::Archive;
 use engine::process::{self, Engine};
 use engine::sideload::{self, Expectation};
 use engine::switch::{self, SwitchPlan};
@@ -13,6 +14,7 @@ use super::command::{available_memory, memory_needed};
 use super::record::{self, Method, Restore, TargetState};
 use crate::app::App;
 use crate::backup::job::capture;
+use crate::backup::place;
 use crate::backup::record::{self as backups, Backup};
 use crate::identity::record as identity;
 use crate::ids::{GenerationId, Moment, ProjectId, RestoreId};
@@ -514,45 +516,41 @@ impl Work<'_> {
 
     /// Reads every stored byte of the backup and compares it with what was recorded when it had been validated: no
     /// engine is started for a backup that is not whole.
-    fn prove(&self) -> Result<engine::archive::Archive, Halt> {
-        let archive = self.open_archive()?;
-        let identity = archive_identity(self.app, &archive)?;
-        let stored_bytes = archive.manifest().stored_bytes + archive.manifest().details.stored_bytes;
-        self.control.enter("proving", stored_bytes);
-        archive.prove(&identity, self.control, WORKERS_ALONE)?;
-        Ok(archive)
+    fn prove(&self) -> Result<Archive, Halt> {
+        self.with_archive(|archive| {
+            let identity = archive_identity(self.app, &archive)?;
+            let stored_bytes = archive.manifest().stored_bytes + archive.manifest().details.stored_bytes;
+            self.control.enter("proving", stored_bytes);
+            archive.prove(&identity, self.control, WORKERS_ALONE)?;
+            Ok(archive)
+        })
     }
 
     /// Reads the whole backup, validates it to its last byte and places it for the new generation to load.
     fn place(&self, new: &GenerationId) -> Result<Expectation, Halt> {
-        let archive = self.open_archive()?;
-        let identity = archive_identity(self.app, &archive)?;
-        let total = archive.manifest().plain_bytes;
-        self.control.enter("validating", total);
-        instances::prepare_directory(self.app, &self.instance.id)?;
-        let directory = self.app.config.generation_dir(&self.instance.id, new);
-        let expectation = sideload::place(
-            &directory,
-            self.instance.persistence,
-            self.app.config.run_as,
-            self.control,
-            |push| archive.read(&identity, self.control, WORKERS_ALONE, push),
-        )?;
-        Ok(expectation)
+        self.with_archive(|archive| {
+            let identity = archive_identity(self.app, &archive)?;
+            let total = archive.manifest().plain_bytes;
+            self.control.enter("validating", total);
+            instances::prepare_directory(self.app, &self.instance.id)?;
+            let directory = self.app.config.generation_dir(&self.instance.id, new);
+            let expectation = sideload::place(
+                &directory,
+                self.instance.persistence,
+                self.app.config.run_as,
+                self.control,
+                |push| archive.read(&identity, self.control, WORKERS_ALONE, push),
+            )?;
+            Ok(expectation)
+        })
     }
 
-    fn open_archive(&self) -> Result<engine::archive::Archive, Error> {
-        let (Some(prefix), Some(digest)) = (&self.backup.prefix, &self.backup.manifest_blake3) else {
-            return Err(Error::new(
-                Kind::NotFound,
-                "open backup",
-                "the record names no stored objects",
-            ));
-        };
-        let keys = [self.app.vault.signer.verifying_key()];
-        let store = storage::open(self.app, self.backup.storage_id.as_ref())?;
+    /// Does `work` with the backup's archive, or with its copy where the archive is not whole.
+    fn with_archive<T>(&self, work: impl FnMut(Archive) -> Result<T, Halt>) -> Result<T, Halt> {
         let wanted = || self.control.check("open backup");
-        engine::archive::Archive::open_while(&store, prefix, &keys, Some(digest.as_str()), &wanted)
+        let is_of_the_place =
+            |halt: &Halt| matches!(halt, Halt::Failed(error) if place::is_of_the_place(error));
+        place::with(self.app, &self.backup, None, &wanted, is_of_the_place, work)
     }
 
     /// Compares what the new generation loaded with what the backup holds.

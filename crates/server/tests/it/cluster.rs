@@ -10,13 +10,13 @@ use xtask::service::processes_in;
 use crate::service::{Caller, Service, wait};
 
 /// Follows `MOVED` as clients of the cluster protocol do.
-struct Client {
+pub struct Client {
     ports: Vec<u16>,
     open: BTreeMap<u16, Connection>,
 }
 
 impl Client {
-    fn new(ports: &[u16]) -> Self {
+    pub fn new(ports: &[u16]) -> Self {
         Self {
             ports: ports.to_vec(),
             open: BTreeMap::new(),
@@ -54,7 +54,7 @@ impl Client {
     }
 
     #[track_caller]
-    fn fill(&mut self, count: usize) {
+    pub fn fill(&mut self, count: usize) {
         for number in 0..count {
             let reply = self.call(&["SET", &format!("key:{number}"), &format!("value {number}")]);
             assert_eq!(reply, Reply::Status("OK".to_owned()));
@@ -70,7 +70,7 @@ impl Client {
     }
 }
 
-fn ask(caller: &Caller, name: &str, spec: &str, extra: &Value) -> String {
+pub fn ask(caller: &Caller, name: &str, spec: &str, extra: &Value) -> String {
     let mut wish = json!({"name": name, "engine": "Redis", "capacity": 4, "spec_code": spec, "no_password_access": true});
     for (field, value) in extra.as_object().unwrap() {
         wish[field] = value.clone();
@@ -79,7 +79,7 @@ fn ask(caller: &Caller, name: &str, spec: &str, extra: &Value) -> String {
     made["instances"][0]["instance_id"].as_str().unwrap().to_owned()
 }
 
-fn ports(shown: &Value) -> Vec<u16> {
+pub fn ports(shown: &Value) -> Vec<u16> {
     let addresses = shown["backend_addrs"].as_str().unwrap().split(',');
     addresses
         .map(|address| address.rsplit(':').next().unwrap().parse().unwrap())
@@ -132,7 +132,7 @@ fn kill_node(service: &Service, instance: &str, node: &str) {
 }
 
 /// What the cluster itself says, asked at a port.
-fn says(port: u16, words: &[&str]) -> String {
+pub fn says(port: u16, words: &[&str]) -> String {
     let mut connection = Connection::open(&Target::local(port, None)).unwrap();
     connection.ask(words).unwrap().text().unwrap().to_owned()
 }

@@ -132,10 +132,11 @@ fn what_is_not_valid_or_runs_code_unasked_is_refused_and_leaves_nothing_but_its_
     let mut damaged = whole.clone();
     damaged[whole.len() / 2] ^= 0xff;
     refused(&damaged, "damaged.rdb", "offset");
-    refused(b"*1\r\n$4\r\nPING\r\n", "commands.aof", "cachekeep backup");
+    refused(b"*1\r\n$8\r\nSHUTDOWN\r\n", "commands.aof", "SHUTDOWN");
     let mut longer = whole.clone();
-    longer.extend_from_slice(b"*1\r\n$4\r\nPING\r\n");
-    refused(&longer, "mixed.aof", "cachekeep backup");
+    longer.extend_from_slice(b"*3\r\n$6\r\nconfig\r\n$3\r\nSET\r\n$3\r\ndir\r\n");
+    refused(&longer, "mixed.aof", "CONFIG");
+    refused(&longer, "mixed.rdb", "offset");
 
     // A library of functions, which an engine runs when it loads it.
     let server = PlainEngine::start(&[]).unwrap();
@@ -161,29 +162,78 @@ fn what_is_not_valid_or_runs_code_unasked_is_refused_and_leaves_nothing_but_its_
 }
 
 #[test]
-fn an_append_only_folder_is_taken_where_its_base_holds_everything() {
+fn append_only_files_are_replayed_by_an_engine_that_is_thrown_away() {
     let service = Service::start();
     let caller = service.caller();
     let instance = caller.make_instance("appends");
-    let server = PlainEngine::start(&[("appendonly", "yes")]).unwrap();
+    let server = PlainEngine::start(&[("appendonly", "yes"), ("auto-aof-rewrite-percentage", "0")]).unwrap();
     let mut client = resp::Connection::open(&server.target()).unwrap();
-    client.ask(&["SET", "key", "value"]).unwrap();
-    let folder = server.folder().to_str().unwrap().to_owned();
-    let refused = service.run(&["import", "appends", &folder]);
-    assert!(told(&refused).contains("holds commands"), "{}", told(&refused));
+    client.ask(&["SET", "before", "the base"]).unwrap();
     client.ask(&["BGREWRITEAOF"]).unwrap();
-    let made = wait("a base with everything", || {
-        let output = service.run(&["import", "appends", &folder, "-o", "json"]);
-        output
-            .status
-            .success()
-            .then(|| serde_json::from_slice::<Value>(&output.stdout).unwrap())
+    wait("a base", || {
+        let is_done = client.info("persistence", "aof_rewrite_in_progress").unwrap() == "0";
+        let scheduled = client.info("persistence", "aof_rewrite_scheduled").unwrap() == "0";
+        (is_done && scheduled).then_some(())
     });
+    for call in [
+        &["RPUSH", "list", "a", "b", "c"][..],
+        &["LPOP", "list"],
+        &["MULTI"],
+        &["HSET", "hash", "f", "v"],
+        &["INCRBY", "count", "41"],
+        &["EXEC"],
+        &["INCR", "count"],
+        &["SET", "expires", "x", "EX", "100000"],
+        &["ZADD", "sorted", "1.5", "m"],
+        &["XADD", "stream", "1-1", "f", "v"],
+        &["XGROUP", "CREATE", "stream", "group", "0"],
+        &["XREADGROUP", "GROUP", "group", "me", "STREAMS", "stream", ">"],
+        &["SELECT", "3"],
+        &["SET", "elsewhere", "value"],
+        &["COPY", "elsewhere", "again", "DB", "4"],
+        &["SELECT", "0"],
+        &["DEBUG", "POPULATE", "1000", "lost-with-an-aof", "10"],
+    ] {
+        client.ask(call).unwrap();
+    }
+    // DEBUG is not written to the file: what it made is not in the import.
+    client
+        .ask(&[
+            "EVAL",
+            "for i = 0, 999 do redis.call('DEL', 'lost-with-an-aof:' .. i) end",
+            "0",
+        ])
+        .unwrap();
+    let digest = client.ask(&["DEBUG", "DIGEST"]).unwrap();
+    let folder = server.folder().to_str().unwrap().to_owned();
+    let made = service.run_json(&["import", "appends", &folder]);
     caller.make_restore(&instance, made["backup_id"].as_str().unwrap(), "");
     assert_eq!(
-        caller.engine(&instance).ask(&["GET", "key"]).unwrap().text(),
-        Some("value")
+        caller.engine(&instance).ask(&["DEBUG", "DIGEST"]).unwrap(),
+        digest
     );
+
+    // A file of version 6: an RDB, then commands, the last of them cut off by a crash.
+    client.ask(&["SAVE"]).unwrap();
+    let mut file = std::fs::read(server.folder().join("dump.rdb")).unwrap();
+    file.extend_from_slice(
+        b"*2\r\n$6\r\nSELECT\r\n$1\r\n0\r\n*3\r\n$3\r\nSET\r\n$5\r\nafter\r\n$1\r\n1\r\n*2\r\n$3\r\nDEL",
+    );
+    let outside = Scratch::new("foreign").unwrap();
+    let path = outside.path().join("appendonly.aof");
+    std::fs::write(&path, file).unwrap();
+    let output = service.run(&["import", "appends", path.to_str().unwrap(), "-o", "json"]);
+    assert!(told(&output).contains("middle of a command"), "{}", told(&output));
+    let made: Value = serde_json::from_slice(&output.stdout).unwrap();
+    caller.make_restore(&instance, made["backup_id"].as_str().unwrap(), "");
+    let mut engine = caller.engine(&instance);
+    client.ask(&["SET", "after", "1"]).unwrap();
+    assert_eq!(
+        engine.ask(&["DEBUG", "DIGEST"]).unwrap(),
+        client.ask(&["DEBUG", "DIGEST"]).unwrap()
+    );
+    let left: Vec<_> = std::fs::read_dir(service.data().join("spool")).unwrap().collect();
+    assert!(left.is_empty(), "engine and directory are gone: {left:?}");
 }
 
 #[test]

@@ -65,3 +65,82 @@ fn a_backups_id_stands_for_its_file_in_inspect_export_and_get() {
     let left = std::fs::read_dir(service.data().join("spool")).unwrap().count();
     assert_eq!(left, 0, "nothing decoded is left on disk under a name");
 }
+
+#[test]
+fn a_backup_is_looked_into_without_room_for_it_on_disk() {
+    let service = Service::start();
+    let caller = service.caller();
+    let instance = caller.make_instance("larger-than-the-disk");
+    let mut engine = caller.engine(&instance);
+    // A key of three segments between others of one each.
+    engine
+        .ask(&["DEBUG", "POPULATE", "20", "key", "1000000"])
+        .unwrap();
+    engine
+        .ask(&["DEBUG", "POPULATE", "1", "long", "20000000"])
+        .unwrap();
+    for item in 10..40 {
+        engine
+            .ask(&["RPUSH", "list", &item.to_string().repeat(900_000 / 2)])
+            .unwrap();
+    }
+    let backup = caller.make_backup(&instance, "");
+    let file = service.data().join("plain.rdb");
+    let name = file.to_str().unwrap();
+    service.run_json(&[
+        "backup",
+        "download",
+        "larger-than-the-disk",
+        &backup,
+        "--to",
+        name,
+    ]);
+    // No file may grow beyond 16 MiB: the backup is 67 MB.
+    let limited = |words: &[&str]| {
+        let output = std::process::Command::new("sh")
+            .args([
+                "-c",
+                "ulimit -f 32768; exec \"$0\" \"$@\"",
+                env!("CARGO_BIN_EXE_cachekeep"),
+            ])
+            .args(words)
+            .args(["--data-dir", service.data().to_str().unwrap()])
+            .output()
+            .unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{words:?}: {errors}");
+        output.stdout
+    };
+    let whole = std::fs::read(&file).unwrap();
+    assert!(whole.len() > 60_000_000);
+    assert_eq!(limited(&["inspect", &backup]), limited(&["inspect", name]));
+    for words in [
+        &["export", "", "--format", "json"][..],
+        &["export", "", "--format", "rdb"],
+        &["export", "", "--format", "rdb", "--lzf", "compress"],
+        &["export", "", "--format", "aof"],
+        &["export", "", "--match", "key:1*"],
+    ] {
+        let of = |named: &str| {
+            let mut words = words.to_vec();
+            words[1] = named;
+            limited(&words)
+        };
+        assert!(of(&backup) == of(name), "{words:?}");
+    }
+
+    // Damage behind what is asked for is found before a byte is written.
+    let folder = service.data().join("store").join(&caller.project).join(&instance);
+    let last = folder.join(&backup).join("1/shard-0/seg-000005.rdb.zst.age");
+    std::fs::write(last, b"spoilt").unwrap();
+    let to = service.data().join("out.json");
+    let damaged = service.run(&["export", &backup, "--db", "0", "--to", to.to_str().unwrap()]);
+    assert_eq!((damaged.status.code(), damaged.stdout.len()), (Some(2), 0));
+    let left = std::fs::read_dir(service.data()).unwrap();
+    let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+    assert!(
+        left.iter()
+            .all(|name| !name.to_string_lossy().starts_with("out.json")),
+        "{left:?}"
+    );
+}

@@ -1,6 +1,5 @@
 //! Keys for an engine: as an RDB file, or as commands. What it cannot hold is told on standard error.
 
-use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -8,7 +7,7 @@ use rdb::{AofWriter, KeySummary, Loss, Writer};
 
 use super::selection::Selection;
 use super::text::write_string;
-use super::{Stop, cannot_write, read_through};
+use super::{Source, Stop, WORKERS, cannot_write, read_through};
 
 /// What the two forms have in common.
 pub(super) trait Form {
@@ -120,8 +119,8 @@ impl<F: Form> rdb::Sink for EngineForm<F> {
 }
 
 /// Reads the file through the writer, and returns that with how often something was lost.
-pub(super) fn pass<F: Form>(file: &mut File, mut form: EngineForm<F>) -> Result<(F, u64), Stop> {
-    read_through(file, &mut form, |form| {
+pub(super) fn pass<F: Form>(source: &Source, mut form: EngineForm<F>) -> Result<(F, u64), Stop> {
+    read_through(source, WORKERS, &mut form, |form| {
         form.failure
             .take()
             .map_or(Ok(()), |error| Err(cannot_write(error)))

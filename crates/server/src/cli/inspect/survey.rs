@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 /// Big keys that are named.
 const BIGGEST_KEYS: usize = 20;
 /// Prefixes that are counted apart; keys of later ones count as `(other)`.
-const PREFIXES_MAX: usize = 4096;
+pub(in crate::cli) const PREFIXES_MAX: usize = 4096;
 /// Prefixes that are shown, the largest first.
 const PREFIXES_SHOWN: usize = 20;
 /// Bytes of a prefix: what is longer is no prefix that people chose.
@@ -75,7 +75,7 @@ pub(super) struct Survey {
 }
 
 /// What stands before the first colon, with it; nothing for a key without one.
-fn prefix(key: &[u8]) -> &[u8] {
+pub(in crate::cli) fn prefix(key: &[u8]) -> &[u8] {
     let head = &key[..key.len().min(PREFIX_BYTES_MAX)];
     match head.iter().position(|byte| *byte == b':') {
         Some(at) => &head[..=at],
@@ -169,7 +169,7 @@ fn row(prefix: &str, sums: Sums) -> Value {
 }
 
 /// A name as text that a terminal takes no orders from.
-pub(super) fn shown(bytes: &[u8]) -> String {
+pub(in crate::cli) fn shown(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     text.chars()
         .flat_map(|letter| {

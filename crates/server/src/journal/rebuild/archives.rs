@@ -8,6 +8,7 @@ use engine::{Control, Error, Kind};
 
 use super::{NotTaken, Report, Wish, record, told};
 use crate::app::App;
+use crate::backup::copy_record;
 use crate::backup::proof_record::{self, Proof, ProofLevel};
 use crate::backup::record::{self as backups, Backup, FailureCode, Finished, Status};
 use crate::catalog;
@@ -130,28 +131,29 @@ impl Work<'_> {
     /// A backup that succeeded: where it lay, or where else it lies now.
     fn keep(&self, backup: &Backup, there: &[Spot], report: &mut Report) -> anyhow::Result<()> {
         let prefix = backup.prefix.clone().unwrap_or_default();
-        let mut tried = vec![backup.storage_id.clone()];
-        tried.extend(
-            there
-                .iter()
-                .filter(|spot| spot.prefix == prefix)
-                .map(|spot| spot.storage.clone()),
-        );
-        tried.dedup();
+        let first = (backup.storage_id.clone(), prefix.clone());
+        let mut tried = vec![first.clone()];
+        let whole = backup.copy.iter().filter(|copy| copy.at.is_some());
+        tried.extend(whole.map(|copy| (copy.storage_id.clone(), copy.prefix.clone())));
+        // Objects of the same names in another store, and copies that the journal was not told of.
+        let other = there.iter().filter(|spot| spot.has_manifest);
+        tried.extend(other.map(|spot| (spot.storage.clone(), spot.prefix.clone())));
         let mut why = None;
-        for storage in tried {
+        for (at, (storage, place)) in tried.iter().enumerate() {
+            if tried[..at].contains(&tried[at]) {
+                continue;
+            }
             match self.prove(
                 storage.as_ref(),
-                &prefix,
+                place,
                 &backup.id,
                 backup.manifest_blake3.as_deref(),
             ) {
+                Ok(_) if tried[at] == first => return self.keep_copy(backup, report),
                 Ok(_) => {
-                    if storage != backup.storage_id {
-                        self.app
-                            .catalog
-                            .write(|tx| record::move_backup(tx, &backup.id, storage.as_ref()))?;
-                    }
+                    self.app
+                        .catalog
+                        .write(|tx| record::move_backup(tx, &backup.id, storage.as_ref(), place))?;
                     return Ok(());
                 }
                 Err(error) => {
@@ -177,6 +179,35 @@ impl Work<'_> {
             prefix,
             why,
         });
+        Ok(())
+    }
+
+    /// The copy of a backup that is where it lay: kept, but where it is known to be gone.
+    fn keep_copy(&self, backup: &Backup, report: &mut Report) -> anyhow::Result<()> {
+        let Some(copy) = backup.copy.as_ref().filter(|copy| copy.at.is_some()) else {
+            return Ok(());
+        };
+        let (storage, digest) = (copy.storage_id.as_ref(), backup.manifest_blake3.as_deref());
+        match self.prove(storage, &copy.prefix, &backup.id, digest) {
+            Err(error) if matches!(error.kind, Kind::NotFound | Kind::Tampered | Kind::Key) => {
+                self.app
+                    .catalog
+                    .write(|tx| copy_record::forget(tx, &backup.id, &copy.prefix))?;
+                report.copies_not_taken.push(NotTaken {
+                    backup_id: backup.id.to_string(),
+                    prefix: copy.prefix.clone(),
+                    why: engine::chain(&error),
+                });
+            }
+            // A store that does not answer may come back.
+            Ok(_) | Err(_) => {
+                if let Some(storage) = storage {
+                    self.app
+                        .catalog
+                        .write(|tx| record::insert_place(tx, &copy.prefix, storage, &backup.id))?;
+                }
+            }
+        }
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! The writes that only a rebuild does, and their SQL.
 
+use crate::backup::copy_record;
 use crate::backup::record::{FailureCode, Finished};
 use crate::catalog::{Error, Tx};
 use crate::ids::{BackupId, GenerationId, InstanceId, Moment, ProjectId, StorageId};
@@ -36,12 +37,21 @@ pub(super) fn count_restorable(tx: &Tx<'_>) -> Result<u64, Error> {
     Ok(count.unwrap_or(0))
 }
 
-/// The archive lies in another store than the journal says.
+/// The archive lies elsewhere than the journal says; where that was its copy, it has none any more.
 ///
 /// # Errors
 /// The catalogue failed.
-pub(super) fn move_backup(tx: &Tx<'_>, id: &BackupId, storage: Option<&StorageId>) -> Result<(), Error> {
-    tx.execute("UPDATE backup SET storage_id = ?2 WHERE id = ?1", (id, storage))?;
+pub(super) fn move_backup(
+    tx: &Tx<'_>,
+    id: &BackupId,
+    storage: Option<&StorageId>,
+    prefix: &str,
+) -> Result<(), Error> {
+    copy_record::forget(tx, id, prefix)?;
+    tx.execute(
+        "UPDATE backup SET storage_id = ?2, prefix = ?3 WHERE id = ?1",
+        (id, storage, prefix),
+    )?;
     Ok(())
 }
 

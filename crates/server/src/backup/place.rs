@@ -1,0 +1,121 @@
+//! Where the archive of a backup is read: where it was made, or its copy where that is not whole.
+
+use engine::archive::Archive;
+use engine::store::{Patience, Wanted};
+use engine::{Error, Kind};
+
+use super::record::Backup;
+use crate::app::App;
+use crate::ids::StorageId;
+use crate::storage;
+
+/// Where an archive lies.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// What its objects' names begin with.
+    pub prefix: &'a str,
+    /// The store; `None`: the local folder.
+    pub storage_id: Option<&'a StorageId>,
+}
+
+/// All places of a backup's archive, that of the first attempt first. None for a kept generation.
+pub fn places(backup: &Backup) -> Vec<Place<'_>> {
+    let first = backup.prefix.as_deref().map(|prefix| Place {
+        prefix,
+        storage_id: backup.storage_id.as_ref(),
+    });
+    let copy = backup.copy.as_ref().filter(|copy| copy.at.is_some());
+    let copy = copy.map(|copy| Place {
+        prefix: &copy.prefix,
+        storage_id: copy.storage_id.as_ref(),
+    });
+    first.into_iter().chain(copy).collect()
+}
+
+/// Opens what lies at one place.
+///
+/// # Errors
+/// As [`Archive::open_while`], and [`storage::open`].
+pub fn open_at(
+    app: &App,
+    backup: &Backup,
+    place: Place<'_>,
+    patience: Option<Patience>,
+    wanted: Wanted<'_>,
+) -> Result<Archive, Error> {
+    let digest = backup
+        .manifest_blake3
+        .as_deref()
+        .ok_or_else(|| Error::new(Kind::NotFound, "open backup", "it has no stored objects"))?;
+    let mut store = storage::open(app, place.storage_id)?;
+    if let Some(patience) = patience {
+        store = store.with_patience(patience);
+    }
+    let keys = [app.vault.signer.verifying_key()];
+    Archive::open_while(&store, place.prefix, &keys, Some(digest), wanted)
+}
+
+/// Does `work` with the archive; where that fails by what is stored, or by the store, with its copy. The error is that of
+/// the first place.
+///
+/// # Errors
+/// Those of [`open_at`] and of `work`.
+pub fn with<T, E: From<Error>>(
+    app: &App,
+    backup: &Backup,
+    patience: Option<Patience>,
+    wanted: Wanted<'_>,
+    is_of_the_place: impl Fn(&E) -> bool,
+    mut work: impl FnMut(Archive) -> Result<T, E>,
+) -> Result<T, E> {
+    let mut first = None;
+    for place in places(backup) {
+        let done = match open_at(app, backup, place, patience, wanted) {
+            Ok(archive) => work(archive),
+            Err(error) => Err(E::from(error)),
+        };
+        match done {
+            Ok(done) => return Ok(done),
+            Err(error) if !is_of_the_place(&error) => return Err(error),
+            Err(error) => {
+                tracing::warn!(backup.id = %backup.id, place.prefix, "a backup cannot be read where it lies");
+                first.get_or_insert(error);
+            }
+        }
+    }
+    Err(first.unwrap_or_else(|| {
+        Error::new(
+            Kind::NotFound,
+            "open backup",
+            "the record names no stored objects",
+        )
+        .into()
+    }))
+}
+
+/// The archive where all its objects are, by name and size, if it has a copy; else where it was made.
+///
+/// # Errors
+/// As [`with`].
+pub fn open(
+    app: &App,
+    backup: &Backup,
+    patience: Option<Patience>,
+    wanted: Wanted<'_>,
+) -> Result<Archive, Error> {
+    let has_copy = places(backup).len() > 1;
+    with(app, backup, patience, wanted, is_of_the_place, |archive| {
+        if has_copy {
+            archive.probe()?;
+        }
+        Ok(archive)
+    })
+}
+
+/// Whether another place may be without this error.
+pub fn is_of_the_place(error: &Error) -> bool {
+    matches!(
+        error.kind,
+        Kind::NotFound | Kind::Tampered | Kind::Store | Kind::StoreAccess
+    )
+}
