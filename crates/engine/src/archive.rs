@@ -576,9 +576,40 @@ impl Archive {
         identity: &Identity,
         control: &Control,
         workers: usize,
+        push: impl FnMut(&[u8]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        self.read_segments(identity, control, workers, &self.manifest.segments, push)
+    }
+
+    /// As [`Archive::read`], of one of the [`Manifest::files`]: a shard's RDB.
+    ///
+    /// # Errors
+    /// As [`Archive::read`].
+    pub fn read_file(
+        &self,
+        identity: &Identity,
+        control: &Control,
+        workers: usize,
+        file: &Range<u64>,
+        push: impl FnMut(&[u8]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let at = |offset| {
+            let segments = &self.manifest.segments;
+            segments.partition_point(|segment| segment.first_offset < offset)
+        };
+        // A file begins a segment.
+        let segments = self.manifest.segments.get(at(file.start)..at(file.end));
+        self.read_segments(identity, control, workers, segments.unwrap_or_default(), push)
+    }
+
+    fn read_segments(
+        &self,
+        identity: &Identity,
+        control: &Control,
+        workers: usize,
+        segments: &[SegmentRecord],
         mut push: impl FnMut(&[u8]) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let segments = &self.manifest.segments;
         let largest = segments
             .iter()
             .map(|s| s.object.plain_bytes)
@@ -597,7 +628,7 @@ impl Archive {
                 scope.spawn(|| {
                     let _stop = StopAtPanic(&window);
                     priority::let_engines_go_first();
-                    self.decode(identity, &window);
+                    self.decode(identity, segments, &window);
                 });
             }
             for index in 0..segments.len() {
@@ -611,15 +642,13 @@ impl Archive {
     }
 
     /// Decodes segments for [`Archive::read`] until none is left or nobody wants them.
-    fn decode(&self, identity: &Identity, window: &Window) {
+    fn decode(&self, identity: &Identity, segments: &[SegmentRecord], window: &Window) {
         let mut opener = Opener::new(identity);
         let mut stored = Vec::new();
         while let Some((index, plain)) = window.claim() {
             let mut piece = Piece { stored, plain };
             let result = match &mut opener {
-                Ok(opener) => piece.read(self, &self.manifest.segments[index].object, opener, &|| {
-                    window.wanted()
-                }),
+                Ok(opener) => piece.read(self, &segments[index].object, opener, &|| window.wanted()),
                 Err(e) => Err(Error::new(e.kind, e.operation, e.context.clone())),
             };
             window.finish(index, result.map(|()| std::mem::take(&mut piece.plain)));
