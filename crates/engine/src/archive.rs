@@ -584,6 +584,27 @@ impl Archive {
         self.read_segments(&self.manifest.segments, identity, control, workers, push)
     }
 
+    /// As [`Archive::read`], of one of the [`Manifest::files`]: a shard's RDB.
+    ///
+    /// # Errors
+    /// As [`Archive::read`].
+    pub fn read_file(
+        &self,
+        identity: &Identity,
+        control: &Control,
+        workers: usize,
+        file: &Range<u64>,
+        push: impl FnMut(&[u8]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let at = |offset| {
+            let segments = &self.manifest.segments;
+            segments.partition_point(|segment| segment.first_offset < offset)
+        };
+        // A file begins a segment.
+        let segments = self.manifest.segments.get(at(file.start)..at(file.end));
+        self.read_segments(segments.unwrap_or_default(), identity, control, workers, push)
+    }
+
     /// As [`Archive::read`], of these segments only.
     fn read_segments(
         &self,

@@ -3,25 +3,34 @@
 //! A node tells its final client port from its start on (`cluster-announce-port`), whether it has the port yet or not,
 //! and its bus listens on a port of its own that never moves. So the nodes of a generation form a cluster before any
 //! of them is reachable for clients, and `nodes.conf` in each directory brings the same cluster back after a reboot.
+//!
+//! A replica follows its primary at the port that this announces. Beside a generation that serves, that port is the
+//! other's: so the primaries announce ports of their own until their replicas are in sync, and only then the final ones
+//! ([`announce`]). From then on each generation's replicas knock at the other's primaries whenever a link of theirs
+//! breaks; they are not let in, for every generation has a password of its own for its replicas.
+
+mod form;
+mod standby;
 
 use std::time::{Duration, Instant};
 
-use crate::control::Control;
 use crate::error::{Error, Kind};
-use crate::failpoint;
-use crate::node::{Node, Reply};
+use crate::node::Node;
 use crate::process::Engine;
+
+pub use form::{announce, form, wait_agreed, wait_whole};
+pub(crate) use standby::{NODES, forget_former, settings_of_standby};
 
 /// Hash slots of every cluster. Source: cluster specification, "Key distribution model".
 pub const SLOTS: u16 = 16384;
 /// A node that does not answer for so long is taken for failed, and its shard's replica for its successor. Long enough
 /// for a node that is starved of a processor on a busy machine.
 pub(crate) const NODE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same of a standby, whose only other node never answers: it would count itself among a minority, and for some seconds
+/// more after that has ended.
+pub(crate) const STANDBY_NODE_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 /// Between two looks at a cluster that is coming together.
 const POLL: Duration = Duration::from_millis(20);
-/// Between two introductions of the same node: the first may be on its way.
-const MEET_AGAIN: Duration = Duration::from_secs(1);
-
 /// Where a node of a cluster is for others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seat {
@@ -31,6 +40,10 @@ pub struct Seat {
     pub port: u16,
     /// The port where other nodes reach it.
     pub bus_port: u16,
+    /// Names the generation: only its own replicas know the password that is made of this.
+    pub generation: String,
+    /// The slots that it holds while it is a standby, both ends included; `None`: it never is one.
+    pub standby_slots: Option<(u16, u16)>,
 }
 
 /// A node that is to be part of a cluster.
@@ -264,163 +277,6 @@ pub fn is_caught_up(primary: &mut Node, replica: &Engine, limit: Duration) -> Re
         std::thread::sleep(POLL);
     }
     Ok(false)
-}
-
-/// Makes one cluster of nodes that nobody uses yet: slots to the first node of each shard, every node introduced, the
-/// others of each shard as replicas; returns when all agree, all slots are served and every replica is in sync.
-///
-/// Looks at what is there before each step, so it may be run again after a crash at any point.
-///
-/// # Errors
-/// [`Kind::Cancelled`], [`Kind::Deadline`]; as [`Node::command`]; [`Kind::EngineExited`].
-pub fn form(members: &[Member], shards: u16, control: &Control) -> Result<(), Error> {
-    for shard in 0..shards {
-        give_slots(members, shard, shards)?;
-        failpoint::hit("cluster.slots_given")?;
-    }
-    introduce(members, control)?;
-    failpoint::hit("cluster.introduced")?;
-    for member in members {
-        follow(members, member, control)?;
-    }
-    failpoint::hit("cluster.replicas_told")?;
-    wait_whole(members, control)
-}
-
-fn give_slots(members: &[Member], shard: u16, shards: u16) -> Result<(), Error> {
-    let mut first = None;
-    for member in members.iter().filter(|member| member.shard == shard) {
-        let mut node = member.engine.control()?;
-        if own(&view(&mut node)?).is_some_and(|own| !own.slots.is_empty()) {
-            return Ok(());
-        }
-        first.get_or_insert(node);
-    }
-    let Some(mut node) = first else {
-        let context = format!("shard {shard} has no node");
-        return Err(Error::new(Kind::Refused, "form cluster", context));
-    };
-    // Different epochs from the beginning save the nodes the collisions that they would have to solve one by one. It is
-    // refused where the node knows others already, and is of no need then.
-    let epoch = (shard + 1).to_string();
-    let _refused_when_repeated = node.ask(&[b"CLUSTER", b"SET-CONFIG-EPOCH", epoch.as_bytes()])?;
-    let (from, to) = slots_of(shard, shards);
-    node.run(&["CLUSTER", "ADDSLOTSRANGE", &from.to_string(), &to.to_string()])?;
-    Ok(())
-}
-
-fn own(view: &[Seen]) -> Option<&Seen> {
-    view.iter().find(|seen| seen.is("myself"))
-}
-
-fn introduce(members: &[Member], control: &Control) -> Result<(), Error> {
-    let Some((host, others)) = members.split_first() else {
-        return Ok(());
-    };
-    let mut met: Option<Instant> = None;
-    loop {
-        control.check("form cluster")?;
-        let mut node = host.engine.control()?;
-        let known = view(&mut node)?;
-        let missing = others
-            .iter()
-            .filter(|member| !known.iter().any(|seen| seen.port == member.seat.port));
-        let again = met.is_none_or(|at| at.elapsed() >= MEET_AGAIN);
-        for member in missing.filter(|_| again) {
-            let Seat {
-                address,
-                port,
-                bus_port,
-            } = &member.seat;
-            node.run(&[
-                "CLUSTER",
-                "MEET",
-                address,
-                &port.to_string(),
-                &bus_port.to_string(),
-            ])?;
-            met = Some(Instant::now());
-        }
-        if all_views(members)?
-            .iter()
-            .all(|view| know_each_other(view, members.len()))
-        {
-            return Ok(());
-        }
-        std::thread::sleep(POLL);
-    }
-}
-
-fn know_each_other(view: &[Seen], count: usize) -> bool {
-    view.len() == count && view.iter().all(Seen::is_settled)
-}
-
-fn all_views(members: &[Member]) -> Result<Vec<Vec<Seen>>, Error> {
-    members
-        .iter()
-        .map(|member| view(&mut member.engine.control()?))
-        .collect()
-}
-
-/// Makes the member a replica of the one of its shard that has the slots, unless it is that one.
-fn follow(members: &[Member], member: &Member, control: &Control) -> Result<(), Error> {
-    loop {
-        control.check("form cluster")?;
-        let mut node = member.engine.control()?;
-        let seen = view(&mut node)?;
-        let of_shard = |seen: &&Seen| {
-            let mut seats = members.iter().filter(|other| other.shard == member.shard);
-            !seen.slots.is_empty() && seats.any(|other| other.seat.port == seen.port)
-        };
-        // What its slots are comes with the first message of a node, a moment after its name.
-        if let (Some(own), Some(primary)) = (own(&seen), seen.iter().find(of_shard)) {
-            if own.id == primary.id || own.primary.as_ref() == Some(&primary.id) {
-                return Ok(());
-            }
-            match node.ask(&[b"CLUSTER", b"REPLICATE", primary.id.as_bytes()])? {
-                Reply::Error(text) if !text.contains("Unknown node") => {
-                    return Err(Error::new(
-                        Kind::Refused,
-                        "form cluster",
-                        format!("{}: {text}", node.label()),
-                    ));
-                }
-                _ => {}
-            }
-        }
-        std::thread::sleep(POLL);
-    }
-}
-
-/// Waits until every node says that all slots are served, all know each other, and every replica is in sync.
-///
-/// # Errors
-/// As [`form`].
-pub fn wait_whole(members: &[Member], control: &Control) -> Result<(), Error> {
-    for member in members {
-        while !is_whole(member, members.len())? {
-            control.check("wait for cluster")?;
-            std::thread::sleep(POLL);
-        }
-    }
-    Ok(())
-}
-
-fn is_whole(member: &Member, count: usize) -> Result<bool, Error> {
-    let mut node = member.engine.control()?;
-    let state = node.run(&["CLUSTER", "INFO"])?.text().unwrap_or_default();
-    if !state.lines().any(|line| line.trim_end() == "cluster_state:ok") {
-        return Ok(false);
-    }
-    let view = view(&mut node)?;
-    let replication = node.info("replication")?;
-    let says = |name: &str, value: &str| {
-        replication
-            .iter()
-            .any(|(field, found)| field == name && found == value)
-    };
-    let in_sync = says("role", "master") || says("master_link_status", "up");
-    Ok(know_each_other(&view, count) && in_sync)
 }
 
 #[cfg(test)]

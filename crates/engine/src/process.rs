@@ -22,13 +22,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::cluster::Seat;
+use crate::cluster::{self, Seat};
 use crate::error::{Error, Kind};
 use crate::failpoint;
 use crate::node::{Address, Endpoint, Node, Secret};
 
 pub use lifetime::Vitals;
-pub(crate) use lifetime::{port_of, take_port};
+pub(crate) use lifetime::{is_of_cluster, port_of, take_port};
 use table::Process;
 
 /// File of the control socket, in the engine's directory.
@@ -173,7 +173,8 @@ pub fn start(spec: &EngineSpec) -> Result<Engine, Error> {
 /// Starts an engine that loads what [`sideload::place`](crate::sideload::place) put into its directory, to be
 /// verified before anybody uses it.
 ///
-/// It is a replica of an address that nothing can ever listen at. So nothing expires, neither while it loads nor
+/// It is a replica of an address that nothing can ever listen at; as a node of a cluster, of a primary there that has
+/// its slots. So nothing expires, neither while it loads nor
 /// afterwards, and what it holds can be compared with the backup exactly; nobody can write; the memory limit does
 /// not apply. `spec.port` is left alone. [`Engine::promote`] ends this.
 ///
@@ -227,6 +228,15 @@ fn spawn(spec: &EngineSpec, role: settings::Role) -> Result<Process, Error> {
     if let Some(pid) = inhabitant(&spec.directory)? {
         let context = format!("process {pid} lives in {} already", spec.directory.display());
         return Err(Error::new(Kind::EngineStart, "start engine", context));
+    }
+    if role == settings::Role::Standby
+        && let Some(seat) = &spec.cluster
+        && let Some(slots) = seat.standby_slots
+    {
+        let path = spec.directory.join(cluster::NODES);
+        std::fs::write(&path, cluster::settings_of_standby(seat, slots))
+            .map_err(|e| failed("write what it knows of its cluster", e))?;
+        give(&path, spec.run_as)?;
     }
     // The directory is opened by us and entered through the descriptor: the engine's user need not be able to pass
     // through its parents. `/proc/self` is the child when this is resolved.

@@ -87,7 +87,7 @@ impl Expectation {
 
 /// Makes the directory of a new generation with the data in it, and says what an engine must hold that loads it.
 ///
-/// `feed` pushes the plain RDB, in order and in pieces of any size. Bytes are counted in `control`, keys too; phase
+/// `feed` pushes the plain RDB, in order and in pieces of any size. Bytes are added to those of `control`, keys too; phase
 /// and total are the caller's. Memory: under 16 MiB for the file and the sample, besides the validator's own.
 ///
 /// Not yet durable on return: [`sync_behind`] does that while the engine loads, and must have ended well before the
@@ -240,6 +240,7 @@ fn receive(
     };
     let mut sampler = Sampler::new();
     let mut writer = Writer::create(&directory.join(INCOMING))?;
+    let keys_before = control.keys_done.load(Ordering::Relaxed);
     feed(&mut |piece| {
         for part in piece.chunks(PART_BYTES) {
             control.check("place data")?;
@@ -250,7 +251,9 @@ fn receive(
             }
             control.bytes_done.fetch_add(part.len() as u64, Ordering::Relaxed);
         }
-        control.keys_done.store(sampler.keys(), Ordering::Relaxed);
+        control
+            .keys_done
+            .store(keys_before + sampler.keys(), Ordering::Relaxed);
         failpoint::hit("sideload.mid_place")
     })?;
     let report = validator.finish().map_err(malformed)?;

@@ -13,12 +13,16 @@
 //! finished by running it again. An undo is [`run`] with old and new swapped. Once the new engine has opened the port
 //! nothing is turned back any more: clients may have been told that their writes are done.
 
+mod together;
+
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Kind, chain};
 use crate::failpoint;
 use crate::node::{Node, Reply};
 use crate::process::{Engine, port_of, take_port};
+
+pub use together::{Place, run_together, serves};
 
 /// How long the new generation tries to take the port. A child that the old engine forked this very moment, for a
 /// snapshot or a rewrite, still has the old listening socket until it is scheduled for the first time; and the kernel
@@ -66,7 +70,7 @@ pub fn run(plan: &SwitchPlan<'_>) -> Result<SwitchReport, Error> {
     check_can_serve(&mut new).map_err(|e| plan.new.explain(e))?;
     let new_port = port_of(&mut new).map_err(|e| plan.new.explain(e))?;
     let Some(old_engine) = plan.old.filter(|old| old.is_alive()) else {
-        take_over(plan, &mut new, || true)?;
+        take_over(plan.new, plan.port, &mut new, || true)?;
         return Ok(SwitchReport {
             gap: None,
             clients_ended: 0,
@@ -83,10 +87,12 @@ pub fn run(plan: &SwitchPlan<'_>) -> Result<SwitchReport, Error> {
     failpoint::hit("switch.before_old_port")?;
     let moved = match exchange(plan, &mut old, &mut new) {
         // An engine that died gave everything up.
-        Err(_) if !old_engine.is_alive() => take_over(plan, &mut new, || true).map(|()| SwitchReport {
-            gap: None,
-            clients_ended: 0,
-        }),
+        Err(_) if !old_engine.is_alive() => {
+            take_over(plan.new, plan.port, &mut new, || true).map(|()| SwitchReport {
+                gap: None,
+                clients_ended: 0,
+            })
+        }
         other => other,
     };
     match moved {
@@ -94,7 +100,7 @@ pub fn run(plan: &SwitchPlan<'_>) -> Result<SwitchReport, Error> {
             tidy(old_engine);
             Ok(report)
         }
-        Err(error) => Err(put_back(plan, old_engine, error)),
+        Err(error) => Err(give_back(old_engine, plan.port, error)),
     }
 }
 
@@ -134,7 +140,7 @@ fn exchange(plan: &SwitchPlan<'_>, old: &mut Node, new: &mut Node) -> Result<Swi
     let (given_up, taken) = std::thread::scope(|scope| {
         let giving = scope.spawn(|| given_up(old));
         let taken = failpoint::hit("switch.after_old_port").and_then(|()| match served {
-            true => take_over(plan, new, || giving.is_finished()),
+            true => take_over(plan.new, plan.port, new, || giving.is_finished()),
             // The port is free already and no sign that the transaction has begun.
             false => Ok(()),
         });
@@ -146,7 +152,7 @@ fn exchange(plan: &SwitchPlan<'_>, old: &mut Node, new: &mut Node) -> Result<Swi
     match (given_up, taken) {
         (Ok(clients_ended), Ok(())) => {
             if !served {
-                take_over(plan, new, || true)?;
+                take_over(plan.new, plan.port, new, || true)?;
             }
             Ok(SwitchReport {
                 gap: served.then(|| begun_at.elapsed()),
@@ -181,7 +187,12 @@ fn given_up(old: &mut Node) -> Result<u64, Error> {
 
 /// Gives the port to the new generation, which can have it for good once the old one `has_given_up`; tries before, too.
 /// Where the answer got lost, a look at its port tells.
-fn take_over(plan: &SwitchPlan<'_>, new: &mut Node, has_given_up: impl Fn() -> bool) -> Result<(), Error> {
+fn take_over(
+    engine: &Engine,
+    port: u16,
+    new: &mut Node,
+    has_given_up: impl Fn() -> bool,
+) -> Result<(), Error> {
     let mut until = None;
     // The old one needs a moment to close its port, and the new one logs each try that is too early.
     let mut pause = TAKE_OVER_POLL;
@@ -195,7 +206,7 @@ fn take_over(plan: &SwitchPlan<'_>, new: &mut Node, has_given_up: impl Fn() -> b
                 }
             }
         }
-        let Err(error) = take_port(new, plan.port) else {
+        let Err(error) = take_port(new, port) else {
             return Ok(());
         };
         match error.kind {
@@ -205,8 +216,8 @@ fn take_over(plan: &SwitchPlan<'_>, new: &mut Node, has_given_up: impl Fn() -> b
                 Some(_) => return Err(error),
             },
             Kind::Refused => return Err(error),
-            _ if plan.new.current_port().is_ok_and(|port| port == plan.port) => return Ok(()),
-            _ => return Err(plan.new.explain(error)),
+            _ if engine.current_port().is_ok_and(|now| now == port) => return Ok(()),
+            _ => return Err(engine.explain(error)),
         }
     }
 }
@@ -217,15 +228,15 @@ fn ended(reply: &Reply) -> u64 {
 
 /// After a failure before the new generation had the port: lets the old one serve again. Returns the failure, with
 /// what came of this.
-fn put_back(plan: &SwitchPlan<'_>, old: &Engine, failure: Error) -> Error {
+fn give_back(old: &Engine, port: u16, failure: Error) -> Error {
     let until = Instant::now() + GIVE_BACK_LIMIT;
     loop {
         // A new connection: the one that failed may be the reason.
         let given_back = old
             .control()
-            .and_then(|mut node| match port_of(&mut node)? == plan.port {
+            .and_then(|mut node| match port_of(&mut node)? == port {
                 true => Ok(()),
-                false => take_port(&mut node, plan.port),
+                false => take_port(&mut node, port),
             });
         let Err(e) = given_back else {
             return failure;

@@ -13,7 +13,7 @@ use crate::control::Control;
 use crate::error::{Error, Kind};
 use crate::failpoint;
 use crate::node::{Node, Reply};
-use crate::process::Engine;
+use crate::process::{self, Engine};
 use crate::sideload::{Expectation, Functions};
 
 /// Libraries with more code than this are counted and not read back.
@@ -47,7 +47,8 @@ pub struct VerifyReport {
     pub functions: u64,
 }
 
-/// Compares a loaded standby with what was placed for it. Leaves it a standby.
+/// Compares a loaded standby with what was placed for it. Leaves it a standby; but a node of a cluster is the primary of
+/// its slots after [`VerifyLevel::Full`].
 ///
 /// # Errors
 /// [`Kind::Mismatch`] naming db, key (hash and the begin of its name) and what differs. [`Kind::Refused`] where the
@@ -74,6 +75,11 @@ fn compare_all(
     let mut node = engine.control()?;
     node.set_timeout(ANSWER_LIMIT)?;
     check_is_standby(&mut node)?;
+    let is_of_cluster = process::is_of_cluster(&mut node)?;
+    if is_of_cluster {
+        // A replica in a cluster sends readers to its primary unless they ask for this.
+        node.run(&["READONLY"])?;
+    }
     let keys_loaded = compare_loaded(&mut node, expectation)?;
     compare_dbs(&mut node, expectation)?;
     compare_functions(&mut node, &expectation.functions)?;
@@ -89,7 +95,7 @@ fn compare_all(
     report.keys_compared = sample.compared;
     report.keys_expired_meanwhile = sample.expired;
     if level == VerifyLevel::Full {
-        capture::compare(engine, &mut node, expectation, control)?;
+        capture::compare(engine, &mut node, is_of_cluster, expectation, control)?;
         report.keys_compared = keys_loaded;
     }
     Ok(report)

@@ -68,6 +68,8 @@ pub fn time_for(bytes: u64) -> Duration {
 pub const ENGINE_IDLE: Duration = Duration::from_secs(60);
 /// A replica that has not all that its primary had is waited for so long before the primary is captured itself.
 pub const CATCH_UP: Duration = Duration::from_secs(5);
+/// Between two looks at whether a replica has succeeded a primary that waits for that.
+pub const SUCCESSOR_POLL: Duration = Duration::from_millis(200);
 /// An engine must end within this time when it is told to; where it saves first, plus [`time_for`] its data.
 pub const ENGINE_STOP: Duration = Duration::from_secs(30);
 /// How often a failed restore tries to let the old data serve again before it says that it could not; the

@@ -231,7 +231,7 @@ fn mend(app: &App, id: &InstanceId) -> Result<(), catalog::Error> {
     for (newer, found) in retired.enumerate() {
         let superfluous =
             newer >= limits::RETIRED_GENERATIONS_MAX || found.expires_at.is_some_and(|at| at <= now);
-        if superfluous || !instances::holds_data(app, instance, &found.id) {
+        if superfluous || !nodes::hold_data(app, instance, found) {
             remove_generation(app, instance, found);
         }
     }

@@ -94,7 +94,7 @@ pub enum Refusal {
     DeleteFailed,
     /// Single-node instances have no backup and restore in strict mode.
     SingleNode,
-    /// Clusters have no restore yet.
+    /// Two generations of a cluster must fit in memory: it is not restored in place.
     NotForClusters,
     /// Engines listen on every address of the machine: a cluster could not tell its clients where its nodes are.
     AddressOpen,

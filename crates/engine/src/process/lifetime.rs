@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal};
 
+use crate::cluster;
 use crate::control::Control;
 use crate::error::{Error, Kind, chain};
 use crate::failpoint;
@@ -94,13 +95,17 @@ impl Engine {
     /// As [`Node::command`]; [`Kind::EngineExited`].
     pub fn promote(&self, max_memory_bytes: u64) -> Result<(), Error> {
         let mut node = self.control()?;
-        let mut run = |words: &[&str]| node.run(words).map_err(|e| self.explain(e));
-        run(&["CONFIG", "SET", "maxmemory", &max_memory_bytes.to_string()])?;
-        failpoint::hit("promote.after_limit")?;
-        run(&["REPLICAOF", "NO", "ONE"])?;
-        failpoint::hit("promote.after_primary")?;
-        run(&["DEBUG", "SET-ACTIVE-EXPIRE", "1"])?;
-        Ok(())
+        let mut promoted = || {
+            node.config_set("maxmemory", &max_memory_bytes.to_string())?;
+            failpoint::hit("promote.after_limit")?;
+            match is_of_cluster(&mut node)? {
+                true => cluster::forget_former(&mut node)?,
+                false => node.run(&["REPLICAOF", "NO", "ONE"]).map(drop)?,
+            }
+            failpoint::hit("promote.after_primary")?;
+            node.run(&["DEBUG", "SET-ACTIVE-EXPIRE", "1"]).map(drop)
+        };
+        promoted().map_err(|e| self.explain(e))
     }
 
     /// Removes the file that an engine without persistence was loaded from: its next start would load it again,
@@ -122,7 +127,8 @@ impl Engine {
             .map_err(|e| self.explain(e))
     }
 
-    /// Changes what new client connections need; those that are open stay. `None`: they need no password.
+    /// Lets clients in, and changes what new connections of theirs need; those that are open stay. `None`: they need no
+    /// password.
     ///
     /// # Errors
     /// As [`Node::command`]; [`Kind::EngineExited`].
@@ -130,7 +136,18 @@ impl Engine {
         let rule = settings::password_rule(password);
         // `resetpass` also takes `nopass` away.
         self.control()?
-            .run(&["ACL", "SETUSER", "default", "resetpass", &rule])
+            .run(&["ACL", "SETUSER", "default", "on", "resetpass", &rule])
+            .map(drop)
+            .map_err(|e| self.explain(e))
+    }
+
+    /// Lets no client in at whatever port: its replicas alone reach it. [`Engine::set_client_password`] ends this.
+    ///
+    /// # Errors
+    /// As [`Node::command`]; [`Kind::EngineExited`].
+    pub fn shut_clients_out(&self) -> Result<(), Error> {
+        self.control()?
+            .run(&["ACL", "SETUSER", "default", "off"])
             .map(drop)
             .map_err(|e| self.explain(e))
     }
@@ -392,6 +409,14 @@ fn used_memory_of(node: &mut Node) -> Result<u64, Error> {
         .find(|(name, _)| name == "used_memory")
         .and_then(|(_, value)| value.parse().ok())
         .ok_or_else(|| Error::new(Kind::Protocol, "read used memory", "INFO memory does not say"))
+}
+
+/// Whether it is a node of a cluster.
+///
+/// # Errors
+/// As [`Node::command`].
+pub(crate) fn is_of_cluster(node: &mut Node) -> Result<bool, Error> {
+    Ok(node.config_get("cluster-enabled")?.as_deref() == Some("yes"))
 }
 
 /// The port of a node; 0 = none.

@@ -7,7 +7,7 @@ use ring::digest::{SHA256, digest};
 use crate::error::{Error, Kind};
 use crate::node::Secret;
 
-use crate::cluster::{NODE_TIMEOUT, Seat};
+use crate::cluster::{NODE_TIMEOUT, STANDBY_NODE_TIMEOUT, Seat};
 
 use super::{ADMIN_USER, EngineSpec, LOG, NO_PRIMARY, Persistence, REPLICA_USER, SOCKET};
 
@@ -44,8 +44,9 @@ pub(super) fn text(spec: &EngineSpec, role: Role) -> Result<String, Error> {
         let context = format!("{:?} is no list of addresses", spec.bind);
         return Err(Error::new(Kind::EngineStart, "start engine", context));
     }
-    if spec.cluster.is_some() && role == Role::Standby {
-        let context = "a node of a cluster cannot be a standby";
+    let standby_slots = spec.cluster.as_ref().map(|seat| seat.standby_slots);
+    if role == Role::Standby && standby_slots == Some(None) {
+        let context = "a node of a cluster is a standby for slots, and none are named";
         return Err(Error::new(Kind::EngineStart, "start engine", context));
     }
     let max_memory_bytes = match role {
@@ -115,6 +116,8 @@ pub(super) fn text(spec: &EngineSpec, role: Role) -> Result<String, Error> {
         address,
         port,
         bus_port,
+        generation,
+        ..
     }) = &spec.cluster
     {
         line(format_args!("cluster-enabled yes"));
@@ -122,12 +125,16 @@ pub(super) fn text(spec: &EngineSpec, role: Role) -> Result<String, Error> {
         line(format_args!("cluster-announce-ip {address}"));
         line(format_args!("cluster-announce-port {port}"));
         line(format_args!("cluster-announce-bus-port {bus_port}"));
-        line(format_args!("cluster-node-timeout {}", NODE_TIMEOUT.as_millis()));
+        let node_timeout = match role {
+            Role::Serving => NODE_TIMEOUT,
+            Role::Standby => STANDBY_NODE_TIMEOUT,
+        };
+        line(format_args!("cluster-node-timeout {}", node_timeout.as_millis()));
         // Each shard keeps the replicas that it was given.
         line(format_args!("cluster-allow-replica-migration no"));
         // Clients may read this password in the configuration. It opens nothing that they cannot do as themselves, and
         // does not tell the control user's.
-        let password = replica_password(&spec.admin_password);
+        let password = replica_password(&spec.admin_password, generation);
         line(format_args!(
             "user {REPLICA_USER} on {} +psync +replconf +ping",
             password_hash(&password)
@@ -135,9 +142,14 @@ pub(super) fn text(spec: &EngineSpec, role: Role) -> Result<String, Error> {
         line(format_args!("masteruser {REPLICA_USER}"));
         line(format_args!("masterauth {}", password.expose()));
     }
-    if role == Role::Standby {
-        let (host, port) = NO_PRIMARY;
-        line(format_args!("replicaof {host} {port}"));
+    match (role, &spec.cluster) {
+        (Role::Serving, _) => {}
+        (Role::Standby, None) => {
+            let (host, port) = NO_PRIMARY;
+            line(format_args!("replicaof {host} {port}"));
+        }
+        // Whose replica it is says the file of its nodes. Without this it would not let us read.
+        (Role::Standby, Some(_)) => line(format_args!("cluster-allow-reads-when-down yes")),
     }
     Ok(text)
 }
@@ -150,9 +162,13 @@ pub(super) fn password_rule(password: Option<&Secret>) -> String {
     }
 }
 
-/// The password of the replicas' user: the same for all nodes of an instance, made of the control password.
-fn replica_password(admin: &Secret) -> Secret {
-    Secret::new(hex_digest(&format!("replica of {}", admin.expose())))
+/// The password of the replicas' user: the same for all nodes of a generation and of no other, for another generation's
+/// primaries have the same ports when they serve.
+fn replica_password(admin: &Secret, generation: &str) -> Secret {
+    Secret::new(hex_digest(&format!(
+        "replica of {} in {generation}",
+        admin.expose()
+    )))
 }
 
 /// `#<SHA-256>`: the engine stores no more than that, and no character of a password needs quoting.

@@ -1,5 +1,6 @@
 //! Compares everything: the engine's own snapshot, digested.
 
+use crate::cluster;
 use crate::control::Control;
 use crate::error::Error;
 use crate::node::Node;
@@ -12,24 +13,32 @@ use super::{ANSWER_LIMIT, mismatch};
 const PIECE_BYTES: usize = 256 * 1024;
 
 /// Compares the digest of every db. `node` is a control connection to `engine`, which is a standby, and is one again
-/// afterwards, also where this fails and the engine lives.
+/// afterwards, also where this fails and the engine lives; in a cluster there is no way back, and it is promoted after
+/// this in any case.
 ///
 /// # Errors
 /// As [`super::verify`].
 pub(super) fn compare(
     engine: &Engine,
     node: &mut Node,
+    is_of_cluster: bool,
     expectation: &Expectation,
     control: &Control,
 ) -> Result<(), Error> {
     // A replica without its primary gives no snapshot. As a primary it would expire keys, but for the first command;
     // its snapshot holds what is due to expire.
     node.run(&["DEBUG", "SET-ACTIVE-EXPIRE", "0"])?;
-    node.run(&["REPLICAOF", "NO", "ONE"])?;
-    let captured = snapshot(engine, control);
-    let (host, port) = NO_PRIMARY;
-    node.run(&["REPLICAOF", host, port])?;
-    node.run(&["DEBUG", "SET-ACTIVE-EXPIRE", "1"])?;
+    let captured = if is_of_cluster {
+        cluster::forget_former(node)?;
+        snapshot(engine, control)
+    } else {
+        node.run(&["REPLICAOF", "NO", "ONE"])?;
+        let captured = snapshot(engine, control);
+        let (host, port) = NO_PRIMARY;
+        node.run(&["REPLICAOF", host, port])?;
+        node.run(&["DEBUG", "SET-ACTIVE-EXPIRE", "1"])?;
+        captured
+    };
     let actual = captured?.census.dbs;
     let expected = &expectation.report.census.dbs;
     for (db, census) in expected {

@@ -10,4 +10,5 @@ mod harness;
 mod process;
 mod sideload;
 mod switch;
+mod together;
 mod verify;

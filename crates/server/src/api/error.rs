@@ -309,7 +309,7 @@ fn describe(refusal: &Refusal) -> Answer {
         Refusal::PolicyBegin => (400, 4076, "Invalid begin_at in the backup policy: like 00:00-01:00.".to_owned()),
         Refusal::MaintenanceWindow => (400, 4106, "Invalid maintenance window: begin and end, whole hours.".to_owned()),
         Refusal::NothingToUndo(why) => (400, 4087, format!("There is nothing to undo: {why}. A backup from before can be restored instead.")),
-        Refusal::NotForClusters => (400, 4086, "Restores of clusters are not offered yet: download the files of a backup.".to_owned()),
+        Refusal::NotForClusters => (400, 4086, "A cluster is not restored in place: two generations of it must fit in memory.".to_owned()),
         Refusal::AddressOpen => (400, 4063, "A cluster tells its clients the addresses of its nodes: run the service with --engine-bind of one address.".to_owned()),
         Refusal::SingleNode => (400, 4086, "Single-node instances have no backup and restore (strict mode).".to_owned()),
         Refusal::BeingDeleted => (400, 4026, "The backup is being deleted by another call.".to_owned()),

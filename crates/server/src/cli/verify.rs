@@ -25,6 +25,7 @@ use crate::backup::record::{self as backups, Backup};
 use crate::config;
 use crate::ids::{BackupId, Moment};
 use crate::instance::Instance;
+use crate::instance::layout::Layout;
 use crate::jobs::worker::with_progress;
 use crate::restore::command::{available_memory, memory_needed};
 use crate::restore::job::archive_identity;
@@ -199,7 +200,7 @@ fn look(
                 None => process::find_binary()?,
             };
             seen.engine = Some(process::version(&binary)?);
-            let (needed, free) = (memory_needed(backup), available_memory());
+            let (needed, free) = (memory_needed(backup, Layout::SINGLE), available_memory());
             if free < needed {
                 let context = format!("an engine needs {} MB, {} MB are free", needed >> 20, free >> 20);
                 return Err(Error::new(Kind::Memory, "prove backup", context));

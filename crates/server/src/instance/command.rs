@@ -171,10 +171,7 @@ fn insert_one(
 /// Ports for every node: those for clients follow each other from the asked one on, or are the first free ones of the
 /// range; the nodes of a cluster have another each for themselves, from the range.
 fn choose_places(app: &App, tx: &Tx<'_>, layout: Layout, asked: Option<u16>) -> Result<Vec<Place>, Refusal> {
-    let taken = record::ports_taken(tx, &app.config.engine_bind.to_string())?;
-    let free = |port: u16| {
-        !taken.contains(&port) && std::net::TcpListener::bind((app.config.engine_bind, port)).is_ok()
-    };
+    let free = FreePorts::new(app, tx)?;
     let count = usize::from(layout.nodes());
     let ports: Vec<u16> = match asked {
         Some(first) => {
@@ -182,33 +179,68 @@ fn choose_places(app: &App, tx: &Tx<'_>, layout: Layout, asked: Option<u16>) -> 
             if ports.len() < count {
                 return Err(Refusal::Parameter("port"));
             }
-            if let Some(port) = ports.iter().find(|port| !free(**port)) {
+            if let Some(port) = ports.iter().find(|port| !free.has(**port)) {
                 return Err(Refusal::PortTaken(*port));
             }
             ports
         }
-        None => app
-            .config
-            .engine_ports
-            .clone()
-            .filter(|port| free(*port))
-            .take(count)
-            .collect(),
+        None => free.take(count, &[])?,
     };
     let buses = match layout.mode {
         Mode::Single => 0,
         Mode::Cluster => count,
     };
-    let others = app
-        .config
-        .engine_ports
-        .clone()
-        .filter(|port| !ports.contains(port) && free(*port));
-    let bus_ports: Vec<u16> = others.take(buses).collect();
-    if ports.len() < count || bus_ports.len() < buses {
-        return Err(Refusal::PortsExhausted);
-    }
+    let bus_ports = free.take(buses, &ports)?;
     Ok(layout.places(&ports, &bus_ports))
+}
+
+/// Places for a generation beside `serving`, whose client ports it is to have.
+///
+/// # Errors
+/// [`Refusal::PortsExhausted`].
+pub fn places_beside(
+    app: &App,
+    tx: &Tx<'_>,
+    layout: Layout,
+    serving: &[Place],
+) -> Result<Vec<Place>, Refusal> {
+    let ports: Vec<u16> = serving.iter().map(|place| place.port).collect();
+    let buses = match layout.mode {
+        Mode::Single => 0,
+        Mode::Cluster => usize::from(layout.nodes()),
+    };
+    let mut own = FreePorts::new(app, tx)?.take(buses + usize::from(layout.side_ports()), &[])?;
+    let side_ports = own.split_off(buses);
+    Ok(layout.places_beside(&ports, &own, &side_ports))
+}
+
+/// The ports that nobody has.
+struct FreePorts<'a> {
+    app: &'a App,
+    taken: Vec<u16>,
+}
+
+impl<'a> FreePorts<'a> {
+    fn new(app: &'a App, tx: &Tx<'_>) -> Result<Self, catalog::Error> {
+        let taken = record::ports_taken(tx, &app.config.engine_bind.to_string())?;
+        Ok(Self { app, taken })
+    }
+
+    fn has(&self, port: u16) -> bool {
+        !self.taken.contains(&port)
+            && std::net::TcpListener::bind((self.app.config.engine_bind, port)).is_ok()
+    }
+
+    /// The first ones of the range, without these.
+    fn take(&self, count: usize, without: &[u16]) -> Result<Vec<u16>, Refusal> {
+        let range = self.app.config.engine_ports.clone();
+        let free = range.filter(|port| !without.contains(port) && self.has(*port));
+        let found: Vec<u16> = free.take(count).collect();
+        match found.len() == count {
+            true => Ok(found),
+            false => Err(Refusal::PortsExhausted),
+        }
+    }
 }
 
 fn seal_client_password(app: &App, id: &InstanceId, password: Option<&str>) -> Option<Vec<u8>> {
@@ -247,17 +279,6 @@ pub fn check_idle(tx: &Tx<'_>, id: &InstanceId) -> Result<(), Refusal> {
     match queue::active(tx, id)? {
         Some((kind, _)) => Err(Refusal::Busy(kind)),
         None => Ok(()),
-    }
-}
-
-/// Refuses what is offered for instances of one node only.
-///
-/// # Errors
-/// [`Refusal::NotForClusters`].
-pub fn check_single(instance: &Instance) -> Result<(), Refusal> {
-    match instance.layout.mode {
-        Mode::Single => Ok(()),
-        Mode::Cluster => Err(Refusal::NotForClusters),
     }
 }
 

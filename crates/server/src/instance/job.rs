@@ -241,7 +241,7 @@ fn client_password(app: &App, instance: &Instance) -> Result<Option<Secret>, Err
     Ok(super::command::client_password(app, instance)?.map(Secret::new))
 }
 
-fn give_password(app: &App, instance: &Instance, engine: &Engine) -> Result<(), Error> {
+pub(super) fn give_password(app: &App, instance: &Instance, engine: &Engine) -> Result<(), Error> {
     engine.set_client_password(client_password(app, instance)?.as_ref())
 }
 

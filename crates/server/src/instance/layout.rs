@@ -65,6 +65,25 @@ impl Layout {
         self.shards * (1 + self.replicas)
     }
 
+    /// How many side ports a generation of it needs to come up beside another one.
+    pub fn side_ports(self) -> u16 {
+        match self.mode {
+            Mode::Cluster if self.replicas > 0 => self.shards,
+            Mode::Cluster | Mode::Single => 0,
+        }
+    }
+
+    /// As [`Layout::places`], for a generation beside the one that has these client ports: the first node of each shard
+    /// has a side port.
+    pub fn places_beside(self, ports: &[u16], bus_ports: &[u16], side_ports: &[u16]) -> Vec<Place> {
+        let mut places = self.places(ports, bus_ports);
+        let firsts = places.iter_mut().step_by(usize::from(1 + self.replicas));
+        for (place, port) in firsts.zip(side_ports) {
+            place.side_port = Some(*port);
+        }
+        places
+    }
+
     /// Places for its nodes, shard by shard, with these ports in that order. `bus_ports` is empty where it is no cluster.
     pub fn places(self, ports: &[u16], bus_ports: &[u16]) -> Vec<Place> {
         let per_shard = usize::from(1 + self.replicas);
@@ -76,6 +95,7 @@ impl Layout {
                 shard: u16::try_from(at / per_shard).unwrap_or(u16::MAX),
                 port: *port,
                 bus_port: bus_ports.get(at).copied(),
+                side_port: None,
             })
             .collect()
     }
@@ -92,6 +112,10 @@ pub struct Place {
     pub port: u16,
     /// Where other nodes reach it; `None`: there are none.
     pub bus_port: Option<u16>,
+    /// Where its replicas reach it while another generation has its client port; `None`: it has no replicas, or never
+    /// had to wait for its port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub side_port: Option<u16>,
 }
 
 /// What the column holds.
@@ -126,6 +150,10 @@ mod tests {
         assert_eq!(shards, [0, 0, 1, 1, 2, 2]);
         assert_eq!((places[5].port, places[5].bus_port), (105, Some(205)));
         assert_eq!(from_json(&to_json(&places)).unwrap(), places);
+        let beside = layout.places_beside(&ports, &buses, &[300, 301, 302]);
+        let sides: Vec<Option<u16>> = beside.iter().map(|place| place.side_port).collect();
+        assert_eq!(sides, [Some(300), None, Some(301), None, Some(302), None]);
+        assert_eq!(layout.side_ports(), 3);
         let single = Layout::SINGLE.places(&[7], &[]);
         assert_eq!((single.len(), single[0].bus_port), (1, None));
     }

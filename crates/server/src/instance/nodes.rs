@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use engine::cluster::{self, Member, Seat, Succession};
-use engine::process::{self, Engine, Persistence};
+use engine::process::{self, Engine, EngineSpec, Persistence};
+use engine::switch;
 use engine::{Control, Error, Kind, failpoint};
 
 use super::generation::Generation;
@@ -22,12 +23,50 @@ pub fn directory(app: &App, generation: &Generation, place: &Place) -> PathBuf {
     }
 }
 
-fn seat(instance: &Instance, place: &Place) -> Option<Seat> {
+fn seat(instance: &Instance, generation: &Generation, place: &Place) -> Option<Seat> {
     place.bus_port.map(|bus_port| Seat {
         address: instance.bind.clone(),
         port: place.port,
         bus_port,
+        generation: generation.id.to_string(),
+        standby_slots: None,
     })
+}
+
+/// As [`seat`], while another generation has the client ports.
+fn seat_beside(instance: &Instance, generation: &Generation, place: &Place) -> Option<Seat> {
+    seat(instance, generation, place).map(|seat| Seat {
+        port: place.side_port.unwrap_or(place.port),
+        ..seat
+    })
+}
+
+/// The nodes that are to be the primaries of their shards, shard by shard.
+pub fn firsts(generation: &Generation) -> impl Iterator<Item = &Place> {
+    let mut next = 0;
+    generation.nodes.iter().filter(move |place| {
+        let is_first = place.shard == next;
+        next += u16::from(is_first);
+        is_first
+    })
+}
+
+/// How the first node of a shard is started to load what the shard is to hold.
+///
+/// # Errors
+/// [`Kind::Key`].
+pub fn standby_spec(
+    app: &App,
+    instance: &Instance,
+    generation: &Generation,
+    place: &Place,
+) -> Result<EngineSpec, Error> {
+    let slots = cluster::slots_of(place.shard, instance.layout.shards);
+    let seat = seat_beside(instance, generation, place).map(|seat| Seat {
+        standby_slots: Some(slots),
+        ..seat
+    });
+    job::node_spec(app, instance, directory(app, generation, place), seat)
 }
 
 /// The engine of a node; `None` where it is not running.
@@ -90,6 +129,43 @@ pub fn bring_up(
     generation: &Generation,
     control: &Control,
 ) -> Result<(), Error> {
+    let started = start(app, instance, generation)?;
+    for (place, engine) in &started {
+        job::make_ready(app, instance, engine, Some(place.port), control)?;
+        failpoint::hit("nodes.one_ready")?;
+    }
+    Ok(())
+}
+
+/// As [`bring_up`], beside the generation that has the client ports: all nodes, and none gets its port.
+///
+/// # Errors
+/// As [`bring_up`].
+pub fn bring_up_beside(
+    app: &App,
+    instance: &Instance,
+    generation: &Generation,
+    control: &Control,
+) -> Result<(), Error> {
+    loop {
+        let started = start(app, instance, generation)?;
+        for (_, engine) in &started {
+            job::make_ready(app, instance, engine, None, control)?;
+        }
+        if started.len() == generation.nodes.len() {
+            return Ok(());
+        }
+        control.check("bring up")?;
+        std::thread::sleep(limits::SUCCESSOR_POLL);
+    }
+}
+
+/// Finds the engines or starts them, but for those that must wait.
+fn start<'a>(
+    app: &App,
+    instance: &Instance,
+    generation: &'a Generation,
+) -> Result<Vec<(&'a Place, Engine)>, Error> {
     let mut started = Vec::new();
     for place in &generation.nodes {
         if must_wait(app, instance, generation, place)? {
@@ -100,15 +176,87 @@ pub fn bring_up(
             prepare_home(app, instance, generation)?;
         }
         let home = directory(app, generation, place);
-        let spec = job::node_spec(app, instance, home, seat(instance, place))?;
+        let spec = job::node_spec(app, instance, home, seat(instance, generation, place))?;
         started.push((place, job::start_or_find(app, instance, &spec)?));
         failpoint::hit("nodes.one_started")?;
     }
-    for (place, engine) in &started {
-        job::make_ready(app, instance, engine, Some(place.port), control)?;
-        failpoint::hit("nodes.one_ready")?;
+    Ok(started)
+}
+
+/// Makes the directory in which the nodes of a new generation have theirs.
+///
+/// # Errors
+/// [`Kind::Io`].
+pub fn prepare_beside(app: &App, instance: &Instance, generation: &Generation) -> Result<(), Error> {
+    prepare_home(app, instance, generation)
+}
+
+/// Makes a cluster that clients can be given of first nodes that have loaded: they take their slots, their replicas
+/// come up and into sync, and all agree on the final ports, which none of them has yet.
+///
+/// # Errors
+/// As [`form`].
+pub fn join(app: &App, instance: &Instance, generation: &Generation, control: &Control) -> Result<(), Error> {
+    let share = job::max_memory_bytes(instance) / u64::from(instance.layout.shards.max(1));
+    let mut firsts_running = Vec::new();
+    for place in firsts(generation) {
+        let engine = job::find_running(app, instance, &directory(app, generation, place))?;
+        engine.promote(share)?;
+        if let Some(side_port) = place.side_port {
+            engine.shut_clients_out()?;
+            engine.set_port(side_port)?;
+        }
+        firsts_running.push(engine);
     }
-    Ok(())
+    failpoint::hit("nodes.promoted")?;
+    for (_, engine) in start(app, instance, generation)? {
+        if !firsts_running.iter().any(|first| first.pid() == engine.pid()) {
+            job::make_ready(app, instance, &engine, None, control)?;
+        }
+    }
+    let beside = members(app, instance, generation, seat_beside)?;
+    cluster::form(&beside, instance.layout.shards, control)?;
+    failpoint::hit("nodes.in_sync")?;
+    let members = members(app, instance, generation, seat)?;
+    cluster::announce(&members)?;
+    for engine in &firsts_running {
+        // Connections of replicas that are open stay.
+        engine.set_port(0)?;
+        job::give_password(app, instance, engine)?;
+    }
+    cluster::wait_agreed(&members, control)
+}
+
+/// Waits until all nodes agree on the final ports, whether they have them yet or not.
+///
+/// # Errors
+/// As [`form`].
+pub fn wait_agreed(
+    app: &App,
+    instance: &Instance,
+    generation: &Generation,
+    control: &Control,
+) -> Result<(), Error> {
+    cluster::wait_agreed(&members(app, instance, generation, seat)?, control)
+}
+
+/// The nodes that live, as a switch wants them.
+///
+/// # Errors
+/// As [`find`].
+pub fn switched(
+    app: &App,
+    instance: &Instance,
+    generation: &Generation,
+) -> Result<Vec<switch::Place>, Error> {
+    let mut found = Vec::new();
+    for place in &generation.nodes {
+        if let Some(engine) = find(app, instance, generation, place)? {
+            let port = place.port;
+            found.push(switch::Place { engine, port });
+        }
+    }
+    Ok(found)
 }
 
 /// The directory around those of several nodes: engines of another user pass through it.
@@ -182,7 +330,7 @@ pub fn form(app: &App, instance: &Instance, generation: &Generation, control: &C
     match instance.layout.mode {
         Mode::Single => Ok(()),
         Mode::Cluster => cluster::form(
-            &members(app, instance, generation)?,
+            &members(app, instance, generation, seat)?,
             instance.layout.shards,
             control,
         ),
@@ -201,14 +349,19 @@ pub fn wait_whole(
 ) -> Result<(), Error> {
     match instance.layout.mode {
         Mode::Single => Ok(()),
-        Mode::Cluster => cluster::wait_whole(&members(app, instance, generation)?, control),
+        Mode::Cluster => cluster::wait_whole(&members(app, instance, generation, seat)?, control),
     }
 }
 
-fn members(app: &App, instance: &Instance, generation: &Generation) -> Result<Vec<Member>, Error> {
+fn members(
+    app: &App,
+    instance: &Instance,
+    generation: &Generation,
+    seat: impl Fn(&Instance, &Generation, &Place) -> Option<Seat>,
+) -> Result<Vec<Member>, Error> {
     let mut members = Vec::new();
     for place in &generation.nodes {
-        if let Some(seat) = seat(instance, place) {
+        if let Some(seat) = seat(instance, generation, place) {
             members.push(Member {
                 engine: job::find_running(app, instance, &directory(app, generation, place))?,
                 seat,

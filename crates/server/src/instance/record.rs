@@ -315,6 +315,7 @@ pub fn ports_taken(tx: &Tx<'_>, bind: &str) -> Result<Vec<u16>, Error> {
     for place in nodes.into_iter().flatten() {
         taken.push(place.port);
         taken.extend(place.bus_port);
+        taken.extend(place.side_port);
     }
     Ok(taken)
 }

@@ -9,8 +9,8 @@ use crate::catalog::Tx;
 use crate::idempotency::{self, Once};
 use crate::ids::{BackupId, InstanceId, Moment, ProjectId, RestoreId};
 use crate::instance::generation::{self, State};
-use crate::instance::layout::Mode;
-use crate::instance::{self, Instance, OwnedInstance, command as instances};
+use crate::instance::layout::{Layout, Mode};
+use crate::instance::{Instance, OwnedInstance, command as instances};
 use crate::jobs::{JobKind, queue};
 use crate::limits;
 use crate::refusal::Refusal;
@@ -97,7 +97,6 @@ fn check(
     if app.config.strict_dcs {
         return Err(Refusal::SingleNode);
     }
-    instances::check_single(&instance)?;
     instances::check_idle(tx, id)?;
     instances::check_running(&instance)?;
     let backup = backups::find(tx, &instance, &request.backup_id)?.ok_or(Refusal::BackupUnknown)?;
@@ -109,7 +108,8 @@ fn check(
     } else {
         match memory_short(tx, &instance, &backup)? {
             None => Method::SideLoad,
-            Some(_) if request.allow_downtime => Method::InPlace,
+            Some(_) if request.allow_downtime && instance.layout.mode == Mode::Single => Method::InPlace,
+            Some(_) if request.allow_downtime => return Err(Refusal::NotForClusters),
             Some(refusal) => return Err(refusal),
         }
     };
@@ -125,9 +125,7 @@ pub fn is_restorable(tx: &Tx<'_>, backup: &Backup) -> Result<bool, crate::catalo
         return Ok(false);
     }
     match &backup.generation_id {
-        // Restores of clusters are not offered yet.
-        None => Ok(instance::record::load(tx, &backup.instance_id)?
-            .is_none_or(|instance| instance.layout.mode == Mode::Single)),
+        None => Ok(true),
         Some(id) => Ok(generation::find(tx, id)?.is_some_and(|found| found.state == State::Retired)),
     }
 }
@@ -143,18 +141,18 @@ fn memory_short(tx: &Tx<'_>, instance: &Instance, backup: &Backup) -> Result<Opt
             free += u64::try_from(record.used_memory_bytes).unwrap_or(0);
         }
     }
-    let needed = memory_needed(backup);
+    let needed = memory_needed(backup, instance.layout);
     Ok((needed > free).then_some(Refusal::MemoryShort {
         needed_mb: needed >> 20,
         free_mb: free >> 20,
     }))
 }
 
-/// Memory for a generation with this backup's data: what it took in the source and a tenth for fragmentation, and
-/// the reserve of the host.
-pub fn memory_needed(backup: &Backup) -> u64 {
+/// Memory for a generation of this layout with this backup's data: what it took in the source and a tenth for
+/// fragmentation, for each copy, and the reserve of the host.
+pub fn memory_needed(backup: &Backup, layout: Layout) -> u64 {
     let used = u64::try_from(backup.used_memory_bytes.max(backup.plain_bytes)).unwrap_or(0);
-    used + used / 10 + limits::MEMORY_RESERVE_BYTES
+    (used + used / 10) * u64::from(1 + layout.replicas) + limits::MEMORY_RESERVE_BYTES
 }
 
 /// What can be had without swapping and within the limits that are set for us, or what the test hook says.

@@ -1,5 +1,7 @@
 //! The job that restores: read [`run`] first.
 
+mod cluster;
+
 use engine::keys::Identity;
 use std::time::Duration;
 
@@ -18,12 +20,14 @@ use crate::backup::place;
 use crate::backup::record::{self as backups, Backup};
 use crate::identity::record as identity;
 use crate::ids::{GenerationId, Moment, ProjectId, RestoreId};
-use crate::instance::generation::{self, State};
+use crate::instance::generation::{self, Generation, State};
 use crate::instance::job as instances;
-use crate::instance::{self, Instance};
+use crate::instance::layout::Mode;
+use crate::instance::{self, Instance, nodes};
 use crate::jobs::Claim;
 use crate::jobs::worker::{Ended, Stop, begun_too_often, failure_code, settle, step, with_progress};
 use crate::limits;
+use crate::refusal::Refusal;
 use crate::storage::{self, record as storages};
 
 /// One restore at work.
@@ -77,8 +81,11 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
                     return Err(Halt::Failed(error));
                 }
             }
+            let is_cluster = work.instance.layout.mode == Mode::Cluster;
             let prepared = match work.restore.method {
                 _ if switch_intended => work.prepared_before()?,
+                Method::SideLoad if is_cluster => work.prepare_nodes_beside()?,
+                Method::SwitchBack if is_cluster => work.prepare_nodes_retired()?,
                 Method::SideLoad => work.prepare_beside()?,
                 Method::InPlace => work.prepare_in_place()?,
                 Method::SwitchBack => work.prepare_retired()?,
@@ -231,6 +238,20 @@ impl Work<'_> {
     /// done: nothing may turn it back any more, only the record is missing, and any failure is tried again.
     fn switch(&self, pair: &Generations, resumed: bool) -> Result<(), Halt> {
         self.control.enter("switching", 0);
+        let (gap, used) = match self.instance.layout.mode {
+            Mode::Single => self.switch_one(pair, resumed)?,
+            Mode::Cluster => self.switch_nodes(pair, resumed)?,
+        };
+        failpoint::hit("restore.switched").map_err(Stop::from)?;
+        let gap_us = gap.map(|gap| u64::try_from(gap.as_micros()).unwrap_or(u64::MAX));
+        self.settle_succeeded(pair, gap_us, used)?;
+        failpoint::hit("restore.settled").map_err(Stop::from)?;
+        Ok(())
+    }
+
+    /// Moves the port of a single instance. Returns how long clients waited, where that is known, and what the data takes
+    /// that was replaced.
+    fn switch_one(&self, pair: &Generations, resumed: bool) -> Result<(Option<Duration>, u64), Halt> {
         let admin = instances::admin_password(self.app, &self.instance).map_err(Stop::from)?;
         let find = |id| {
             let directory = self.app.config.generation_dir(&self.instance.id, id);
@@ -257,15 +278,8 @@ impl Work<'_> {
                 self.hand_over(pair, old.as_ref(), new)?
             }
         };
-        failpoint::hit("restore.switched").map_err(Stop::from)?;
-        let gap_us = gap.map(|gap| u64::try_from(gap.as_micros()).unwrap_or(u64::MAX));
-        let used = old
-            .as_ref()
-            .and_then(|engine| engine.used_memory().ok())
-            .unwrap_or(0);
-        self.settle_succeeded(pair, gap_us, used)?;
-        failpoint::hit("restore.settled").map_err(Stop::from)?;
-        Ok(())
+        let used = old.and_then(|engine| engine.used_memory().ok()).unwrap_or(0);
+        Ok((gap, used))
     }
 
     fn plan<'a>(&self, old: Option<&'a Engine>, new: &'a Engine) -> SwitchPlan<'a> {
@@ -365,7 +379,7 @@ impl Work<'_> {
         let mut back = Ok(());
         if let Some(old) = &serving {
             for attempt in 1..=limits::ROLL_BACK_TRIES {
-                back = self.bring_back(&old.id);
+                back = self.bring_back(old);
                 match &back {
                     Err(failed) if attempt < limits::ROLL_BACK_TRIES => {
                         tracing::warn!(restore.id = %self.restore.id, error = engine::chain(failed), "the old data does not serve yet; trying again");
@@ -409,15 +423,14 @@ impl Work<'_> {
     }
 
     /// Lets the old generation serve, whatever was done to it.
-    fn bring_back(&self, old: &GenerationId) -> Result<(), Error> {
-        if !instances::holds_data(self.app, &self.instance, old) {
+    fn bring_back(&self, old: &Generation) -> Result<(), Error> {
+        if !nodes::hold_data(self.app, &self.instance, old) {
             let context = "its engine ended, and the instance has no persistence";
             return Err(Error::new(Kind::EngineExited, "bring the old data back", context));
         }
         // Out of time or told to stop is no reason to leave the instance down.
         let patient = Control::new(Some(limits::OPERATION_TIME_BASE));
-        let port = Some(self.instance.port);
-        instances::bring_up(self.app, &self.instance, old, port, &patient).map(drop)
+        nodes::bring_up(self.app, &self.instance, old, &patient)
     }
 
     /// Removes a generation that is of no use; what does not go now is left to the reconciler, which goes on trying.
@@ -449,20 +462,14 @@ impl Work<'_> {
         }
         // An earlier attempt may have stopped the old generation.
         if let Some(serving) = existing.iter().find(|found| found.state == State::Serving) {
-            instances::bring_up(
-                self.app,
-                &self.instance,
-                &serving.id,
-                Some(self.instance.port),
-                self.control,
-            )?;
+            nodes::bring_up(self.app, &self.instance, serving, self.control)?;
         }
         Ok(())
     }
 
     /// Retired generations give way where memory is short.
     fn make_room(&self) -> Result<(), Halt> {
-        let needed = memory_needed(&self.backup);
+        let needed = memory_needed(&self.backup, self.instance.layout);
         if available_memory() < needed {
             let existing = self
                 .app
@@ -490,27 +497,38 @@ impl Work<'_> {
     }
 
     /// Writes the pair of generations and that the work has begun.
-    fn begin(&self, retired: Option<GenerationId>) -> Result<Generations, Stop> {
+    fn begin(&self, retired: Option<GenerationId>) -> Result<Generations, Halt> {
         let now = Moment::now();
         let fresh = retired.is_none();
         let new = retired.unwrap_or_else(GenerationId::random);
-        let old = self
+        let serving = self
             .app
             .catalog
-            .read(|tx| generation::serving(tx, &self.instance.id))?
-            .ok_or_else(|| Stop::Broken("a running instance has no serving generation".to_owned()))?
-            .id;
+            .read(|tx| generation::serving(tx, &self.instance.id))
+            .map_err(Stop::from)?
+            .ok_or_else(|| Stop::Broken("a running instance has no serving generation".to_owned()))?;
+        let layout = self.instance.layout;
         let begun = step(self.app, self.claim, |tx| {
             if fresh {
-                let nodes = self.instance.layout.places(&[self.instance.port], &[]);
-                generation::insert(tx, &new, &self.instance.id, &nodes, now)?;
+                match instance::command::places_beside(self.app, tx, layout, &serving.nodes) {
+                    Ok(nodes) => generation::insert(tx, &new, &self.instance.id, &nodes, now)?,
+                    Err(Refusal::Catalog(error)) => return Err(error),
+                    Err(_) => return Ok(None),
+                }
             }
-            record::begin(tx, &self.restore.id, &new, Some(&old), self.restore.method, now)
+            let old = Some(&serving.id);
+            record::begin(tx, &self.restore.id, &new, old, self.restore.method, now).map(Some)
         })?;
-        if !begun {
-            return Err(Stop::ClaimLost);
+        match begun {
+            Some(true) => {}
+            Some(false) => return Err(Stop::ClaimLost.into()),
+            None => {
+                let context = "the range has too few free ports for a second generation";
+                return Err(Error::new(Kind::PortTaken, "load beside", context).into());
+            }
         }
-        failpoint::hit("restore.begun")?;
+        failpoint::hit("restore.begun").map_err(Stop::from)?;
+        let old = serving.id;
         Ok(Generations { old, new })
     }
 
@@ -557,12 +575,7 @@ impl Work<'_> {
     fn verify(&self, engine: &Engine, expectation: &Expectation) -> Result<(), Halt> {
         self.enter(TargetState::Verifying)?;
         self.control.enter("verifying", 0);
-        let level = if self.restore.verify == "full" {
-            VerifyLevel::Full
-        } else {
-            VerifyLevel::Sample
-        };
-        let seen = verify::verify(engine, expectation, level, self.control)?;
+        let seen = verify::verify(engine, expectation, self.level(), self.control)?;
         step(self.app, self.claim, |tx| {
             record::verified(
                 tx,
@@ -573,6 +586,13 @@ impl Work<'_> {
             )
         })?;
         Ok(())
+    }
+
+    fn level(&self) -> VerifyLevel {
+        match self.restore.verify.as_str() {
+            "full" => VerifyLevel::Full,
+            _ => VerifyLevel::Sample,
+        }
     }
 
     /// A validated backup of the present data before an in-place restore stops it.
@@ -638,14 +658,15 @@ impl Work<'_> {
     }
 
     fn report(&self, seen: &engine::Progress) {
+        let is_cluster = self.instance.layout.mode == Mode::Cluster;
         // Where each phase begins and how much of the whole it is, in hundredths of a percent: loading is the
         // engine's single thread and takes most of the time. What is read once is validated before that.
         let (base, span) = match seen.phase {
             "proving" => (100, 400),
             "validating" => (100, 2900),
-            "loading" if self.is_read_twice() => (500, 8000),
+            "loading" if self.is_read_twice() || is_cluster => (500, 8000),
             "loading" => (3000, 5500),
-            "verifying" => (8500, 1200),
+            "verifying" | "joining" => (8500, 1200),
             "switching" => (9800, 0),
             _ => (0, 0),
         };

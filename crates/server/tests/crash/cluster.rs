@@ -1,21 +1,42 @@
 //! Clusters come whole or not at all, wherever the service is killed while it makes or removes them.
 
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use xtask::resp::Connection;
+use xtask::resp::{Connection, Target};
 
-use crate::checker::Catalogue;
+use crate::checker::{self, Catalogue};
 use crate::lifecycle::wait_until;
-use crate::world::{PASSWORD, Run, World};
+use crate::world::{PASSWORD, Run, World, text};
 
 const SPEC: &str = "redis.cluster.xu1.large.r2.4";
 
 /// Every place that only the making of a cluster passes.
-pub const PLACES: [&str; 3] = [
+const MADE: [&str; 3] = [
     "cluster.slots_given",
     "cluster.introduced",
     "cluster.replicas_told",
 ];
+
+/// Every place that the restore of a cluster passes and no other operation.
+const RESTORED: [&str; 11] = [
+    "restore.shard_loaded",
+    "restore.shard_verified",
+    "nodes.promoted",
+    "nodes.in_sync",
+    "cluster.one_announced",
+    "restore.joined",
+    "switch.before_all_told",
+    "switch.all_told",
+    "switch.all_gave_up",
+    "switch.one_taken",
+    "switch.all_taken",
+];
+
+/// Every place that only clusters pass.
+pub fn places() -> impl Iterator<Item = &'static str> {
+    MADE.into_iter().chain(RESTORED)
+}
 
 /// The ports of the serving generation's nodes.
 fn ports(world: &World, id: &str) -> Vec<u16> {
@@ -51,7 +72,7 @@ fn check_whole(world: &World, id: &str, place: &str) {
 #[test]
 fn a_cluster_is_whole_after_a_kill_at_any_step_of_its_making() {
     let of_every_instance = ["nodes.one_started", "nodes.one_ready", "create.before_settle"];
-    for place in of_every_instance.into_iter().chain(PLACES) {
+    for place in of_every_instance.into_iter().chain(MADE) {
         let mut world = World::start(&[]);
         world.restart(&Run::armed(&format!("{place}:kill")));
         let (status, answer) = world.ask_for_instance("one", SPEC, "aof").unwrap();
@@ -112,4 +133,206 @@ fn nothing_is_left_of_a_cluster_after_a_kill_at_any_step_of_its_removal_or_a_fai
     world.wait_idle();
     world.learn_instance("two");
     check_whole(&world, &world.id("two"), "the second one");
+}
+
+/// A cluster of three shards with some keys in each.
+struct Cluster {
+    world: World,
+    id: String,
+    ports: Vec<u16>,
+    backup: String,
+    /// What the backup holds.
+    captured: Vec<String>,
+}
+
+/// A hash tag of each shard's slots.
+const TAGS: [&str; 3] = ["3", "1", "0"];
+
+impl Cluster {
+    fn new(spec: &str, persistence: &str) -> Self {
+        let world = World::start(&[]);
+        world.ask_for_instance("one", spec, persistence).unwrap();
+        let mut cluster = Self {
+            world,
+            id: String::new(),
+            ports: Vec::new(),
+            backup: String::new(),
+            captured: Vec::new(),
+        };
+        let world = &mut cluster.world;
+        world.wait_idle();
+        world.learn_instance("one");
+        cluster.id = world.id("one");
+        cluster.ports = ports(world, &cluster.id);
+        for number in 0..200 {
+            cluster.set(&format!("key:{number}"), "v");
+        }
+        cluster.captured = cluster.digests();
+        let (status, answer) = cluster.world.ask_for_backup("one").unwrap();
+        assert_eq!(status, 200, "{answer}");
+        cluster.backup = text(&answer, "backup_id").unwrap();
+        cluster.world.wait_idle();
+        cluster
+    }
+
+    /// A client at each primary, shard by shard.
+    fn primaries(&self) -> Vec<Connection> {
+        let open = |port: &u16| {
+            let mut client = Connection::open(&Target::local(*port, Some(PASSWORD))).unwrap();
+            (client.info("replication", "role").unwrap() == "master").then_some(client)
+        };
+        let found: Vec<Connection> = self.ports.iter().filter_map(open).collect();
+        assert_eq!(found.len(), 3);
+        found
+    }
+
+    /// Sets the key in each shard.
+    fn set(&self, key: &str, value: &str) {
+        for (client, tag) in self.primaries().iter_mut().zip(TAGS) {
+            client.ask(&["SET", &format!("{key}:{{{tag}}}"), value]).unwrap();
+        }
+    }
+
+    fn digests(&self) -> Vec<String> {
+        let digest = |mut client: Connection| {
+            let reply = client.ask(&["DEBUG", "DIGEST"]).unwrap();
+            reply.text().unwrap().to_owned()
+        };
+        self.primaries().into_iter().map(digest).collect()
+    }
+
+    /// Waits until every node is there again and the cluster whole, as the reconciler brings about.
+    fn wait_whole(&self) {
+        wait_until("the cluster", || {
+            let whole = |port: &u16| {
+                let mut client = Connection::open(&Target::local(*port, Some(PASSWORD))).ok()?;
+                let info = client.ask(&["CLUSTER", "INFO"]).ok()?;
+                let is_replica = client.info("replication", "role").ok()? == "slave";
+                let is_linked = !is_replica || client.info("replication", "master_link_status").ok()? == "up";
+                (info.text()?.contains("cluster_state:ok") && is_linked).then_some(())
+            };
+            self.ports.iter().all(|port| whole(port).is_some())
+        });
+    }
+
+    /// One operation with one place hit: afterwards all shards have the old data or all the new, and the record says which.
+    fn hit(&mut self, label: &str, failpoints: &str, kills: bool, new: &[String], ask: impl Fn(&World)) {
+        static NEXT: AtomicU16 = AtomicU16::new(0);
+        self.set("changed", &NEXT.fetch_add(1, Ordering::Relaxed).to_string());
+        let old = self.digests();
+        let retired_before = Catalogue::open(&self.world).restores(&self.id).len();
+        self.world.restart(&Run::armed(failpoints));
+        ask(&self.world);
+        let died = self.world.wait_idle_or_dead(Duration::from_secs(60));
+        let place = failpoints.split(':').next().unwrap();
+        assert!(
+            self.world.marks().iter().any(|mark| mark == place),
+            "{label}: not reached"
+        );
+        assert_eq!(died, kills, "{label}");
+        if died {
+            self.world.restart(&Run::default());
+        }
+        checker::settle(&mut self.world, label);
+        self.wait_whole();
+        let restores = Catalogue::open(&self.world).restores(&self.id);
+        assert_eq!(restores.len(), retired_before + 1, "{label}");
+        let last = restores.last().unwrap();
+        let holds = self.digests();
+        match last.status.as_str() {
+            "succeeded" => assert_eq!(
+                (holds.as_slice(), last.target_state.as_str()),
+                (new, "replaced"),
+                "{label}"
+            ),
+            "failed" => {
+                assert_eq!(holds, old, "{label}");
+                let states = ["untouched", "rolled_back"];
+                assert!(
+                    states.contains(&last.target_state.as_str()),
+                    "{label}: {}",
+                    last.target_state
+                );
+            }
+            other => panic!("{label}: {other}"),
+        }
+        // The serving generation, and at most one for undo.
+        let count = self.ports.len();
+        wait_until("nothing superfluous", || {
+            let engines = self.world.engines().len();
+            engines == count || engines == 2 * count
+        });
+    }
+}
+
+#[test]
+fn a_restore_of_a_cluster_hit_anywhere_leaves_all_old_or_all_new_data() {
+    let of_every_restore = [
+        "restore.begun",
+        "restore.proven",
+        "sideload.mid_place",
+        "sideload.after_rename",
+        "verify.after",
+        "promote.after_primary",
+        "nodes.one_started",
+        "restore.switch_intended",
+        "restore.promoted",
+        "switch.after_new_port",
+        "restore.switched",
+        "restore.settled",
+    ];
+    let mut cluster = Cluster::new(SPEC, "aof");
+    let (backup, captured) = (cluster.backup.clone(), cluster.captured.clone());
+    let mut fired = 0;
+    for place in of_every_restore.into_iter().chain(MADE).chain(RESTORED) {
+        for action in ["kill", "error"] {
+            if place == "cluster.slots_given" && action == "error" {
+                continue;
+            }
+            let label = format!("{place}:{action}");
+            let ask = |world: &World| {
+                // It may die before it answers.
+                let _answer = world.ask_for_restore("one", &backup, false);
+            };
+            cluster.hit(&label, &label, action == "kill", &captured, ask);
+            fired += 1;
+        }
+    }
+    println!("{fired} hits");
+}
+
+#[test]
+fn an_undo_of_a_cluster_hit_anywhere_leaves_all_old_or_all_new_data_whatever_the_persistence() {
+    for persistence in ["aof", "none"] {
+        let mut cluster = Cluster::new("redis.cluster.xu1.large.r1.4", persistence);
+        for place in [
+            "restore.switch_intended",
+            "restore.promoted",
+            "switch.before_all_told",
+            "switch.all_told",
+            "switch.all_gave_up",
+            "switch.one_taken",
+            "switch.all_taken",
+            "switch.after_kill_replica",
+            "restore.settled",
+        ] {
+            for action in ["kill", "error"] {
+                let label = format!("{place}:{action}");
+                let before = cluster.digests();
+                cluster.world.restart(&Run::default());
+                let (status, answer) = cluster
+                    .world
+                    .ask_for_restore("one", &cluster.backup, false)
+                    .unwrap();
+                assert_eq!(status, 200, "{answer}");
+                checker::settle(&mut cluster.world, &label);
+                assert_eq!(cluster.digests(), cluster.captured, "{label}");
+                let restore = text(&answer, "restore_id").unwrap();
+                let ask = |world: &World| {
+                    let _answer = world.ask_for_undo("one", &restore);
+                };
+                cluster.hit(&label, &label, action == "kill", &before, ask);
+            }
+        }
+    }
 }

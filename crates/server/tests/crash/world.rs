@@ -146,7 +146,7 @@ impl World {
             .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
             .arg(&self.named)
             .arg("--engine-ports")
-            .arg(format!("{}-{}", self.first_port, self.first_port + 19))
+            .arg(format!("{}-{}", self.first_port, self.first_port + 39))
             .args(&self.settings)
             .env("CACHEKEEP_FAILPOINT", &run.failpoints)
             .env("CACHEKEEP_FAILPOINT_MARK", &self.mark)
@@ -612,13 +612,13 @@ fn agent() -> ureq::Agent {
         .into()
 }
 
-/// Ten ports in a row that nobody else uses now.
+/// Forty ports in a row that nobody else uses now.
 fn free_ports() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let start = 25_000 + u16::try_from(std::process::id() % 60).unwrap() * 100;
     for _ in 0..500 {
-        let first = start + NEXT.fetch_add(20, Ordering::Relaxed) % 1000;
-        if (first..first + 20).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()) {
+        let first = start + NEXT.fetch_add(40, Ordering::Relaxed) % 1000;
+        if (first..first + 40).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()) {
             return first;
         }
     }

@@ -8,6 +8,7 @@ mod by_hand;
 mod cli;
 mod cli_help;
 mod cluster;
+mod cluster_restore;
 mod copy;
 mod corpus;
 mod diff;

@@ -1,0 +1,151 @@
+//! Restores of generations of several nodes: the steps of ADR 30.
+
+use std::time::Duration;
+
+use engine::switch;
+use engine::verify;
+use engine::{Control, Error, Kind, failpoint, sideload};
+
+use super::{DECODE_WORKERS, Generations, Halt, Work, archive_identity};
+use crate::ids::GenerationId;
+use crate::instance::generation::{self, Generation};
+use crate::instance::nodes;
+use crate::jobs::worker::{Stop, step};
+use crate::limits;
+use crate::restore::record::{self, TargetState};
+
+impl Work<'_> {
+    /// The new generation beside the old one: every shard loaded and verified, and a cluster made of them that only lacks
+    /// the client ports.
+    pub(super) fn prepare_nodes_beside(&self) -> Result<Generations, Halt> {
+        self.remove_left_behind()?;
+        self.make_room()?;
+        let pair = self.begin(None)?;
+        let archive = self.prove()?;
+        failpoint::hit("restore.proven")?;
+        self.enter(TargetState::Loading)?;
+        let new = self.generation(&pair.new)?;
+        nodes::prepare_beside(self.app, &self.instance, &new)?;
+        let durable = self.load_shards(&archive, &new)?;
+        self.enter(TargetState::Verifying)?;
+        self.control.enter("joining", 0);
+        nodes::join(self.app, &self.instance, &new, self.control)?;
+        failpoint::hit("restore.joined")?;
+        for syncing in durable {
+            syncing.wait()?;
+        }
+        Ok(pair)
+    }
+
+    /// Lets the first node of each shard load its file, and compares what it holds with that, one after the other: each
+    /// keeps two processors busy, and what is compared is in memory once.
+    fn load_shards(
+        &self,
+        archive: &engine::Archive,
+        new: &Generation,
+    ) -> Result<Vec<sideload::Syncing>, Halt> {
+        let files = self.files(archive)?;
+        let identity = archive_identity(self.app, archive)?;
+        self.control.enter("loading", archive.manifest().plain_bytes);
+        let (mut applied, mut compared, mut expired) = (0, 0, 0);
+        let mut durable = Vec::new();
+        for (place, file) in nodes::firsts(new).zip(files) {
+            let spec = nodes::standby_spec(self.app, &self.instance, new, place)?;
+            let (engine, expectation) = sideload::load(&spec, self.control, |push| {
+                archive.read_file(&identity, self.control, DECODE_WORKERS, &file, push)
+            })?;
+            failpoint::hit("restore.shard_loaded")?;
+            durable.push(sideload::sync_behind(engine.directory())?);
+            let seen = verify::verify(&engine, &expectation, self.level(), self.control)?;
+            applied += seen.keys_loaded;
+            compared += seen.keys_compared;
+            expired += expectation.expired_keys;
+            failpoint::hit("restore.shard_verified")?;
+        }
+        step(self.app, self.claim, |tx| {
+            record::verified(tx, &self.restore.id, applied, compared, expired)
+        })?;
+        Ok(durable)
+    }
+
+    /// Where the file of each shard lies in the archive.
+    fn files(&self, archive: &engine::Archive) -> Result<Vec<std::ops::Range<u64>>, Error> {
+        let shards = self.instance.layout.shards;
+        let files = archive.manifest().files();
+        let cut = archive.manifest().shards.iter().map(|shard| shard.slots.clone());
+        let wanted = (0..shards).map(|shard| vec![engine::cluster::slots_of(shard, shards)]);
+        if !cut.eq(wanted) {
+            let context = format!(
+                "the backup has {} files, cut otherwise than the {shards} shards of the instance",
+                files.len()
+            );
+            return Err(Error::new(Kind::Mismatch, "load beside", context));
+        }
+        Ok(files)
+    }
+
+    /// The retired generation itself: alive, or started again from its directories.
+    pub(super) fn prepare_nodes_retired(&self) -> Result<Generations, Halt> {
+        let retired = self
+            .backup
+            .generation_id
+            .clone()
+            .ok_or_else(|| Stop::Broken("a switch back without a generation".to_owned()))?;
+        let pair = self.begin(Some(retired))?;
+        let new = self.generation(&pair.new)?;
+        self.control.enter("loading", 0);
+        self.bring_up_beside(&new, self.control)?;
+        Ok(pair)
+    }
+
+    /// Every node of a generation that is to serve, without its client port, and all of one mind.
+    fn bring_up_beside(&self, new: &Generation, control: &Control) -> Result<(), Halt> {
+        if !nodes::hold_data(self.app, &self.instance, new) {
+            let context = "a node of the generation ended, and the instance has no persistence";
+            return Err(Error::new(Kind::EngineExited, "switch", context).into());
+        }
+        nodes::bring_up_beside(self.app, &self.instance, new, control)?;
+        nodes::wait_agreed(self.app, &self.instance, new, control)?;
+        Ok(())
+    }
+
+    /// Moves the clients of all nodes. As [`Work::switch_one`].
+    pub(super) fn switch_nodes(
+        &self,
+        pair: &Generations,
+        resumed: bool,
+    ) -> Result<(Option<Duration>, u64), Halt> {
+        let (old, new) = (self.generation(&pair.old)?, self.generation(&pair.new)?);
+        let living = |generation| nodes::switched(self.app, &self.instance, generation).map_err(Stop::from);
+        let olds = living(&old)?;
+        let serves = |places: &[switch::Place]| switch::serves(places).map_err(Stop::from);
+        // It is as good as done: the job's deadline is past.
+        let patient = Control::new(Some(limits::OPERATION_TIME_BASE));
+        if resumed && serves(&living(&new)?)? {
+            // Clients may have been told that their writes are done: what is left of it is brought back.
+            nodes::bring_up_beside(self.app, &self.instance, &new, &patient).map_err(Stop::from)?;
+        } else {
+            if resumed && serves(&olds)? {
+                // Clients have written to it all the while.
+                self.control.check("switch")?;
+            }
+            self.bring_up_beside(&new, &patient)?;
+            failpoint::hit("restore.promoted")?;
+        }
+        let news = living(&new)?;
+        let report = switch::run_together(&olds, &news).map_err(|error| match switch::serves(&news) {
+            Ok(false) => Halt::Failed(error),
+            Ok(true) | Err(_) => Halt::Stop(Stop::from(error)),
+        })?;
+        let used = |place: &switch::Place| match place.engine.is_primary(limits::GLANCE) {
+            Ok(true) => place.engine.used_memory().unwrap_or(0),
+            Ok(false) | Err(_) => 0,
+        };
+        Ok((report.gap, olds.iter().map(used).sum()))
+    }
+
+    fn generation(&self, id: &GenerationId) -> Result<Generation, Stop> {
+        let found = self.app.catalog.read(|tx| generation::find(tx, id))?;
+        found.ok_or_else(|| Stop::Broken("a restore names an unknown generation".to_owned()))
+    }
+}
