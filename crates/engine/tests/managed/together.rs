@@ -1,6 +1,7 @@
 //! Nodes of clusters: standbys, and the switch of several at once.
 
 use std::net::TcpListener;
+use std::time::Duration;
 
 use engine::cluster::Seat;
 use engine::process::{self, EngineSpec};
@@ -141,7 +142,15 @@ fn all_nodes_are_switched_and_switched_back_and_take_writes_at_once() {
 fn a_port_that_a_stranger_has_is_found_before_any_node_gives_up_its_own() {
     let both = Generations::new();
     both.old[1].engine.kill().unwrap();
-    let stranger = TcpListener::bind(("127.0.0.1", both.old[1].port)).unwrap();
+    // Somebody's outgoing connection may have the port for a moment.
+    let take = || {
+        let taken = TcpListener::bind(("127.0.0.1", both.old[1].port)).ok();
+        taken.or_else(|| {
+            std::thread::sleep(Duration::from_millis(50));
+            None
+        })
+    };
+    let stranger = (0..100).find_map(|_| take()).unwrap();
     let mut kept = client(both.old[0].port).unwrap();
     let error = switch::run_together(&both.old, &both.new).unwrap_err();
     assert_eq!(error.kind, Kind::PortTaken, "{error}");
