@@ -17,6 +17,7 @@ mod import;
 mod sealing;
 mod shards;
 
+use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -28,14 +29,16 @@ use crate::error::{Error, Kind};
 use crate::failpoint;
 use crate::keys::{Recipient, SigningKey};
 use crate::node::{Endpoint, Node};
+use crate::priority;
 use crate::psync::{Handshake, Snapshot, Started, Tuned, Tuning};
 use crate::segment::Sealer;
 use crate::spool::{CHUNK_BYTES, Popped, Spool};
 use crate::store::{Patience, Store};
+use crate::wide_pipe::widen_pipes;
 
 use cut::{Captured, Cutter};
 pub use import::{ImportPlan, ShardFile, run as import, run_shards as import_shards};
-use sealing::Sealing;
+use sealing::{Jobs, Sealing};
 pub use shards::{Shard, run_shards};
 
 /// How long a wait lasts before the control is asked again.
@@ -258,6 +261,9 @@ fn capture(
     slots: Option<&[(u16, u16)]>,
     control: &Control,
 ) -> Result<Captured, Error> {
+    if let Some(engine) = snapshot.sender() {
+        widen_pipes(engine);
+    }
     let spool = Spool::create(&plan.spool_dir, plan.spool_limit_bytes)?;
     let validator = SpillFile::validator(&plan.spool_dir)?;
     let sealing = Sealing::new(store, &plan.prefix, &plan.recipient, shard, slots.is_none());
@@ -267,35 +273,54 @@ fn capture(
         let _stop = StopAtEnd(&sealing);
         scope.spawn(|| drain(snapshot, &spool, control));
         let jobs = sealing.start(scope);
-        let mut cutter = Cutter::new(validator, jobs).of_shard(shard, slots);
-        let mut chunk = Vec::new();
-        loop {
-            control.check("capture snapshot")?;
-            sealing.check()?;
-            match spool.pop(&mut chunk, PATIENCE)? {
-                Popped::Nothing => continue,
-                Popped::End => break,
-                Popped::Chunk => {}
-            }
-            cutter.feed(&chunk, || {
-                control.check("capture snapshot").and_then(|()| sealing.check())
-            })?;
-            std::thread::yield_now();
-            control.keys_done.store(cutter.keys(), Ordering::Relaxed);
-            let done = control
-                .bytes_done
-                .fetch_add(chunk.len() as u64, Ordering::Relaxed)
-                + chunk.len() as u64;
-            if cutter.segments() >= 2 || done >= control.bytes_total.load(Ordering::Relaxed) / 2 {
-                failpoint::hit("backup.mid_capture")?;
-            }
-        }
-        let (mut captured, jobs) = cutter.finish()?;
+        // A thread of its own: the caller's keeps its rank for what comes after, and only the drain stays beside the
+        // engine, which waits for nothing else.
+        let cutting = scope.spawn(|| {
+            priority::let_engines_go_first();
+            cut(
+                Cutter::new(validator, jobs).of_shard(shard, slots),
+                &spool,
+                &sealing,
+                control,
+            )
+        });
+        let (mut captured, jobs) = cutting.join().unwrap_or_else(|panic| resume_unwind(panic))?;
         control.enter("storing", captured.report.bytes);
         control.keys_done.store(captured.keys, Ordering::Relaxed);
         sealing.finish(jobs, &mut captured.segments, &mut captured.index.objects, control)?;
         Ok(captured)
     })
+}
+
+/// Validates, counts and cuts what the spool delivers, to its end.
+fn cut(
+    mut cutter: Cutter,
+    spool: &Spool,
+    sealing: &Sealing<'_>,
+    control: &Control,
+) -> Result<(Captured, Jobs), Error> {
+    let mut chunk = Vec::new();
+    loop {
+        control.check("capture snapshot")?;
+        sealing.check()?;
+        match spool.pop(&mut chunk, PATIENCE)? {
+            Popped::Nothing => continue,
+            Popped::End => return cutter.finish(),
+            Popped::Chunk => {}
+        }
+        cutter.feed(&chunk, || {
+            control.check("capture snapshot").and_then(|()| sealing.check())
+        })?;
+        std::thread::yield_now();
+        control.keys_done.store(cutter.keys(), Ordering::Relaxed);
+        let done = control
+            .bytes_done
+            .fetch_add(chunk.len() as u64, Ordering::Relaxed)
+            + chunk.len() as u64;
+        if cutter.segments() >= 2 || done >= control.bytes_total.load(Ordering::Relaxed) / 2 {
+            failpoint::hit("backup.mid_capture")?;
+        }
+    }
 }
 
 /// Reads the socket into the spool until the snapshot ends or nobody wants it.

@@ -28,6 +28,7 @@ pub mod spool;
 pub mod store;
 pub mod switch;
 pub mod verify;
+mod wide_pipe;
 
 pub use archive::Archive;
 pub use backup::{BackupPlan, BackupReport, Labels};

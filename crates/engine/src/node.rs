@@ -11,6 +11,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::net::sockopt::socket_peercred;
+use rustix::process::Pid;
+
 use crate::error::{Error, Kind};
 
 /// Bytes read from the socket at once.
@@ -250,6 +253,14 @@ impl Node {
     /// The address, for messages.
     pub fn label(&self) -> &str {
         &self.label
+    }
+
+    /// The process at the other end of a Unix socket, where this machine can name it.
+    pub(crate) fn peer(&self) -> Option<Pid> {
+        match &self.stream {
+            Stream::Unix(socket) => Some(socket_peercred(socket).ok()?.pid),
+            Stream::Tcp(_) | Stream::Tls(_) => None,
+        }
     }
 
     /// Changes the limit for each silence of the peer.

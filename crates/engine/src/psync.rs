@@ -9,6 +9,8 @@
 
 use std::time::{Duration, Instant};
 
+use rustix::process::Pid;
+
 use crate::control::Control;
 use crate::error::{Error, Kind};
 use crate::node::{Endpoint, Node, Reply};
@@ -243,6 +245,11 @@ impl Started {
 }
 
 impl Snapshot {
+    /// The engine that sends it, where it is a process of this machine.
+    pub(crate) fn sender(&self) -> Option<Pid> {
+        self.node.peer()
+    }
+
     /// Puts the next `limit` bytes into `chunk`, fewer only at the end. Returns whether more may follow.
     ///
     /// `is_wanted` is asked at each silence of the socket.

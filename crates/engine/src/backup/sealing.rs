@@ -13,6 +13,7 @@ use crate::key_index::{
     BlockFilter, INDEX_VERSION, IndexObject, OBJECT_FILTER_BYTES, SegmentIndex, object_name,
 };
 use crate::keys::Recipient;
+use crate::priority;
 use crate::segment::{SEGMENT_BYTES, Sealer};
 use crate::spool::CHUNK_BYTES;
 use crate::store::Store;
@@ -123,6 +124,7 @@ impl<'a> Sealing<'a> {
         for _ in 0..SEALERS {
             let (jobs, freed) = (jobs.clone(), freed.clone());
             scope.spawn(move || {
+                priority::let_engines_go_first();
                 if let Err(e) = self.seal_all(&jobs, &freed) {
                     self.stop();
                     self.lock().failure.get_or_insert(e);
