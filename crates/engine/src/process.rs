@@ -434,8 +434,14 @@ impl Engine {
         } else {
             Kind::EngineExited
         };
+        let how = match self.said_why() {
+            true => "ended; its log says",
+            false => {
+                "was killed, by somebody or by the kernel for want of memory (dmesg tells); before, its log says"
+            }
+        };
         let context = format!(
-            "process {} in {} ended; its log says: {last_words}",
+            "process {} in {} {how}: {last_words}",
             self.process.pid,
             self.directory.display()
         );

@@ -307,6 +307,15 @@ impl Engine {
         words.join(" | ")
     }
 
+    /// Whether it came to say why it ended: an engine that ends by itself does so at level `#`.
+    pub(super) fn said_why(&self) -> bool {
+        let own = format!("{}:", self.process.pid);
+        read_log_end(&self.directory)
+            .lines()
+            .rfind(|line| line.starts_with(&own))
+            .is_none_or(|line| line.contains(" # "))
+    }
+
     /// Whether the process is gone, waiting up to `limit` for it.
     pub(super) fn wait_gone(&self, limit: Duration) -> bool {
         let until = Instant::now() + limit;

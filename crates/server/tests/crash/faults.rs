@@ -100,7 +100,7 @@ fn logs(home: &Path) -> bool {
     std::fs::metadata(home.join("redis.log")).is_ok_and(|log| log.len() > 0)
 }
 
-fn last_restore(world: &World) -> Restore {
+pub fn last_restore(world: &World) -> Restore {
     Catalogue::open(world).restores(&world.id("one")).pop().unwrap()
 }
 
@@ -431,7 +431,7 @@ fn a_failed_restore_whose_new_generation_does_not_go_ends_all_the_same() {
     wait_until("it is loaded", || !world.marks().is_empty());
     let new = world.engines().into_iter().find(|(pid, _)| *pid != old);
     let Some(in_the_way) = InTheWay::mount(new.unwrap().1.join("busy")) else {
-        not_shown("a generation's directory that cannot be removed");
+        not_shown("a generation's directory that cannot be removed", MOUNTING);
         return;
     };
     wait_until("no job is left", || {
@@ -449,10 +449,12 @@ fn a_failed_restore_whose_new_generation_does_not_go_ends_all_the_same() {
     checker::check(&mut world, Form::Cheap, "it went later");
 }
 
+const MOUNTING: &str = "mounting a file system needs root or sudo";
+
 /// Not captured, as what a test that passes prints would be.
-fn not_shown(what: &str) {
+pub fn not_shown(what: &str, why: &str) {
     use std::io::Write;
-    let said = format!("\nNOT SHOWN: {what}; mounting a file system needs root or sudo\n");
+    let said = format!("\nNOT SHOWN: {what}; {why}\n");
     std::io::stderr().write_all(said.as_bytes()).unwrap();
 }
 
@@ -468,7 +470,7 @@ fn as_root(program: &str) -> Command {
 #[test]
 fn a_full_disk_fails_clearly_at_any_point_and_all_works_again_with_room() {
     let Some(disk) = SmallDisk::mount(64) else {
-        not_shown("a full disk");
+        not_shown("a full disk", MOUNTING);
         return;
     };
     let mut world = World::start_on(Scratch::new("crash").unwrap(), disk.at.join("data"), &[]);

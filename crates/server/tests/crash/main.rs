@@ -16,6 +16,7 @@ mod faults;
 mod kill_points;
 mod lifecycle;
 mod memory;
+mod out_of_memory;
 mod random_kills;
 mod remote;
 mod resumed;
