@@ -108,10 +108,10 @@ impl Strings {
         match at_hand {
             Some(bytes) if plain <= DECOMPRESS_WHOLE_MAX => {
                 let plain = plain as usize;
-                if self.scratch.len() < plain {
-                    self.scratch.resize(plain, 0);
+                if self.scratch.len() < plain + lzf::SLACK {
+                    self.scratch.resize(plain + lzf::SLACK, 0);
                 }
-                lzf::decompress(bytes, &mut self.scratch[..plain])?;
+                lzf::decompress(r.rest(), bytes.len(), &mut self.scratch, plain)?;
                 r.advance(bytes.len());
                 r.commit();
                 Ok(Opened::Scratch(plain))
