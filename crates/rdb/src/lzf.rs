@@ -5,7 +5,7 @@
 //! all set, then the low byte of the distance. Lengths count from 2, distances from 1, so that a reference
 //! reaches back at most 8192 bytes and yields at most 264.
 
-use crate::error::{ErrorKind, malformed};
+use crate::error::{Defect, malformed};
 
 /// The farthest a reference reaches back.
 const WINDOW: usize = 8192;
@@ -32,7 +32,7 @@ pub(crate) const SLACK: usize = 64;
 /// Copies are of fixed sizes, a few moves and no call: what is copied too much is written over by the next item. So bytes
 /// behind `end` may be read, which decides nothing, and those behind `limit` overwritten. Where either is short of
 /// [`SLACK`] bytes the last items take the slower way.
-fn decode(input: &[u8], end: usize, out: &mut [u8], limit: usize, fill: &mut usize) -> Result<usize, ErrorKind> {
+fn decode(input: &[u8], end: usize, out: &mut [u8], limit: usize, fill: &mut usize) -> Result<usize, Defect> {
     let mut used = 0;
     let mut at = *fill;
     while used < end {
@@ -110,7 +110,7 @@ fn copy_back(out: &mut [u8], from: usize, at: usize, length: usize) {
 
 /// Decompresses `input[..end]`, a string at hand as a whole, into `out[..plain]`. Fastest where both have [`SLACK`] bytes
 /// more.
-pub(crate) fn decompress(input: &[u8], end: usize, out: &mut [u8], plain: usize) -> Result<(), ErrorKind> {
+pub(crate) fn decompress(input: &[u8], end: usize, out: &mut [u8], plain: usize) -> Result<(), Defect> {
     let mut fill = 0;
     let used = decode(input, end, out, plain, &mut fill)?;
     if used == end && fill == plain {
@@ -192,8 +192,8 @@ impl Window {
     pub(crate) fn feed(
         &mut self,
         input: &[u8],
-        mut pass: impl FnMut(&[u8]) -> Result<(), ErrorKind>,
-    ) -> Result<usize, ErrorKind> {
+        mut pass: impl FnMut(&[u8]) -> Result<(), Defect>,
+    ) -> Result<usize, Defect> {
         let mut used = 0;
         loop {
             let (start, rest) = (self.fill, &input[used..]);
@@ -225,7 +225,7 @@ mod tests {
     }
 
     /// Both ways: without a byte to spare, and with bytes around that are not the string's.
-    fn whole(input: &[u8], out: &mut [u8]) -> Result<(), ErrorKind> {
+    fn whole(input: &[u8], out: &mut [u8]) -> Result<(), Defect> {
         let exact = decompress(input, input.len(), out, out.len());
         let around = [input, &[0xff; SLACK]].concat();
         let mut roomy = vec![0xee; out.len() + SLACK];

@@ -5,7 +5,7 @@ mod entries;
 
 use crate::digest::mix;
 use crate::elements::Item;
-use crate::error::{ErrorKind, Step, malformed};
+use crate::error::{Defect, ErrorKind, Step, malformed};
 use crate::event::{self, Event, Sink, pieces, send, send_item};
 use crate::fingerprint::{Fingerprints, MEMBERS_REMEMBERED_MAX};
 use crate::reader::Reader;
@@ -244,11 +244,11 @@ impl Stream {
         };
     }
 
-    fn unique(&mut self, name: u128, scope: u64, what: &'static str) -> Result<(), ErrorKind> {
+    fn unique(&mut self, name: u128, scope: u64, what: &'static str) -> Result<(), Defect> {
         if self.names.insert(mix(name, u128::from(scope))) {
             Ok(())
         } else {
-            Err(ErrorKind::Duplicate { what })
+            Err(Box::new(ErrorKind::Duplicate { what }))
         }
     }
 
@@ -452,7 +452,7 @@ impl Stream {
         Ok(self.next_consumer()?)
     }
 
-    fn next_consumer(&mut self) -> Result<(), ErrorKind> {
+    fn next_consumer(&mut self) -> Result<(), Defect> {
         if self.group.consumers_left > 0 {
             self.phase = Phase::ConsumerName;
             return Ok(());
@@ -477,11 +477,11 @@ fn read_id(r: &mut Reader<'_>) -> Step<Id> {
     Ok((u64::from_be_bytes(r.array()?), u64::from_be_bytes(r.array()?)))
 }
 
-fn in_order(before: &mut Option<Id>, id: Id) -> Result<(), ErrorKind> {
+fn in_order(before: &mut Option<Id>, id: Id) -> Result<(), Defect> {
     match *before {
-        Some(before) if before == id => Err(ErrorKind::Duplicate {
+        Some(before) if before == id => Err(Box::new(ErrorKind::Duplicate {
             what: "pending entry",
-        }),
+        })),
         Some(before) if before > id => Err(malformed("pending entries out of order")),
         _ => {
             *before = Some(id);
