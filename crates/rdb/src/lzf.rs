@@ -57,7 +57,9 @@ fn decode(input: &[u8], end: usize, out: &mut [u8], limit: usize, fill: &mut usi
         let mut length = control >> 5;
         let mut next = used + 1;
         if length == 7 {
-            let Some(&more) = input[..end].get(next) else { break };
+            let Some(&more) = input[..end].get(next) else {
+                break;
+            };
             length += usize::from(more);
             next += 1;
         }

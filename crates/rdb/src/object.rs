@@ -143,12 +143,7 @@ impl Object {
 
     /// Reads on, to the end of the value.
     #[inline]
-    pub(crate) fn run<S: Sink>(
-        &mut self,
-        r: &mut Reader<'_>,
-        source: &mut Source,
-        sink: &mut S,
-    ) -> Step<()> {
+    pub(crate) fn run<S: Sink>(&mut self, r: &mut Reader<'_>, source: &mut Source, sink: &mut S) -> Step<()> {
         if self.layout == Layout::Text {
             let item = source.item(r, pieces(sink, Part::Text))?;
             send_item(sink, Part::Text, item);
@@ -165,12 +160,7 @@ impl Object {
         self.run_elements(r, source, sink)
     }
 
-    fn run_elements<S: Sink>(
-        &mut self,
-        r: &mut Reader<'_>,
-        source: &mut Source,
-        sink: &mut S,
-    ) -> Step<()> {
+    fn run_elements<S: Sink>(&mut self, r: &mut Reader<'_>, source: &mut Source, sink: &mut S) -> Step<()> {
         if self.phase == Phase::Begin {
             self.start(r)?;
         }

@@ -4,7 +4,7 @@ use crate::census::{Counted, Counter};
 use crate::crc64::Crc64;
 use crate::digest::canonical_integer;
 use crate::distinct::{Distinct, Found};
-use crate::error::{Error, Defect, ErrorKind, KeyHint, Step, Stop, malformed};
+use crate::error::{Defect, Error, ErrorKind, KeyHint, Step, Stop, malformed};
 use crate::event::{KeyStart, KeySummary, Sink};
 use crate::function::FunctionSummary;
 use crate::module::{self, Module, ModuleSummary};

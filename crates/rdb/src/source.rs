@@ -364,12 +364,7 @@ impl Source {
 
     /// Reads a string into `out`, at most `limit` bytes of it, and returns its full length.
     #[inline]
-    pub(crate) fn bytes(
-        &mut self,
-        r: &mut Reader<'_>,
-        out: &mut Vec<u8>,
-        limit: usize,
-    ) -> Step<u64> {
+    pub(crate) fn bytes(&mut self, r: &mut Reader<'_>, out: &mut Vec<u8>, limit: usize) -> Step<u64> {
         if !self.long {
             match self.strings.open(r)? {
                 Opened::Int(value) => {

@@ -150,7 +150,12 @@ impl Input {
                     ),
                 }
             }
-            let parts = cluster::assign(&files, verb.nodes.as_deref(), verb.accept_empty_slots)?;
+            let parts = cluster::assign(
+                &files,
+                verb.nodes.as_deref(),
+                verb.accept_empty_slots,
+                instance.layout.shards,
+            )?;
             return Ok(Self::Cluster(parts));
         }
         let [path] = &verb.files[..] else {

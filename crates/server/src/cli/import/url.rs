@@ -206,10 +206,13 @@ pub(super) fn is_url(argument: &str) -> bool {
 /// # Errors
 /// Another scheme, credentials in the URL, an address that is not allowed, an answer other than 200, a size above the limit.
 pub(super) fn open(text: &str, allowed: &[Allowed], limit: u64) -> anyhow::Result<Opened> {
+    let scheme = text.split_once("://").map_or("", |(scheme, _)| scheme);
+    anyhow::ensure!(
+        matches!(scheme, "https" | "http"),
+        "only https:// and http:// are read"
+    );
     let uri: Uri = text.parse().context("this is no URL")?;
-    let (Some(scheme @ ("https" | "http")), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
-        anyhow::bail!("only https:// and http:// are read");
-    };
+    let authority = uri.authority().context("this is no URL")?;
     anyhow::ensure!(
         !authority.as_str().contains('@'),
         "a URL with a name and password in it is not read: pipe what curl fetches into `cachekeep import ... -`"
@@ -273,17 +276,59 @@ mod tests {
     #[test]
     fn no_address_of_a_special_range_is_public() {
         for text in [
-            "0.0.0.0", "0.1.2.3", "10.0.0.1", "100.64.0.1", "100.127.255.255", "127.0.0.1", "127.1.2.3", "169.254.169.254",
-            "172.16.0.1", "172.31.255.255", "192.0.0.8", "192.0.2.1", "192.88.99.1", "192.168.0.1", "198.18.0.1",
-            "198.19.255.255", "198.51.100.7", "203.0.113.7", "224.0.0.1", "240.0.0.1", "255.255.255.255", "::", "::1",
-            "::ffff:127.0.0.1", "::ffff:8.8.8.8", "::127.0.0.1", "64:ff9b::7f00:1", "64:ff9b:1::1", "100::1", "2001::1",
-            "2001:1ff::1", "2001:db8::1", "2002:7f00:1::", "3fff::1", "fc00::1", "fd00:ec2::254", "fe80::1", "fec0::1",
+            "0.0.0.0",
+            "0.1.2.3",
+            "10.0.0.1",
+            "100.64.0.1",
+            "100.127.255.255",
+            "127.0.0.1",
+            "127.1.2.3",
+            "169.254.169.254",
+            "172.16.0.1",
+            "172.31.255.255",
+            "192.0.0.8",
+            "192.0.2.1",
+            "192.88.99.1",
+            "192.168.0.1",
+            "198.18.0.1",
+            "198.19.255.255",
+            "198.51.100.7",
+            "203.0.113.7",
+            "224.0.0.1",
+            "240.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "::ffff:127.0.0.1",
+            "::ffff:8.8.8.8",
+            "::127.0.0.1",
+            "64:ff9b::7f00:1",
+            "64:ff9b:1::1",
+            "100::1",
+            "2001::1",
+            "2001:1ff::1",
+            "2001:db8::1",
+            "2002:7f00:1::",
+            "3fff::1",
+            "fc00::1",
+            "fd00:ec2::254",
+            "fe80::1",
+            "fec0::1",
             "ff02::1",
         ] {
             assert!(!is_public(text.parse().unwrap()), "{text}");
         }
-        for text in ["1.1.1.1", "100.63.0.1", "100.128.0.1", "172.32.0.1", "198.20.0.1", "223.255.255.1", "2606:4700::1111", "2a00::1", "2001:4860::1"]
-        {
+        for text in [
+            "1.1.1.1",
+            "100.63.0.1",
+            "100.128.0.1",
+            "172.32.0.1",
+            "198.20.0.1",
+            "223.255.255.1",
+            "2606:4700::1111",
+            "2a00::1",
+            "2001:4860::1",
+        ] {
             assert!(is_public(text.parse().unwrap()), "{text}");
         }
     }
@@ -291,7 +336,10 @@ mod tests {
     #[test]
     fn what_is_allowed_covers_its_network_and_port_and_nothing_else() {
         let covers = |allowed: &str, address: &str, port| {
-            allowed.parse::<Allowed>().unwrap().covers(address.parse().unwrap(), port)
+            allowed
+                .parse::<Allowed>()
+                .unwrap()
+                .covers(address.parse().unwrap(), port)
         };
         assert!(covers("10.0.0.0/8", "10.9.8.7", 80) && !covers("10.0.0.0/8", "11.0.0.1", 80));
         assert!(covers("10.0.0.1:9000", "10.0.0.1", 9000) && !covers("10.0.0.1:9000", "10.0.0.1", 9001));
@@ -299,7 +347,18 @@ mod tests {
         assert!(covers("0.0.0.0/0", "127.0.0.1", 1) && !covers("0.0.0.0/0", "::1", 1));
         assert!(covers("[::]/0:443", "::1", 443) && covers("[fd00::]/8", "fd12::1", 1));
         assert!(!covers("[fd00::]/8:1", "fd12::1", 2) && !covers("[fd00::]/8", "fe80::1", 1));
-        for wrong in ["", "host", "10.0.0.0/33", "10.0.0.0/8:x", "10.0.0.0/8:70000", "10.0.0.1x", "[::1", "[::1]x", "[::]/129", "10/8"] {
+        for wrong in [
+            "",
+            "host",
+            "10.0.0.0/33",
+            "10.0.0.0/8:x",
+            "10.0.0.0/8:70000",
+            "10.0.0.1x",
+            "[::1",
+            "[::1]x",
+            "[::]/129",
+            "10/8",
+        ] {
             assert!(wrong.parse::<Allowed>().is_err(), "{wrong}");
         }
     }
@@ -310,8 +369,16 @@ mod tests {
             guard(allowed).refusal(is_https, address.parse().unwrap(), port)
         };
         assert_eq!(refused(&[], true, "1.1.1.1", 443), None);
-        assert!(refused(&[], false, "1.1.1.1", 443).unwrap().contains("without https"));
-        assert!(refused(&[], true, "1.1.1.1", 8443).unwrap().contains("another port"));
+        assert!(
+            refused(&[], false, "1.1.1.1", 443)
+                .unwrap()
+                .contains("without https")
+        );
+        assert!(
+            refused(&[], true, "1.1.1.1", 8443)
+                .unwrap()
+                .contains("another port")
+        );
         assert_eq!(
             refused(&[], true, "::1", 443).unwrap(),
             "[::1] is not a public address; if it is meant: --allow [::1]:443"
@@ -324,14 +391,29 @@ mod tests {
     /// Spellings that only a look-up turns into an address.
     #[test]
     fn an_address_is_looked_at_however_it_is_spelt() {
-        for host in ["localhost", "127.1", "2130706433", "0x7f000001", "0177.0.0.1", "127.0.0.1", "[::1]", "[::ffff:7f00:1]"] {
+        for host in [
+            "localhost",
+            "127.1",
+            "2130706433",
+            "0x7f000001",
+            "0177.0.0.1",
+            "127.0.0.1",
+            "[::1]",
+            "[::ffff:7f00:1]",
+        ] {
             for scheme in ["http", "https"] {
                 let outcome = open(&format!("{scheme}://{host}:1/dump.rdb"), &[], 1);
                 let why = format!("{:#}", outcome.err().unwrap());
                 // Where the look-up does not know the spelling, nothing was connected to either.
-                let is_refused = ["not a public address", "lookup", "host not found", "no URL", "bad uri"]
-                    .iter()
-                    .any(|word| why.contains(word));
+                let is_refused = [
+                    "not a public address",
+                    "lookup",
+                    "host not found",
+                    "no URL",
+                    "bad uri",
+                ]
+                .iter()
+                .any(|word| why.contains(word));
                 assert!(is_refused, "{host}: {why}");
             }
         }
