@@ -11,6 +11,9 @@ use crate::fingerprint::{Fingerprints, MEMBERS_REMEMBERED_MAX};
 use crate::reader::Reader;
 use crate::source::{Packing, Source};
 
+/// The oddity of a stream of a few old engines.
+pub(crate) const MISCOUNTED: &str = "stream length differs from its entries";
+
 use entries::{Entries, Id, Told, of_id};
 
 /// Entries read by a group that lost count of them.
@@ -134,7 +137,7 @@ impl Stream {
     /// What is odd about the stream, although engines accept it. Old engines could miscount the length when
     /// they deleted entries, and every later engine carries the wrong number on.
     pub(crate) fn oddity(&self) -> Option<&'static str> {
-        (self.length != self.entries.length).then_some("stream length differs from its entries")
+        (self.length != self.entries.length).then_some(MISCOUNTED)
     }
 
     pub(crate) fn digest(&self) -> u128 {
