@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::digest::{Digest, mix};
-use crate::error::ErrorKind;
+use crate::error::{Defect, ErrorKind};
 use crate::opcode::Type;
 
 /// Databases with keys in one file, at most.
@@ -170,15 +170,15 @@ impl Counter {
         self.db
     }
 
-    pub(crate) fn select(&mut self, db: u32) -> Result<(), ErrorKind> {
+    pub(crate) fn select(&mut self, db: u32) -> Result<(), Defect> {
         if self.tally.keys > 0 {
             self.dbs.insert(self.db, self.tally);
         }
         if self.dbs.len() > DATABASES_MAX {
-            return Err(ErrorKind::LimitExceeded {
+            return Err(Box::new(ErrorKind::LimitExceeded {
                 what: "databases",
                 limit: DATABASES_MAX as u64,
-            });
+            }));
         }
         self.db = db;
         self.tally = self.dbs.get(&db).copied().unwrap_or_default();

@@ -196,7 +196,7 @@ impl Parser {
                 (Some(_), None) => self
                     .object
                     .run(&mut r, &mut self.source, &mut ())
-                    .map(|value| self.value = Some(value)),
+                    .map(|()| self.value = Some(*self.object.value())),
                 (Some(_), Some(_)) if r.rest().is_empty() => Err(r.need(1)),
                 (Some(_), Some(_)) => Err(ErrorKind::TrailingBytes.into()),
             };
@@ -205,7 +205,7 @@ impl Parser {
                 Err(stop) => break stop,
             }
         };
-        let done = progress(&r, stop).map_err(|kind| self.error(self.base + r.pos() as u64, kind))?;
+        let done = progress(&r, stop).map_err(|defect| self.error(self.base + r.pos() as u64, *defect))?;
         self.crc.update(&bytes[..done.consumed]);
         self.base += done.consumed as u64;
         Ok(done)

@@ -1,7 +1,7 @@
 //! The members of a list, set, hash or sorted set, gathered into a count and a digest.
 
 use crate::digest::{canonical_integer, mix, of_bytes, of_integer, push_decimal};
-use crate::error::{ErrorKind, malformed};
+use crate::error::{Defect, ErrorKind, malformed};
 use crate::event::{Event, Fragment, Part, Sink, send, send_item};
 use crate::fingerprint::Fingerprints;
 
@@ -12,17 +12,22 @@ pub(crate) enum Item<'a> {
     Bytes(&'a [u8]),
     /// The number whose decimal form it is.
     Int(i64),
-    /// The hash of a string that was too long to be kept.
-    Hashed(u128),
+    /// The high and low half of the hash of a string that was too long to be kept. Halves, since a whole would make items of
+    /// another alignment, whose copies are dear.
+    Hashed([u64; 2]),
 }
 
 impl Item<'_> {
+    pub(crate) fn hashed(hash: u128) -> Self {
+        Self::Hashed([(hash >> 64) as u64, hash as u64])
+    }
+
     #[inline]
     pub(crate) fn hash(&self) -> u128 {
         match *self {
             Self::Bytes(bytes) => of_bytes(bytes),
             Self::Int(value) => of_integer(value),
-            Self::Hashed(hash) => hash,
+            Self::Hashed([high, low]) => u128::from(high) << 64 | u128::from(low),
         }
     }
 }
@@ -31,7 +36,7 @@ impl Item<'_> {
 pub(crate) trait Items {
     /// Called once per packed value, before its items, with the number of items it announces.
     fn expect(&mut self, count: u64);
-    fn item(&mut self, item: Item<'_>) -> Result<(), ErrorKind>;
+    fn item(&mut self, item: Item<'_>) -> Result<(), Defect>;
     /// The length, or a piece, of a string that then comes as [`Item::Hashed`].
     fn piece(&mut self, fragment: Fragment<'_>);
 }
@@ -148,7 +153,7 @@ impl Elements {
 
     /// Refuses a node of a list that added nothing to it.
     #[inline]
-    pub(crate) fn end_node(&mut self) -> Result<(), ErrorKind> {
+    pub(crate) fn end_node(&mut self) -> Result<(), Defect> {
         if self.count == self.count_before_node {
             return Err(malformed("empty list node"));
         }
@@ -165,7 +170,7 @@ impl Elements {
     }
 
     #[inline]
-    fn unique(&mut self, hash: u128) -> Result<(), ErrorKind> {
+    fn unique(&mut self, hash: u128) -> Result<(), Defect> {
         if self.seen.insert(hash) {
             return Ok(());
         }
@@ -174,7 +179,7 @@ impl Elements {
             Shape::ZSet => "sorted set member",
             _ => "set member",
         };
-        Err(ErrorKind::Duplicate { what })
+        Err(Box::new(ErrorKind::Duplicate { what }))
     }
 
     fn keep_member(&mut self, item: Item<'_>) {
@@ -191,7 +196,7 @@ impl Elements {
 
     /// Takes the next string.
     #[inline]
-    pub(crate) fn item<S: Sink>(&mut self, item: Item<'_>, sink: &mut S) -> Result<(), ErrorKind> {
+    pub(crate) fn item<S: Sink>(&mut self, item: Item<'_>, sink: &mut S) -> Result<(), Defect> {
         match (self.shape, self.next) {
             (Shape::Hash, Next::First) => {
                 send_item(sink, Part::Field, item);
@@ -270,7 +275,7 @@ impl Elements {
     }
 
     /// Takes the expiry of the field that comes next, in Unix milliseconds.
-    pub(crate) fn expiry_ahead(&mut self, at_ms: Option<u64>) -> Result<(), ErrorKind> {
+    pub(crate) fn expiry_ahead(&mut self, at_ms: Option<u64>) -> Result<(), Defect> {
         self.expiry = at_ms.map(field_expiry).transpose()?;
         Ok(())
     }
@@ -281,7 +286,7 @@ impl Elements {
     }
 
     /// The expiry in a packed hash: zero for none. Such fields follow those that expire, which ascend.
-    fn packed_expiry<S: Sink>(&mut self, item: Item<'_>, sink: &mut S) -> Result<(), ErrorKind> {
+    fn packed_expiry<S: Sink>(&mut self, item: Item<'_>, sink: &mut S) -> Result<(), Defect> {
         let value = match item {
             Item::Int(value) => Some(value),
             Item::Bytes(text) => canonical_integer(text),
@@ -304,7 +309,7 @@ impl Elements {
     }
 
     /// Takes the score of the member before.
-    pub(crate) fn score<S: Sink>(&mut self, score: f64, sink: &mut S) -> Result<(), ErrorKind> {
+    pub(crate) fn score<S: Sink>(&mut self, score: f64, sink: &mut S) -> Result<(), Defect> {
         if score.is_nan() {
             return Err(malformed("score is not a number"));
         }
@@ -331,7 +336,7 @@ impl Elements {
 
     /// Checks that the value is whole, and returns its digest.
     #[inline]
-    pub(crate) fn end(&self) -> Result<u128, ErrorKind> {
+    pub(crate) fn end(&self) -> Result<u128, Defect> {
         if self.is_open() {
             return Err(match self.shape {
                 Shape::ExpiringHash => malformed("items of a hash are not field, value and expiry in turn"),
@@ -345,7 +350,7 @@ impl Elements {
     }
 }
 
-fn field_expiry(at_ms: u64) -> Result<i64, ErrorKind> {
+fn field_expiry(at_ms: u64) -> Result<i64, Defect> {
     match i64::try_from(at_ms) {
         Ok(at_ms) if at_ms.cast_unsigned() <= FIELD_EXPIRY_MAX => Ok(at_ms),
         _ => Err(malformed("field expiry is beyond what an engine can hold")),
@@ -354,7 +359,7 @@ fn field_expiry(at_ms: u64) -> Result<i64, ErrorKind> {
 
 /// The score in a packed sorted set.
 #[inline]
-fn packed_score(item: Item<'_>) -> Result<f64, ErrorKind> {
+fn packed_score(item: Item<'_>) -> Result<f64, Defect> {
     match item {
         Item::Int(value) => Ok(value as f64),
         Item::Bytes(text) => match canonical_integer(text) {
@@ -366,7 +371,7 @@ fn packed_score(item: Item<'_>) -> Result<f64, ErrorKind> {
 }
 
 /// The number a score text stands for.
-pub(crate) fn score_of_text(text: &[u8]) -> Result<f64, ErrorKind> {
+pub(crate) fn score_of_text(text: &[u8]) -> Result<f64, Defect> {
     std::str::from_utf8(text)
         .ok()
         .and_then(|text| text.parse().ok())
@@ -390,7 +395,7 @@ impl<S: Sink> Items for Told<'_, S> {
     }
 
     #[inline]
-    fn item(&mut self, item: Item<'_>) -> Result<(), ErrorKind> {
+    fn item(&mut self, item: Item<'_>) -> Result<(), Defect> {
         self.elements.item(item, self.sink)
     }
 

@@ -183,12 +183,23 @@ pub(crate) enum Stop {
     /// The buffer must reach at least to this index before the step can be tried again.
     Need(usize),
     /// The bytes are wrong.
-    Fail(ErrorKind),
+    Fail(Defect),
+}
+
+/// What is wrong, boxed: the results of the small functions that are called for every string then fit registers, and are not
+/// copied through memory in pieces of other sizes than they were written, for each of which the processor waits.
+pub(crate) type Defect = Box<ErrorKind>;
+
+impl From<Defect> for Stop {
+    fn from(defect: Defect) -> Self {
+        Self::Fail(defect)
+    }
 }
 
 impl From<ErrorKind> for Stop {
+    #[cold]
     fn from(kind: ErrorKind) -> Self {
-        Self::Fail(kind)
+        Self::Fail(Box::new(kind))
     }
 }
 
@@ -197,6 +208,6 @@ pub(crate) type Step<T> = Result<T, Stop>;
 
 /// Shorthand for the commonest kind.
 #[cold]
-pub(crate) fn malformed(what: &'static str) -> ErrorKind {
-    ErrorKind::Malformed { what }
+pub(crate) fn malformed(what: &'static str) -> Defect {
+    Box::new(ErrorKind::Malformed { what })
 }

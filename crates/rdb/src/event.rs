@@ -16,7 +16,7 @@
 //! hashes and sorted sets come in the order of the file, which for most encodings means nothing.
 
 use crate::elements::Item;
-use crate::error::ErrorKind;
+use crate::error::Defect;
 use crate::opcode::Type;
 
 /// A key whose value follows.
@@ -261,7 +261,7 @@ impl<'a> Fragment<'a> {
 
 /// Passes a long string on to a sink that wants values.
 #[inline]
-pub(crate) fn pieces<S: Sink>(sink: &mut S, part: Part) -> impl FnMut(Fragment<'_>) -> Result<(), ErrorKind> {
+pub(crate) fn pieces<S: Sink>(sink: &mut S, part: Part) -> impl FnMut(Fragment<'_>) -> Result<(), Defect> {
     move |fragment| {
         send(sink, fragment.event(part));
         Ok(())

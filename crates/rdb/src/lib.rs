@@ -38,6 +38,7 @@ mod listpack;
 mod lzf;
 mod module;
 mod object;
+mod obstacles;
 mod opcode;
 mod parser;
 mod reader;
@@ -61,6 +62,7 @@ pub use event::{Event, KeyStart, KeySummary, Part, Sink, StreamId};
 pub use fingerprint::MEMBERS_REMEMBERED_MAX;
 pub use function::FunctionSummary;
 pub use module::{MODULES_MAX, ModuleSummary};
+pub use obstacles::{TypeCodes, obstacles};
 pub use opcode::{Family, Type, VALKEY_VERSION, VERSION_MAX};
 pub use report::{
     AUX_BYTES_MAX, AUX_FIELDS_MAX, Checksum, Distinctness, FUNCTION_BYTES_MAX, FUNCTIONS_MAX, KEY_BYTES_MAX,

@@ -114,7 +114,7 @@ impl Listpack {
                     if left > 0 {
                         return Err(r.need(1));
                     }
-                    items.item(Item::Hashed(hasher.finish()))?;
+                    items.item(Item::hashed(hasher.finish()))?;
                     self.phase = Phase::BackLength { entry };
                 }
                 Phase::BackLength { entry } => {

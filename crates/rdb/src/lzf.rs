@@ -5,7 +5,7 @@
 //! all set, then the low byte of the distance. Lengths count from 2, distances from 1, so that a reference
 //! reaches back at most 8192 bytes and yields at most 264.
 
-use crate::error::{ErrorKind, malformed};
+use crate::error::{Defect, malformed};
 
 /// The farthest a reference reaches back.
 const WINDOW: usize = 8192;
@@ -23,76 +23,56 @@ pub(crate) fn yield_max(packed: u64) -> u64 {
         .saturating_add(ITEM_MAX as u64)
 }
 
-/// Decodes whole items from `input` into `out[*fill..]` and returns the bytes of input used. Stops before an
-/// item that is cut off by the end of the input or does not fit into the output.
-fn decode(input: &[u8], out: &mut [u8], fill: &mut usize) -> Result<usize, ErrorKind> {
+/// Bytes behind a string, and behind its room, that let its last items be copied like all others: see [`decode`].
+pub(crate) const SLACK: usize = 64;
+
+/// Decodes whole items from `input[..end]` into `out[*fill..limit]` and returns the bytes of input used. Stops before an
+/// item that is cut off by the end of the input or does not fit.
+///
+/// Copies are of fixed sizes, a few moves and no call: what is copied too much is written over by the next item. So bytes
+/// behind `end` may be read, which decides nothing, and those behind `limit` overwritten. Where either is short of
+/// [`SLACK`] bytes the last items take the slower way.
+fn decode(input: &[u8], end: usize, out: &mut [u8], limit: usize, fill: &mut usize) -> Result<usize, Defect> {
     let mut used = 0;
     let mut at = *fill;
-    while let Some(&control) = input.get(used) {
-        let control = usize::from(control);
-        if control < 32 {
-            let length = control + 1;
-            // A fixed size is copied by a few moves and not by a call; what is too much is written over.
+    while used < end {
+        let control = usize::from(input[used]);
+        if control < RUN_MAX {
+            let (length, next) = (control + 1, used + 1);
+            if length > end - next || length > limit - at {
+                break;
+            }
             if let (Some(literal), Some(target)) = (
-                input[used + 1..].first_chunk::<RUN_MAX>(),
+                input[next..].first_chunk::<RUN_MAX>(),
                 out[at..].first_chunk_mut::<RUN_MAX>(),
             ) {
                 *target = *literal;
-                used += 1 + length;
-                at += length;
-                continue;
+            } else {
+                out[at..at + length].copy_from_slice(&input[next..next + length]);
             }
-            let (Some(literal), Some(target)) = (
-                input.get(used + 1..used + 1 + length),
-                out.get_mut(at..at + length),
-            ) else {
-                break;
-            };
-            target.copy_from_slice(literal);
-            used += 1 + length;
+            used = next + length;
             at += length;
             continue;
         }
         let mut length = control >> 5;
         let mut next = used + 1;
         if length == 7 {
-            let Some(&more) = input.get(next) else { break };
+            let Some(&more) = input[..end].get(next) else {
+                break;
+            };
             length += usize::from(more);
             next += 1;
         }
-        let Some(&low) = input.get(next) else { break };
+        let Some(&low) = input[..end].get(next) else { break };
         length += 2;
         let distance = ((control & 0x1f) << 8 | usize::from(low)) + 1;
         let Some(from) = at.checked_sub(distance) else {
             return Err(malformed("compressed string refers to before its start"));
         };
-        if out.len() - at < length {
+        if length > limit - at {
             break;
         }
-        if distance >= STEP && out.len() - at >= length.next_multiple_of(STEP) {
-            // Each step reads what was there before it: the distance is not smaller than a step.
-            let mut done = 0;
-            while done < length {
-                let (before, target) = out.split_at_mut(at + done);
-                if let (Some(step), Some(target)) = (
-                    before[from + done..].first_chunk::<STEP>(),
-                    target.first_chunk_mut::<STEP>(),
-                ) {
-                    *target = *step;
-                }
-                done += STEP;
-            }
-        } else if distance >= length {
-            out.copy_within(from..from + length, at);
-        } else {
-            // The copied range grows as it is written, and each copy at least doubles it.
-            let mut done = 0;
-            while done < length {
-                let step = (distance + done).min(length - done);
-                out.copy_within(from..from + step, at + done);
-                done += step;
-            }
-        }
+        copy_back(out, from, at, length);
         at += length;
         used = next + 1;
     }
@@ -100,11 +80,42 @@ fn decode(input: &[u8], out: &mut [u8], fill: &mut usize) -> Result<usize, Error
     Ok(used)
 }
 
-/// Decompresses a string of `out.len()` bytes that is at hand as a whole.
-pub(crate) fn decompress(input: &[u8], out: &mut [u8]) -> Result<(), ErrorKind> {
+/// Copies `length` bytes at `from` to `at`, behind it, so that what is copied may be read again.
+#[inline]
+fn copy_back(out: &mut [u8], from: usize, at: usize, length: usize) {
+    let distance = at - from;
+    // What is loaded beyond the source is stored beyond the target.
+    if distance >= length.min(STEP) && out.len() - at >= length.next_multiple_of(STEP) {
+        let mut done = 0;
+        while done < length {
+            // As a number, so that it stays in registers between the two borrows.
+            let step = match out[from + done..].first_chunk() {
+                Some(step) => u128::from_ne_bytes(*step),
+                None => break,
+            };
+            match out[at + done..].first_chunk_mut() {
+                Some(target) => *target = step.to_ne_bytes(),
+                None => break,
+            }
+            done += STEP;
+        }
+        return;
+    }
+    // The copied range grows as it is written, and each copy at least doubles it.
+    let mut done = 0;
+    while done < length {
+        let step = (distance + done).min(length - done);
+        out.copy_within(from..from + step, at + done);
+        done += step;
+    }
+}
+
+/// Decompresses `input[..end]`, a string at hand as a whole, into `out[..plain]`. Fastest where both have [`SLACK`] bytes
+/// more.
+pub(crate) fn decompress(input: &[u8], end: usize, out: &mut [u8], plain: usize) -> Result<(), Defect> {
     let mut fill = 0;
-    let used = decode(input, out, &mut fill)?;
-    if used == input.len() && fill == out.len() {
+    let used = decode(input, end, out, plain, &mut fill)?;
+    if used == end && fill == plain {
         Ok(())
     } else {
         Err(malformed("compressed string does not yield its length"))
@@ -174,7 +185,7 @@ pub(crate) struct Window {
 impl Window {
     /// Forgets the string before.
     pub(crate) fn begin(&mut self) {
-        self.buf.resize(WINDOW + BLOCK, 0);
+        self.buf.resize(WINDOW + BLOCK + SLACK, 0);
         self.fill = 0;
     }
 
@@ -183,17 +194,17 @@ impl Window {
     pub(crate) fn feed(
         &mut self,
         input: &[u8],
-        mut pass: impl FnMut(&[u8]) -> Result<(), ErrorKind>,
-    ) -> Result<usize, ErrorKind> {
+        mut pass: impl FnMut(&[u8]) -> Result<(), Defect>,
+    ) -> Result<usize, Defect> {
         let mut used = 0;
         loop {
-            let start = self.fill;
-            let step = decode(&input[used..], &mut self.buf, &mut self.fill)?;
+            let (start, rest) = (self.fill, &input[used..]);
+            let step = decode(rest, rest.len(), &mut self.buf, WINDOW + BLOCK, &mut self.fill)?;
             used += step;
             if self.fill > start {
                 pass(&self.buf[start..self.fill])?;
             }
-            if self.buf.len() - self.fill >= ITEM_MAX {
+            if WINDOW + BLOCK - self.fill >= ITEM_MAX {
                 return Ok(used);
             }
             self.buf.copy_within(self.fill - WINDOW..self.fill, 0);
@@ -215,13 +226,24 @@ mod tests {
         }
     }
 
+    /// Both ways: without a byte to spare, and with bytes around that are not the string's.
+    fn whole(input: &[u8], out: &mut [u8]) -> Result<(), Defect> {
+        let exact = decompress(input, input.len(), out, out.len());
+        let around = [input, &[0xff; SLACK]].concat();
+        let mut roomy = vec![0xee; out.len() + SLACK];
+        let with_slack = decompress(&around, input.len(), &mut roomy, out.len());
+        assert_eq!(exact.is_ok(), with_slack.is_ok());
+        assert!(exact.is_err() || roomy[..out.len()] == *out);
+        exact
+    }
+
     #[test]
     fn overlapping_references_repeat() {
         let mut input = vec![1, b'a', b'b'];
         input.extend(reference(2, 264));
         input.extend(reference(1, 5));
         let mut out = vec![0; 271];
-        decompress(&input, &mut out).unwrap();
+        whole(&input, &mut out).unwrap();
         let mut expected: Vec<u8> = b"ab".iter().copied().cycle().take(266).collect();
         expected.extend(b"bbbbb");
         assert_eq!(out, expected);
@@ -248,7 +270,7 @@ mod tests {
                 shorter += 1;
                 assert!(packed.len() < input.len());
                 let mut plain = vec![0; input.len()];
-                decompress(&packed, &mut plain).unwrap();
+                whole(&packed, &mut plain).unwrap();
                 assert_eq!(plain, input, "{length} of {letters}");
             }
         }
@@ -258,10 +280,10 @@ mod tests {
     #[test]
     fn wrong_length_and_far_reference_are_refused() {
         let input = [1, b'a', b'b'];
-        assert!(decompress(&input, &mut [0; 3]).is_err());
-        assert!(decompress(&input, &mut [0; 1]).is_err());
-        assert!(decompress(&[0, b'a', 0x20, 1], &mut [0; 4]).is_err());
-        assert!(decompress(&[5, b'a'], &mut [0; 6]).is_err());
+        assert!(whole(&input, &mut [0; 3]).is_err());
+        assert!(whole(&input, &mut [0; 1]).is_err());
+        assert!(whole(&[0, b'a', 0x20, 1], &mut [0; 4]).is_err());
+        assert!(whole(&[5, b'a'], &mut [0; 6]).is_err());
     }
 
     #[test]
@@ -277,7 +299,7 @@ mod tests {
             plain += length;
         }
         let mut whole = vec![0; plain];
-        decompress(&input, &mut whole).unwrap();
+        decompress(&input, input.len(), &mut whole, plain).unwrap();
         for cut in [1, 2, 5, 1000, input.len()] {
             let mut window = Window::default();
             window.begin();

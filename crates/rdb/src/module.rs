@@ -4,7 +4,7 @@
 //! id packs a name of nine letters, six bits each, and a version of ten bits.
 
 use crate::digest::mix;
-use crate::error::{ErrorKind, Step, malformed};
+use crate::error::{Defect, ErrorKind, Step, malformed};
 use crate::reader::Reader;
 use crate::source::Source;
 
@@ -55,16 +55,16 @@ pub(crate) fn note(
     seen: &mut Vec<(u64, ModuleSummary)>,
     id: u64,
     count: impl Fn(&mut ModuleSummary) -> &mut u64,
-) -> Result<(), ErrorKind> {
+) -> Result<(), Defect> {
     if let Some((_, module)) = seen.iter_mut().find(|(known, _)| *known == id) {
         *count(module) += 1;
         return Ok(());
     }
     if seen.len() >= MODULES_MAX {
-        return Err(ErrorKind::LimitExceeded {
+        return Err(Box::new(ErrorKind::LimitExceeded {
             what: "module types",
             limit: MODULES_MAX as u64,
-        });
+        }));
     }
     let mut module = ModuleSummary::of(id);
     *count(&mut module) += 1;

@@ -2,7 +2,7 @@
 
 use crate::digest::mix;
 use crate::elements::{Elements, Item, Shape, Told, score_of_text};
-use crate::error::{ErrorKind, Step, malformed};
+use crate::error::{Defect, Step, malformed};
 use crate::event::{Part, Sink, pieces, send_item};
 use crate::module::Module;
 use crate::opcode::{Family, FieldExpiry, Layout, Type, layout};
@@ -70,6 +70,8 @@ pub(crate) struct Object {
     module: Module,
     /// The least expiry of the fields of a hash, in Unix milliseconds.
     least: u64,
+    /// The value that has ended last. Returned by value it would be copied through memory for every key.
+    value: Value,
 }
 
 /// What a value turned out to be.
@@ -84,6 +86,14 @@ pub(crate) struct Value {
     pub(crate) module: Option<u64>,
     /// What is odd about a value that engines accept.
     pub(crate) oddity: Option<&'static str>,
+}
+
+impl Value {
+    /// Whether there is more to say than for most.
+    #[inline]
+    pub(crate) fn is_special(&self) -> bool {
+        self.oddity.is_some() || self.module.is_some()
+    }
 }
 
 /// Keeps equal contents of different types apart.
@@ -101,12 +111,26 @@ impl Object {
             stream: Stream::default(),
             module: Module::default(),
             least: 0,
+            value: Value {
+                kind: Type::String,
+                elements: 0,
+                expiring: 0,
+                digest: 0,
+                module: None,
+                oddity: None,
+            },
         }
+    }
+
+    /// What the value that was read last turned out to be.
+    #[inline]
+    pub(crate) fn value(&self) -> &Value {
+        &self.value
     }
 
     /// Starts a value of the given type code.
     #[inline]
-    pub(crate) fn begin(&mut self, family: Family, code: u8) -> Result<(), ErrorKind> {
+    pub(crate) fn begin(&mut self, family: Family, code: u8) -> Result<(), Defect> {
         (self.kind, self.layout) = layout(family, code)?;
         self.phase = Phase::Begin;
         Ok(())
@@ -119,33 +143,24 @@ impl Object {
 
     /// Reads on, to the end of the value.
     #[inline]
-    pub(crate) fn run<S: Sink>(
-        &mut self,
-        r: &mut Reader<'_>,
-        source: &mut Source,
-        sink: &mut S,
-    ) -> Step<Value> {
+    pub(crate) fn run<S: Sink>(&mut self, r: &mut Reader<'_>, source: &mut Source, sink: &mut S) -> Step<()> {
         if self.layout == Layout::Text {
             let item = source.item(r, pieces(sink, Part::Text))?;
             send_item(sink, Part::Text, item);
-            return Ok(Value {
+            self.value = Value {
                 kind: Type::String,
                 elements: 1,
                 expiring: 0,
                 digest: tag(Type::String, item.hash()),
                 module: None,
                 oddity: None,
-            });
+            };
+            return Ok(());
         }
         self.run_elements(r, source, sink)
     }
 
-    fn run_elements<S: Sink>(
-        &mut self,
-        r: &mut Reader<'_>,
-        source: &mut Source,
-        sink: &mut S,
-    ) -> Step<Value> {
+    fn run_elements<S: Sink>(&mut self, r: &mut Reader<'_>, source: &mut Source, sink: &mut S) -> Step<()> {
         if self.phase == Phase::Begin {
             self.start(r)?;
         }
@@ -162,37 +177,40 @@ impl Object {
             Layout::Intset => source.intset(r, &mut self.elements, sink)?,
             Layout::Stream(_) => {
                 self.stream.run(r, source, sink)?;
-                return Ok(Value {
+                self.value = Value {
                     kind: self.kind,
                     elements: self.stream.live_entries(),
                     expiring: 0,
                     digest: tag(self.kind, self.stream.digest()),
                     module: None,
                     oddity: self.stream.oddity(),
-                });
+                };
+                return Ok(());
             }
             Layout::Module => {
                 self.module.run(r, source)?;
-                return Ok(Value {
+                self.value = Value {
                     kind: self.kind,
                     elements: 1,
                     expiring: 0,
                     digest: tag(self.kind, self.module.digest()),
                     module: Some(self.module.id()),
                     oddity: None,
-                });
+                };
+                return Ok(());
             }
             _ => self.counted(r, source, sink)?,
         }
         let digest = tag(self.kind, self.elements.end()?);
-        Ok(Value {
+        self.value = Value {
             kind: self.kind,
             elements: self.elements.count(),
             expiring: self.elements.expiring(),
             digest,
             module: None,
             oddity: None,
-        })
+        };
+        Ok(())
     }
 
     #[inline]

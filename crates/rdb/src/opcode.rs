@@ -1,7 +1,7 @@
 //! The numbers of the format: magics, versions, value types and opcodes.
 
 use crate::elements::Shape;
-use crate::error::ErrorKind;
+use crate::error::{Defect, ErrorKind};
 use crate::source::Packing;
 
 /// The highest version that is read under the magic `REDIS`.
@@ -167,7 +167,7 @@ pub(crate) enum Layout {
 
 /// The type and layout behind a type code.
 #[inline]
-pub(crate) fn layout(family: Family, code: u8) -> Result<(Type, Layout), ErrorKind> {
+pub(crate) fn layout(family: Family, code: u8) -> Result<(Type, Layout), Defect> {
     use Packing::{Listpack, Ziplist, Zipmap};
     Ok(match code {
         0 => (Type::String, Layout::Text),
@@ -196,7 +196,7 @@ pub(crate) fn layout(family: Family, code: u8) -> Result<(Type, Layout), ErrorKi
         24 if family == Family::Redis => (Type::Hash, Layout::Expiring(FieldExpiry::FromLeast)),
         25 if family == Family::Redis => (Type::Hash, Layout::LeastThenPacked),
         26 if family == Family::Redis => (Type::Stream, Layout::Stream(4)),
-        _ => return Err(refusal(family, code)),
+        _ => return Err(Box::new(refusal(family, code))),
     })
 }
 

@@ -2,13 +2,13 @@
 
 use crate::census::{Counted, Counter};
 use crate::crc64::Crc64;
-use crate::digest::{canonical_integer, of_bytes};
+use crate::digest::canonical_integer;
 use crate::distinct::{Distinct, Found};
-use crate::error::{Error, ErrorKind, KeyHint, Step, Stop, malformed};
+use crate::error::{Defect, Error, ErrorKind, KeyHint, Step, Stop, malformed};
 use crate::event::{KeyStart, KeySummary, Sink};
 use crate::function::FunctionSummary;
 use crate::module::{self, Module, ModuleSummary};
-use crate::object::{Object, Value};
+use crate::object::Object;
 use crate::opcode::{self, Family};
 use crate::reader::{Progress, Reader, progress};
 use crate::report::{
@@ -232,7 +232,7 @@ impl Parser {
         }
         let done = match progress(&r, stop) {
             Ok(done) => done,
-            Err(kind) => return Err(self.error(self.base + r.pos() as u64, kind)),
+            Err(defect) => return Err(self.error(self.base + r.pos() as u64, *defect)),
         };
         if !matches!(self.state, State::Checksum | State::Done) {
             self.crc.update(&bytes[..done.consumed]);
@@ -275,9 +275,10 @@ impl Parser {
         match self.state {
             State::Opcode => self.opcode(r),
             State::Key => {
-                let (bytes, hash) = self.source.bytes(r, &mut self.key, KEY_BYTES_MAX)?;
+                let bytes = self.source.bytes(r, &mut self.key, KEY_BYTES_MAX)?;
                 self.entry.key_bytes = bytes;
-                self.entry.key_hash = hash.unwrap_or_else(|| of_bytes(&self.key));
+                self.entry.key_hash = self.source.hash();
+                let hash = (bytes > KEY_BYTES_MAX as u64).then_some(self.entry.key_hash);
                 self.state = State::Value;
                 let (db, offset) = (self.counter.db(), self.entry.start);
                 if let Err(found) = self.distinct.insert(db, &self.key, hash, offset) {
@@ -358,7 +359,7 @@ impl Parser {
         if code < opcode::SLOT_IMPORT {
             self.object
                 .begin(self.family, code)
-                .map_err(|kind| refuse(r, kind))?;
+                .map_err(|defect| refuse(r, defect))?;
             self.start_entry(at);
             self.entry.type_code = code;
             self.state = State::Key;
@@ -425,7 +426,7 @@ impl Parser {
                 self.slot_infos += 1;
             }
             opcode::SLOT_IMPORT if self.family == Family::Valkey => self.state = State::SlotJob,
-            opcode::SLOT_IMPORT => return Err(refuse(r, opcode::refusal(self.family, code))),
+            opcode::SLOT_IMPORT => return Err(refuse(r, Box::new(opcode::refusal(self.family, code)))),
             opcode::FUNCTION2 => self.state = State::Function,
             opcode::FUNCTION_PRE_GA => self.state = State::OldFunction(OldFunction::Name),
             opcode::MODULE_AUX => {
@@ -522,7 +523,7 @@ impl Parser {
     fn stop_at_key(&mut self, found: Found) -> Stop {
         self.duplicate = Some(self.found(found));
         // The error that is kept says it better.
-        Stop::Fail(ErrorKind::Duplicate { what: "key" })
+        ErrorKind::Duplicate { what: "key" }.into()
     }
 
     #[inline]
@@ -536,10 +537,11 @@ impl Parser {
 
     #[inline]
     fn value<S: Sink>(&mut self, r: &mut Reader<'_>, sink: &mut S) -> Step<()> {
-        let value = self.object.run(r, &mut self.source, sink)?;
-        if value.oddity.is_some() || value.module.is_some() {
-            self.note(&value)?;
+        self.object.run(r, &mut self.source, sink)?;
+        if self.object.value().is_special() {
+            self.note()?;
         }
+        let value = self.object.value();
         let entry = &mut self.entry;
         entry.started = false;
         let bytes = self.base + r.pos() as u64 - entry.start;
@@ -573,7 +575,8 @@ impl Parser {
 
     /// Notes what is special about a value.
     #[cold]
-    fn note(&mut self, value: &Value) -> Result<(), ErrorKind> {
+    fn note(&mut self) -> Result<(), Defect> {
+        let value = *self.object.value();
         if let Some(what) = value.oddity {
             self.warn(self.entry.start, what, Some(self.hint()));
         }
@@ -595,7 +598,7 @@ impl Parser {
     }
 
     fn function<S: Sink>(&mut self, r: &mut Reader<'_>, sink: &mut S) -> Step<()> {
-        let (bytes, _) = self.source.bytes(r, &mut self.text, FUNCTION_BYTES_MAX)?;
+        let bytes = self.source.bytes(r, &mut self.text, FUNCTION_BYTES_MAX)?;
         if bytes > FUNCTION_BYTES_MAX as u64 {
             let limit = FUNCTION_BYTES_MAX as u64;
             return Err(ErrorKind::LimitExceeded {
@@ -639,7 +642,7 @@ impl Parser {
 
 /// A stop at the opcode itself, not after it.
 #[cold]
-fn refuse(r: &mut Reader<'_>, kind: ErrorKind) -> Stop {
+fn refuse(r: &mut Reader<'_>, defect: Defect) -> Stop {
     r.rewind();
-    Stop::Fail(kind)
+    Stop::Fail(defect)
 }

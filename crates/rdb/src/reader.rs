@@ -5,7 +5,7 @@
 //! having changed anything, and is tried again from the last commit once more bytes are there. Items are
 //! small: anything above [`WHOLE_MAX`] bytes is passed on in pieces instead.
 
-use crate::error::{ErrorKind, Step, Stop, malformed};
+use crate::error::{Defect, Step, Stop, malformed};
 
 /// Bytes of content up to which an item waits until it is in the buffer as a whole.
 pub(crate) const WHOLE_MAX: u64 = 16 * 1024;
@@ -189,7 +189,7 @@ impl Carry {
 }
 
 /// Turns the stop of a step loop into progress, or passes the defect on.
-pub(crate) fn progress(reader: &Reader<'_>, stop: Stop) -> Result<Progress, ErrorKind> {
+pub(crate) fn progress(reader: &Reader<'_>, stop: Stop) -> Result<Progress, Defect> {
     match stop {
         Stop::Need(end) => Ok(Progress {
             consumed: reader.mark,

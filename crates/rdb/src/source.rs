@@ -1,8 +1,8 @@
 //! Strings of an RDB file: read whole while they are small, or passed on in pieces.
 
-use crate::digest::{Hasher, of_bytes, push_decimal};
+use crate::digest::{Hasher, of_bytes, of_integer, push_decimal};
 use crate::elements::{Elements, Item, Items};
-use crate::error::{ErrorKind, Step, malformed};
+use crate::error::{Defect, Step, malformed};
 use crate::event::{Fragment, Sink};
 use crate::intset::Intset;
 use crate::listpack::Listpack;
@@ -108,10 +108,10 @@ impl Strings {
         match at_hand {
             Some(bytes) if plain <= DECOMPRESS_WHOLE_MAX => {
                 let plain = plain as usize;
-                if self.scratch.len() < plain {
-                    self.scratch.resize(plain, 0);
+                if self.scratch.len() < plain + lzf::SLACK {
+                    self.scratch.resize(plain + lzf::SLACK, 0);
                 }
-                lzf::decompress(bytes, &mut self.scratch[..plain])?;
+                lzf::decompress(r.rest(), bytes.len(), &mut self.scratch, plain)?;
                 r.advance(bytes.len());
                 r.commit();
                 Ok(Opened::Scratch(plain))
@@ -127,7 +127,7 @@ impl Strings {
     }
 
     /// Passes on what is at hand of a long string; done when it returns without a stop.
-    fn pump(&mut self, r: &mut Reader<'_>, mut pass: impl FnMut(&[u8]) -> Result<(), ErrorKind>) -> Step<()> {
+    fn pump(&mut self, r: &mut Reader<'_>, mut pass: impl FnMut(&[u8]) -> Result<(), Defect>) -> Step<()> {
         let rest = r.rest();
         let at_hand = |left: u64| &rest[..rest.len().min(usize::try_from(left).unwrap_or(usize::MAX))];
         match &mut self.body {
@@ -191,7 +191,7 @@ impl Packed {
         }
     }
 
-    fn end(&mut self, packing: Packing) -> Result<(), ErrorKind> {
+    fn end(&mut self, packing: Packing) -> Result<(), Defect> {
         self.carry.clear();
         let (done, what) = match packing {
             Packing::Listpack => (self.listpack.is_done(), "listpack reaches beyond its string"),
@@ -208,7 +208,7 @@ impl Packed {
         bytes: &[u8],
         hasher: &mut Hasher,
         items: &mut A,
-    ) -> Result<Progress, ErrorKind> {
+    ) -> Result<Progress, Defect> {
         let mut r = Reader::new(bytes);
         let step = match packing {
             Packing::Listpack => self.listpack.run(&mut r, hasher, items),
@@ -225,7 +225,7 @@ impl Packed {
         bytes: &[u8],
         hasher: &mut Hasher,
         items: &mut A,
-    ) -> Result<(), ErrorKind> {
+    ) -> Result<(), Defect> {
         self.begin(packing, bytes.len() as u64);
         self.run(packing, bytes, hasher, items)?;
         self.end(packing)
@@ -236,13 +236,13 @@ impl Packed {
         bytes: &[u8],
         set: &mut Elements,
         sink: &mut S,
-    ) -> Result<(), ErrorKind> {
+    ) -> Result<(), Defect> {
         self.intset.begin(bytes.len() as u64);
         self.run_intset(bytes, set, sink)?;
         self.end_intset()
     }
 
-    fn end_intset(&mut self) -> Result<(), ErrorKind> {
+    fn end_intset(&mut self) -> Result<(), Defect> {
         self.carry.clear();
         if self.intset.is_done() {
             Ok(())
@@ -256,7 +256,7 @@ impl Packed {
         bytes: &[u8],
         set: &mut Elements,
         sink: &mut S,
-    ) -> Result<Progress, ErrorKind> {
+    ) -> Result<Progress, Defect> {
         let mut r = Reader::new(bytes);
         let step = self.intset.run(&mut r, set, sink);
         self.reached = r.pos();
@@ -264,15 +264,17 @@ impl Packed {
     }
 }
 
-/// Copies up to `limit` bytes; returns the length, and the hash of a string that is longer.
+/// Copies up to `limit` bytes; returns the length. The hash is taken of the original: the copy, just written, would be read in
+/// pieces of other sizes, which has to wait.
 #[inline]
-fn keep(bytes: &[u8], out: &mut Vec<u8>, limit: usize) -> (u64, Option<u128>) {
+fn keep(bytes: &[u8], out: &mut Vec<u8>, limit: usize, hash: &mut u128) -> u64 {
+    *hash = of_bytes(bytes);
     out.clear();
     out.extend_from_slice(&bytes[..bytes.len().min(limit)]);
-    (bytes.len() as u64, (bytes.len() > limit).then(|| of_bytes(bytes)))
+    bytes.len() as u64
 }
 
-fn settle(r: &Reader<'_>, step: Step<()>) -> Result<Progress, ErrorKind> {
+fn settle(r: &Reader<'_>, step: Step<()>) -> Result<Progress, Defect> {
     match step {
         Ok(()) => Ok(Progress {
             consumed: r.committed(),
@@ -292,6 +294,8 @@ pub(crate) struct Source {
     packed: Packed,
     long: bool,
     long_bytes: u64,
+    /// The hash of the string that [`bytes`](Self::bytes) read last, the whole of it.
+    hash: u128,
 }
 
 impl Source {
@@ -306,6 +310,7 @@ impl Source {
             packed: Packed::default(),
             long: false,
             long_bytes: 0,
+            hash: 0,
         }
     }
 
@@ -319,7 +324,7 @@ impl Source {
     pub(crate) fn item<'s, 'b: 's>(
         &'s mut self,
         r: &mut Reader<'b>,
-        mut pieces: impl FnMut(Fragment<'_>) -> Result<(), ErrorKind>,
+        mut pieces: impl FnMut(Fragment<'_>) -> Result<(), Defect>,
     ) -> Step<Item<'s>> {
         if !self.long {
             match self.strings.open(r)? {
@@ -340,7 +345,7 @@ impl Source {
     fn long_item<'a>(
         &mut self,
         r: &mut Reader<'_>,
-        mut pieces: impl FnMut(Fragment<'_>) -> Result<(), ErrorKind>,
+        mut pieces: impl FnMut(Fragment<'_>) -> Result<(), Defect>,
     ) -> Step<Item<'a>> {
         let hasher = &mut self.hasher;
         self.strings.pump(r, |bytes| {
@@ -348,26 +353,30 @@ impl Source {
             pieces(Fragment::Bytes(bytes))
         })?;
         self.long = false;
-        Ok(Item::Hashed(self.hasher.finish()))
+        Ok(Item::hashed(self.hasher.finish()))
     }
 
-    /// Reads a string into `out`, at most `limit` bytes of it, and returns its full length and its hash.
+    /// The hash of the string that [`bytes`](Self::bytes) read last, the whole of it.
     #[inline]
-    pub(crate) fn bytes(
-        &mut self,
-        r: &mut Reader<'_>,
-        out: &mut Vec<u8>,
-        limit: usize,
-    ) -> Step<(u64, Option<u128>)> {
+    pub(crate) fn hash(&self) -> u128 {
+        self.hash
+    }
+
+    /// Reads a string into `out`, at most `limit` bytes of it, and returns its full length.
+    #[inline]
+    pub(crate) fn bytes(&mut self, r: &mut Reader<'_>, out: &mut Vec<u8>, limit: usize) -> Step<u64> {
         if !self.long {
             match self.strings.open(r)? {
                 Opened::Int(value) => {
                     out.clear();
                     push_decimal(out, value);
-                    return Ok((out.len() as u64, None));
+                    self.hash = of_integer(value);
+                    return Ok(out.len() as u64);
                 }
-                Opened::Bytes(bytes) => return Ok(keep(bytes, out, limit)),
-                Opened::Scratch(length) => return Ok(keep(&self.strings.scratch[..length], out, limit)),
+                Opened::Bytes(bytes) => return Ok(keep(bytes, out, limit, &mut self.hash)),
+                Opened::Scratch(length) => {
+                    return Ok(keep(&self.strings.scratch[..length], out, limit, &mut self.hash));
+                }
                 Opened::Long(length) => {
                     out.clear();
                     self.hasher.reset();
@@ -384,7 +393,8 @@ impl Source {
             Ok(())
         })?;
         self.long = false;
-        Ok((self.long_bytes, Some(self.hasher.finish())))
+        self.hash = self.hasher.finish();
+        Ok(self.long_bytes)
     }
 
     /// Reads a string as a packed value and passes its items on.

@@ -5,11 +5,14 @@ mod entries;
 
 use crate::digest::mix;
 use crate::elements::Item;
-use crate::error::{ErrorKind, Step, malformed};
+use crate::error::{Defect, ErrorKind, Step, malformed};
 use crate::event::{self, Event, Sink, pieces, send, send_item};
 use crate::fingerprint::{Fingerprints, MEMBERS_REMEMBERED_MAX};
 use crate::reader::Reader;
 use crate::source::{Packing, Source};
+
+/// The oddity of a stream of a few old engines.
+pub(crate) const MISCOUNTED: &str = "stream length differs from its entries";
 
 use entries::{Entries, Id, Told, of_id};
 
@@ -134,7 +137,7 @@ impl Stream {
     /// What is odd about the stream, although engines accept it. Old engines could miscount the length when
     /// they deleted entries, and every later engine carries the wrong number on.
     pub(crate) fn oddity(&self) -> Option<&'static str> {
-        (self.length != self.entries.length).then_some("stream length differs from its entries")
+        (self.length != self.entries.length).then_some(MISCOUNTED)
     }
 
     pub(crate) fn digest(&self) -> u128 {
@@ -244,11 +247,11 @@ impl Stream {
         };
     }
 
-    fn unique(&mut self, name: u128, scope: u64, what: &'static str) -> Result<(), ErrorKind> {
+    fn unique(&mut self, name: u128, scope: u64, what: &'static str) -> Result<(), Defect> {
         if self.names.insert(mix(name, u128::from(scope))) {
             Ok(())
         } else {
-            Err(ErrorKind::Duplicate { what })
+            Err(Box::new(ErrorKind::Duplicate { what }))
         }
     }
 
@@ -452,7 +455,7 @@ impl Stream {
         Ok(self.next_consumer()?)
     }
 
-    fn next_consumer(&mut self) -> Result<(), ErrorKind> {
+    fn next_consumer(&mut self) -> Result<(), Defect> {
         if self.group.consumers_left > 0 {
             self.phase = Phase::ConsumerName;
             return Ok(());
@@ -477,11 +480,11 @@ fn read_id(r: &mut Reader<'_>) -> Step<Id> {
     Ok((u64::from_be_bytes(r.array()?), u64::from_be_bytes(r.array()?)))
 }
 
-fn in_order(before: &mut Option<Id>, id: Id) -> Result<(), ErrorKind> {
+fn in_order(before: &mut Option<Id>, id: Id) -> Result<(), Defect> {
     match *before {
-        Some(before) if before == id => Err(ErrorKind::Duplicate {
+        Some(before) if before == id => Err(Box::new(ErrorKind::Duplicate {
             what: "pending entry",
-        }),
+        })),
         Some(before) if before > id => Err(malformed("pending entries out of order")),
         _ => {
             *before = Some(id);

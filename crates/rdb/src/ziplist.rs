@@ -92,7 +92,7 @@ impl Ziplist {
                     if left > 0 {
                         return Err(r.need(1));
                     }
-                    items.item(Item::Hashed(hasher.finish()))?;
+                    items.item(Item::hashed(hasher.finish()))?;
                     self.pass(entry);
                     self.phase = Phase::Entries;
                 }

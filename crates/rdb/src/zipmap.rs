@@ -79,7 +79,7 @@ impl Zipmap {
                     if left > 0 {
                         return Err(r.need(1));
                     }
-                    items.item(Item::Hashed(hasher.finish()))?;
+                    items.item(Item::hashed(hasher.finish()))?;
                     self.phase = free.map_or(Phase::Value, Phase::Free);
                 }
                 Phase::Free(free) => {

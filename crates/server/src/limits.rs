@@ -44,6 +44,8 @@ pub const BATCH_INSTANCES_MAX: usize = 50;
 pub const IDEMPOTENCY_SECONDS: i64 = 24 * 3600;
 /// Longest Idempotency-Key, in characters.
 pub const IDEMPOTENCY_KEY_CHARS_MAX: usize = 255;
+/// Gigabytes that are taken of a URL where the operator names no limit: more than most dumps have, less than most disks.
+pub const IMPORT_URL_GB_DEFAULT: u64 = 64;
 /// Life of a token: contract §2.1.
 pub const TOKEN_SECONDS: i64 = 24 * 3600;
 /// How far the date of a signed request may be off: contract §2.2.

@@ -6,7 +6,7 @@
 
 use crate::digest::mix;
 use crate::elements::{Item, Items};
-use crate::error::{ErrorKind, malformed};
+use crate::error::{Defect, ErrorKind, malformed};
 use crate::event::{self, Event, Fragment, Sink, send, send_item};
 
 /// An entry id: milliseconds and sequence number.
@@ -101,11 +101,11 @@ impl FieldNames {
     }
 }
 
-fn count(value: i64) -> Result<u64, ErrorKind> {
+fn count(value: i64) -> Result<u64, Defect> {
     u64::try_from(value).map_err(|_| malformed("negative count in a stream"))
 }
 
-fn number(item: Item<'_>) -> Result<i64, ErrorKind> {
+fn number(item: Item<'_>) -> Result<i64, Defect> {
     match item {
         Item::Int(value) => Ok(value),
         _ => Err(malformed("text in place of a number in a stream")),
@@ -119,7 +119,7 @@ impl Entries {
         self.records = 0;
     }
 
-    pub(super) fn end_listpack(&self) -> Result<(), ErrorKind> {
+    pub(super) fn end_listpack(&self) -> Result<(), Defect> {
         if self.part != Part::Flags {
             return Err(malformed("stream listpack ends inside an entry"));
         }
@@ -141,16 +141,16 @@ impl Entries {
     }
 
     /// Keeps a field name of the head, or a piece of one.
-    fn keep_name<S: Sink>(&mut self, bytes: &[u8]) -> Result<(), ErrorKind> {
+    fn keep_name<S: Sink>(&mut self, bytes: &[u8]) -> Result<(), Defect> {
         if !S::VALUES {
             return Ok(());
         }
         self.names.push(bytes);
         if self.names.too_long {
-            return Err(ErrorKind::LimitExceeded {
+            return Err(Box::new(ErrorKind::LimitExceeded {
                 what: "bytes of field names of a stream listpack",
                 limit: FIELD_NAMES_BYTES_MAX as u64,
-            });
+            }));
         }
         Ok(())
     }
@@ -164,7 +164,7 @@ impl Entries {
         }
     }
 
-    fn start_entry<S: Sink>(&mut self, sink: &mut S) -> Result<(), ErrorKind> {
+    fn start_entry<S: Sink>(&mut self, sink: &mut S) -> Result<(), Defect> {
         let counter = if self.flags & FLAG_DELETED != 0 {
             &mut self.deleted
         } else {
@@ -199,7 +199,7 @@ impl Entries {
         Ok(())
     }
 
-    fn end_entry(&mut self, size: i64) -> Result<(), ErrorKind> {
+    fn end_entry(&mut self, size: i64) -> Result<(), Defect> {
         let expected = if self.flags & FLAG_SAME_FIELDS != 0 {
             self.field_count.checked_add(3)
         } else {
@@ -222,7 +222,7 @@ impl Entries {
 }
 
 impl Entries {
-    fn item<S: Sink>(&mut self, item: Item<'_>, sink: &mut S) -> Result<(), ErrorKind> {
+    fn item<S: Sink>(&mut self, item: Item<'_>, sink: &mut S) -> Result<(), Defect> {
         match self.part {
             Part::Live => {
                 self.live = count(number(item)?)?;
@@ -326,7 +326,7 @@ impl<S: Sink> Items for Told<'_, S> {
     fn expect(&mut self, _count: u64) {}
 
     #[inline]
-    fn item(&mut self, item: Item<'_>) -> Result<(), ErrorKind> {
+    fn item(&mut self, item: Item<'_>) -> Result<(), Defect> {
         self.entries.item(item, self.sink)
     }
 

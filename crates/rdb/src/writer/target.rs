@@ -63,7 +63,7 @@ impl Target {
     }
 
     /// Whether a type code of a file of family `from` means the same to the target.
-    pub(super) fn reads(self, from: Family, code: u8) -> bool {
+    pub(crate) fn reads(self, from: Family, code: u8) -> bool {
         match code {
             0..=15 => true,
             16..=19 => self.version >= 10,
@@ -93,7 +93,7 @@ impl Target {
         }
     }
 
-    pub(super) fn has_functions(self) -> bool {
+    pub(crate) fn has_functions(self) -> bool {
         self.version >= 10
     }
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::ops::Range;
 
 use super::changed;
-use crate::error::ErrorKind;
+use crate::error::Defect;
 use crate::event::Sink;
 use crate::object::Object;
 use crate::opcode::Family;
@@ -52,7 +52,7 @@ impl Values {
             offset += count;
             let (object, source) = (&mut self.object, &mut self.source);
             self.carry
-                .feed(&self.piece, |bytes| -> Result<Progress, ErrorKind> {
+                .feed(&self.piece, |bytes| -> Result<Progress, Defect> {
                     let mut r = Reader::new(bytes);
                     match object.run(&mut r, source, sink) {
                         Ok(_value) => {

@@ -14,6 +14,7 @@ mod fixtures;
 mod matrix;
 
 mod memory;
+mod obstacles;
 mod refusals;
 
 mod values;

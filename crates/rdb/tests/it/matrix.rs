@@ -26,7 +26,7 @@ const KEYS: u64 = 250;
 const FUTURE_MS: u64 = 4_102_444_800_000;
 
 /// The engines that are there: name and command.
-fn engines() -> Vec<(&'static str, String)> {
+pub fn engines() -> Vec<(&'static str, String)> {
     let given = std::env::var("CACHEKEEP_TEST_ENGINES").unwrap_or_default();
     let given: BTreeMap<&str, &str> = given
         .split(';')

@@ -64,6 +64,7 @@ impl Client {
             endpoint.contains("//127.") || endpoint.contains("//[::1]") || endpoint.contains("//localhost");
         let tls = ureq::tls::TlsConfig::builder()
             .unversioned_rustls_crypto_provider(std::sync::Arc::new(rustls::crypto::ring::default_provider()))
+            .root_certs(ureq::tls::RootCerts::PlatformVerifier)
             .disable_verification(here)
             .build();
         let agent = ureq::Agent::config_builder()

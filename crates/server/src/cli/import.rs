@@ -7,6 +7,7 @@
 
 mod cluster;
 mod folder;
+mod url;
 
 use std::fs::File;
 use std::io::Read;
@@ -48,12 +49,13 @@ use crate::storage::{self, record as storages};
     cachekeep import cache1 /var/lib/redis\n  \
     cachekeep import cache1 appendonly.aof\n  \
     cachekeep import cluster1 node1.rdb node2.rdb node3.rdb --nodes nodes.conf\n  \
-    curl -s https://example.com/dump.rdb | cachekeep import cache1 -"
+    cachekeep import cache1 https://example.com/dump.rdb\n  \
+    cachekeep import cache1 http://files.internal:9000/dump.rdb --allow 10.0.0.0/8:9000"
 )]
 pub(crate) struct Import {
     /// Name or id of the instance (the id, where it is deleted)
     instance: String,
-    /// The file, a server's folder, or - for standard input; for a cluster one of each shard
+    /// The file, a server's folder, a URL, or - for standard input; for a cluster a file of each shard
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Of a cluster: the list of its nodes, as CLUSTER NODES prints it or a node's nodes.conf has it
@@ -65,6 +67,13 @@ pub(crate) struct Import {
     /// Up to 128 characters, shown with the backup and its restores
     #[arg(long)]
     remark: Option<String>,
+    /// Of a URL: an address that may be connected to, by http and on any port too, where ADDRESS[/BITS][:PORT] covers it.
+    /// Without it only public addresses are, by https on port 443. Holds for redirects as well
+    #[arg(long, value_name = "ADDRESS")]
+    allow: Vec<url::Allowed>,
+    /// Of a URL: refuse what is larger, so that no mistake fills the store
+    #[arg(long, value_name = "GB", default_value_t = crate::limits::IMPORT_URL_GB_DEFAULT, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    size_limit_gb: u64,
     /// Take libraries of functions too: they are code, which the engine runs when it loads them
     #[arg(long)]
     accept_functions: bool,
@@ -123,6 +132,13 @@ enum Input {
 impl Input {
     /// Looks at what is named; files of a cluster are read for that.
     fn read(verb: &Import, instance: &Instance) -> anyhow::Result<Self> {
+        let of_url = |path: &PathBuf| path.to_str().filter(|text| url::is_url(text)).map(str::to_owned);
+        if verb.files.len() > 1 || instance.layout.mode == Mode::Cluster {
+            anyhow::ensure!(
+                verb.files.iter().all(|path| of_url(path).is_none()),
+                "a URL is read once, and the files of a cluster are looked through before they are taken: fetch them first"
+            );
+        }
         if instance.layout.mode == Mode::Cluster {
             let mut files = Vec::new();
             for path in &verb.files {
@@ -134,7 +150,12 @@ impl Input {
                     ),
                 }
             }
-            let parts = cluster::assign(&files, verb.nodes.as_deref(), verb.accept_empty_slots)?;
+            let parts = cluster::assign(
+                &files,
+                verb.nodes.as_deref(),
+                verb.accept_empty_slots,
+                instance.layout.shards,
+            )?;
             return Ok(Self::Cluster(parts));
         }
         let [path] = &verb.files[..] else {
@@ -146,6 +167,10 @@ impl Input {
                 "standard input".to_owned(),
                 0,
             ));
+        }
+        if let Some(text) = of_url(path) {
+            let opened = url::open(&text, &verb.allow, verb.size_limit_gb * 1_000_000_000)?;
+            return Ok(Self::Snapshot(opened.source, opened.name, opened.bytes));
         }
         Ok(match folder::kept_in(path)? {
             folder::Kept::Commands(files) => Self::Commands(files),

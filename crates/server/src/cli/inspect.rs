@@ -16,7 +16,9 @@ use survey::{Survey, TTL_NAMES};
 /// Validate an RDB file to its last byte and say what is in it
 #[derive(Args)]
 #[command(
-    after_help = "Exit status: 0 valid, 1 invalid, 2 usage or the file cannot be read.\n\nExamples:\n  \
+    after_help = "Exit status: 0 valid, 1 invalid, 2 usage or the file cannot be read, 3 valid, but an engine of --target does not load \
+    it as it is (`cachekeep export --format rdb --target ENGINE` writes one that it loads).\n\nExamples:\n  \
+    cachekeep inspect dump.rdb --target valkey-9.1\n  \
     cachekeep inspect dump.rdb\n  cachekeep inspect dump.rdb -o json | jq .keys\n  \
     cachekeep inspect 0f8fad5b-d9cb-469f-a165-70867728950e"
 )]
@@ -26,6 +28,9 @@ pub(crate) struct Inspect {
     /// Of the backup of a cluster: the file of this shard
     #[arg(long, value_name = "N")]
     shard: Option<usize>,
+    /// Say whether this engine loads the file as it is, and why not; again for each engine
+    #[arg(long, value_name = "ENGINE", value_parser = engine_by_name)]
+    target: Vec<&'static str>,
 }
 
 /// Threads that decode a backup beside the one that validates.
@@ -37,7 +42,8 @@ pub(crate) fn run(global: &Global, verb: &Inspect) -> ExitCode {
         shard: verb.shard,
         ..Part::default()
     };
-    let read = Source::open(global, &verb.file, part).and_then(|mut source| examine(&mut source));
+    let read =
+        Source::open(global, &verb.file, part).and_then(|mut source| examine(&mut source, &verb.target));
     let seen = match read {
         Ok(seen) => seen,
         Err(error) => {
@@ -49,11 +55,23 @@ pub(crate) fn run(global: &Global, verb: &Inspect) -> ExitCode {
         Output::Json => println!("{seen:#}"),
         Output::Table => print_table(&seen),
     }
-    if seen["valid"] == true {
-        ExitCode::SUCCESS
-    } else {
+    let refuses = |target: &Value| target["loads"] == false;
+    if seen["valid"] != true {
         ExitCode::FAILURE
+    } else if seen["targets"]
+        .as_array()
+        .is_some_and(|targets| targets.iter().any(refuses))
+    {
+        ExitCode::from(3)
+    } else {
+        ExitCode::SUCCESS
     }
+}
+
+fn engine_by_name(name: &str) -> Result<&'static str, String> {
+    let known = rdb::TARGETS.map(|(known, ..)| known);
+    let found = known.into_iter().find(|known| *known == name);
+    found.ok_or_else(|| format!("the engines are {}", known.join(", ")))
 }
 
 /// A validator as the command line wants it: bytes behind the end are told and not refused, as engines do, and
@@ -65,7 +83,7 @@ pub(super) fn validator() -> rdb::Validator {
         .accept_trailing_bytes()
 }
 
-fn examine(source: &mut Source) -> std::io::Result<Value> {
+fn examine(source: &mut Source, targets: &[&str]) -> std::io::Result<Value> {
     let mut validator = validator();
     // Keys and the header are told even of a broken file.
     let mut seen = Survey::default();
@@ -81,7 +99,7 @@ fn examine(source: &mut Source) -> std::io::Result<Value> {
         Err(Ended::Source(error)) => return Err(error),
     };
     match outcome {
-        Ok(report) => Ok(valid(&report, seen)),
+        Ok(report) => Ok(valid(&report, seen, targets)),
         Err(error) => match error.kind {
             rdb::ErrorKind::Spill { .. } => Err(std::io::Error::other(error)),
             _ => {
@@ -97,7 +115,14 @@ fn examine(source: &mut Source) -> std::io::Result<Value> {
     }
 }
 
-fn valid(report: &rdb::Report, seen: Survey) -> Value {
+fn valid(report: &rdb::Report, seen: Survey, targets: &[&str]) -> Value {
+    let targets: Vec<Value> = targets
+        .iter()
+        .map(|name| {
+            let why = rdb::obstacles(name, report, &seen.type_codes).unwrap_or_default();
+            json!({"engine": name, "loads": why.is_empty(), "why_not": why})
+        })
+        .collect();
     let dbs: Vec<Value> = report
         .census
         .dbs
@@ -150,7 +175,7 @@ fn valid(report: &rdb::Report, seen: Survey) -> Value {
            "trailing_bytes": report.trailing_bytes, "functions": functions.len(), "libraries": functions,
            "modules": modules, "slot_infos": report.slot_infos, "slot_imports": imports, "checksum": checksum,
            "duplicate_keys": duplicate_keys, "warning_count": report.warning_count, "warnings": warnings,
-           "aux": aux, "dbs": dbs, "sizes": seen.sizes(), "prefixes": seen.prefixes(), "biggest": seen.biggest(),
+           "targets": targets, "aux": aux, "dbs": dbs, "sizes": seen.sizes(), "prefixes": seen.prefixes(), "biggest": seen.biggest(),
            "error": null})
 }
 
@@ -208,6 +233,19 @@ fn print_table(seen: &Value) {
         seen["bytes"],
         seen["checksum"].as_str().unwrap_or_default()
     );
+    for target in seen["targets"].as_array().into_iter().flatten() {
+        let engine = target["engine"].as_str().unwrap_or_default();
+        let why: Vec<&str> = target["why_not"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect();
+        match why.is_empty() {
+            true => println!("{engine} loads it"),
+            false => println!("{engine} does not load it: {}", why.join("; ")),
+        }
+    }
     for module in seen["modules"].as_array().into_iter().flatten() {
         let (name, keys, aux) = (&module["name"], &module["keys"], &module["aux"]);
         let name = name.as_str().unwrap_or_default();

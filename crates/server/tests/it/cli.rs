@@ -254,6 +254,32 @@ fn inspect(file: &std::path::Path) -> (Option<i32>, Value) {
 }
 
 #[test]
+fn inspect_says_which_engines_load_a_file_and_why_others_do_not() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../rdb/tests/fixtures/redis-8.0.rdb");
+    let asked = |targets: &[&str]| {
+        let words = targets.iter().flat_map(|target| ["--target", target]);
+        let output = Command::new(env!("CARGO_BIN_EXE_cachekeep"))
+            .args(["inspect", "-o", "json", file])
+            .args(words)
+            .output()
+            .unwrap();
+        let seen: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        (output.status.code(), seen["targets"].clone())
+    };
+    let (code, targets) = asked(&["redis-8.0", "redis-8.6"]);
+    assert_eq!(code, Some(0), "{targets}");
+    let (code, targets) = asked(&["redis-8.0", "valkey-9.1"]);
+    assert_eq!(code, Some(3));
+    assert_eq!(
+        (&targets[0]["loads"], &targets[1]["loads"]),
+        (&json!(true), &json!(false))
+    );
+    let why = targets[1]["why_not"][0].as_str().unwrap();
+    assert!(why.contains("up to version 11, this is 12"), "{why}");
+    assert_eq!(asked(&["redis-1.0"]).0, Some(2));
+}
+
+#[test]
 fn inspect_tells_a_valid_file_from_an_invalid_and_an_unreadable_one() {
     let folder = Scratch::new("inspect").unwrap();
     let file = folder.path().join("some.rdb");

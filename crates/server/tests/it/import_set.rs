@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::Output;
 
 use serde_json::json;
+use xtask::resp::Reply;
 use xtask::scratch::Scratch;
 
 use crate::cluster::{Client, ask, ports, says};
@@ -78,5 +79,14 @@ fn one_file_of_each_shard_is_taken_where_they_hold_every_slot_once() {
             .expect(200)
             .json();
         assert_eq!(record["status"], "succeed");
+        // What was imported comes back, to its own shards, and what has happened since is gone.
+        let mut client = Client::new(&all);
+        assert_eq!(client.call(&["DEL", "key:7"]), Reply::Number(1));
+        client.call(&["SET", "written since", "x"]);
+        caller.make_restore(&instance, id, "");
+        let all = ports(&caller.wait_idle(&instance));
+        let mut client = Client::new(&all);
+        client.check(1000);
+        assert_eq!(client.call(&["GET", "written since"]), Reply::Nil);
     }
 }

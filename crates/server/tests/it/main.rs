@@ -21,6 +21,7 @@ mod idempotency;
 mod identity;
 mod import;
 mod import_set;
+mod import_url;
 mod inside;
 mod instances;
 mod isolation;

@@ -51,7 +51,8 @@ impl rdb::Sink for Held {
 ///
 /// `nodes` is the cluster's own list, as `CLUSTER NODES` prints it or a node's nodes.conf has it: with it each file must be that
 /// of one shard, each shard must have a file, and the shards must have every slot. Without it every slot must have a key in
-/// some file, or `accept_empty` says that a slot without keys is an empty one and no missing file's.
+/// some file, or `accept_empty` says that a slot without keys is an empty one and no missing file's. `shards` is how many the
+/// instance has: where the files can be its shards they are cut as these, so that it can be restored from them.
 ///
 /// # Errors
 /// A file that is not valid, a slot that is in two files, in none, or in the wrong one.
@@ -59,6 +60,7 @@ pub(super) fn assign(
     files: &[PathBuf],
     nodes: Option<&Path>,
     accept_empty: bool,
+    shards: u16,
 ) -> anyhow::Result<Vec<Part>> {
     let held: Vec<Held> = files.iter().map(|path| survey(path)).collect::<Result<_, _>>()?;
     let slots: Vec<&[bool]> = held.iter().map(|held| &held.slots[..]).collect();
@@ -68,7 +70,7 @@ pub(super) fn assign(
                 std::fs::read_to_string(nodes).with_context(|| format!("cannot read {}", nodes.display()))?;
             by_nodes(files, &slots, &text)
         }
-        None => by_keys(files, &slots, accept_empty),
+        None => by_keys(files, &slots, accept_empty, shards),
     }
 }
 
@@ -111,7 +113,42 @@ fn owners(files: &[PathBuf], held: &[&[bool]]) -> anyhow::Result<Vec<Option<usiz
     Ok(owners)
 }
 
-fn by_keys(files: &[PathBuf], held: &[&[bool]], accept_empty: bool) -> anyhow::Result<Vec<Part>> {
+/// The files as the shards of an instance that has so many, where each shard's keys are all in one file, and the other way round.
+fn as_shards(files: &[PathBuf], owners: &[Option<usize>], shards: u16) -> Option<Vec<Part>> {
+    let mut left: Vec<usize> = (0..files.len()).rev().collect();
+    let mut of_shard = Vec::new();
+    for shard in 0..shards {
+        let (first, last) = cluster::slots_of(shard, shards);
+        let mut here = owners[usize::from(first)..=usize::from(last)].iter().flatten();
+        let file = here.next().copied();
+        if here.any(|other| Some(*other) != file) {
+            return None;
+        }
+        if let Some(file) = file {
+            let at = left.iter().position(|other| *other == file)?;
+            left.remove(at);
+        }
+        of_shard.push((file, (first, last)));
+    }
+    let mut parts = Vec::new();
+    for (file, slots) in of_shard {
+        // A shard without keys has a file that holds none.
+        let file = file.or_else(|| left.pop())?;
+        parts.push(Part {
+            path: files[file].clone(),
+            slots: vec![slots],
+            port: u16::try_from(file + 1).ok()?,
+        });
+    }
+    left.is_empty().then_some(parts)
+}
+
+fn by_keys(
+    files: &[PathBuf],
+    held: &[&[bool]],
+    accept_empty: bool,
+    shards: u16,
+) -> anyhow::Result<Vec<Part>> {
     let mut owners = owners(files, held)?;
     let empty = owners.iter().filter(|owner| owner.is_none()).count();
     anyhow::ensure!(
@@ -119,6 +156,9 @@ fn by_keys(files: &[PathBuf], held: &[&[bool]], accept_empty: bool) -> anyhow::R
         "{empty} of {SLOTS} slots have no key in any file, so a file that is missing would not be noticed: give the cluster's own \
          list with --nodes (redis-cli CLUSTER NODES > nodes.txt), or say --accept-empty-slots"
     );
+    if let Some(parts) = as_shards(files, &owners, shards) {
+        return Ok(parts);
+    }
     // A slot without keys goes with the one before it, so that a shard's slots stay together.
     let mut owner = owners.iter().flatten().next().copied().unwrap_or(0);
     for slot in &mut owners {
@@ -231,20 +271,52 @@ mod tests {
     #[test]
     fn without_a_list_every_slot_must_have_a_key_or_be_said_to_be_empty() {
         let (one, two) = (slots(0..8000), slots(8000..SLOTS));
-        let parts = by_keys(&names(2), &[&two, &one], false).unwrap();
+        let parts = by_keys(&names(2), &[&two, &one], false, 3).unwrap();
         assert_eq!(parts[0].slots, [(0, 7999)]);
         assert_eq!(
             (parts[1].path.as_path(), &parts[1].slots[..]),
             (Path::new("0.rdb"), &[(8000, 16383)][..])
         );
         let gap = slots(9000..SLOTS);
-        let why = by_keys(&names(2), &[&one, &gap], false).unwrap_err().to_string();
+        let why = by_keys(&names(2), &[&one, &gap], false, 3)
+            .unwrap_err()
+            .to_string();
         assert!(why.starts_with("1000 of 16384 slots"), "{why}");
-        let parts = by_keys(&names(2), &[&one, &gap], true).unwrap();
+        let parts = by_keys(&names(2), &[&one, &gap], true, 3).unwrap();
         assert_eq!(parts[0].slots, [(0, 8999)]);
         let twice = slots(7999..SLOTS);
-        let why = by_keys(&names(2), &[&one, &twice], true).unwrap_err().to_string();
+        let why = by_keys(&names(2), &[&one, &twice], true, 3)
+            .unwrap_err()
+            .to_string();
         assert!(why.contains("both have keys of slot 7999"), "{why}");
+    }
+
+    #[test]
+    fn without_a_list_files_that_can_be_the_shards_of_the_instance_are_cut_as_they_are() {
+        let (one, two, three) = (slots(7..9), slots(5461..7000), slots(0..0));
+        let parts = by_keys(&names(3), &[&two, &three, &one], true, 3).unwrap();
+        let cut: Vec<_> = parts
+            .iter()
+            .map(|part| (part.path.to_str().unwrap(), &part.slots[..]))
+            .collect();
+        assert_eq!(
+            cut,
+            [
+                ("2.rdb", &[cluster::slots_of(0, 3)][..]),
+                ("0.rdb", &[cluster::slots_of(1, 3)]),
+                ("1.rdb", &[cluster::slots_of(2, 3)])
+            ]
+        );
+        // Keys of two shards in one file: another cut than the instance's.
+        let across = slots(5400..5500);
+        let parts = by_keys(
+            &names(3),
+            &[&across, &slots(6000..6001), &slots(9000..9001)],
+            true,
+            3,
+        )
+        .unwrap();
+        assert_eq!(parts[0].slots, [(0, 5999)]);
     }
 
     #[test]

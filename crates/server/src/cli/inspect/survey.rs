@@ -68,6 +68,7 @@ pub(super) struct Survey {
     pub(super) keys: u64,
     pub(super) expires: u64,
     pub(super) expiring_fields: u64,
+    pub(super) type_codes: rdb::TypeCodes,
     prefixes: HashMap<Vec<u8>, Sums>,
     other: Sums,
     sizes: [u64; SIZE_NAMES.len()],
@@ -88,6 +89,7 @@ impl rdb::Sink for Survey {
         self.keys += 1;
         self.expires += u64::from(key.expire_at_ms.is_some());
         self.expiring_fields += key.expiring_elements;
+        self.type_codes.add(key);
         let class = SIZE_ENDS.iter().take_while(|end| key.bytes > **end).count();
         self.sizes[class] += 1;
         let prefix = prefix(key.key);

@@ -1,0 +1,434 @@
+//! A file behind a URL: read where the operator means it to be read, and nowhere else.
+//!
+//! A name can lead anywhere, and so can a redirect: to a metadata service, to our own API, to an engine. So every address that
+//! a connection is made to is looked at first, that of each redirect too, and the connection is made to exactly the address
+//! that was looked at. Read without a word are public addresses by https on its own port; everything else is allowed by
+//! address with `--allow`.
+
+use std::io::{self, Read};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use ureq::config::Config;
+use ureq::http::Uri;
+use ureq::tls::{RootCerts, TlsConfig};
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
+
+/// Redirects that are followed: a link of an object store needs one or two.
+const REDIRECTS_MAX: u32 = 5;
+/// A server that says nothing for this long is given up.
+const STALL_MAX: Duration = Duration::from_secs(60);
+/// Name and connection must be there within this time.
+const CONNECT_MAX: Duration = Duration::from_secs(10);
+/// The whole file must be there within this time, however slowly it drips: 100 GB at a megabyte a second.
+const TRANSFER_MAX: Duration = Duration::from_secs(28 * 3600);
+const HTTPS_PORT: u16 = 443;
+
+/// Addresses that the operator allows, with one port or all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Allowed {
+    network: IpAddr,
+    bits: u8,
+    port: Option<u16>,
+}
+
+impl FromStr for Allowed {
+    type Err = String;
+
+    /// `ADDRESS[/BITS][:PORT]`; an IPv6 address in brackets.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text} is not ADDRESS[/BITS][:PORT], as 10.0.0.0/8:9000 or [fd00::]/8");
+        let (address, rest) = match text.strip_prefix('[') {
+            Some(bracketed) => bracketed.split_once(']').ok_or_else(wrong)?,
+            None => text.split_at(text.find(['/', ':']).unwrap_or(text.len())),
+        };
+        let network: IpAddr = address.parse().map_err(|_no_address| wrong())?;
+        let (bits, port) = match rest.split_once(':') {
+            Some((bits, port)) => (bits, Some(port.parse().map_err(|_no_port| wrong())?)),
+            None => (rest, None),
+        };
+        let most = if network.is_ipv4() { 32 } else { 128 };
+        let bits = match bits.strip_prefix('/') {
+            Some(bits) => bits.parse().ok().filter(|bits| *bits <= most).ok_or_else(wrong)?,
+            None if bits.is_empty() => most,
+            None => return Err(wrong()),
+        };
+        Ok(Self { network, bits, port })
+    }
+}
+
+impl Allowed {
+    fn covers(&self, address: IpAddr, port: u16) -> bool {
+        let is_inside = match (self.network, address) {
+            (IpAddr::V4(network), IpAddr::V4(address)) => {
+                let beyond = 32 - u32::from(self.bits);
+                (u64::from(network.to_bits()) >> beyond) == (u64::from(address.to_bits()) >> beyond)
+            }
+            (IpAddr::V6(network), IpAddr::V6(address)) => {
+                let differing = network.to_bits() ^ address.to_bits();
+                differing.leading_zeros() >= u32::from(self.bits)
+            }
+            _ => false,
+        };
+        is_inside && self.port.is_none_or(|allowed| allowed == port)
+    }
+}
+
+/// Whether an address is one of the internet, and of nothing private, local, reserved or translated.
+fn is_public(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => is_public_v4(address),
+        IpAddr::V6(address) => is_public_v6(address),
+    }
+}
+
+fn is_public_v4(address: Ipv4Addr) -> bool {
+    let [a, b, c, _] = address.octets();
+    !(address.is_private()
+        || address.is_loopback()
+        || address.is_link_local()
+        || address.is_multicast()
+        || address.is_documentation()
+        || matches!(
+            (a, b, c),
+            // This host; shared by carriers; protocols; 6to4 relays; benchmarks; reserved.
+            (0 | 240..=255, ..) | (100, 64..=127, _) | (192, 0, 0) | (192, 88, 99) | (198, 18..=19, _)
+        ))
+}
+
+fn is_public_v6(address: Ipv6Addr) -> bool {
+    let [a, b, ..] = address.segments();
+    // Only 2000::/3 is given out: that leaves loopback, local, multicast, mapped and NAT64 addresses outside. Within it:
+    // protocols and Teredo, documentation, 6to4.
+    a >> 13 == 1 && !(a == 0x2001 && (b < 0x200 || b == 0xdb8)) && a != 0x2002 && !(a == 0x3fff && b < 0x1000)
+}
+
+/// Looks names up, and lets through only what may be connected to.
+#[derive(Debug)]
+struct Guard {
+    lookup: DefaultResolver,
+    allowed: Vec<Allowed>,
+}
+
+impl Guard {
+    /// Why an address is not connected to.
+    fn refusal(&self, is_https: bool, address: IpAddr, port: u16) -> Option<String> {
+        if self.allowed.iter().any(|allowed| allowed.covers(address, port)) {
+            return None;
+        }
+        let shown = match address {
+            IpAddr::V4(address) => address.to_string(),
+            IpAddr::V6(address) => format!("[{address}]"),
+        };
+        let why = if !is_public(address) {
+            "is not a public address"
+        } else if !is_https {
+            "is asked without https"
+        } else if port != HTTPS_PORT {
+            "is asked on another port than that of https"
+        } else {
+            return None;
+        };
+        Some(format!("{shown} {why}; if it is meant: --allow {shown}:{port}"))
+    }
+}
+
+impl Resolver for Guard {
+    fn resolve(
+        &self,
+        uri: &Uri,
+        config: &Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let found = self.lookup.resolve(uri, config, timeout)?;
+        let is_https = uri.scheme_str() == Some("https");
+        // One that is refused refuses all: a name with mixed answers means no good.
+        let refusal = found
+            .iter()
+            .find_map(|found| self.refusal(is_https, found.ip(), found.port()));
+        match refusal {
+            Some(refusal) => Err(ureq::Error::Io(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                refusal,
+            ))),
+            None => Ok(found),
+        }
+    }
+}
+
+/// Ends with an error what goes on beyond a size.
+struct Limited<R> {
+    from: R,
+    left: u64,
+    limit: u64,
+}
+
+fn too_large(limit: u64) -> String {
+    format!(
+        "it is larger than {} GB: --size-limit-gb allows more",
+        limit / 1_000_000_000
+    )
+}
+
+impl<R: Read> Read for Limited<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.from.read(buffer)?;
+        self.left = self
+            .left
+            .checked_sub(count as u64)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::FileTooLarge, too_large(self.limit)))?;
+        Ok(count)
+    }
+}
+
+/// A file behind a URL, opened.
+pub(super) struct Opened {
+    pub(super) source: Box<dyn Read>,
+    /// The URL without its query, which may hold a signature.
+    pub(super) name: String,
+    /// 0 where the server does not say.
+    pub(super) bytes: u64,
+}
+
+/// Whether an argument is meant as a URL and not as a path.
+pub(super) fn is_url(argument: &str) -> bool {
+    argument.split_once("://").is_some_and(|(scheme, _)| {
+        !scheme.is_empty() && scheme.chars().all(|letter| letter.is_ascii_alphanumeric())
+    })
+}
+
+/// Asks for a file of at most `limit` bytes. No credentials are sent, no cookies kept, no proxy of the environment is asked.
+///
+/// # Errors
+/// Another scheme, credentials in the URL, an address that is not allowed, an answer other than 200, a size above the limit.
+pub(super) fn open(text: &str, allowed: &[Allowed], limit: u64) -> anyhow::Result<Opened> {
+    let scheme = text.split_once("://").map_or("", |(scheme, _)| scheme);
+    anyhow::ensure!(
+        matches!(scheme, "https" | "http"),
+        "only https:// and http:// are read"
+    );
+    let uri: Uri = text.parse().context("this is no URL")?;
+    let authority = uri.authority().context("this is no URL")?;
+    anyhow::ensure!(
+        !authority.as_str().contains('@'),
+        "a URL with a name and password in it is not read: pipe what curl fetches into `cachekeep import ... -`"
+    );
+    let name = format!("{scheme}://{authority}{}", uri.path());
+    let tls = TlsConfig::builder()
+        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .root_certs(RootCerts::PlatformVerifier)
+        .build();
+    let config = ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .proxy(None)
+        .max_redirects(REDIRECTS_MAX)
+        .timeout_resolve(Some(CONNECT_MAX))
+        .timeout_connect(Some(CONNECT_MAX))
+        .timeout_recv_response(Some(STALL_MAX))
+        .timeout_per_read(Some(STALL_MAX))
+        .timeout_recv_body(Some(TRANSFER_MAX))
+        .tls_config(tls)
+        .build();
+    let guard = Guard {
+        lookup: DefaultResolver::default(),
+        allowed: allowed.to_vec(),
+    };
+    let agent = ureq::Agent::with_parts(config, DefaultConnector::default(), guard);
+    let answer = agent
+        .get(&uri)
+        .call()
+        .with_context(|| format!("{name} is not read"))?;
+    let status = answer.status().as_u16();
+    anyhow::ensure!(status == 200, "{name} is not read: the server answers {status}");
+    let bytes = answer.body().content_length().unwrap_or(0);
+    anyhow::ensure!(
+        bytes <= limit,
+        "{name} is not read: {} ({bytes} bytes)",
+        too_large(limit)
+    );
+    let source = Limited {
+        from: answer.into_body().into_reader(),
+        left: limit,
+        limit,
+    };
+    Ok(Opened {
+        source: Box::new(source),
+        name,
+        bytes,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guard(allowed: &[&str]) -> Guard {
+        Guard {
+            lookup: DefaultResolver::default(),
+            allowed: allowed.iter().map(|text| text.parse().unwrap()).collect(),
+        }
+    }
+
+    #[test]
+    fn no_address_of_a_special_range_is_public() {
+        for text in [
+            "0.0.0.0",
+            "0.1.2.3",
+            "10.0.0.1",
+            "100.64.0.1",
+            "100.127.255.255",
+            "127.0.0.1",
+            "127.1.2.3",
+            "169.254.169.254",
+            "172.16.0.1",
+            "172.31.255.255",
+            "192.0.0.8",
+            "192.0.2.1",
+            "192.88.99.1",
+            "192.168.0.1",
+            "198.18.0.1",
+            "198.19.255.255",
+            "198.51.100.7",
+            "203.0.113.7",
+            "224.0.0.1",
+            "240.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "::ffff:127.0.0.1",
+            "::ffff:8.8.8.8",
+            "::127.0.0.1",
+            "64:ff9b::7f00:1",
+            "64:ff9b:1::1",
+            "100::1",
+            "2001::1",
+            "2001:1ff::1",
+            "2001:db8::1",
+            "2002:7f00:1::",
+            "3fff::1",
+            "fc00::1",
+            "fd00:ec2::254",
+            "fe80::1",
+            "fec0::1",
+            "ff02::1",
+        ] {
+            assert!(!is_public(text.parse().unwrap()), "{text}");
+        }
+        for text in [
+            "1.1.1.1",
+            "100.63.0.1",
+            "100.128.0.1",
+            "172.32.0.1",
+            "198.20.0.1",
+            "223.255.255.1",
+            "2606:4700::1111",
+            "2a00::1",
+            "2001:4860::1",
+        ] {
+            assert!(is_public(text.parse().unwrap()), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_allowed_covers_its_network_and_port_and_nothing_else() {
+        let covers = |allowed: &str, address: &str, port| {
+            allowed
+                .parse::<Allowed>()
+                .unwrap()
+                .covers(address.parse().unwrap(), port)
+        };
+        assert!(covers("10.0.0.0/8", "10.9.8.7", 80) && !covers("10.0.0.0/8", "11.0.0.1", 80));
+        assert!(covers("10.0.0.1:9000", "10.0.0.1", 9000) && !covers("10.0.0.1:9000", "10.0.0.1", 9001));
+        assert!(!covers("10.0.0.1", "10.0.0.2", 80) && !covers("10.0.0.1", "::ffff:10.0.0.1", 80));
+        assert!(covers("0.0.0.0/0", "127.0.0.1", 1) && !covers("0.0.0.0/0", "::1", 1));
+        assert!(covers("[::]/0:443", "::1", 443) && covers("[fd00::]/8", "fd12::1", 1));
+        assert!(!covers("[fd00::]/8:1", "fd12::1", 2) && !covers("[fd00::]/8", "fe80::1", 1));
+        for wrong in [
+            "",
+            "host",
+            "10.0.0.0/33",
+            "10.0.0.0/8:x",
+            "10.0.0.0/8:70000",
+            "10.0.0.1x",
+            "[::1",
+            "[::1]x",
+            "[::]/129",
+            "10/8",
+        ] {
+            assert!(wrong.parse::<Allowed>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn only_public_addresses_by_https_on_its_port_need_no_leave() {
+        let refused = |allowed: &[&str], is_https, address: &str, port| {
+            guard(allowed).refusal(is_https, address.parse().unwrap(), port)
+        };
+        assert_eq!(refused(&[], true, "1.1.1.1", 443), None);
+        assert!(
+            refused(&[], false, "1.1.1.1", 443)
+                .unwrap()
+                .contains("without https")
+        );
+        assert!(
+            refused(&[], true, "1.1.1.1", 8443)
+                .unwrap()
+                .contains("another port")
+        );
+        assert_eq!(
+            refused(&[], true, "::1", 443).unwrap(),
+            "[::1] is not a public address; if it is meant: --allow [::1]:443"
+        );
+        assert_eq!(refused(&["[::1]:443"], true, "::1", 443), None);
+        assert_eq!(refused(&["127.0.0.0/8"], false, "127.0.0.1", 80), None);
+        assert!(refused(&["127.0.0.0/8"], false, "169.254.169.254", 80).is_some());
+    }
+
+    /// Spellings that only a look-up turns into an address.
+    #[test]
+    fn an_address_is_looked_at_however_it_is_spelt() {
+        for host in [
+            "localhost",
+            "127.1",
+            "2130706433",
+            "0x7f000001",
+            "0177.0.0.1",
+            "127.0.0.1",
+            "[::1]",
+            "[::ffff:7f00:1]",
+        ] {
+            for scheme in ["http", "https"] {
+                let outcome = open(&format!("{scheme}://{host}:1/dump.rdb"), &[], 1);
+                let why = format!("{:#}", outcome.err().unwrap());
+                // Where the look-up does not know the spelling, nothing was connected to either.
+                let is_refused = [
+                    "not a public address",
+                    "lookup",
+                    "host not found",
+                    "no URL",
+                    "bad uri",
+                ]
+                .iter()
+                .any(|word| why.contains(word));
+                assert!(is_refused, "{host}: {why}");
+            }
+        }
+    }
+
+    #[test]
+    fn other_schemes_and_credentials_are_refused() {
+        for (url, why) in [
+            ("file:///etc/passwd", "only https"),
+            ("gopher://127.0.0.1:6379/_x", "only https"),
+            ("https://user:secret@example.com/x", "a name and password"),
+            ("https://127.0.0.1@example.com/x", "a name and password"),
+        ] {
+            let told = format!("{:#}", open(url, &[], 1).err().unwrap());
+            assert!(told.contains(why) && !told.contains("secret"), "{told}");
+        }
+    }
+}
