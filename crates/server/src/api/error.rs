@@ -276,6 +276,16 @@ fn describe(refusal: &Refusal) -> Answer {
         Refusal::DeleteWhileCreating => (400, 4099, "The instance is being created. Delete it afterwards.".to_owned()),
         Refusal::NotRestorable => (400, 4087, "The backup is not in a state to be used: only a backup that succeeded and whose data is kept.".to_owned()),
         Refusal::NoFile => (400, 4087, "This backup is a kept generation of the instance and has no file: restore it, or take a backup to download.".to_owned()),
+        Refusal::TooLarge { data_mb, limit_mb } => (
+            400,
+            4036,
+            format!("The backup's data takes {data_mb} MB of memory and the instance has {limit_mb} MB: restore it into a larger one."),
+        ),
+        Refusal::OtherDatabases(db) => (
+            400,
+            4087,
+            format!("The backup has keys in database {db}, and a cluster has only database 0: restore it into a single-node instance."),
+        ),
         Refusal::RemarkTooLong => (400, 4098, format!("The remark is longer than {} characters.", limits::REMARK_CHARS_MAX)),
         Refusal::Parameter(name) => (400, 4063, format!("Invalid {name} in the request.")),
         Refusal::NothingToChange => (400, 4063, "The request names nothing that can be changed: name, description, maintain_begin and maintain_end, security_group_id, instance_backup_policy, rename_commands, tags.".to_owned()),

@@ -113,6 +113,8 @@ impl Wish {
                 let mut properties =
                     json!({"backup_id": text("A backup of this instance that succeeded"), "remark": remark});
                 if ours {
+                    properties["source_instance_id"] =
+                        text("The instance that the backup is of, deleted or not; without it: this one");
                     properties["verify"] = json!({"type": "string", "enum": ["sample", "full"]});
                     properties["allow_downtime"] =
                         flag("Where two copies do not fit in memory: stop the old one first");

@@ -10,7 +10,7 @@ use super::failure;
 use super::page::{self, Stamp};
 use super::request::Request;
 use super::routes::Reply;
-use crate::ids::{BackupId, RestoreId};
+use crate::ids::{BackupId, InstanceId, RestoreId};
 use crate::instance::command as instances;
 use crate::instance::generation::{self, Generation};
 use crate::limits;
@@ -63,8 +63,13 @@ fn decode(request: &Request) -> Result<RestoreRequest, Refusal> {
         Some("full") => true,
         Some(_) => return Err(Refusal::Parameter("verify")),
     };
+    let source = match fields.text("source_instance_id")? {
+        Some(text) => Some(InstanceId::parse(&text).ok_or(Refusal::Parameter("source_instance_id"))?),
+        None => None,
+    };
     Ok(RestoreRequest {
         backup_id: BackupId::parse(&backup).ok_or(Refusal::BackupUnknown)?,
+        source,
         remark: fields.text("remark")?,
         verify_full,
         allow_downtime: fields.boolean("allow_downtime")?.unwrap_or(false),
@@ -256,6 +261,12 @@ pub struct RestoreDetails<'a> {
     pub target_state: &'static str,
     /// The instance that the backup came from.
     pub source_instance_id: &'a str,
+    /// Its name when the restore was accepted.
+    pub source_instance_name: &'a str,
+    /// Of how many nodes that was then: `single`, `3 shards`, `3 shards x 1 replica`.
+    pub source_layout: &'a str,
+    /// Of how many nodes the instance was that it was restored into.
+    pub layout: &'a str,
     /// The restore that this one took back.
     pub undo_of: Option<&'a str>,
     /// The restore that took this one back.
@@ -320,6 +331,9 @@ impl<'a> RestoreRecord<'a> {
                 keys_expired: row.keys_expired,
                 target_state: row.target_state.word(),
                 source_instance_id: row.source_instance_id.as_str(),
+                source_instance_name: &row.source_instance_name,
+                source_layout: &row.source_layout,
+                layout: &row.layout,
                 undo_of: row.undo_of.as_ref().map(RestoreId::as_str),
                 undone_by: row.undone_by.as_ref().map(RestoreId::as_str),
                 undo_until: kept

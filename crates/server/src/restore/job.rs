@@ -1,6 +1,7 @@
 //! The job that restores: read [`run`] first.
 
 mod cluster;
+mod shards;
 
 use engine::keys::Identity;
 use std::time::Duration;
@@ -159,17 +160,15 @@ impl Work<'_> {
 
     /// Proves that the whole backup is what was validated, then lets an engine load it while it is validated once more.
     fn load_proven(&self, new: &GenerationId) -> Result<(Engine, Expectation), Halt> {
-        let archive = self.prove()?;
-        failpoint::hit("restore.proven")?;
+        let shards = self.proven_shards()?;
         self.enter(TargetState::Loading)?;
-        let identity = archive_identity(self.app, &archive)?;
-        self.control.enter("loading", archive.manifest().plain_bytes);
+        self.control.enter("loading", shards.plain_bytes());
         instances::prepare_directory(self.app, &self.instance.id)?;
         let spec = instances::spec(self.app, &self.instance, new)?;
-        let loaded = sideload::load(&spec, self.control, |push| {
-            archive.read(&identity, self.control, DECODE_WORKERS, push)
-        })?;
-        Ok(loaded)
+        let (engine, expectation) =
+            sideload::load(&spec, self.control, |push| shards.read(0, self.control, push))?;
+        shards.check(&expectation.report.census)?;
+        Ok((engine, expectation))
     }
 
     /// Reads the whole backup once and validates it; only then an engine is started and loads it.
@@ -532,23 +531,15 @@ impl Work<'_> {
         Ok(Generations { old, new })
     }
 
-    /// Reads every stored byte of the backup and compares it with what was recorded when it had been validated: no
-    /// engine is started for a backup that is not whole.
-    fn prove(&self) -> Result<Archive, Halt> {
-        self.with_archive(|archive| {
-            let identity = archive_identity(self.app, &archive)?;
-            let stored_bytes = archive.manifest().stored_bytes + archive.manifest().details.stored_bytes;
-            self.control.enter("proving", stored_bytes);
-            archive.prove(&identity, self.control, WORKERS_ALONE)?;
-            Ok(archive)
-        })
-    }
-
     /// Reads the whole backup, validates it to its last byte and places it for the new generation to load.
     fn place(&self, new: &GenerationId) -> Result<Expectation, Halt> {
         self.with_archive(|archive| {
             let identity = archive_identity(self.app, &archive)?;
             let total = archive.manifest().plain_bytes;
+            let cut = match self.has_same_shards(archive.manifest()) {
+                true => None,
+                false => Some(self.cut(&archive)?),
+            };
             self.control.enter("validating", total);
             instances::prepare_directory(self.app, &self.instance.id)?;
             let directory = self.app.config.generation_dir(&self.instance.id, new);
@@ -557,8 +548,14 @@ impl Work<'_> {
                 self.instance.persistence,
                 self.app.config.run_as,
                 self.control,
-                |push| archive.read(&identity, self.control, WORKERS_ALONE, push),
+                |push| match &cut {
+                    None => archive.read(&identity, self.control, WORKERS_ALONE, push),
+                    Some(shards) => shards.read(0, self.control, push),
+                },
             )?;
+            if let Some(shards) = &cut {
+                shards.check(&expectation.report.census)?;
+            }
             Ok(expectation)
         })
     }
@@ -662,7 +659,7 @@ impl Work<'_> {
         // Where each phase begins and how much of the whole it is, in hundredths of a percent: loading is the
         // engine's single thread and takes most of the time. What is read once is validated before that.
         let (base, span) = match seen.phase {
-            "proving" => (100, 400),
+            "proving" | "cutting" => (100, 400),
             "validating" => (100, 2900),
             "loading" if self.is_read_twice() || is_cluster => (500, 8000),
             "loading" => (3000, 5500),

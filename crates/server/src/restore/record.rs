@@ -3,7 +3,8 @@
 use crate::backup::record::FailureCode;
 use crate::catalog::{Error, Tx};
 use crate::ids::{BackupId, GenerationId, InstanceId, Moment, ProjectId, RestoreId};
-use crate::instance::OwnedInstance;
+use crate::instance::layout::Layout;
+use crate::instance::{Instance, OwnedInstance};
 
 /// ```text
 /// Waiting ──> Running ──> Succeeded
@@ -167,6 +168,10 @@ pub struct Restore {
     pub source_instance_id: InstanceId,
     /// Its name when the restore was accepted.
     pub source_instance_name: String,
+    /// Of how many nodes that was then, see [`Layout`](crate::instance::layout::Layout).
+    pub source_layout: String,
+    /// Of how many nodes the instance was that it went into.
+    pub layout: String,
     /// See [`Method`].
     pub method: Method,
     /// `sample` or `full`.
@@ -212,7 +217,7 @@ pub struct Restore {
 macro_rules! columns {
     () => {
         "ordinal, id, name, backup_id, backup_name, backup_remark, remark, status, progress_bp, error_code, failure, \
-         source_instance_id, source_instance_name, method, verify, target_state, phase, bytes_done, bytes_total, keys_done, keys_applied, \
+         source_instance_id, source_instance_name, source_layout, layout, method, verify, target_state, phase, bytes_done, bytes_total, keys_done, keys_applied, \
          keys_compared, keys_expired, unavailable_us, undo_of, undone_by, new_generation_id, old_generation_id, created_at_ms, \
          clock_at_ms, started_at_ms, finished_at_ms, updated_at_ms"
     };
@@ -233,26 +238,28 @@ fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Restore> {
         failure: row.get(10)?,
         source_instance_id: row.get(11)?,
         source_instance_name: row.get(12)?,
-        method: row.get(13)?,
-        verify: row.get(14)?,
-        target_state: row.get(15)?,
-        phase: row.get(16)?,
-        bytes_done: row.get(17)?,
-        bytes_total: row.get(18)?,
-        keys_done: row.get(19)?,
-        keys_applied: row.get(20)?,
-        keys_compared: row.get(21)?,
-        keys_expired: row.get(22)?,
-        unavailable_us: row.get(23)?,
-        undo_of: row.get(24)?,
-        undone_by: row.get(25)?,
-        new_generation_id: row.get(26)?,
-        old_generation_id: row.get(27)?,
-        created_at: row.get(28)?,
-        clock_at: row.get(29)?,
-        started_at: row.get(30)?,
-        finished_at: row.get(31)?,
-        updated_at: row.get(32)?,
+        source_layout: row.get(13)?,
+        layout: row.get(14)?,
+        method: row.get(15)?,
+        verify: row.get(16)?,
+        target_state: row.get(17)?,
+        phase: row.get(18)?,
+        bytes_done: row.get(19)?,
+        bytes_total: row.get(20)?,
+        keys_done: row.get(21)?,
+        keys_applied: row.get(22)?,
+        keys_compared: row.get(23)?,
+        keys_expired: row.get(24)?,
+        unavailable_us: row.get(25)?,
+        undo_of: row.get(26)?,
+        undone_by: row.get(27)?,
+        new_generation_id: row.get(28)?,
+        old_generation_id: row.get(29)?,
+        created_at: row.get(30)?,
+        clock_at: row.get(31)?,
+        started_at: row.get(32)?,
+        finished_at: row.get(33)?,
+        updated_at: row.get(34)?,
     })
 }
 
@@ -267,8 +274,10 @@ pub struct NewRestore<'a> {
     pub backup_remark: Option<&'a str>,
     /// See [`Restore::remark`].
     pub remark: Option<&'a str>,
-    /// See [`Restore::source_instance_name`].
-    pub source_instance_name: &'a str,
+    /// Whose backup it is.
+    pub source: &'a Instance,
+    /// Of how many nodes the instance is.
+    pub layout: Layout,
     /// See [`Restore::method`].
     pub method: Method,
     /// See [`Restore::verify`].
@@ -303,8 +312,9 @@ pub fn insert_waiting(
     let name = free_name(tx, instance, created_at)?;
     tx.execute(
         "INSERT INTO restore (instance_id, ordinal, id, project_id, name, backup_id, backup_name, backup_remark, remark, status, \
-         source_instance_id, source_instance_name, method, verify, target_state, undo_of, created_at_ms, clock_at_ms, updated_at_ms) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 'waiting', ?1, ?10, ?11, ?12, 'untouched', ?13, ?14, ?15, ?14)",
+         source_instance_id, source_instance_name, source_layout, layout, method, verify, target_state, undo_of, created_at_ms, \
+         clock_at_ms, updated_at_ms) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 'waiting', ?10, ?11, ?12, ?13, ?14, ?15, 'untouched', ?16, ?17, ?18, ?17)",
         rusqlite::params![
             instance,
             ordinal,
@@ -315,7 +325,10 @@ pub fn insert_waiting(
             new.backup_name,
             new.backup_remark,
             new.remark,
-            new.source_instance_name,
+            new.source.id,
+            new.source.name,
+            new.source.layout.to_string(),
+            new.layout.to_string(),
             new.method.word(),
             new.verify,
             new.undo_of,
@@ -369,6 +382,20 @@ pub fn load(tx: &Tx<'_>, id: &RestoreId) -> Result<Option<Restore>, Error> {
         (id,),
         row,
     )
+}
+
+/// Whether a restore of this backup, into whatever instance, is not settled yet.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn is_in_use(tx: &Tx<'_>, backup: &BackupId) -> Result<bool, Error> {
+    let found = tx.one(
+        "SELECT 1 FROM job JOIN restore ON restore.id = job.subject_id \
+         WHERE job.state <> 'done' AND job.kind = 'restore' AND restore.backup_id = ?1",
+        (backup,),
+        |_| Ok(()),
+    )?;
+    Ok(found.is_some())
 }
 
 /// Plain bytes of the backup that the restore of this id is about; 0 where there is no such record.

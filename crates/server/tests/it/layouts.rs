@@ -1,0 +1,240 @@
+//! Restores into another layout and another instance: every pair, judged by the engines' own digests, and what is refused.
+
+use std::fmt::Write;
+
+use serde_json::{Value, json};
+use xtask::fill::{self, Options};
+use xtask::resp::{Connection, Target};
+
+use crate::cluster::{Client, ask, ports, says};
+use crate::cluster_restore::{restore, undo};
+use crate::service::{Caller, Service};
+
+const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/layout-matrix.md");
+/// Set to write the document instead of comparing it.
+const WRITE: &str = "CACHEKEEP_WRITE_MATRIX";
+
+const SINGLE: &str = "redis.single.xu1.large.4";
+const CLUSTER: &str = "redis.cluster.xu1.large.r1.4";
+const CLUSTER_OF_TWO: &str = "redis.cluster.xu1.large.r2.4";
+
+/// An instance that runs, and what it holds.
+struct Held {
+    layout: &'static str,
+    id: String,
+    ports: Vec<u16>,
+    backup: String,
+    captured: String,
+}
+
+impl Held {
+    fn new(caller: &Caller, layout: &'static str, spec: &str, shards: u16) -> Self {
+        let extra = json!({"spec_param": {"sharding_count": shards}});
+        let name = format!("of-{}", spec.replace('.', "-"));
+        let id = ask(caller, &name, spec, &extra);
+        let shown = caller.wait_idle(&id);
+        let ports = match shards {
+            1 => vec![u16::try_from(shown["port"].as_u64().unwrap()).unwrap()],
+            _ => ports(&shown),
+        };
+        Self {
+            layout,
+            id,
+            ports,
+            backup: String::new(),
+            captured: String::new(),
+        }
+    }
+
+    /// Marks the data as this instance's, and backs it up.
+    fn capture(&mut self, caller: &Caller) {
+        let mark = format!("marked by {}", self.layout);
+        Client::new(&self.ports).call(&["SET", "mark", &mark]);
+        self.backup = caller.make_backup(&self.id, &mark);
+        self.captured = digest(&self.ports);
+    }
+}
+
+fn primaries(ports: &[u16]) -> Vec<u16> {
+    let is_primary = |port: &&u16| says(**port, &["INFO", "replication"]).contains("role:master");
+    ports.iter().filter(is_primary).copied().collect()
+}
+
+/// `DEBUG DIGEST` of all primaries together: the digest of an engine is a constant and those of its keys, xored; so those of
+/// an odd number of engines with keys, xored, are the digest of one with all of their keys.
+fn digest(ports: &[u16]) -> String {
+    let all = primaries(ports);
+    assert_eq!(all.len() % 2, 1);
+    let mut sum = [0; 20];
+    for port in all {
+        let told = says(port, &["DEBUG", "DIGEST"]);
+        assert_ne!(told, "0".repeat(40), "a shard without keys");
+        for (at, byte) in sum.iter_mut().enumerate() {
+            *byte ^= u8::from_str_radix(&told[2 * at..2 * at + 2], 16).unwrap();
+        }
+    }
+    sum.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").unwrap();
+        text
+    })
+}
+
+fn check_functions(ports: &[u16]) {
+    for port in ports {
+        let code = fill::function_code(&Target::local(*port, None)).unwrap();
+        assert_eq!(code.len(), 2, "{port}");
+    }
+}
+
+fn fill_single(held: &Held, keys: u64, dbs: u64) {
+    let options = Options {
+        keys,
+        dbs,
+        ..Options::default()
+    };
+    fill::fill(&Target::local(held.ports[0], None), &options).unwrap();
+}
+
+#[test]
+fn every_layout_is_restored_into_every_other_with_data_that_is_equal_by_the_engines_own_digests() {
+    let service = Service::start();
+    let caller = service.caller();
+    let mut all = [
+        Held::new(&caller, "single", SINGLE, 1),
+        Held::new(&caller, "3 shards", CLUSTER, 3),
+        Held::new(&caller, "5 shards x 1 replica", CLUSTER_OF_TWO, 5),
+    ];
+    fill_single(&all[0], 3000, 1);
+    all[0].capture(&caller);
+    // The clusters get every type of data, and both libraries, by restores themselves.
+    for at in [1, 2] {
+        let wish = json!({"backup_id": all[0].backup, "source_instance_id": all[0].id});
+        let done = restore(&caller, &all[at].id, &wish);
+        assert_eq!(done["status"], "succeed", "{done}");
+        assert_eq!(digest(&all[at].ports), all[0].captured);
+        all[at].capture(&caller);
+        assert_ne!(all[at].captured, all[0].captured);
+    }
+    let engine = says(all[0].ports[0], &["INFO", "server"]);
+    let version = engine
+        .lines()
+        .find_map(|line| line.strip_prefix("redis_version:"))
+        .unwrap();
+    let engine = format!("redis {}", version.rsplit_once('.').unwrap().0);
+    let mut lines = Vec::new();
+    for source in &all {
+        for target in &all {
+            let before = digest(&target.ports);
+            let wish = json!({"backup_id": source.backup, "source_instance_id": source.id, "verify": "full"});
+            let done = restore(&caller, &target.id, &wish);
+            assert_eq!(
+                (&done["status"], &done["ext"]["target_state"]),
+                (&json!("succeed"), &json!("replaced")),
+                "{} to {}: {done}",
+                source.layout,
+                target.layout
+            );
+            assert_eq!(
+                (
+                    &done["ext"]["source_instance_id"],
+                    &done["ext"]["source_layout"],
+                    &done["ext"]["layout"]
+                ),
+                (&json!(source.id), &json!(source.layout), &json!(target.layout))
+            );
+            let found = digest(&target.ports);
+            assert_eq!(found, source.captured, "{} to {}", source.layout, target.layout);
+            check_functions(&primaries(&target.ports));
+            let mark = Client::new(&target.ports).call(&["GET", "mark"]);
+            assert_eq!(mark.text(), Some(format!("marked by {}", source.layout).as_str()));
+            // What was there before is kept, whatever the layout of the backup.
+            let undone = undo(&caller, &target.id, &done);
+            assert_eq!(undone["status"], "succeed", "{undone}");
+            assert_eq!(digest(&target.ports), before);
+            lines.push(format!(
+                "| {engine} | {} | {} | equal |",
+                source.layout, target.layout
+            ));
+        }
+    }
+    compare_with_document(&lines);
+}
+
+fn compare_with_document(lines: &[String]) {
+    if std::env::var_os(WRITE).is_some() {
+        let head = "# Which layout's backup another layout holds\n\n\
+            Made by `crates/server/tests/it/layouts.rs`: data of every type, with expiry times and two libraries of functions, backed up from\n\
+            each layout and restored into an instance of each. *equal*: the engines' own `DEBUG DIGEST`, all primaries together, is that of\n\
+            the source when it was captured; then the restore was undone, and the digest was the one from before.\n\n\
+            | engine | backup of | restored into | |\n|---|---|---|---|\n";
+        std::fs::write(DOCUMENT, format!("{head}{}\n", lines.join("\n"))).unwrap();
+    }
+    let written = std::fs::read_to_string(DOCUMENT).unwrap_or_default();
+    for line in lines {
+        assert!(
+            written.contains(line),
+            "docs/layout-matrix.md is stale: run this test with {WRITE}=1: {line}"
+        );
+    }
+}
+
+#[test]
+fn what_another_layout_or_instance_cannot_hold_is_refused_before_anything_is_done() {
+    let service = Service::start();
+    let caller = service.caller();
+    let mut single = Held::new(&caller, "single", SINGLE, 1);
+    let cluster = Held::new(&caller, "3 shards", CLUSTER, 3);
+    fill_single(&single, 300, 2);
+    single.capture(&caller);
+    let refused = |target: &str, wish: &Value, code: &str, why: &str| {
+        let answer = caller.ck("POST", &format!("/instances/{target}/restores"), Some(wish));
+        let text = answer.json()["error_msg"].as_str().unwrap_or_default().to_owned();
+        assert!(text.contains(why), "{text}");
+        answer.refused(code);
+    };
+    let of = |source: &str| json!({"backup_id": single.backup, "source_instance_id": source});
+    refused(&cluster.id, &of(&single.id), "400 DCS.4087", "keys in database 1");
+    refused(
+        &cluster.id,
+        &json!({"backup_id": single.backup}),
+        "400 DCS.4031",
+        "does not exist",
+    );
+    refused(
+        &cluster.id,
+        &of("00000000-0000-4000-8000-000000000000"),
+        "400 DCS.4063",
+        "source_instance_id",
+    );
+    refused(&cluster.id, &of("nonsense"), "400 DCS.4063", "source_instance_id");
+    let small = caller.make_instance("small");
+    let mut engine = Connection::open(&Target::local(single.ports[0], None)).unwrap();
+    engine.ask(&["FLUSHALL"]).unwrap();
+    engine
+        .ask(&["DEBUG", "POPULATE", "200", "big", "1000000"])
+        .unwrap();
+    let large = caller.make_backup(&single.id, "large");
+    let wish = json!({"backup_id": large, "source_instance_id": single.id});
+    refused(&small, &wish, "400 DCS.4036", "into a larger one");
+    // A kept generation is of its own instance.
+    let done = restore(&caller, &single.id, &json!({"backup_id": single.backup}));
+    assert_eq!(done["status"], "succeed", "{done}");
+    let backups = caller
+        .get(&format!("/instances/{}/backups?limit=10", single.id))
+        .expect(200)
+        .json();
+    let kept = backups["backup_record_response"].as_array().unwrap().iter();
+    let kept = kept
+        .clone()
+        .find(|row| row["ext"]["kind"] == "generation")
+        .unwrap();
+    let wish = json!({"backup_id": kept["backup_id"], "source_instance_id": single.id});
+    refused(&cluster.id, &wish, "400 DCS.4087", "kept generation");
+    for target in [&cluster.id, &small] {
+        let records = caller
+            .get(&format!("/instances/{target}/restores"))
+            .expect(200)
+            .json();
+        assert_eq!(records["total_num"], json!(0), "{records}");
+    }
+}
