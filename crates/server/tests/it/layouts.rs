@@ -238,3 +238,61 @@ fn what_another_layout_or_instance_cannot_hold_is_refused_before_anything_is_don
         assert_eq!(records["total_num"], json!(0), "{records}");
     }
 }
+
+#[test]
+fn the_command_line_restores_into_another_and_into_a_new_instance_and_leaves_none_where_that_is_refused() {
+    let service = Service::start();
+    let caller = service.caller();
+    let source = caller.make_instance("source");
+    let other = caller.make_instance("other");
+    let mut engine = caller.engine(&source);
+    engine.ask(&["SET", "key", "value"]).unwrap();
+    caller.make_backup(&source, "one key");
+    let create = ["restore", "create", "source", "--backup", "latest", "--wait"];
+    let output = service.run(&[&create[..], &["--into", "other"]].concat());
+    assert!(output.status.success(), "{output:?}");
+    let got = caller.engine(&other).ask(&["GET", "key"]).unwrap();
+    assert_eq!(got.text(), Some("value"));
+    let records = |id: &str| {
+        caller
+            .get(&format!("/instances/{id}/restores"))
+            .expect(200)
+            .json()
+    };
+    assert_eq!(records(&other)["total_num"], json!(1));
+    assert_eq!(records(&source)["total_num"], json!(0));
+
+    let new = ["--new", "grown", "--shards", "3", "--no-password"];
+    let output = service.run(&[&create[..], &new].concat());
+    assert!(output.status.success(), "{output:?}");
+    let shown = service.run_json(&["instance", "show", "grown"]);
+    let mut client = Client::new(&ports(&shown));
+    assert_eq!(client.call(&["GET", "key"]).text(), Some("value"));
+    let record = service.run_json(&["restore", "show", "grown", "latest"]);
+    assert_eq!(
+        (
+            &record["ext"]["source_instance_name"],
+            &record["ext"]["source_layout"],
+            &record["ext"]["layout"]
+        ),
+        (&json!("source"), &json!("single"), &json!("3 shards"))
+    );
+
+    engine.ask(&["SELECT", "7"]).unwrap();
+    engine.ask(&["SET", "elsewhere", "value"]).unwrap();
+    caller.make_backup(&source, "two databases");
+    let new = ["--new", "refused", "--shards", "3"];
+    let output = service.run(&[&create[..], &new].concat());
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(
+        told.contains("keys in database 7") && told.contains("refused is deleted again"),
+        "{told}"
+    );
+    let listed = service.run_json(&["instance", "list"]);
+    assert_eq!(listed["instance_num"], json!(3), "{listed}");
+    let output = service.run(&[
+        "restore", "create", "source", "--backup", "latest", "--shards", "3",
+    ]);
+    assert_eq!(output.status.code(), Some(2), "--shards is of a new instance");
+}

@@ -16,7 +16,7 @@ use crate::restore::command::other_database;
 pub(super) enum Shards {
     /// The backup's own files, in the order of the shards.
     Same {
-        archive: Archive,
+        archive: Box<Archive>,
         identity: Identity,
         files: Vec<Range<u64>>,
     },
@@ -40,7 +40,7 @@ impl Work<'_> {
             failpoint::hit("restore.proven")?;
             Ok(Shards::Same {
                 files: manifest.files(),
-                archive,
+                archive: Box::new(archive),
                 identity,
             })
         })
