@@ -97,6 +97,8 @@ pub enum Refusal {
     MaintenanceWindow,
     /// Nothing left to undo: the generation is gone, or the restore did not succeed.
     NothingToUndo(&'static str),
+    /// The restore cannot be given up any more, and why.
+    NotCancellable(&'static str),
     /// Another call is deleting the backup.
     BeingDeleted,
     /// The stored files of the backup could not be removed; its record stays.

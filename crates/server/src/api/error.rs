@@ -178,7 +178,7 @@ fn internal_code(operation: &str) -> u32 {
         "ListBackupRecords" | "CkShowBackup" | "ListBackupFileLinks" | "DownloadBackupFile" => 5078,
         "CopyInstance" => 5090,
         "ListRestoreRecords" | "CkShowRestore" => 5079,
-        "RestoreInstance" | "CkRestoreInstance" | "CkUndoRestore" => 5092,
+        "RestoreInstance" | "CkRestoreInstance" | "CkUndoRestore" | "CkCancelRestore" => 5092,
         _ => INTERNAL,
     }
 }
@@ -319,6 +319,7 @@ fn describe(refusal: &Refusal) -> Answer {
         Refusal::PolicyBegin => (400, 4076, "Invalid begin_at in the backup policy: like 00:00-01:00.".to_owned()),
         Refusal::MaintenanceWindow => (400, 4106, "Invalid maintenance window: begin and end, whole hours.".to_owned()),
         Refusal::NothingToUndo(why) => (400, 4087, format!("There is nothing to undo: {why}. A backup from before can be restored instead.")),
+        Refusal::NotCancellable(why) => (400, 4026, format!("The restore cannot be cancelled: {why}.")),
         Refusal::NotForClusters => (400, 4086, "A cluster is not restored in place: two generations of it must fit in memory.".to_owned()),
         Refusal::AddressOpen => (400, 4063, "A cluster tells its clients the addresses of its nodes: run the service with --engine-bind of one address.".to_owned()),
         Refusal::SingleNode => (400, 4086, "Single-node instances have no backup and restore (strict mode).".to_owned()),
@@ -374,6 +375,7 @@ mod tests {
             "RestoreInstance",
             "CkRestoreInstance",
             "CkUndoRestore",
+            "CkCancelRestore",
         ] {
             assert!(routes.iter().any(|route| route.name == name), "{name}");
             assert_ne!(internal_code(name), INTERNAL, "{name}");

@@ -157,6 +157,27 @@ pub fn undo(request: &Request) -> Result<Reply, ApiError> {
     ))
 }
 
+/// `POST /ck/v1/…/restores/{restore_id}/cancel`
+///
+/// # Errors
+/// Unknown instance or restore; it has ended or switches.
+pub fn cancel(request: &Request) -> Result<Reply, ApiError> {
+    let id = request.restore_id()?;
+    command::cancel(
+        &request.app,
+        request.project()?,
+        &request.instance_id()?,
+        &id,
+        request.now,
+    )?;
+    Ok(json_response(
+        200,
+        &RestoreStarted {
+            restore_id: id.to_string(),
+        },
+    ))
+}
+
 /// The answer to an accepted restore.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct RestoreStarted {
@@ -271,6 +292,9 @@ pub struct RestoreDetails<'a> {
     pub undo_of: Option<&'a str>,
     /// The restore that took this one back.
     pub undone_by: Option<&'a str>,
+    /// When somebody asked for it to be given up.
+    #[schema(value_type = Option<String>)]
+    pub cancel_asked_at: Option<Stamp>,
     /// Until when an undo is possible at the latest: what was replaced may have to give way to another restore, or to a
     /// need of memory, before. Null where it is not possible.
     #[schema(value_type = Option<String>)]
@@ -336,6 +360,7 @@ impl<'a> RestoreRecord<'a> {
                 layout: &row.layout,
                 undo_of: row.undo_of.as_ref().map(RestoreId::as_str),
                 undone_by: row.undone_by.as_ref().map(RestoreId::as_str),
+                cancel_asked_at: row.cancel_asked_at.map(Stamp),
                 undo_until: kept
                     .iter()
                     .filter(|_| row.status == Status::Succeeded && row.undone_by.is_none())

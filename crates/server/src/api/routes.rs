@@ -383,6 +383,17 @@ pub fn routes() -> Vec<Route> {
         restores::undo,
     );
     add(
+        "CkCancelRestore",
+        "POST",
+        &format!("{one}/restores/{{restore_id}}/cancel"),
+        project,
+        Answer::RestoreStarted,
+        &[],
+        Wish::Nothing,
+        Work::Waits,
+        restores::cancel,
+    );
+    add(
         "CkShowBackup",
         "GET",
         &format!("{one}/backups/{{backup_id}}"),

@@ -212,6 +212,7 @@ CREATE TABLE restore (
     unavailable_us BIGINT,                  -- the switch as we measured it: old port closed to last client ended and new port open; null where a crash came in between
     undo_of TEXT,
     undone_by TEXT,
+    cancel_asked_at_ms BIGINT,              -- it is to be given up; never set once the switch is intended
     new_generation_id TEXT,
     old_generation_id TEXT,
     created_at_ms BIGINT NOT NULL,          -- never smaller than the record's before it

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use engine::store::{Patience, always};
 
-use super::record::{self, Method, NewRestore, Restore, Status};
+use super::record::{self, Method, NewRestore, Restore, Status, TargetState};
 use crate::app::App;
 use crate::backup::place;
 use crate::backup::record::{self as backups, Backup, Kind};
@@ -350,6 +350,35 @@ fn what_undoes(
             "the data from before it is no longer kept",
         )),
     }
+}
+
+/// Gives a restore up that has not begun to switch: the old data goes on serving, and the record fails.
+///
+/// # Errors
+/// Unknown instance, unknown restore; [`Refusal::NotCancellable`].
+pub fn cancel(
+    app: &App,
+    project: &ProjectId,
+    id: &InstanceId,
+    restore: &RestoreId,
+    now: Moment,
+) -> Result<(), Refusal> {
+    app.catalog.write(|tx| {
+        let instance = instances::find(tx, project, id)?;
+        let found = record::find(tx, &instance, restore)?.ok_or(Refusal::RestoreUnknown)?;
+        match record::ask_to_cancel(tx, restore, now)? {
+            true => Ok(()),
+            false if found.target_state == TargetState::Switching => Err(Refusal::NotCancellable(
+                "the switch has begun and is finished; it can be undone then",
+            )),
+            false => Err(Refusal::NotCancellable("it has ended")),
+        }
+    })?;
+    engine::failpoint::hit("restore.cancel_asked")
+        .map_err(|error| Refusal::Internal(engine::chain(&error)))?;
+    // One that waits for its turn finds it in its record.
+    app.board.cancel(id);
+    Ok(())
 }
 
 /// One restore record; the instance may be deleted, its records outlive it.

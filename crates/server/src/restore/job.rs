@@ -77,6 +77,7 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
         || {
             let switch_intended = work.restore.target_state == TargetState::Switching;
             if !switch_intended {
+                work.check_wanted()?;
                 control.check("restore")?;
                 if let Some(error) = begun_too_often(claim) {
                     return Err(Halt::Failed(error));
@@ -101,6 +102,11 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
     match attempt {
         Ok(()) => Ok(Ended::Done),
         Err(Halt::Stop(stop)) => Err(stop),
+        Err(Halt::Failed(error)) if error.kind == Kind::Cancelled => match work.check_wanted() {
+            Err(Halt::Failed(cancelled)) => work.give_up(&cancelled),
+            Err(Halt::Stop(stop)) => Err(stop),
+            Ok(()) => work.give_up(&error),
+        },
         Err(Halt::Failed(error)) => work.give_up(&error),
     }
 }
@@ -647,11 +653,28 @@ impl Work<'_> {
         Ok(())
     }
 
-    fn enter(&self, state: TargetState) -> Result<(), Stop> {
+    fn enter(&self, state: TargetState) -> Result<(), Halt> {
         let running = step(self.app, self.claim, |tx| {
             record::enter(tx, &self.restore.id, state, Moment::now())
         })?;
-        if running { Ok(()) } else { Err(Stop::ClaimLost) }
+        if !running {
+            self.check_wanted()?;
+            return Err(Stop::ClaimLost.into());
+        }
+        Ok(())
+    }
+
+    /// Fails where somebody asked for the restore to be given up, in this process or before a crash.
+    fn check_wanted(&self) -> Result<(), Halt> {
+        let cancelled = self
+            .app
+            .catalog
+            .read(|tx| record::is_to_be_cancelled(tx, &self.restore.id))
+            .map_err(Stop::from)?;
+        match cancelled {
+            true => Err(Error::new(Kind::Cancelled, "restore", "it was cancelled").into()),
+            false => Ok(()),
+        }
     }
 
     fn report(&self, seen: &engine::Progress) {

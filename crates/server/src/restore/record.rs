@@ -198,6 +198,8 @@ pub struct Restore {
     pub undo_of: Option<RestoreId>,
     /// The restore that took this one back.
     pub undone_by: Option<RestoreId>,
+    /// When somebody asked for it to be given up; only before the switch was intended.
+    pub cancel_asked_at: Option<Moment>,
     /// The generation with the backup's data.
     pub new_generation_id: Option<GenerationId>,
     /// The generation that it replaced.
@@ -218,8 +220,8 @@ macro_rules! columns {
     () => {
         "ordinal, id, name, backup_id, backup_name, backup_remark, remark, status, progress_bp, error_code, failure, \
          source_instance_id, source_instance_name, source_layout, layout, method, verify, target_state, phase, bytes_done, bytes_total, keys_done, keys_applied, \
-         keys_compared, keys_expired, unavailable_us, undo_of, undone_by, new_generation_id, old_generation_id, created_at_ms, \
-         clock_at_ms, started_at_ms, finished_at_ms, updated_at_ms"
+         keys_compared, keys_expired, unavailable_us, undo_of, undone_by, cancel_asked_at_ms, new_generation_id, \
+         old_generation_id, created_at_ms, clock_at_ms, started_at_ms, finished_at_ms, updated_at_ms"
     };
 }
 
@@ -253,13 +255,14 @@ fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Restore> {
         unavailable_us: row.get(25)?,
         undo_of: row.get(26)?,
         undone_by: row.get(27)?,
-        new_generation_id: row.get(28)?,
-        old_generation_id: row.get(29)?,
-        created_at: row.get(30)?,
-        clock_at: row.get(31)?,
-        started_at: row.get(32)?,
-        finished_at: row.get(33)?,
-        updated_at: row.get(34)?,
+        cancel_asked_at: row.get(28)?,
+        new_generation_id: row.get(29)?,
+        old_generation_id: row.get(30)?,
+        created_at: row.get(31)?,
+        clock_at: row.get(32)?,
+        started_at: row.get(33)?,
+        finished_at: row.get(34)?,
+        updated_at: row.get(35)?,
     })
 }
 
@@ -495,16 +498,44 @@ pub fn begin(
     Ok(changed == 1)
 }
 
-/// Writes the target state of a running record, before the phase that it announces. `false`: the record has ended.
+/// Writes the target state of a running record, before the phase that it announces. `false`: the record has ended, or is
+/// to be given up.
 ///
 /// # Errors
 /// The catalogue failed.
 pub fn enter(tx: &Tx<'_>, id: &RestoreId, state: TargetState, now: Moment) -> Result<bool, Error> {
     let changed = tx.execute(
-        "UPDATE restore SET target_state = ?2, updated_at_ms = ?3 WHERE id = ?1 AND status = 'running'",
+        "UPDATE restore SET target_state = ?2, updated_at_ms = ?3 WHERE id = ?1 AND status = 'running' AND cancel_asked_at_ms IS NULL",
         (id, state.word(), now),
     )?;
     Ok(changed == 1)
+}
+
+/// Writes that a record is to be given up; asked again it stays as it was. `false`: it has ended, or the switch is intended,
+/// which is finished forward. Of this and the intent the first one wins: both are changes of the same row.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn ask_to_cancel(tx: &Tx<'_>, id: &RestoreId, now: Moment) -> Result<bool, Error> {
+    let changed = tx.execute(
+        "UPDATE restore SET cancel_asked_at_ms = coalesce(cancel_asked_at_ms, ?2), updated_at_ms = ?2 \
+         WHERE id = ?1 AND status IN ('waiting', 'running') AND target_state <> 'switching'",
+        (id, now),
+    )?;
+    Ok(changed == 1)
+}
+
+/// Whether a record is to be given up.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn is_to_be_cancelled(tx: &Tx<'_>, id: &RestoreId) -> Result<bool, Error> {
+    let asked = tx.one(
+        "SELECT 1 FROM restore WHERE id = ?1 AND cancel_asked_at_ms IS NOT NULL",
+        (id,),
+        |_| Ok(()),
+    )?;
+    Ok(asked.is_some())
 }
 
 /// Writes what the verification counted.

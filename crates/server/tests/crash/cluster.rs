@@ -36,9 +36,12 @@ const RESTORED: [&str; 11] = [
 /// Every place that only a restore into another layout passes.
 const CUT: [&str; 3] = ["slices.mid_cut", "slices.file_cut", "restore.cut"];
 
-/// Every place that only clusters, or their backups, pass.
+/// Where a cancellation is written.
+const CANCELLED: &str = "restore.cancel_asked";
+
+/// Every place that only clusters, their backups, or a cancellation pass.
 pub fn places() -> impl Iterator<Item = &'static str> {
-    MADE.into_iter().chain(RESTORED).chain(CUT)
+    MADE.into_iter().chain(RESTORED).chain(CUT).chain([CANCELLED])
 }
 
 /// The ports of the serving generation's nodes.
@@ -441,4 +444,111 @@ fn a_restore_into_another_layout_hit_anywhere_leaves_all_old_or_all_new_data() {
         }
     }
     println!("{fired} hits");
+}
+
+/// Asks for a restore that stalls at a place, and cancels it there: what came of it, and the answer.
+fn cancel_at(held: &mut Cluster, place: &str, run: &Run, ask: impl Fn(&World)) -> (checker::Restore, u16) {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    held.set("changed", &NEXT.fetch_add(1, Ordering::Relaxed).to_string());
+    let old = held.digests();
+    held.world.restart(run);
+    ask(&held.world);
+    wait_until(&format!("{place} is reached"), || {
+        held.world.marks().iter().any(|mark| mark == place)
+    });
+    let restores = Catalogue::open(&held.world).restores(&held.id);
+    let path = format!(
+        "/ck/v1/{{project}}/instances/{}/restores/{}/cancel",
+        held.id,
+        restores.last().unwrap().id
+    );
+    let answer = held.world.try_call("POST", &path, None);
+    if held.world.wait_idle_or_dead(Duration::from_secs(60)) {
+        held.world.restart(&Run::default());
+    }
+    checker::settle(&mut held.world, place);
+    held.wait_whole();
+    let last = Catalogue::open(&held.world).restores(&held.id).pop().unwrap();
+    if last.status == "failed" {
+        assert_eq!(held.digests(), old, "{place}");
+        assert!(
+            ["untouched", "rolled_back"].contains(&last.target_state.as_str()),
+            "{place}: {}",
+            last.target_state
+        );
+        assert!(
+            last.failure.as_deref().unwrap().contains("it was cancelled"),
+            "{place}"
+        );
+    }
+    let count = held.ports.len();
+    wait_until("nothing superfluous", || {
+        let engines = held.world.engines().len() - held.others;
+        engines == count || engines == 2 * count
+    });
+    (last, answer.map_or(0, |(status, _)| status))
+}
+
+#[test]
+fn a_restore_cancelled_in_any_phase_leaves_the_old_data_served_and_one_that_switches_is_finished() {
+    let mut cluster = Cluster::new("redis.cluster.xu1.large.r2.4", "aof");
+    let of_cluster = (cluster.id.clone(), cluster.backup.clone());
+    let single = cluster.world.create("two", "redis.single.xu1.large.4", "aof");
+    cluster
+        .world
+        .client("two")
+        .ask(&["SET", "key", "of the single"])
+        .unwrap();
+    let of_single = cluster.world.backup("two");
+    cluster.others = 1;
+    let same = |world: &World| ask_for_other(world, &of_cluster.0, &of_cluster.1, &of_cluster.0);
+    let other = |world: &World| ask_for_other(world, &of_cluster.0, &of_single, &single);
+    let stalled = |place: &str| Run::armed(&format!("{place}:stall"));
+    for place in [
+        "restore.claimed",
+        "restore.proven",
+        "sideload.mid_place",
+        "restore.shard_loaded",
+        "nodes.in_sync",
+    ] {
+        let (last, status) = cancel_at(&mut cluster, place, &stalled(place), same);
+        assert_eq!((last.status.as_str(), status), ("failed", 200), "{place}");
+    }
+    for place in ["slices.mid_cut", "restore.cut", "restore.joined"] {
+        let (last, status) = cancel_at(&mut cluster, place, &stalled(place), other);
+        assert_eq!((last.status.as_str(), status), ("failed", 200), "{place}");
+    }
+    let place = "restore.switch_intended";
+    let (last, status) = cancel_at(&mut cluster, place, &stalled(place), other);
+    assert_eq!((last.status.as_str(), status), ("succeeded", 400));
+
+    cluster.turn_to("two");
+    let into_single = |world: &World| ask_for_other(world, &single, &of_cluster.1, &of_cluster.0);
+    for place in [
+        "restore.begun",
+        "restore.cut",
+        "verify.before",
+        "restore.verified",
+    ] {
+        let (last, status) = cancel_at(&mut cluster, place, &stalled(place), into_single);
+        assert_eq!((last.status.as_str(), status), ("failed", 200), "{place}");
+    }
+    // What was asked for is done after a crash, too.
+    let run = Run::armed(&format!("restore.loaded:stall,{CANCELLED}:kill"));
+    let (last, status) = cancel_at(&mut cluster, "restore.loaded", &run, into_single);
+    assert_eq!((last.status.as_str(), status), ("failed", 0));
+    // The old engine is stopped by then, and comes back.
+    let in_place = Run {
+        failpoints: "restore.old_stopped:stall".to_owned(),
+        memory_available: Some(1 << 20),
+    };
+    let with_downtime = |world: &World| {
+        let (status, answer) = world.ask_for_restore("two", &of_single, true).unwrap();
+        assert_eq!(status, 200, "{answer}");
+    };
+    let (last, status) = cancel_at(&mut cluster, "restore.old_stopped", &in_place, with_downtime);
+    assert_eq!(
+        (last.status.as_str(), last.target_state.as_str(), status),
+        ("failed", "rolled_back", 200)
+    );
 }
