@@ -97,6 +97,10 @@ pub enum Refusal {
     MaintenanceWindow,
     /// Nothing left to undo: the generation is gone, or the restore did not succeed.
     NothingToUndo(&'static str),
+    /// What the named plan rests on is not so any more.
+    PlanOutdated,
+    /// The stored objects of the backup cannot be read now.
+    Unreadable(engine::Error),
     /// The restore cannot be given up any more, and why.
     NotCancellable(&'static str),
     /// Another call is deleting the backup.

@@ -52,7 +52,7 @@ fn of_body(refusal: Refusal, version: Version) -> Refusal {
     }
 }
 
-fn decode(request: &Request) -> Result<RestoreRequest, Refusal> {
+pub(super) fn decode(request: &Request) -> Result<RestoreRequest, Refusal> {
     let fields = request.body()?;
     let backup = match fields.get("backup_id") {
         Some(serde_json::Value::String(text)) if !text.is_empty() => text.clone(),
@@ -73,6 +73,7 @@ fn decode(request: &Request) -> Result<RestoreRequest, Refusal> {
         remark: fields.text("remark")?,
         verify_full,
         allow_downtime: fields.boolean("allow_downtime")?.unwrap_or(false),
+        plan: fields.text("plan_id")?,
     })
 }
 

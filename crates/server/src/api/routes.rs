@@ -6,7 +6,7 @@ use axum::http::Response;
 use super::error::ApiError;
 use super::openapi::{Answer, Wish};
 use super::request::Request;
-use super::{backups, download, identity, instances, openapi, restores, system, topology};
+use super::{backups, download, identity, instances, openapi, plans, restores, system, topology};
 
 /// A response.
 pub type Reply = Response<Body>;
@@ -359,6 +359,17 @@ pub fn routes() -> Vec<Route> {
         Wish::Restore,
         Work::Waits,
         restores::create,
+    );
+    add(
+        "CkPlanRestore",
+        "POST",
+        &format!("{one}/restores/plan"),
+        project,
+        Answer::RestorePlan,
+        &[],
+        Wish::Restore,
+        Work::Waits,
+        plans::create,
     );
     add(
         "CkShowRestore",

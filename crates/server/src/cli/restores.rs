@@ -3,11 +3,11 @@
 use std::process::ExitCode;
 
 use clap::Subcommand;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::remote::{self, NewInstance, Page, Persistence};
-use super::target::{Target, UNDOABLE, print_one, print_rows};
-use super::{Global, watch};
+use super::target::{Target, UNDOABLE, plain, print_one, print_rows};
+use super::{Global, Output, watch};
 use crate::instance::layout::Layout;
 use crate::secrets;
 
@@ -41,6 +41,9 @@ pub(crate) enum RestoreVerb {
         /// Where two copies do not fit in memory: back up, stop the old one, load the new one
         #[arg(long)]
         allow_downtime: bool,
+        /// Only if it is still what this plan says: see `restore plan`
+        #[arg(long, value_name = "ID", conflicts_with = "new")]
+        plan: Option<String>,
         /// Restore into this instance instead (name or id); what it holds is replaced and kept for undo
         #[arg(long, value_name = "INSTANCE")]
         into: Option<String>,
@@ -65,6 +68,31 @@ pub(crate) enum RestoreVerb {
         /// Show the progress and return when it has ended
         #[arg(long)]
         wait: bool,
+    },
+    /// Say what a restore would do: layout, keys and bytes of each shard, memory, time, what can be undone afterwards. Nothing
+    /// is begun
+    #[command(
+        after_help = "A plan is refused where the restore would be. Its id makes sure that what is done is what was planned: the restore is \
+        refused where instance, backup or engine are not as they were.\n\n\
+        Examples:\n  cachekeep restore plan cache1 --backup latest\n  \
+        cachekeep restore plan cache1 --backup latest --into cluster1 -o json\n  \
+        cachekeep restore create cache1 --backup latest --into cluster1 --plan 0123456789abcdef0123456789abcdef"
+    )]
+    Plan {
+        /// Name or id of the instance that the backup is of (the id, where it is deleted)
+        instance: String,
+        /// Id or name of the backup, or latest
+        #[arg(long)]
+        backup: String,
+        /// Of a restore into this instance (name or id)
+        #[arg(long, value_name = "INSTANCE")]
+        into: Option<String>,
+        /// How the restore would be verified
+        #[arg(long, value_parser = ["sample", "full"], default_value = "sample")]
+        verify: String,
+        /// Of a restore that may stop the instance where two copies do not fit in memory
+        #[arg(long)]
+        allow_downtime: bool,
     },
     /// List every restore of an instance, newest first
     #[command(
@@ -142,6 +170,7 @@ pub(crate) fn restore(global: &Global, verb: &RestoreVerb) -> anyhow::Result<Exi
             remark,
             verify,
             allow_downtime,
+            plan,
             into,
             new,
             shards,
@@ -153,7 +182,7 @@ pub(crate) fn restore(global: &Global, verb: &RestoreVerb) -> anyhow::Result<Exi
         } => {
             let source = Target::find(global, instance)?;
             let wish = json!({"backup_id": source.backup(backup)?, "source_instance_id": source.id, "remark": remark,
-                              "verify": verify, "allow_downtime": allow_downtime});
+                              "verify": verify, "allow_downtime": allow_downtime, "plan_id": plan});
             let start = |target: &Target| target.ours("POST", "/restores", Some(&wish));
             let Some(name) = new else {
                 let target = match into {
@@ -193,6 +222,24 @@ pub(crate) fn restore(global: &Global, verb: &RestoreVerb) -> anyhow::Result<Exi
                 eprintln!("{name} stays, empty: `cachekeep instance delete {name}` removes it");
             }
             Ok(code)
+        }
+        RestoreVerb::Plan {
+            instance,
+            backup,
+            into,
+            verify,
+            allow_downtime,
+        } => {
+            let source = Target::find(global, instance)?;
+            let wish = json!({"backup_id": source.backup(backup)?, "source_instance_id": source.id, "verify": verify,
+                              "allow_downtime": allow_downtime});
+            let target = match into {
+                Some(into) => Target::find(global, into)?,
+                None => source,
+            };
+            let plan = target.ours("POST", "/restores/plan", Some(&wish))?;
+            print_plan(global, &plan);
+            Ok(ExitCode::SUCCESS)
         }
         RestoreVerb::List { instance, page } => {
             let target = Target::find(global, instance)?;
@@ -250,4 +297,63 @@ fn capacity_of(source: &Target, layout: Layout) -> f64 {
     let shown = source.call("GET", "", "", None).unwrap_or_default();
     let megabytes = shown["max_memory"].as_f64().unwrap_or(0.0);
     (megabytes / 1024.0).max(least)
+}
+
+const SHARD_COLUMNS: [&str; 5] = ["first_slot", "last_slot", "keys", "bytes", "is_counted"];
+
+fn print_plan(global: &Global, plan: &Value) {
+    if global.output == Output::Json {
+        println!("{plan:#}");
+        return;
+    }
+    let megabytes = |value: &Value| value.as_u64().unwrap_or(0) >> 20;
+    let (memory, engines) = (&plan["memory"], &plan["engines"]);
+    println!("plan_id: {}", plain(&plan["plan_id"]));
+    println!(
+        "from: {} ({}, {})",
+        plain(&plan["source_instance_name"]),
+        plain(&plan["source_layout"]),
+        plain(&plan["source_instance_id"])
+    );
+    println!("into: {}", plain(&plan["layout"]));
+    println!(
+        "method: {}{}",
+        plain(&plan["method"]),
+        match plan["is_cut"] == true {
+            true => ", keys cut anew for the shards",
+            false => "",
+        }
+    );
+    println!("keys: {}, bytes: {}", plan["keys"], plan["bytes"]);
+    println!(
+        "memory: {} MB needed beside the {} MB of the present data, {} MB free",
+        megabytes(&memory["needed"]),
+        megabytes(&memory["present"]),
+        megabytes(&memory["free"])
+    );
+    println!(
+        "engines: {} (RDB {}) into {}",
+        plain(&engines["backup"]),
+        engines["rdb_version"],
+        plain(&engines["instance"])
+    );
+    let rests_on = match plan["measured_restores"].as_u64() {
+        None | Some(0) => "assumed: nothing was restored into it yet".to_owned(),
+        Some(count) => format!("measured on {count} restores"),
+    };
+    println!("time: about {} s ({rests_on})", plan["estimated_seconds"]);
+    println!(
+        "undo: possible until {} at the latest",
+        plain(&plan["undo_until"])
+    );
+    if let Some(restore) = plan["ends_undo_of"].as_str() {
+        println!("undo: of {restore} it is not possible any more then");
+    }
+    for gap in plan["gaps"].as_array().into_iter().flatten() {
+        println!("gap: {}", plain(gap));
+    }
+    let shards = plan["shards"].as_array().map_or(&[][..], Vec::as_slice);
+    if shards.len() > 1 {
+        print_rows(global, &SHARD_COLUMNS, shards, plan);
+    }
 }

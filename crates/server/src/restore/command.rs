@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use engine::archive::Manifest;
 use engine::store::{Patience, always};
 
 use super::record::{self, Method, NewRestore, Restore, Status, TargetState};
@@ -31,6 +32,8 @@ pub struct RestoreRequest {
     pub verify_full: bool,
     /// Where two generations do not fit in memory: stop the old one first.
     pub allow_downtime: bool,
+    /// Only if this is still what was planned: see [`super::plan`].
+    pub plan: Option<String>,
 }
 
 /// Accepts a restore: everything is checked, then record and job are written in one transaction, once for each
@@ -59,7 +62,7 @@ pub fn submit(
 
 /// Refuses what only the backup itself can tell: keys in databases that a cluster does not have. The store is asked, which
 /// takes time, so before the transaction; where it does not answer, the job finds out.
-fn look_into(
+pub(super) fn look_into(
     app: &App,
     project: &ProjectId,
     id: &InstanceId,
@@ -125,12 +128,18 @@ fn accept(
     request: &RestoreRequest,
     now: Moment,
 ) -> Result<RestoreId, Refusal> {
+    let accepted = check(app, tx, project, id, request)?;
+    if let Some(planned) = &request.plan
+        && *planned != super::plan::id_of(app, tx, &accepted, request)?
+    {
+        return Err(Refusal::PlanOutdated);
+    }
     let Accepted {
         instance,
         source,
         backup,
         method,
-    } = check(app, tx, project, id, request)?;
+    } = accepted;
     let undo_of = match &backup.generation_id {
         Some(generation) => record::that_replaced(tx, id, generation)?,
         None => None,
@@ -158,14 +167,15 @@ fn accepted(app: &App) -> Result<(), Refusal> {
 }
 
 /// What a restore that passes every check is about.
-struct Accepted {
-    instance: OwnedInstance,
-    source: OwnedInstance,
-    backup: Backup,
-    method: Method,
+pub(super) struct Accepted {
+    pub(super) instance: OwnedInstance,
+    pub(super) source: OwnedInstance,
+    pub(super) backup: Backup,
+    pub(super) method: Method,
 }
 
-fn check(
+/// Every refusal that the catalogue and the host can tell.
+pub(super) fn check(
     app: &App,
     tx: &Tx<'_>,
     project: &ProjectId,
@@ -228,22 +238,40 @@ pub fn is_restorable(tx: &Tx<'_>, backup: &Backup) -> Result<bool, crate::catalo
     }
 }
 
-/// The refusal where a second generation with this backup's data does not fit beside the present one. Retired
-/// generations do not count: they give way.
+/// The refusal where a second generation with this backup's data does not fit beside the present one.
 fn memory_short(tx: &Tx<'_>, instance: &Instance, backup: &Backup) -> Result<Option<Refusal>, Refusal> {
-    let mut free = available_memory();
-    for generation in generation::existing(tx, &instance.id)? {
-        if generation.state == State::Retired
-            && let Some(record) = backups::of_generation(tx, &generation.id)?
-        {
-            free += u64::try_from(record.used_memory_bytes).unwrap_or(0);
-        }
-    }
+    let free = free_memory(tx, instance)?;
     let needed = memory_needed(backup, instance.layout);
     Ok((needed > free).then_some(Refusal::MemoryShort {
         needed_mb: needed >> 20,
         free_mb: free >> 20,
     }))
+}
+
+/// What a second generation of the instance can have. Retired ones do not count: they give way.
+pub(super) fn free_memory(tx: &Tx<'_>, instance: &Instance) -> Result<u64, Refusal> {
+    let mut free = available_memory();
+    for generation in generation::existing(tx, &instance.id)? {
+        if generation.state == State::Retired
+            && let Some(record) = backups::of_generation(tx, &generation.id)?
+        {
+            free = free.saturating_add(u64::try_from(record.used_memory_bytes).unwrap_or(0));
+        }
+    }
+    Ok(free)
+}
+
+/// Whether each shard of the layout is to hold what one file of the backup holds.
+pub(super) fn has_same_shards(layout: Layout, manifest: &Manifest) -> bool {
+    match layout.mode {
+        Mode::Single => manifest.shards.is_empty(),
+        Mode::Cluster => {
+            let cut = manifest.shards.iter().map(|shard| shard.slots.clone());
+            let wanted =
+                (0..layout.shards).map(|shard| vec![engine::cluster::slots_of(shard, layout.shards)]);
+            cut.eq(wanted)
+        }
+    }
 }
 
 /// Memory for a generation of this layout with this backup's data: what it took in the source and a tenth for
@@ -315,6 +343,7 @@ pub fn undo(
                 remark,
                 verify_full: false,
                 allow_downtime: false,
+                plan: None,
             };
             accept(app, tx, project, id, &request, now)
         })

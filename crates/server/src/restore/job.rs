@@ -13,7 +13,7 @@ use engine::switch::{self, SwitchPlan};
 use engine::verify::{self, VerifyLevel};
 use engine::{Control, Error, Kind, failpoint};
 
-use super::command::{available_memory, memory_needed};
+use super::command::{available_memory, has_same_shards, memory_needed};
 use super::record::{self, Method, Restore, TargetState};
 use crate::app::App;
 use crate::backup::job::capture;
@@ -542,7 +542,7 @@ impl Work<'_> {
         self.with_archive(|archive| {
             let identity = archive_identity(self.app, &archive)?;
             let total = archive.manifest().plain_bytes;
-            let cut = match self.has_same_shards(archive.manifest()) {
+            let cut = match has_same_shards(self.instance.layout, archive.manifest()) {
                 true => None,
                 false => Some(self.cut(&archive)?),
             };

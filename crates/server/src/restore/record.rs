@@ -387,6 +387,34 @@ pub fn load(tx: &Tx<'_>, id: &RestoreId) -> Result<Option<Restore>, Error> {
     )
 }
 
+/// How long a restore took.
+#[derive(Debug)]
+pub struct Measured {
+    /// Plain bytes of its backup.
+    pub bytes: u64,
+    /// From its start to its end.
+    pub seconds: f64,
+}
+
+/// How long the newest restores took that loaded something into the instance, `limit` at most.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn measured(tx: &Tx<'_>, of: &OwnedInstance, limit: u64) -> Result<Vec<Measured>, Error> {
+    tx.all(
+        "SELECT backup.plain_bytes, restore.finished_at_ms - restore.started_at_ms FROM (SELECT * FROM restore \
+         WHERE instance_id = ?1 ORDER BY ordinal DESC LIMIT ?2) AS restore JOIN backup ON backup.id = restore.backup_id \
+         WHERE restore.status = 'succeeded' AND restore.method = 'side_load'",
+        (&of.id, i64::try_from(limit).unwrap_or(i64::MAX)),
+        |row| {
+            Ok(Measured {
+                bytes: u64::try_from(row.get::<_, i64>(0)?).unwrap_or(0),
+                seconds: row.get::<_, i64>(1)? as f64 / 1000.0,
+            })
+        },
+    )
+}
+
 /// Whether a restore of this backup, into whatever instance, is not settled yet.
 ///
 /// # Errors

@@ -4,11 +4,11 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 use xtask::fill::{self, Options};
-use xtask::resp::{Connection, Target};
+use xtask::resp::{Connection, Reply, Target};
 
 use crate::cluster::{Client, ask, ports, says};
 use crate::cluster_restore::{restore, undo};
-use crate::service::{Caller, Service};
+use crate::service::{Caller, Credential, Service};
 
 const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/layout-matrix.md");
 /// Set to write the document instead of comparing it.
@@ -207,6 +207,13 @@ fn what_another_layout_or_instance_cannot_hold_is_refused_before_anything_is_don
         "source_instance_id",
     );
     refused(&cluster.id, &of("nonsense"), "400 DCS.4063", "source_instance_id");
+    // Of another project: as if it were not there.
+    let victim = service.second_project("victim");
+    let owner = service.caller_with(&victim.project, Credential::Key(victim.key.clone()));
+    let theirs = owner.make_instance("theirs");
+    let backup = owner.make_backup(&theirs, "theirs");
+    let wish = json!({"backup_id": backup, "source_instance_id": theirs});
+    refused(&cluster.id, &wish, "400 DCS.4063", "source_instance_id");
     let small = caller.make_instance("small");
     let mut engine = Connection::open(&Target::local(single.ports[0], None)).unwrap();
     engine.ask(&["FLUSHALL"]).unwrap();
@@ -295,4 +302,175 @@ fn the_command_line_restores_into_another_and_into_a_new_instance_and_leaves_non
         "restore", "create", "source", "--backup", "latest", "--shards", "3",
     ]);
     assert_eq!(output.status.code(), Some(2), "--shards is of a new instance");
+}
+
+#[test]
+fn a_plan_tells_what_a_restore_does_and_its_id_asks_for_exactly_that() {
+    let service = Service::start();
+    let caller = service.caller();
+    let mut single = Held::new(&caller, "single", SINGLE, 1);
+    let cluster = Held::new(&caller, "3 shards", CLUSTER, 3);
+    fill_single(&single, 3000, 1);
+    single.capture(&caller);
+    let plan_of = |target: &Held, wish: &Value| {
+        let path = format!("/instances/{}/restores/plan", target.id);
+        caller.ck("POST", &path, Some(wish))
+    };
+    let with_plan = |wish: &Value, plan: &Value| {
+        let mut planned = wish.clone();
+        planned["plan_id"] = plan["plan_id"].clone();
+        planned
+    };
+    let wish = json!({"backup_id": single.backup, "source_instance_id": single.id, "verify": "full"});
+    let plan = plan_of(&cluster, &wish).expect(200).json();
+    assert_eq!(
+        (
+            &plan["method"],
+            &plan["is_cut"],
+            &plan["source_layout"],
+            &plan["layout"]
+        ),
+        (
+            &json!("side_load"),
+            &json!(true),
+            &json!("single"),
+            &json!("3 shards")
+        ),
+        "{plan}"
+    );
+    assert_eq!(
+        (&plan["gaps"], &plan["measured_restores"], &plan["ends_undo_of"]),
+        (&json!([]), &json!(0), &Value::Null)
+    );
+    let keys = |plan: &Value| -> Vec<u64> {
+        let shards = plan["shards"].as_array().unwrap().iter();
+        shards.map(|shard| shard["keys"].as_u64().unwrap()).collect()
+    };
+    let total = plan["keys"].as_u64().unwrap();
+    let planned = keys(&plan);
+    assert_eq!(planned.len(), 3);
+    assert!(planned.iter().sum::<u64>().abs_diff(total) <= 3, "{plan}");
+    assert_eq!(plan["shards"][0]["is_counted"], false);
+    assert_eq!(
+        plan_of(&cluster, &wish).expect(200).json()["plan_id"],
+        plan["plan_id"]
+    );
+
+    // Another verification is another restore.
+    let mut other = with_plan(&wish, &plan);
+    other["verify"] = json!("sample");
+    caller
+        .ck(
+            "POST",
+            &format!("/instances/{}/restores", cluster.id),
+            Some(&other),
+        )
+        .refused("400 DCS.4026");
+    let done = restore(&caller, &cluster.id, &with_plan(&wish, &plan));
+    assert_eq!(done["status"], "succeed", "{done}");
+    assert_eq!(digest(&cluster.ports), single.captured);
+    // What it restored into is another generation now.
+    caller
+        .ck(
+            "POST",
+            &format!("/instances/{}/restores", cluster.id),
+            Some(&with_plan(&wish, &plan)),
+        )
+        .refused("400 DCS.4026");
+    let again = plan_of(&cluster, &wish).expect(200).json();
+    assert_eq!(again["measured_restores"], json!(1));
+    assert_eq!(again["ends_undo_of"], done["restore_id"]);
+
+    // Its own backup is counted by shard, and needs no cutting.
+    let backup = caller.make_backup(&cluster.id, "three shards");
+    let own = plan_of(&cluster, &json!({"backup_id": backup}))
+        .expect(200)
+        .json();
+    assert_eq!(
+        (&own["is_cut"], &own["shards"][0]["is_counted"]),
+        (&json!(false), &json!(true))
+    );
+    let sizes: Vec<u64> = primaries(&cluster.ports)
+        .iter()
+        .map(|port| {
+            let mut connection = Connection::open(&Target::local(*port, None)).unwrap();
+            match connection.ask(&["DBSIZE"]).unwrap() {
+                Reply::Number(count) => u64::try_from(count).unwrap(),
+                other => panic!("{other:?}"),
+            }
+        })
+        .collect();
+    assert_eq!(keys(&own), sizes);
+    let back = plan_of(
+        &single,
+        &json!({"backup_id": backup, "source_instance_id": cluster.id}),
+    );
+    let back = back.expect(200).json();
+    assert_eq!((&back["is_cut"], keys(&back)), (&json!(true), vec![total]));
+
+    // A kept generation is switched back to.
+    let kept = caller
+        .get(&format!("/instances/{}/backups?limit=10", cluster.id))
+        .expect(200)
+        .json();
+    let kept = kept["backup_record_response"].as_array().unwrap().iter();
+    let kept = kept
+        .clone()
+        .find(|row| row["ext"]["kind"] == "generation")
+        .unwrap();
+    let plan = plan_of(&cluster, &json!({"backup_id": kept["backup_id"]}))
+        .expect(200)
+        .json();
+    assert_eq!(
+        (&plan["method"], &plan["shards"], &plan["ends_undo_of"]),
+        (&json!("switch_back"), &json!([]), &Value::Null)
+    );
+
+    // What would be refused is not planned.
+    let mut engine = Connection::open(&Target::local(single.ports[0], None)).unwrap();
+    engine.ask(&["SELECT", "3"]).unwrap();
+    engine.ask(&["SET", "elsewhere", "value"]).unwrap();
+    let two = caller.make_backup(&single.id, "two databases");
+    let wish = json!({"backup_id": two, "source_instance_id": single.id});
+    plan_of(&cluster, &wish).refused("400 DCS.4087");
+
+    let name = |held: &Held| {
+        let shown = caller.get(&format!("/instances/{}", held.id)).expect(200).json();
+        shown["name"].as_str().unwrap().to_owned()
+    };
+    let words = [
+        "restore",
+        "plan",
+        &name(&single),
+        "--backup",
+        &single.backup,
+        "--into",
+        &name(&cluster),
+    ];
+    let output = service.run(&words);
+    let told = String::from_utf8(output.stdout).unwrap();
+    for part in [
+        "plan_id: ",
+        "into: 3 shards",
+        "keys cut anew",
+        "MB needed",
+        "measured on 1 restores",
+        "is_counted",
+    ] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    let id = told
+        .lines()
+        .find_map(|line| line.strip_prefix("plan_id: "))
+        .unwrap();
+    let mut create = words.to_vec();
+    create[1] = "create";
+    create.extend(["--plan", id, "--wait"]);
+    let output = service.run(&create);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(
+        service.run(&create).status.code(),
+        Some(1),
+        "the plan is of before"
+    );
 }

@@ -3,14 +3,14 @@
 
 use std::ops::Range;
 
-use engine::archive::{Archive, Manifest};
+use engine::archive::Archive;
 use engine::keys::Identity;
 use engine::slices::{self, Slices};
-use engine::{Control, Error, Kind, cluster, failpoint};
+use engine::{Control, Error, Kind, failpoint};
 
 use super::{DECODE_WORKERS, Halt, WORKERS_ALONE, Work, archive_identity};
 use crate::instance::layout::Mode;
-use crate::restore::command::other_database;
+use crate::restore::command::{has_same_shards, other_database};
 
 /// A validated RDB for each shard.
 pub(super) enum Shards {
@@ -29,7 +29,7 @@ impl Work<'_> {
     /// more: either way before an engine is started for it.
     pub(super) fn proven_shards(&self) -> Result<Shards, Halt> {
         self.with_archive(|archive| {
-            if !self.has_same_shards(archive.manifest()) {
+            if !has_same_shards(self.instance.layout, archive.manifest()) {
                 return self.cut(&archive);
             }
             let identity = archive_identity(self.app, &archive)?;
@@ -63,19 +63,6 @@ impl Work<'_> {
         let slices = slices::cut(archive, &identity, layout.shards, &spool, self.control)?;
         failpoint::hit("restore.cut")?;
         Ok(Shards::Cut { slices, plain_bytes })
-    }
-
-    /// Whether each shard of the instance is to hold what one file of the backup holds.
-    pub(super) fn has_same_shards(&self, manifest: &Manifest) -> bool {
-        let layout = self.instance.layout;
-        match layout.mode {
-            Mode::Single => manifest.shards.is_empty(),
-            Mode::Cluster => {
-                let cut = manifest.shards.iter().map(|shard| shard.slots.clone());
-                let wanted = (0..layout.shards).map(|shard| vec![cluster::slots_of(shard, layout.shards)]);
-                cut.eq(wanted)
-            }
-        }
     }
 }
 
