@@ -115,12 +115,7 @@ fn every_layout_is_restored_into_every_other_with_data_that_is_equal_by_the_engi
         all[at].capture(&caller);
         assert_ne!(all[at].captured, all[0].captured);
     }
-    let engine = says(all[0].ports[0], &["INFO", "server"]);
-    let version = engine
-        .lines()
-        .find_map(|line| line.strip_prefix("redis_version:"))
-        .unwrap();
-    let engine = format!("redis {}", version.rsplit_once('.').unwrap().0);
+    let engine = engine(all[0].ports[0]);
     let mut lines = Vec::new();
     for source in &all {
         for target in &all {
@@ -157,17 +152,36 @@ fn every_layout_is_restored_into_every_other_with_data_that_is_equal_by_the_engi
             ));
         }
     }
-    compare_with_document(&lines);
+    compare_with_document(&engine, &lines);
 }
 
-fn compare_with_document(lines: &[String]) {
+/// `redis 7.0`, `valkey 8.1`.
+fn engine(port: u16) -> String {
+    let told = says(port, &["INFO", "server"]);
+    let field = |name: &str| told.lines().find_map(|line| line.strip_prefix(name));
+    let (family, version) = match field("valkey_version:") {
+        Some(version) => ("valkey", version),
+        None => ("redis", field("redis_version:").unwrap()),
+    };
+    format!("{family} {}", version.rsplit_once('.').unwrap().0)
+}
+
+/// The lines of other engines stay: the test is run once with each.
+fn compare_with_document(engine: &str, lines: &[String]) {
+    let written = std::fs::read_to_string(DOCUMENT).unwrap_or_default();
     if std::env::var_os(WRITE).is_some() {
+        let of_others = written
+            .lines()
+            .filter(|line| line.ends_with("| equal |") && !line.starts_with(&format!("| {engine} |")));
+        let mut all: Vec<&str> = of_others.chain(lines.iter().map(String::as_str)).collect();
+        all.sort_unstable();
         let head = "# Which layout's backup another layout holds\n\n\
             Made by `crates/server/tests/it/layouts.rs`: data of every type, with expiry times and two libraries of functions, backed up from\n\
             each layout and restored into an instance of each. *equal*: the engines' own `DEBUG DIGEST`, all primaries together, is that of\n\
-            the source when it was captured; then the restore was undone, and the digest was the one from before.\n\n\
+            the source when it was captured; then the restore was undone, and the digest was the one from before. `CACHEKEEP_REDIS_SERVER`\n\
+            names the engine that the test runs with, `CACHEKEEP_WRITE_MATRIX=1` writes its lines here.\n\n\
             | engine | backup of | restored into | |\n|---|---|---|---|\n";
-        std::fs::write(DOCUMENT, format!("{head}{}\n", lines.join("\n"))).unwrap();
+        std::fs::write(DOCUMENT, format!("{head}{}\n", all.join("\n"))).unwrap();
     }
     let written = std::fs::read_to_string(DOCUMENT).unwrap_or_default();
     for line in lines {
