@@ -21,14 +21,8 @@ impl SpillFile {
     /// # Errors
     /// [`Kind::Io`], [`Kind::StoreFull`].
     pub fn create(directory: &Path) -> Result<Self, Error> {
-        use rustix::fs::{Mode, OFlags};
-        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        let file = rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR).map_err(|e| {
-            let context = directory.display().to_string();
-            Error::io(Kind::Io, "create spill file", context, e.into())
-        })?;
         Ok(Self {
-            file: File::from(file),
+            file: nameless(directory)?,
             bytes: 0,
         })
     }
@@ -52,6 +46,20 @@ impl rdb::Spill for SpillFile {
     fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
         self.file.read_exact_at(buffer, offset)
     }
+}
+
+/// A file in `directory` without a name: it is gone with the process, however that ends.
+///
+/// # Errors
+/// [`Kind::Io`], [`Kind::StoreFull`].
+pub(crate) fn nameless(directory: &Path) -> Result<File, Error> {
+    use rustix::fs::{Mode, OFlags};
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let file = rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR).map_err(|e| {
+        let context = directory.display().to_string();
+        Error::io(Kind::Io, "create spill file", context, e.into())
+    })?;
+    Ok(File::from(file))
 }
 
 /// The error of a validator: of the bytes, or of the spill file.

@@ -24,6 +24,7 @@ pub mod psync;
 pub mod replay;
 pub mod segment;
 pub mod sideload;
+pub mod slices;
 pub mod spool;
 pub mod store;
 pub mod switch;

@@ -271,7 +271,7 @@ fn receive(
 }
 
 /// Refuses what is valid and yet makes an engine end itself while it loads, whatever its version.
-fn check_loadable(report: &rdb::Report) -> Result<(), Error> {
+pub(crate) fn check_loadable(report: &rdb::Report) -> Result<(), Error> {
     let what = if let Some(module) = report.modules.first() {
         format!("it holds data of the module type {}", module.name)
     } else if let Some(import) = report.slot_imports.first() {

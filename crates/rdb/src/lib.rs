@@ -68,6 +68,6 @@ pub use report::{
     AUX_BYTES_MAX, AUX_FIELDS_MAX, Checksum, Distinctness, FUNCTION_BYTES_MAX, FUNCTIONS_MAX, KEY_BYTES_MAX,
     Report, SLOT_IMPORTS_MAX, SlotImport, WARNINGS_MAX, Warning,
 };
-pub use slot::slot_of;
+pub use slot::{has_tag, slot_of};
 pub use validator::Validator;
 pub use writer::{AofWriter, Compression, Loss, TARGETS, Target, Writer};

@@ -36,7 +36,7 @@ pub enum Family {
 
 impl Family {
     /// The letters before the version.
-    pub fn magic(self) -> &'static str {
+    pub const fn magic(self) -> &'static str {
         match self {
             Self::Redis => "REDIS",
             Self::Valkey => "VALKEY",

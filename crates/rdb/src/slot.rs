@@ -6,13 +6,7 @@ pub(crate) const SLOTS: u64 = 16 * 1024;
 /// The slot of a key, from 0 to 16383: CRC16 of what stands between the first `{` and the next `}`, where something
 /// does, else of the whole key (src/cluster.c, keyHashSlot).
 pub fn slot_of(key: &[u8]) -> u16 {
-    let open = key.iter().position(|byte| *byte == b'{').map(|at| at + 1);
-    let tag = open.and_then(|from| {
-        let rest = &key[from..];
-        let end = rest.iter().position(|byte| *byte == b'}')?;
-        Some(&rest[..end])
-    });
-    let hashed = tag.filter(|tag| !tag.is_empty()).unwrap_or(key);
+    let hashed = tag(key).unwrap_or(key);
     // CRC16 with the polynomial 0x1021, initial value 0, not reflected.
     let crc = hashed.iter().fold(0u16, |crc, byte| {
         (0..8).fold(crc ^ u16::from(*byte) << 8, |crc, _| {
@@ -26,9 +20,21 @@ pub fn slot_of(key: &[u8]) -> u16 {
     crc % SLOTS as u16
 }
 
+/// Whether only a part of the key says which slot it is of: what follows that part does not matter.
+pub fn has_tag(key: &[u8]) -> bool {
+    tag(key).is_some()
+}
+
+fn tag(key: &[u8]) -> Option<&[u8]> {
+    let from = key.iter().position(|byte| *byte == b'{')? + 1;
+    let rest = &key[from..];
+    let end = rest.iter().position(|byte| *byte == b'}')?;
+    Some(&rest[..end]).filter(|tag| !tag.is_empty())
+}
+
 #[cfg(test)]
 mod tests {
-    use super::slot_of;
+    use super::{has_tag, slot_of};
 
     #[test]
     fn slots_are_those_of_the_engines() {
@@ -40,5 +46,6 @@ mod tests {
         assert_eq!(slot_of(b"foo{{bar}}zap"), slot_of(b"{bar"));
         assert_eq!(slot_of(b"foo{bar}{zap}"), slot_of(b"bar"));
         assert_eq!(slot_of(b""), 0);
+        assert!(has_tag(b"a{b}") && !has_tag(b"a{}{b}") && !has_tag(b"a{b"));
     }
 }

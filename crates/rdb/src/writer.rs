@@ -160,6 +160,29 @@ where
         read: R,
         out: W,
     ) -> io::Result<Self> {
+        let mut writer = Self::bare(report.family, target, compression, read, out)?;
+        for (name, value) in &report.aux {
+            if AUX_KEPT.contains(&&name[..]) {
+                writer.out.put(&[opcode::AUX])?;
+                writer.out.string(name)?;
+                writer.out.string(value)?;
+            }
+        }
+        Ok(writer)
+    }
+
+    /// As [`Writer::new`], where the keys come from several files, all of one family, of which no report is known yet: the
+    /// file tells nothing of who wrote it.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    pub fn bare(
+        family: Family,
+        target: Target,
+        compression: Compression,
+        read: R,
+        out: W,
+    ) -> io::Result<Self> {
         let mut writer = Self {
             read,
             out: Output {
@@ -168,7 +191,7 @@ where
                 compression,
                 packed: Vec::new(),
             },
-            family: report.family,
+            family,
             target,
             db: None,
             keys: 0,
@@ -179,13 +202,6 @@ where
         writer
             .out
             .put(format!("{magic}{:0width$}", target.version()).as_bytes())?;
-        for (name, value) in &report.aux {
-            if AUX_KEPT.contains(&&name[..]) {
-                writer.out.put(&[opcode::AUX])?;
-                writer.out.string(name)?;
-                writer.out.string(value)?;
-            }
-        }
         Ok(writer)
     }
 

@@ -25,6 +25,15 @@ pub enum Refusal {
     NotRestorable,
     /// The backup has no file to hand out: it is a retired generation.
     NoFile,
+    /// The backup holds more than the other instance may: megabytes of memory there and here.
+    TooLarge {
+        /// What the backup's data took in its instance.
+        data_mb: u64,
+        /// The limit of the instance that it was to go into.
+        limit_mb: u64,
+    },
+    /// The backup has keys in this database, and a cluster has only database 0.
+    OtherDatabases(u32),
     /// The remark is too long.
     RemarkTooLong,
     /// A field of the request is missing or has a value that is not allowed.
@@ -88,6 +97,12 @@ pub enum Refusal {
     MaintenanceWindow,
     /// Nothing left to undo: the generation is gone, or the restore did not succeed.
     NothingToUndo(&'static str),
+    /// What the named plan rests on is not so any more.
+    PlanOutdated,
+    /// The stored objects of the backup cannot be read now.
+    Unreadable(engine::Error),
+    /// The restore cannot be given up any more, and why.
+    NotCancellable(&'static str),
     /// Another call is deleting the backup.
     BeingDeleted,
     /// The stored files of the backup could not be removed; its record stays.

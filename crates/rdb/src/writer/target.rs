@@ -46,9 +46,14 @@ impl Target {
 
     /// The version and family of a file that was read, at least version 9.
     pub fn of(report: &Report) -> Self {
+        Self::like(report.family, report.rdb_version)
+    }
+
+    /// As [`Target::of`], where only version and family are known.
+    pub fn like(family: Family, version: u32) -> Self {
         Self {
-            family: report.family,
-            version: report.rdb_version.max(VERSION_MIN),
+            family,
+            version: version.max(VERSION_MIN),
         }
     }
 

@@ -178,7 +178,9 @@ fn internal_code(operation: &str) -> u32 {
         "ListBackupRecords" | "CkShowBackup" | "ListBackupFileLinks" | "DownloadBackupFile" => 5078,
         "CopyInstance" => 5090,
         "ListRestoreRecords" | "CkShowRestore" => 5079,
-        "RestoreInstance" | "CkRestoreInstance" | "CkUndoRestore" => 5092,
+        "RestoreInstance" | "CkRestoreInstance" | "CkPlanRestore" | "CkUndoRestore" | "CkCancelRestore" => {
+            5092
+        }
         _ => INTERNAL,
     }
 }
@@ -243,6 +245,14 @@ fn log(refusal: &Refusal, operation: &str, request_id: &str) {
             )
         }
         Refusal::Internal(why) => tracing::error!(request_id, operation, why, "a request failed"),
+        Refusal::Unreadable(error) => {
+            tracing::error!(
+                request_id,
+                operation,
+                error = engine::chain(error),
+                "a backup cannot be read"
+            )
+        }
         other => tracing::error!(request_id, operation, refusal = ?other, "a request failed"),
     }
 }
@@ -276,6 +286,16 @@ fn describe(refusal: &Refusal) -> Answer {
         Refusal::DeleteWhileCreating => (400, 4099, "The instance is being created. Delete it afterwards.".to_owned()),
         Refusal::NotRestorable => (400, 4087, "The backup is not in a state to be used: only a backup that succeeded and whose data is kept.".to_owned()),
         Refusal::NoFile => (400, 4087, "This backup is a kept generation of the instance and has no file: restore it, or take a backup to download.".to_owned()),
+        Refusal::TooLarge { data_mb, limit_mb } => (
+            400,
+            4036,
+            format!("The backup's data takes {data_mb} MB of memory and the instance has {limit_mb} MB: restore it into a larger one."),
+        ),
+        Refusal::OtherDatabases(db) => (
+            400,
+            4087,
+            format!("The backup has keys in database {db}, and a cluster has only database 0: restore it into a single-node instance."),
+        ),
         Refusal::RemarkTooLong => (400, 4098, format!("The remark is longer than {} characters.", limits::REMARK_CHARS_MAX)),
         Refusal::Parameter(name) => (400, 4063, format!("Invalid {name} in the request.")),
         Refusal::NothingToChange => (400, 4063, "The request names nothing that can be changed: name, description, maintain_begin and maintain_end, security_group_id, instance_backup_policy, rename_commands, tags.".to_owned()),
@@ -309,6 +329,9 @@ fn describe(refusal: &Refusal) -> Answer {
         Refusal::PolicyBegin => (400, 4076, "Invalid begin_at in the backup policy: like 00:00-01:00.".to_owned()),
         Refusal::MaintenanceWindow => (400, 4106, "Invalid maintenance window: begin and end, whole hours.".to_owned()),
         Refusal::NothingToUndo(why) => (400, 4087, format!("There is nothing to undo: {why}. A backup from before can be restored instead.")),
+        Refusal::PlanOutdated => (400, 4026, "The plan does not hold any more: the instance, the backup or the engine is another one than when it was made. Make another plan.".to_owned()),
+        Refusal::Unreadable(_) => (500, 5078, "The backup cannot be read where it is stored: try again; the log has the cause under this request's id, and `cachekeep backup verify` tells what is stored.".to_owned()),
+        Refusal::NotCancellable(why) => (400, 4026, format!("The restore cannot be cancelled: {why}.")),
         Refusal::NotForClusters => (400, 4086, "A cluster is not restored in place: two generations of it must fit in memory.".to_owned()),
         Refusal::AddressOpen => (400, 4063, "A cluster tells its clients the addresses of its nodes: run the service with --engine-bind of one address.".to_owned()),
         Refusal::SingleNode => (400, 4086, "Single-node instances have no backup and restore (strict mode).".to_owned()),
@@ -364,6 +387,8 @@ mod tests {
             "RestoreInstance",
             "CkRestoreInstance",
             "CkUndoRestore",
+            "CkCancelRestore",
+            "CkPlanRestore",
         ] {
             assert!(routes.iter().any(|route| route.name == name), "{name}");
             assert_ne!(internal_code(name), INTERNAL, "{name}");

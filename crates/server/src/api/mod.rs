@@ -10,6 +10,7 @@ pub mod instance_shown;
 pub mod instances;
 pub mod openapi;
 pub mod page;
+pub mod plans;
 pub mod request;
 pub mod restores;
 pub mod router;

@@ -6,7 +6,7 @@ use utoipa::{PartialSchema, ToSchema};
 use super::error::{ApiError, Version, json_response};
 use super::request::Request;
 use super::routes::{Access, Reply, Route, routes};
-use super::{backups, instance_shown, instances, restores};
+use super::{backups, instance_shown, instances, plans, restores};
 use crate::limits;
 
 /// What a route answers when it succeeds.
@@ -24,6 +24,8 @@ pub enum Answer {
     RestoreStarted,
     /// One restore record.
     Restore,
+    /// See the type of the same name.
+    RestorePlan,
     /// See the type of the same name.
     BackupList,
     /// See the type of the same name.
@@ -53,6 +55,7 @@ impl Answer {
             Answer::RestoreList => reference("RestoreList"),
             Answer::RestoreStarted => reference("RestoreStarted"),
             Answer::Restore => reference("RestoreRecord"),
+            Answer::RestorePlan => reference("RestorePlan"),
             Answer::BackupList => reference("BackupList"),
             Answer::BackupStarted => reference("BackupStarted"),
             Answer::Backup => reference("BackupRecord"),
@@ -113,6 +116,10 @@ impl Wish {
                 let mut properties =
                     json!({"backup_id": text("A backup of this instance that succeeded"), "remark": remark});
                 if ours {
+                    properties["source_instance_id"] =
+                        text("The instance that the backup is of, deleted or not; without it: this one");
+                    properties["plan_id"] =
+                        text("Only if it is still what this plan says; a plan itself ignores it");
                     properties["verify"] = json!({"type": "string", "enum": ["sample", "full"]});
                     properties["allow_downtime"] =
                         flag("Where two copies do not fit in memory: stop the old one first");
@@ -332,6 +339,7 @@ fn schemas() -> Value {
     collect!(
         restores::RestoreList,
         restores::RestoreStarted,
+        plans::RestorePlan,
         backups::BackupList,
         backups::BackupStarted,
         backups::BackupLinks,

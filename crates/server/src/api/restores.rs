@@ -10,7 +10,7 @@ use super::failure;
 use super::page::{self, Stamp};
 use super::request::Request;
 use super::routes::Reply;
-use crate::ids::{BackupId, RestoreId};
+use crate::ids::{BackupId, InstanceId, RestoreId};
 use crate::instance::command as instances;
 use crate::instance::generation::{self, Generation};
 use crate::limits;
@@ -52,7 +52,7 @@ fn of_body(refusal: Refusal, version: Version) -> Refusal {
     }
 }
 
-fn decode(request: &Request) -> Result<RestoreRequest, Refusal> {
+pub(super) fn decode(request: &Request) -> Result<RestoreRequest, Refusal> {
     let fields = request.body()?;
     let backup = match fields.get("backup_id") {
         Some(serde_json::Value::String(text)) if !text.is_empty() => text.clone(),
@@ -63,11 +63,17 @@ fn decode(request: &Request) -> Result<RestoreRequest, Refusal> {
         Some("full") => true,
         Some(_) => return Err(Refusal::Parameter("verify")),
     };
+    let source = match fields.text("source_instance_id")? {
+        Some(text) => Some(InstanceId::parse(&text).ok_or(Refusal::Parameter("source_instance_id"))?),
+        None => None,
+    };
     Ok(RestoreRequest {
         backup_id: BackupId::parse(&backup).ok_or(Refusal::BackupUnknown)?,
+        source,
         remark: fields.text("remark")?,
         verify_full,
         allow_downtime: fields.boolean("allow_downtime")?.unwrap_or(false),
+        plan: fields.text("plan_id")?,
     })
 }
 
@@ -142,6 +148,27 @@ pub fn undo(request: &Request) -> Result<Reply, ApiError> {
         &request.restore_id()?,
         remark,
         request.once()?.as_ref(),
+        request.now,
+    )?;
+    Ok(json_response(
+        200,
+        &RestoreStarted {
+            restore_id: id.to_string(),
+        },
+    ))
+}
+
+/// `POST /ck/v1/…/restores/{restore_id}/cancel`
+///
+/// # Errors
+/// Unknown instance or restore; it has ended or switches.
+pub fn cancel(request: &Request) -> Result<Reply, ApiError> {
+    let id = request.restore_id()?;
+    command::cancel(
+        &request.app,
+        request.project()?,
+        &request.instance_id()?,
+        &id,
         request.now,
     )?;
     Ok(json_response(
@@ -256,10 +283,19 @@ pub struct RestoreDetails<'a> {
     pub target_state: &'static str,
     /// The instance that the backup came from.
     pub source_instance_id: &'a str,
+    /// Its name when the restore was accepted.
+    pub source_instance_name: &'a str,
+    /// Of how many nodes that was then: `single`, `3 shards`, `3 shards x 1 replica`.
+    pub source_layout: &'a str,
+    /// Of how many nodes the instance was that it was restored into.
+    pub layout: &'a str,
     /// The restore that this one took back.
     pub undo_of: Option<&'a str>,
     /// The restore that took this one back.
     pub undone_by: Option<&'a str>,
+    /// When somebody asked for it to be given up.
+    #[schema(value_type = Option<String>)]
+    pub cancel_asked_at: Option<Stamp>,
     /// Until when an undo is possible at the latest: what was replaced may have to give way to another restore, or to a
     /// need of memory, before. Null where it is not possible.
     #[schema(value_type = Option<String>)]
@@ -320,8 +356,12 @@ impl<'a> RestoreRecord<'a> {
                 keys_expired: row.keys_expired,
                 target_state: row.target_state.word(),
                 source_instance_id: row.source_instance_id.as_str(),
+                source_instance_name: &row.source_instance_name,
+                source_layout: &row.source_layout,
+                layout: &row.layout,
                 undo_of: row.undo_of.as_ref().map(RestoreId::as_str),
                 undone_by: row.undone_by.as_ref().map(RestoreId::as_str),
+                cancel_asked_at: row.cancel_asked_at.map(Stamp),
                 undo_until: kept
                     .iter()
                     .filter(|_| row.status == Status::Succeeded && row.undone_by.is_none())

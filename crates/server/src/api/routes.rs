@@ -6,7 +6,7 @@ use axum::http::Response;
 use super::error::ApiError;
 use super::openapi::{Answer, Wish};
 use super::request::Request;
-use super::{backups, download, identity, instances, openapi, restores, system, topology};
+use super::{backups, download, identity, instances, openapi, plans, restores, system, topology};
 
 /// A response.
 pub type Reply = Response<Body>;
@@ -361,6 +361,17 @@ pub fn routes() -> Vec<Route> {
         restores::create,
     );
     add(
+        "CkPlanRestore",
+        "POST",
+        &format!("{one}/restores/plan"),
+        project,
+        Answer::RestorePlan,
+        &[],
+        Wish::Restore,
+        Work::Waits,
+        plans::create,
+    );
+    add(
         "CkShowRestore",
         "GET",
         &format!("{one}/restores/{{restore_id}}"),
@@ -381,6 +392,17 @@ pub fn routes() -> Vec<Route> {
         Wish::Undo,
         Work::Waits,
         restores::undo,
+    );
+    add(
+        "CkCancelRestore",
+        "POST",
+        &format!("{one}/restores/{{restore_id}}/cancel"),
+        project,
+        Answer::RestoreStarted,
+        &[],
+        Wish::Nothing,
+        Work::Waits,
+        restores::cancel,
     );
     add(
         "CkShowBackup",

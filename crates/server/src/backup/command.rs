@@ -84,16 +84,11 @@ pub fn delete(
             Some((JobKind::Backup, Some(subject))) if subject == id.as_str() => {
                 return Err(Refusal::Busy(JobKind::Backup));
             }
-            Some((JobKind::Restore, Some(subject))) => {
-                let restoring = crate::ids::RestoreId::parse(&subject)
-                    .map(|restore| crate::restore::record::load(tx, &restore))
-                    .transpose()?
-                    .flatten();
-                if restoring.is_some_and(|restore| restore.backup_id == *id) {
-                    return Err(Refusal::Busy(JobKind::Restore));
-                }
-            }
             _ => {}
+        }
+        // Into this instance or another one.
+        if crate::restore::record::is_in_use(tx, id)? {
+            return Err(Refusal::Busy(JobKind::Restore));
         }
         if matches!(backup.status, Status::Waiting | Status::Running) {
             return Err(Refusal::Busy(JobKind::Backup));

@@ -197,6 +197,8 @@ CREATE TABLE restore (
     failure TEXT,
     source_instance_id TEXT NOT NULL,
     source_instance_name TEXT NOT NULL,
+    source_layout TEXT NOT NULL DEFAULT 'single', -- of the instance that the backup is of, when the restore was accepted
+    layout TEXT NOT NULL DEFAULT 'single',  -- of the instance that it was restored into, then
     method TEXT NOT NULL CHECK (method IN ('side_load', 'in_place', 'switch_back')),
     verify TEXT NOT NULL CHECK (verify IN ('sample', 'full')),
     target_state TEXT NOT NULL CHECK (target_state IN ('untouched', 'loading', 'verifying', 'switching', 'replaced', 'rolled_back', 'unknown')),
@@ -210,6 +212,7 @@ CREATE TABLE restore (
     unavailable_us BIGINT,                  -- the switch as we measured it: old port closed to last client ended and new port open; null where a crash came in between
     undo_of TEXT,
     undone_by TEXT,
+    cancel_asked_at_ms BIGINT,              -- it is to be given up; never set once the switch is intended
     new_generation_id TEXT,
     old_generation_id TEXT,
     created_at_ms BIGINT NOT NULL,          -- never smaller than the record's before it

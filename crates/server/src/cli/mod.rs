@@ -12,6 +12,7 @@ mod inspect;
 mod keys;
 mod place;
 mod remote;
+mod restores;
 mod source;
 mod storage;
 mod target;
@@ -152,7 +153,7 @@ struct BackupNoun {
 )]
 struct RestoreNoun {
     #[command(subcommand)]
-    verb: Option<remote::RestoreVerb>,
+    verb: Option<restores::RestoreVerb>,
     #[command(flatten)]
     alone: alone::RestoreAlone,
 }
@@ -254,7 +255,7 @@ pub fn main() -> ExitCode {
         },
         Verb::Import(verb) => import::run(&global, &verb).map(|()| ExitCode::SUCCESS),
         Verb::Restore(noun) => match &noun.verb {
-            Some(verb) => remote::restore(&global, verb),
+            Some(verb) => restores::restore(&global, verb),
             None => alone::restore(&global, &noun.alone).map(|()| ExitCode::SUCCESS),
         },
         Verb::Inspect(verb) => Ok(inspect::run(&global, &verb)),

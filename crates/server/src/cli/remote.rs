@@ -10,7 +10,7 @@ use clap::{Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
 use super::client::Client;
-use super::target::{Target, UNDOABLE, plain, print_one, print_rows};
+use super::target::{Target, plain, print_one, print_rows};
 use super::{Global, Output, copy, verify};
 use crate::api::system::Flavor;
 use crate::instance::layout::{Layout, Mode};
@@ -186,72 +186,6 @@ pub(crate) enum BackupVerb {
     },
 }
 
-/// Verbs on restores.
-#[derive(Subcommand)]
-pub(crate) enum RestoreVerb {
-    /// Put a backup's data into its instance: loaded beside the old data, verified, then switched in about a
-    /// millisecond. The old data serves until then and is kept for undo
-    #[command(
-        after_help = "Examples:\n  cachekeep restore create cache1 --backup latest --wait\n  \
-        cachekeep restore create cache1 --backup backup_20260102030405 --verify full --wait\n\n\
-        Writes that arrive before the switch are not in the result."
-    )]
-    Create {
-        /// Name or id of the instance
-        instance: String,
-        /// Id or name of the backup, or latest
-        #[arg(long)]
-        backup: String,
-        /// Up to 128 characters
-        #[arg(long)]
-        remark: Option<String>,
-        /// sample: counters and up to 10,000 keys; full: the digest of everything
-        #[arg(long, value_parser = ["sample", "full"], default_value = "sample")]
-        verify: String,
-        /// Where two copies do not fit in memory: back up, stop the old one, load the new one
-        #[arg(long)]
-        allow_downtime: bool,
-        /// Show the progress and return when it has ended
-        #[arg(long)]
-        wait: bool,
-    },
-    /// List every restore of an instance, newest first
-    #[command(
-        after_help = "Examples:\n  cachekeep restore list cache1\n  cachekeep restore list cache1 --limit 100 --offset 100 -o json"
-    )]
-    List {
-        /// Name or id of the instance (the id, where it is deleted)
-        instance: String,
-        #[command(flatten)]
-        page: Page,
-    },
-    /// Show one record
-    #[command(after_help = "Example:\n  cachekeep restore show cache1 latest")]
-    Show {
-        /// Name or id of the instance
-        instance: String,
-        /// Id or name of the restore, or latest
-        restore: String,
-    },
-    /// Put the data back as it was before a restore; writes since then are discarded
-    #[command(
-        after_help = "Possible until the replaced data is dropped: a day after the restore (`serve --undo-keep`), at the next \
-        restore, where memory is short, or when its backup (kind generation) is deleted. ext.undo_until of \
-        `restore show` says when at the latest. An undo can be undone the same way.\n\n\
-        Examples:\n  cachekeep restore undo cache1 --wait\n  cachekeep restore undo cache1 restore_20260102030405"
-    )]
-    Undo {
-        /// Name or id of the instance
-        instance: String,
-        /// Id or name of the restore, or latest: the newest that succeeded and is not undone
-        #[arg(default_value = "latest")]
-        restore: String,
-        /// Show the progress and return when it has ended
-        #[arg(long)]
-        wait: bool,
-    },
-}
-
 /// Which part of a list.
 #[derive(clap::Args)]
 pub(crate) struct Page {
@@ -270,7 +204,7 @@ pub(crate) struct Page {
 }
 
 impl Page {
-    fn query(&self) -> String {
+    pub(crate) fn query(&self) -> String {
         let mut query = format!("include_deleted=true&limit={}&offset={}", self.limit, self.offset);
         for (name, value) in [("begin_time", &self.begin_time), ("end_time", &self.end_time)] {
             if let Some(value) = value {
@@ -301,18 +235,6 @@ const BACKUP_COLUMNS: [&str; 9] = [
     "remark",
     "backup_id",
 ];
-const RESTORE_COLUMNS: [&str; 9] = [
-    "restore_name",
-    "status",
-    "progress",
-    "backup_name",
-    "ext.target_state",
-    "ext.unavailable_us",
-    "error_code",
-    "restore_remark",
-    "restore_id",
-];
-
 /// `cachekeep instance ...`
 ///
 /// # Errors
@@ -331,48 +253,21 @@ pub(crate) fn instance(global: &Global, verb: &InstanceVerb) -> anyhow::Result<E
             persistence,
             description,
         } => {
-            let client = Client::find(global)?;
-            let layout = match shards {
-                None => Layout::SINGLE,
-                Some(shards) => Layout {
-                    mode: Mode::Cluster,
-                    shards: *shards,
-                    replicas: replicas.unwrap_or(0),
-                },
-            };
-            let capacity = capacity.unwrap_or(match layout.mode {
-                Mode::Single => 1.0,
-                Mode::Cluster => 4.0,
-            });
-            let flavor = Flavor::all()
-                .into_iter()
-                .filter(|flavor| {
-                    flavor.layout.mode == layout.mode && flavor.layout.replicas == layout.replicas
-                })
-                .find(|flavor| (flavor.capacity_mb as f64 - capacity * 1024.0).abs() < 1.0)
-                .context("no such size: 0.125, 0.25, 0.5, 1, 2, 4, 8, 16, 24, 32, 48 or 64 GB; clusters begin at 4")?;
             let password = match (no_password, password_stdin) {
                 (true, _) => None,
                 (false, true) => Some(first_line(std::io::stdin())?),
                 (false, false) => Some(password.clone().unwrap_or_else(secrets::random_password)),
             };
-            let wish = json!({
-                "name": name, "description": description, "engine": "Redis", "capacity": capacity,
-                "spec_code": flavor.spec_code, "spec_param": {"sharding_count": layout.shards}, "az_codes": ["local"], "port": port, "password": password,
-                "no_password_access": no_password,
-                "persistence": match persistence { Persistence::Aof => "aof", Persistence::Rdb => "rdb", Persistence::None => "none" },
-            });
-            let made = client.call("POST", "v2", "/instances", "", Some(&wish))?;
-            let target = Target {
-                client,
-                id: plain(&made["instances"][0]["instance_id"]),
+            let new = NewInstance {
+                name,
+                capacity: *capacity,
+                layout: layout(*shards, *replicas),
+                port: *port,
+                password,
+                persistence: *persistence,
+                description: description.as_deref(),
             };
-            let shown = wait_until(&target, "RUNNING")?;
-            print_one(
-                global,
-                &json!({"instance_id": target.id, "instance_name": name, "ip": shown["ip"], "port": shown["port"],
-                        "password": password}),
-            );
+            new.make(global)?;
         }
         InstanceVerb::List => {
             let client = Client::find(global)?;
@@ -409,8 +304,83 @@ pub(crate) fn instance(global: &Global, verb: &InstanceVerb) -> anyhow::Result<E
     Ok(ExitCode::SUCCESS)
 }
 
+/// The layout that `--shards` and `--replicas` ask for.
+pub(crate) fn layout(shards: Option<u16>, replicas: Option<u16>) -> Layout {
+    match shards {
+        None => Layout::SINGLE,
+        Some(shards) => Layout {
+            mode: Mode::Cluster,
+            shards,
+            replicas: replicas.unwrap_or(0),
+        },
+    }
+}
+
+/// An instance that is wanted.
+pub(crate) struct NewInstance<'a> {
+    /// Its name.
+    pub(crate) name: &'a str,
+    /// Size in GB; `None`: the least that people mean, see [`least_capacity`].
+    pub(crate) capacity: Option<f64>,
+    /// Of how many nodes.
+    pub(crate) layout: Layout,
+    /// The client port.
+    pub(crate) port: Option<u16>,
+    /// The clients' password; `None`: none is needed.
+    pub(crate) password: Option<String>,
+    /// What survives a crash.
+    pub(crate) persistence: Persistence,
+    /// Free text.
+    pub(crate) description: Option<&'a str>,
+}
+
+/// The size of an instance in GB where none is asked for.
+pub(crate) fn least_capacity(layout: Layout) -> f64 {
+    match layout.mode {
+        Mode::Single => 1.0,
+        Mode::Cluster => 4.0,
+    }
+}
+
+impl NewInstance<'_> {
+    /// Makes it, waits until it serves, and prints how to connect.
+    ///
+    /// # Errors
+    /// The service does not answer, or what it refused and why.
+    pub(crate) fn make(&self, global: &Global) -> anyhow::Result<Target> {
+        let client = Client::find(global)?;
+        let layout = self.layout;
+        let capacity = self.capacity.unwrap_or(least_capacity(layout));
+        let flavor = Flavor::all()
+            .into_iter()
+            .filter(|flavor| flavor.layout.mode == layout.mode && flavor.layout.replicas == layout.replicas)
+            .find(|flavor| (flavor.capacity_mb as f64 - capacity * 1024.0).abs() < 1.0)
+            .context(
+                "no such size: 0.125, 0.25, 0.5, 1, 2, 4, 8, 16, 24, 32, 48 or 64 GB; clusters begin at 4",
+            )?;
+        let wish = json!({
+            "name": self.name, "description": self.description, "engine": "Redis", "capacity": capacity,
+            "spec_code": flavor.spec_code, "spec_param": {"sharding_count": layout.shards}, "az_codes": ["local"],
+            "port": self.port, "password": self.password, "no_password_access": self.password.is_none(),
+            "persistence": match self.persistence { Persistence::Aof => "aof", Persistence::Rdb => "rdb", Persistence::None => "none" },
+        });
+        let made = client.call("POST", "v2", "/instances", "", Some(&wish))?;
+        let target = Target {
+            client,
+            id: plain(&made["instances"][0]["instance_id"]),
+        };
+        let shown = wait_until(&target, "RUNNING")?;
+        print_one(
+            global,
+            &json!({"instance_id": target.id, "instance_name": self.name, "ip": shown["ip"], "port": shown["port"],
+                    "password": self.password}),
+        );
+        Ok(target)
+    }
+}
+
 /// The line that a password is given as.
-fn first_line(source: impl Read) -> anyhow::Result<String> {
+pub(crate) fn first_line(source: impl Read) -> anyhow::Result<String> {
     let mut line = String::new();
     let limited = source.take(PASSWORD_LINE_BYTES_MAX);
     std::io::BufReader::new(limited)
@@ -561,53 +531,4 @@ fn download(client: &Client, link: &str, to: &std::path::Path) -> anyhow::Result
     file.sync_all().with_context(|| failed("cannot sync"))?;
     std::fs::rename(&part, to).with_context(|| failed("cannot rename"))?;
     Ok(())
-}
-
-/// `cachekeep restore ...`
-///
-/// # Errors
-/// The service does not answer, or what it refused and why.
-pub(crate) fn restore(global: &Global, verb: &RestoreVerb) -> anyhow::Result<ExitCode> {
-    match verb {
-        RestoreVerb::Create {
-            instance,
-            backup,
-            remark,
-            verify,
-            allow_downtime,
-            wait,
-        } => {
-            let target = Target::find(global, instance)?;
-            let wish = json!({"backup_id": target.backup(backup)?, "remark": remark, "verify": verify,
-                              "allow_downtime": allow_downtime});
-            let started = target.ours("POST", "/restores", Some(&wish))?;
-            target.finish(global, "restore", &started, *wait)
-        }
-        RestoreVerb::List { instance, page } => {
-            let target = Target::find(global, instance)?;
-            let answer = target.call("GET", "/restores", &page.query(), None)?;
-            let rows = answer["restore_record_response"]
-                .as_array()
-                .map_or(&[][..], Vec::as_slice);
-            print_rows(global, &RESTORE_COLUMNS, rows, &answer);
-            Ok(ExitCode::SUCCESS)
-        }
-        RestoreVerb::Show { instance, restore } => {
-            let target = Target::find(global, instance)?;
-            let id = target.restore(restore)?;
-            print_one(global, &target.ours("GET", &format!("/restores/{id}"), None)?);
-            Ok(ExitCode::SUCCESS)
-        }
-        RestoreVerb::Undo {
-            instance,
-            restore,
-            wait,
-        } => {
-            let target = Target::find(global, instance)?;
-            let wanted = if restore == "latest" { UNDOABLE } else { restore };
-            let id = target.restore(wanted)?;
-            let started = target.ours("POST", &format!("/restores/{id}/undo"), None)?;
-            target.finish(global, "restore", &started, *wait)
-        }
-    }
 }

@@ -101,6 +101,18 @@ impl Layout {
     }
 }
 
+impl std::fmt::Display for Layout {
+    /// `single`, `3 shards`, `3 shards x 1 replica`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.mode, self.replicas) {
+            (Mode::Single, _) => f.write_str("single"),
+            (Mode::Cluster, 0) => write!(f, "{} shards", self.shards),
+            (Mode::Cluster, 1) => write!(f, "{} shards x 1 replica", self.shards),
+            (Mode::Cluster, replicas) => write!(f, "{} shards x {replicas} replicas", self.shards),
+        }
+    }
+}
+
 /// Where a node of a generation is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
@@ -154,6 +166,10 @@ mod tests {
         let sides: Vec<Option<u16>> = beside.iter().map(|place| place.side_port).collect();
         assert_eq!(sides, [Some(300), None, Some(301), None, Some(302), None]);
         assert_eq!(layout.side_ports(), 3);
+        assert_eq!(
+            (layout.to_string().as_str(), Layout::SINGLE.to_string().as_str()),
+            ("3 shards x 1 replica", "single")
+        );
         let single = Layout::SINGLE.places(&[7], &[]);
         assert_eq!((single.len(), single[0].bus_port), (1, None));
     }

@@ -2,15 +2,19 @@
 
 use std::path::Path;
 
-use super::record::{self, Method, NewRestore, Restore, Status};
+use engine::archive::Manifest;
+use engine::store::{Patience, always};
+
+use super::record::{self, Method, NewRestore, Restore, Status, TargetState};
 use crate::app::App;
+use crate::backup::place;
 use crate::backup::record::{self as backups, Backup, Kind};
 use crate::catalog::Tx;
 use crate::idempotency::{self, Once};
 use crate::ids::{BackupId, InstanceId, Moment, ProjectId, RestoreId};
 use crate::instance::generation::{self, State};
 use crate::instance::layout::{Layout, Mode};
-use crate::instance::{Instance, OwnedInstance, command as instances};
+use crate::instance::{Instance, OwnedInstance, command as instances, job as jobs_of_instances};
 use crate::jobs::{JobKind, queue};
 use crate::limits;
 use crate::refusal::Refusal;
@@ -18,14 +22,18 @@ use crate::refusal::Refusal;
 /// A wish to restore.
 #[derive(Debug)]
 pub struct RestoreRequest {
-    /// What to restore: a backup of this instance.
+    /// What to restore.
     pub backup_id: BackupId,
+    /// The instance that it is a backup of, deleted or not; `None`: the one that it is restored into.
+    pub source: Option<InstanceId>,
     /// Free text.
     pub remark: Option<String>,
     /// Compare the digest of everything after loading, not only the counters and a sample.
     pub verify_full: bool,
     /// Where two generations do not fit in memory: stop the old one first.
     pub allow_downtime: bool,
+    /// Only if this is still what was planned: see [`super::plan`].
+    pub plan: Option<String>,
 }
 
 /// Accepts a restore: everything is checked, then record and job are written in one transaction, once for each
@@ -42,6 +50,7 @@ pub fn submit(
     now: Moment,
 ) -> Result<RestoreId, Refusal> {
     crate::backup::command::check_remark(request.remark.as_deref())?;
+    look_into(app, project, id, request)?;
     let restore = app.catalog.write(|tx| {
         idempotency::once(tx, project, once, now, || {
             accept(app, tx, project, id, request, now)
@@ -49,6 +58,65 @@ pub fn submit(
     })?;
     accepted(app)?;
     Ok(restore)
+}
+
+/// Refuses what only the backup itself can tell: keys in databases that a cluster does not have. The store is asked, which
+/// takes time, so before the transaction; where it does not answer, the job finds out.
+pub(super) fn look_into(
+    app: &App,
+    project: &ProjectId,
+    id: &InstanceId,
+    request: &RestoreRequest,
+) -> Result<(), Refusal> {
+    let backup = app.catalog.read(|tx| {
+        let instance = instances::find(tx, project, id)?;
+        let source = source(tx, project, &instance, request)?;
+        let to_cluster = instance.layout.mode == Mode::Cluster && source.layout.mode == Mode::Single;
+        match to_cluster {
+            true => Ok(backups::find(tx, &source, &request.backup_id)?),
+            false => Ok::<_, Refusal>(None),
+        }
+    })?;
+    let Some(backup) = backup.filter(Backup::is_kept) else {
+        return Ok(());
+    };
+    let details = place::open(app, &backup, Some(Patience::SHORT), &always).and_then(|archive| {
+        let identity = super::job::archive_identity(app, &archive)?;
+        archive.details(&identity)
+    });
+    match details {
+        Ok(details) => match other_database(&details) {
+            Some(db) => Err(Refusal::OtherDatabases(db)),
+            None => Ok(()),
+        },
+        Err(error) => {
+            tracing::warn!(backup.id = %backup.id, error = engine::chain(&error), "a backup's census cannot be read yet");
+            Ok(())
+        }
+    }
+}
+
+/// The first database with keys that a cluster does not have.
+pub fn other_database(details: &engine::archive::Details) -> Option<u32> {
+    details
+        .dbs
+        .iter()
+        .find(|db| db.db != 0 && db.keys > 0)
+        .map(|db| db.db)
+}
+
+/// The instance whose backup is restored.
+fn source(
+    tx: &Tx<'_>,
+    project: &ProjectId,
+    instance: &OwnedInstance,
+    request: &RestoreRequest,
+) -> Result<OwnedInstance, Refusal> {
+    let id = request.source.as_ref().unwrap_or(&instance.id);
+    match instances::find_with_deleted(tx, project, id) {
+        Err(Refusal::InstanceUnknown) => Err(Refusal::Parameter("source_instance_id")),
+        found => found,
+    }
 }
 
 /// Record and job of a restore that passes every check.
@@ -60,7 +128,18 @@ fn accept(
     request: &RestoreRequest,
     now: Moment,
 ) -> Result<RestoreId, Refusal> {
-    let (instance, backup, method) = check(app, tx, project, id, request)?;
+    let accepted = check(app, tx, project, id, request)?;
+    if let Some(planned) = &request.plan
+        && *planned != super::plan::id_of(app, tx, &accepted, request)?
+    {
+        return Err(Refusal::PlanOutdated);
+    }
+    let Accepted {
+        instance,
+        source,
+        backup,
+        method,
+    } = accepted;
     let undo_of = match &backup.generation_id {
         Some(generation) => record::that_replaced(tx, id, generation)?,
         None => None,
@@ -70,7 +149,8 @@ fn accept(
         backup_name: &backup.name,
         backup_remark: backup.remark.as_deref(),
         remark: request.remark.as_deref(),
-        source_instance_name: &instance.name,
+        source: &source,
+        layout: instance.layout,
         method,
         verify: if request.verify_full { "full" } else { "sample" },
         undo_of: undo_of.as_ref(),
@@ -86,22 +166,45 @@ fn accepted(app: &App) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn check(
+/// What a restore that passes every check is about.
+pub(super) struct Accepted {
+    pub(super) instance: OwnedInstance,
+    pub(super) source: OwnedInstance,
+    pub(super) backup: Backup,
+    pub(super) method: Method,
+}
+
+/// Every refusal that the catalogue and the host can tell.
+pub(super) fn check(
     app: &App,
     tx: &Tx<'_>,
     project: &ProjectId,
     id: &InstanceId,
     request: &RestoreRequest,
-) -> Result<(OwnedInstance, Backup, Method), Refusal> {
+) -> Result<Accepted, Refusal> {
     let instance = instances::find(tx, project, id)?;
     if app.config.strict_dcs {
         return Err(Refusal::SingleNode);
     }
     instances::check_idle(tx, id)?;
     instances::check_running(&instance)?;
-    let backup = backups::find(tx, &instance, &request.backup_id)?.ok_or(Refusal::BackupUnknown)?;
+    let source = source(tx, project, &instance, request)?;
+    let backup = backups::find(tx, &source, &request.backup_id)?.ok_or(Refusal::BackupUnknown)?;
     if !is_restorable(tx, &backup)? {
         return Err(Refusal::NotRestorable);
+    }
+    if source.id != instance.id {
+        if backup.kind == Kind::Generation {
+            return Err(Refusal::NoFile);
+        }
+        let data = u64::try_from(backup.used_memory_bytes).unwrap_or(0);
+        let limit = jobs_of_instances::max_memory_bytes(&instance);
+        if data > limit {
+            return Err(Refusal::TooLarge {
+                data_mb: data >> 20,
+                limit_mb: limit >> 20,
+            });
+        }
     }
     let method = if backup.kind == Kind::Generation {
         Method::SwitchBack
@@ -113,7 +216,12 @@ fn check(
             Some(refusal) => return Err(refusal),
         }
     };
-    Ok((instance, backup, method))
+    Ok(Accepted {
+        instance,
+        source,
+        backup,
+        method,
+    })
 }
 
 /// Whether a restore of this backup can be accepted now; shown as `is_support_restore`.
@@ -130,22 +238,40 @@ pub fn is_restorable(tx: &Tx<'_>, backup: &Backup) -> Result<bool, crate::catalo
     }
 }
 
-/// The refusal where a second generation with this backup's data does not fit beside the present one. Retired
-/// generations do not count: they give way.
+/// The refusal where a second generation with this backup's data does not fit beside the present one.
 fn memory_short(tx: &Tx<'_>, instance: &Instance, backup: &Backup) -> Result<Option<Refusal>, Refusal> {
-    let mut free = available_memory();
-    for generation in generation::existing(tx, &instance.id)? {
-        if generation.state == State::Retired
-            && let Some(record) = backups::of_generation(tx, &generation.id)?
-        {
-            free += u64::try_from(record.used_memory_bytes).unwrap_or(0);
-        }
-    }
+    let free = free_memory(tx, instance)?;
     let needed = memory_needed(backup, instance.layout);
     Ok((needed > free).then_some(Refusal::MemoryShort {
         needed_mb: needed >> 20,
         free_mb: free >> 20,
     }))
+}
+
+/// What a second generation of the instance can have. Retired ones do not count: they give way.
+pub(super) fn free_memory(tx: &Tx<'_>, instance: &Instance) -> Result<u64, Refusal> {
+    let mut free = available_memory();
+    for generation in generation::existing(tx, &instance.id)? {
+        if generation.state == State::Retired
+            && let Some(record) = backups::of_generation(tx, &generation.id)?
+        {
+            free = free.saturating_add(u64::try_from(record.used_memory_bytes).unwrap_or(0));
+        }
+    }
+    Ok(free)
+}
+
+/// Whether each shard of the layout is to hold what one file of the backup holds.
+pub(super) fn has_same_shards(layout: Layout, manifest: &Manifest) -> bool {
+    match layout.mode {
+        Mode::Single => manifest.shards.is_empty(),
+        Mode::Cluster => {
+            let cut = manifest.shards.iter().map(|shard| shard.slots.clone());
+            let wanted =
+                (0..layout.shards).map(|shard| vec![engine::cluster::slots_of(shard, layout.shards)]);
+            cut.eq(wanted)
+        }
+    }
 }
 
 /// Memory for a generation of this layout with this backup's data: what it took in the source and a tenth for
@@ -213,9 +339,11 @@ pub fn undo(
         idempotency::once(tx, project, once, now, || {
             let request = RestoreRequest {
                 backup_id: what_undoes(tx, project, id, restore)?,
+                source: None,
                 remark,
                 verify_full: false,
                 allow_downtime: false,
+                plan: None,
             };
             accept(app, tx, project, id, &request, now)
         })
@@ -251,6 +379,35 @@ fn what_undoes(
             "the data from before it is no longer kept",
         )),
     }
+}
+
+/// Gives a restore up that has not begun to switch: the old data goes on serving, and the record fails.
+///
+/// # Errors
+/// Unknown instance, unknown restore; [`Refusal::NotCancellable`].
+pub fn cancel(
+    app: &App,
+    project: &ProjectId,
+    id: &InstanceId,
+    restore: &RestoreId,
+    now: Moment,
+) -> Result<(), Refusal> {
+    app.catalog.write(|tx| {
+        let instance = instances::find(tx, project, id)?;
+        let found = record::find(tx, &instance, restore)?.ok_or(Refusal::RestoreUnknown)?;
+        match record::ask_to_cancel(tx, restore, now)? {
+            true => Ok(()),
+            false if found.target_state == TargetState::Switching => Err(Refusal::NotCancellable(
+                "the switch has begun and is finished; it can be undone then",
+            )),
+            false => Err(Refusal::NotCancellable("it has ended")),
+        }
+    })?;
+    engine::failpoint::hit("restore.cancel_asked")
+        .map_err(|error| Refusal::Internal(engine::chain(&error)))?;
+    // One that waits for its turn finds it in its record.
+    app.board.cancel(id);
+    Ok(())
 }
 
 /// One restore record; the instance may be deleted, its records outlive it.

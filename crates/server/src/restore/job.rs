@@ -1,6 +1,7 @@
 //! The job that restores: read [`run`] first.
 
 mod cluster;
+mod shards;
 
 use engine::keys::Identity;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use engine::switch::{self, SwitchPlan};
 use engine::verify::{self, VerifyLevel};
 use engine::{Control, Error, Kind, failpoint};
 
-use super::command::{available_memory, memory_needed};
+use super::command::{available_memory, has_same_shards, memory_needed};
 use super::record::{self, Method, Restore, TargetState};
 use crate::app::App;
 use crate::backup::job::capture;
@@ -76,6 +77,7 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
         || {
             let switch_intended = work.restore.target_state == TargetState::Switching;
             if !switch_intended {
+                work.check_wanted()?;
                 control.check("restore")?;
                 if let Some(error) = begun_too_often(claim) {
                     return Err(Halt::Failed(error));
@@ -100,6 +102,11 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
     match attempt {
         Ok(()) => Ok(Ended::Done),
         Err(Halt::Stop(stop)) => Err(stop),
+        Err(Halt::Failed(error)) if error.kind == Kind::Cancelled => match work.check_wanted() {
+            Err(Halt::Failed(cancelled)) => work.give_up(&cancelled),
+            Err(Halt::Stop(stop)) => Err(stop),
+            Ok(()) => work.give_up(&error),
+        },
         Err(Halt::Failed(error)) => work.give_up(&error),
     }
 }
@@ -159,17 +166,15 @@ impl Work<'_> {
 
     /// Proves that the whole backup is what was validated, then lets an engine load it while it is validated once more.
     fn load_proven(&self, new: &GenerationId) -> Result<(Engine, Expectation), Halt> {
-        let archive = self.prove()?;
-        failpoint::hit("restore.proven")?;
+        let shards = self.proven_shards()?;
         self.enter(TargetState::Loading)?;
-        let identity = archive_identity(self.app, &archive)?;
-        self.control.enter("loading", archive.manifest().plain_bytes);
+        self.control.enter("loading", shards.plain_bytes());
         instances::prepare_directory(self.app, &self.instance.id)?;
         let spec = instances::spec(self.app, &self.instance, new)?;
-        let loaded = sideload::load(&spec, self.control, |push| {
-            archive.read(&identity, self.control, DECODE_WORKERS, push)
-        })?;
-        Ok(loaded)
+        let (engine, expectation) =
+            sideload::load(&spec, self.control, |push| shards.read(0, self.control, push))?;
+        shards.check(&expectation.report.census)?;
+        Ok((engine, expectation))
     }
 
     /// Reads the whole backup once and validates it; only then an engine is started and loads it.
@@ -532,23 +537,15 @@ impl Work<'_> {
         Ok(Generations { old, new })
     }
 
-    /// Reads every stored byte of the backup and compares it with what was recorded when it had been validated: no
-    /// engine is started for a backup that is not whole.
-    fn prove(&self) -> Result<Archive, Halt> {
-        self.with_archive(|archive| {
-            let identity = archive_identity(self.app, &archive)?;
-            let stored_bytes = archive.manifest().stored_bytes + archive.manifest().details.stored_bytes;
-            self.control.enter("proving", stored_bytes);
-            archive.prove(&identity, self.control, WORKERS_ALONE)?;
-            Ok(archive)
-        })
-    }
-
     /// Reads the whole backup, validates it to its last byte and places it for the new generation to load.
     fn place(&self, new: &GenerationId) -> Result<Expectation, Halt> {
         self.with_archive(|archive| {
             let identity = archive_identity(self.app, &archive)?;
             let total = archive.manifest().plain_bytes;
+            let cut = match has_same_shards(self.instance.layout, archive.manifest()) {
+                true => None,
+                false => Some(self.cut(&archive)?),
+            };
             self.control.enter("validating", total);
             instances::prepare_directory(self.app, &self.instance.id)?;
             let directory = self.app.config.generation_dir(&self.instance.id, new);
@@ -557,8 +554,14 @@ impl Work<'_> {
                 self.instance.persistence,
                 self.app.config.run_as,
                 self.control,
-                |push| archive.read(&identity, self.control, WORKERS_ALONE, push),
+                |push| match &cut {
+                    None => archive.read(&identity, self.control, WORKERS_ALONE, push),
+                    Some(shards) => shards.read(0, self.control, push),
+                },
             )?;
+            if let Some(shards) = &cut {
+                shards.check(&expectation.report.census)?;
+            }
             Ok(expectation)
         })
     }
@@ -650,11 +653,28 @@ impl Work<'_> {
         Ok(())
     }
 
-    fn enter(&self, state: TargetState) -> Result<(), Stop> {
+    fn enter(&self, state: TargetState) -> Result<(), Halt> {
         let running = step(self.app, self.claim, |tx| {
             record::enter(tx, &self.restore.id, state, Moment::now())
         })?;
-        if running { Ok(()) } else { Err(Stop::ClaimLost) }
+        if !running {
+            self.check_wanted()?;
+            return Err(Stop::ClaimLost.into());
+        }
+        Ok(())
+    }
+
+    /// Fails where somebody asked for the restore to be given up, in this process or before a crash.
+    fn check_wanted(&self) -> Result<(), Halt> {
+        let cancelled = self
+            .app
+            .catalog
+            .read(|tx| record::is_to_be_cancelled(tx, &self.restore.id))
+            .map_err(Stop::from)?;
+        match cancelled {
+            true => Err(Error::new(Kind::Cancelled, "restore", "it was cancelled").into()),
+            false => Ok(()),
+        }
     }
 
     fn report(&self, seen: &engine::Progress) {
@@ -662,7 +682,7 @@ impl Work<'_> {
         // Where each phase begins and how much of the whole it is, in hundredths of a percent: loading is the
         // engine's single thread and takes most of the time. What is read once is validated before that.
         let (base, span) = match seen.phase {
-            "proving" => (100, 400),
+            "proving" | "cutting" => (100, 400),
             "validating" => (100, 2900),
             "loading" if self.is_read_twice() || is_cluster => (500, 8000),
             "loading" => (3000, 5500),

@@ -13,4 +13,5 @@
 
 pub mod command;
 pub mod job;
+pub mod plan;
 pub mod record;

@@ -3,7 +3,8 @@
 use crate::backup::record::FailureCode;
 use crate::catalog::{Error, Tx};
 use crate::ids::{BackupId, GenerationId, InstanceId, Moment, ProjectId, RestoreId};
-use crate::instance::OwnedInstance;
+use crate::instance::layout::Layout;
+use crate::instance::{Instance, OwnedInstance};
 
 /// ```text
 /// Waiting ──> Running ──> Succeeded
@@ -167,6 +168,10 @@ pub struct Restore {
     pub source_instance_id: InstanceId,
     /// Its name when the restore was accepted.
     pub source_instance_name: String,
+    /// Of how many nodes that was then, see [`Layout`](crate::instance::layout::Layout).
+    pub source_layout: String,
+    /// Of how many nodes the instance was that it went into.
+    pub layout: String,
     /// See [`Method`].
     pub method: Method,
     /// `sample` or `full`.
@@ -193,6 +198,8 @@ pub struct Restore {
     pub undo_of: Option<RestoreId>,
     /// The restore that took this one back.
     pub undone_by: Option<RestoreId>,
+    /// When somebody asked for it to be given up; only before the switch was intended.
+    pub cancel_asked_at: Option<Moment>,
     /// The generation with the backup's data.
     pub new_generation_id: Option<GenerationId>,
     /// The generation that it replaced.
@@ -212,9 +219,9 @@ pub struct Restore {
 macro_rules! columns {
     () => {
         "ordinal, id, name, backup_id, backup_name, backup_remark, remark, status, progress_bp, error_code, failure, \
-         source_instance_id, source_instance_name, method, verify, target_state, phase, bytes_done, bytes_total, keys_done, keys_applied, \
-         keys_compared, keys_expired, unavailable_us, undo_of, undone_by, new_generation_id, old_generation_id, created_at_ms, \
-         clock_at_ms, started_at_ms, finished_at_ms, updated_at_ms"
+         source_instance_id, source_instance_name, source_layout, layout, method, verify, target_state, phase, bytes_done, bytes_total, keys_done, keys_applied, \
+         keys_compared, keys_expired, unavailable_us, undo_of, undone_by, cancel_asked_at_ms, new_generation_id, \
+         old_generation_id, created_at_ms, clock_at_ms, started_at_ms, finished_at_ms, updated_at_ms"
     };
 }
 
@@ -233,26 +240,29 @@ fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Restore> {
         failure: row.get(10)?,
         source_instance_id: row.get(11)?,
         source_instance_name: row.get(12)?,
-        method: row.get(13)?,
-        verify: row.get(14)?,
-        target_state: row.get(15)?,
-        phase: row.get(16)?,
-        bytes_done: row.get(17)?,
-        bytes_total: row.get(18)?,
-        keys_done: row.get(19)?,
-        keys_applied: row.get(20)?,
-        keys_compared: row.get(21)?,
-        keys_expired: row.get(22)?,
-        unavailable_us: row.get(23)?,
-        undo_of: row.get(24)?,
-        undone_by: row.get(25)?,
-        new_generation_id: row.get(26)?,
-        old_generation_id: row.get(27)?,
-        created_at: row.get(28)?,
-        clock_at: row.get(29)?,
-        started_at: row.get(30)?,
-        finished_at: row.get(31)?,
-        updated_at: row.get(32)?,
+        source_layout: row.get(13)?,
+        layout: row.get(14)?,
+        method: row.get(15)?,
+        verify: row.get(16)?,
+        target_state: row.get(17)?,
+        phase: row.get(18)?,
+        bytes_done: row.get(19)?,
+        bytes_total: row.get(20)?,
+        keys_done: row.get(21)?,
+        keys_applied: row.get(22)?,
+        keys_compared: row.get(23)?,
+        keys_expired: row.get(24)?,
+        unavailable_us: row.get(25)?,
+        undo_of: row.get(26)?,
+        undone_by: row.get(27)?,
+        cancel_asked_at: row.get(28)?,
+        new_generation_id: row.get(29)?,
+        old_generation_id: row.get(30)?,
+        created_at: row.get(31)?,
+        clock_at: row.get(32)?,
+        started_at: row.get(33)?,
+        finished_at: row.get(34)?,
+        updated_at: row.get(35)?,
     })
 }
 
@@ -267,8 +277,10 @@ pub struct NewRestore<'a> {
     pub backup_remark: Option<&'a str>,
     /// See [`Restore::remark`].
     pub remark: Option<&'a str>,
-    /// See [`Restore::source_instance_name`].
-    pub source_instance_name: &'a str,
+    /// Whose backup it is.
+    pub source: &'a Instance,
+    /// Of how many nodes the instance is.
+    pub layout: Layout,
     /// See [`Restore::method`].
     pub method: Method,
     /// See [`Restore::verify`].
@@ -303,8 +315,9 @@ pub fn insert_waiting(
     let name = free_name(tx, instance, created_at)?;
     tx.execute(
         "INSERT INTO restore (instance_id, ordinal, id, project_id, name, backup_id, backup_name, backup_remark, remark, status, \
-         source_instance_id, source_instance_name, method, verify, target_state, undo_of, created_at_ms, clock_at_ms, updated_at_ms) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 'waiting', ?1, ?10, ?11, ?12, 'untouched', ?13, ?14, ?15, ?14)",
+         source_instance_id, source_instance_name, source_layout, layout, method, verify, target_state, undo_of, created_at_ms, \
+         clock_at_ms, updated_at_ms) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 'waiting', ?10, ?11, ?12, ?13, ?14, ?15, 'untouched', ?16, ?17, ?18, ?17)",
         rusqlite::params![
             instance,
             ordinal,
@@ -315,7 +328,10 @@ pub fn insert_waiting(
             new.backup_name,
             new.backup_remark,
             new.remark,
-            new.source_instance_name,
+            new.source.id,
+            new.source.name,
+            new.source.layout.to_string(),
+            new.layout.to_string(),
             new.method.word(),
             new.verify,
             new.undo_of,
@@ -369,6 +385,48 @@ pub fn load(tx: &Tx<'_>, id: &RestoreId) -> Result<Option<Restore>, Error> {
         (id,),
         row,
     )
+}
+
+/// How long a restore took.
+#[derive(Debug)]
+pub struct Measured {
+    /// Plain bytes of its backup.
+    pub bytes: u64,
+    /// From its start to its end.
+    pub seconds: f64,
+}
+
+/// How long the newest restores took that loaded something into the instance, `limit` at most.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn measured(tx: &Tx<'_>, of: &OwnedInstance, limit: u64) -> Result<Vec<Measured>, Error> {
+    tx.all(
+        "SELECT backup.plain_bytes, restore.finished_at_ms - restore.started_at_ms FROM (SELECT * FROM restore \
+         WHERE instance_id = ?1 ORDER BY ordinal DESC LIMIT ?2) AS restore JOIN backup ON backup.id = restore.backup_id \
+         WHERE restore.status = 'succeeded' AND restore.method = 'side_load'",
+        (&of.id, i64::try_from(limit).unwrap_or(i64::MAX)),
+        |row| {
+            Ok(Measured {
+                bytes: u64::try_from(row.get::<_, i64>(0)?).unwrap_or(0),
+                seconds: row.get::<_, i64>(1)? as f64 / 1000.0,
+            })
+        },
+    )
+}
+
+/// Whether a restore of this backup, into whatever instance, is not settled yet.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn is_in_use(tx: &Tx<'_>, backup: &BackupId) -> Result<bool, Error> {
+    let found = tx.one(
+        "SELECT 1 FROM job JOIN restore ON restore.id = job.subject_id \
+         WHERE job.state <> 'done' AND job.kind = 'restore' AND restore.backup_id = ?1",
+        (backup,),
+        |_| Ok(()),
+    )?;
+    Ok(found.is_some())
 }
 
 /// Plain bytes of the backup that the restore of this id is about; 0 where there is no such record.
@@ -468,16 +526,44 @@ pub fn begin(
     Ok(changed == 1)
 }
 
-/// Writes the target state of a running record, before the phase that it announces. `false`: the record has ended.
+/// Writes the target state of a running record, before the phase that it announces. `false`: the record has ended, or is
+/// to be given up.
 ///
 /// # Errors
 /// The catalogue failed.
 pub fn enter(tx: &Tx<'_>, id: &RestoreId, state: TargetState, now: Moment) -> Result<bool, Error> {
     let changed = tx.execute(
-        "UPDATE restore SET target_state = ?2, updated_at_ms = ?3 WHERE id = ?1 AND status = 'running'",
+        "UPDATE restore SET target_state = ?2, updated_at_ms = ?3 WHERE id = ?1 AND status = 'running' AND cancel_asked_at_ms IS NULL",
         (id, state.word(), now),
     )?;
     Ok(changed == 1)
+}
+
+/// Writes that a record is to be given up; asked again it stays as it was. `false`: it has ended, or the switch is intended,
+/// which is finished forward. Of this and the intent the first one wins: both are changes of the same row.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn ask_to_cancel(tx: &Tx<'_>, id: &RestoreId, now: Moment) -> Result<bool, Error> {
+    let changed = tx.execute(
+        "UPDATE restore SET cancel_asked_at_ms = coalesce(cancel_asked_at_ms, ?2), updated_at_ms = ?2 \
+         WHERE id = ?1 AND status IN ('waiting', 'running') AND target_state <> 'switching'",
+        (id, now),
+    )?;
+    Ok(changed == 1)
+}
+
+/// Whether a record is to be given up.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn is_to_be_cancelled(tx: &Tx<'_>, id: &RestoreId) -> Result<bool, Error> {
+    let asked = tx.one(
+        "SELECT 1 FROM restore WHERE id = ?1 AND cancel_asked_at_ms IS NOT NULL",
+        (id,),
+        |_| Ok(()),
+    )?;
+    Ok(asked.is_some())
 }
 
 /// Writes what the verification counted.

@@ -33,9 +33,15 @@ const RESTORED: [&str; 11] = [
     "switch.all_taken",
 ];
 
-/// Every place that only clusters pass.
+/// Every place that only a restore into another layout passes.
+const CUT: [&str; 3] = ["slices.mid_cut", "slices.file_cut", "restore.cut"];
+
+/// Where a cancellation is written.
+const CANCELLED: &str = "restore.cancel_asked";
+
+/// Every place that only clusters, their backups, or a cancellation pass.
 pub fn places() -> impl Iterator<Item = &'static str> {
-    MADE.into_iter().chain(RESTORED)
+    MADE.into_iter().chain(RESTORED).chain(CUT).chain([CANCELLED])
 }
 
 /// The ports of the serving generation's nodes.
@@ -135,11 +141,13 @@ fn nothing_is_left_of_a_cluster_after_a_kill_at_any_step_of_its_removal_or_a_fai
     check_whole(&world, &world.id("two"), "the second one");
 }
 
-/// A cluster of three shards with some keys in each.
+/// A cluster of three shards with some keys in each; or another instance beside it, see [`Cluster::turn_to`].
 struct Cluster {
     world: World,
     id: String,
     ports: Vec<u16>,
+    /// Engines of the other instances.
+    others: usize,
     backup: String,
     /// What the backup holds.
     captured: Vec<String>,
@@ -156,6 +164,7 @@ impl Cluster {
             world,
             id: String::new(),
             ports: Vec::new(),
+            others: 0,
             backup: String::new(),
             captured: Vec::new(),
         };
@@ -175,6 +184,17 @@ impl Cluster {
         cluster
     }
 
+    /// From here on it is this single instance that is changed and asked.
+    fn turn_to(&mut self, name: &str) {
+        let target = self.world.target(name);
+        let xtask::resp::Place::Tcp(_, port) = target.place else {
+            panic!("an instance without a port");
+        };
+        self.id = self.world.id(name);
+        self.ports = vec![port];
+        self.others = self.world.engines().len() - 1;
+    }
+
     /// A client at each primary, shard by shard.
     fn primaries(&self) -> Vec<Connection> {
         let open = |port: &u16| {
@@ -182,7 +202,7 @@ impl Cluster {
             (client.info("replication", "role").unwrap() == "master").then_some(client)
         };
         let found: Vec<Connection> = self.ports.iter().filter_map(open).collect();
-        assert_eq!(found.len(), 3);
+        assert!(found.len() == 3 || self.ports.len() == 1);
         found
     }
 
@@ -206,10 +226,11 @@ impl Cluster {
         wait_until("the cluster", || {
             let whole = |port: &u16| {
                 let mut client = Connection::open(&Target::local(*port, Some(PASSWORD))).ok()?;
-                let info = client.ask(&["CLUSTER", "INFO"]).ok()?;
+                let info = client.call(&["CLUSTER", "INFO"]).ok()?;
                 let is_replica = client.info("replication", "role").ok()? == "slave";
                 let is_linked = !is_replica || client.info("replication", "master_link_status").ok()? == "up";
-                (info.text()?.contains("cluster_state:ok") && is_linked).then_some(())
+                let is_ok = self.ports.len() == 1 || info.text()?.contains("cluster_state:ok");
+                (is_ok && is_linked).then_some(())
             };
             self.ports.iter().all(|port| whole(port).is_some())
         });
@@ -259,7 +280,7 @@ impl Cluster {
         // The serving generation, and at most one for undo.
         let count = self.ports.len();
         wait_until("nothing superfluous", || {
-            let engines = self.world.engines().len();
+            let engines = self.world.engines().len() - self.others;
             engines == count || engines == 2 * count
         });
     }
@@ -335,4 +356,199 @@ fn an_undo_of_a_cluster_hit_anywhere_leaves_all_old_or_all_new_data_whatever_the
             }
         }
     }
+}
+
+/// What restores into another instance and layout pass, but for what all restores pass in the same way.
+const OF_OTHERS: [&str; 10] = [
+    "restore.accepted",
+    "restore.begun",
+    "sideload.mid_place",
+    "sideload.after_rename",
+    "verify.after",
+    "restore.switch_intended",
+    "restore.promoted",
+    "switch.after_new_port",
+    "restore.switched",
+    "restore.settled",
+];
+
+fn ask_for_other(world: &World, target: &str, backup: &str, source: &str) {
+    let path = format!("/ck/v1/{{project}}/instances/{target}/restores");
+    let body = serde_json::json!({"backup_id": backup, "source_instance_id": source});
+    // It may die before it answers.
+    let _answer = world.try_call("POST", &path, Some(&body));
+}
+
+#[test]
+fn a_restore_into_another_layout_hit_anywhere_leaves_all_old_or_all_new_data() {
+    let mut cluster = Cluster::new("redis.cluster.xu1.large.r2.4", "aof");
+    let of_cluster = (cluster.id.clone(), cluster.backup.clone());
+    let single = cluster.world.create("two", "redis.single.xu1.large.4", "aof");
+    let mut client = cluster.world.client("two");
+    for number in 0..500 {
+        client
+            .ask(&["SET", &format!("key:{number}"), "of the single"])
+            .unwrap();
+    }
+    let captured = cluster.world.digest("two");
+    let of_single = cluster.world.backup("two");
+    cluster.others = 1;
+    // What each shard is to hold of it is what it holds where nothing happens.
+    let into_cluster = |world: &World| ask_for_other(world, &of_cluster.0, &of_single, &single);
+    into_cluster(&cluster.world);
+    checker::settle(&mut cluster.world, "unharmed");
+    let expected = cluster.digests();
+    assert_ne!(expected, cluster.captured);
+    let mut fired = 0;
+    for place in CUT.into_iter().chain(OF_OTHERS).chain(RESTORED) {
+        for action in ["kill", "error"] {
+            // The refusal of a restore that could not be recorded is no restore.
+            if place == "restore.accepted" && action == "error" {
+                continue;
+            }
+            let label = format!("{place}:{action} into a cluster");
+            cluster.hit(
+                &label,
+                &format!("{place}:{action}"),
+                action == "kill",
+                &expected,
+                into_cluster,
+            );
+            fired += 1;
+        }
+    }
+    cluster.turn_to("two");
+    let into_single = |world: &World| ask_for_other(world, &single, &of_cluster.1, &of_cluster.0);
+    into_single(&cluster.world);
+    checker::settle(&mut cluster.world, "unharmed");
+    let expected = cluster.digests();
+    assert_ne!(expected, [captured]);
+    for place in CUT
+        .into_iter()
+        .chain(["restore.loaded", "restore.verified"])
+        .chain(OF_OTHERS)
+    {
+        for action in ["kill", "error"] {
+            if place == "restore.accepted" && action == "error" {
+                continue;
+            }
+            let label = format!("{place}:{action} into a single instance");
+            cluster.hit(
+                &label,
+                &format!("{place}:{action}"),
+                action == "kill",
+                &expected,
+                into_single,
+            );
+            fired += 1;
+        }
+    }
+    println!("{fired} hits");
+}
+
+/// Asks for a restore that stalls at a place, and cancels it there: what came of it, and the answer.
+fn cancel_at(held: &mut Cluster, place: &str, run: &Run, ask: impl Fn(&World)) -> (checker::Restore, u16) {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    held.set("changed", &NEXT.fetch_add(1, Ordering::Relaxed).to_string());
+    let old = held.digests();
+    held.world.restart(run);
+    ask(&held.world);
+    wait_until(&format!("{place} is reached"), || {
+        held.world.marks().iter().any(|mark| mark == place)
+    });
+    let restores = Catalogue::open(&held.world).restores(&held.id);
+    let path = format!(
+        "/ck/v1/{{project}}/instances/{}/restores/{}/cancel",
+        held.id,
+        restores.last().unwrap().id
+    );
+    let answer = held.world.try_call("POST", &path, None);
+    if held.world.wait_idle_or_dead(Duration::from_secs(60)) {
+        held.world.restart(&Run::default());
+    }
+    checker::settle(&mut held.world, place);
+    held.wait_whole();
+    let last = Catalogue::open(&held.world).restores(&held.id).pop().unwrap();
+    if last.status == "failed" {
+        assert_eq!(held.digests(), old, "{place}");
+        assert!(
+            ["untouched", "rolled_back"].contains(&last.target_state.as_str()),
+            "{place}: {}",
+            last.target_state
+        );
+        assert!(
+            last.failure.as_deref().unwrap().contains("it was cancelled"),
+            "{place}"
+        );
+    }
+    let count = held.ports.len();
+    wait_until("nothing superfluous", || {
+        let engines = held.world.engines().len() - held.others;
+        engines == count || engines == 2 * count
+    });
+    (last, answer.map_or(0, |(status, _)| status))
+}
+
+#[test]
+fn a_restore_cancelled_in_any_phase_leaves_the_old_data_served_and_one_that_switches_is_finished() {
+    let mut cluster = Cluster::new("redis.cluster.xu1.large.r2.4", "aof");
+    let of_cluster = (cluster.id.clone(), cluster.backup.clone());
+    let single = cluster.world.create("two", "redis.single.xu1.large.4", "aof");
+    cluster
+        .world
+        .client("two")
+        .ask(&["SET", "key", "of the single"])
+        .unwrap();
+    let of_single = cluster.world.backup("two");
+    cluster.others = 1;
+    let same = |world: &World| ask_for_other(world, &of_cluster.0, &of_cluster.1, &of_cluster.0);
+    let other = |world: &World| ask_for_other(world, &of_cluster.0, &of_single, &single);
+    let stalled = |place: &str| Run::armed(&format!("{place}:stall"));
+    for place in [
+        "restore.claimed",
+        "restore.proven",
+        "sideload.mid_place",
+        "restore.shard_loaded",
+        "nodes.in_sync",
+    ] {
+        let (last, status) = cancel_at(&mut cluster, place, &stalled(place), same);
+        assert_eq!((last.status.as_str(), status), ("failed", 200), "{place}");
+    }
+    for place in ["slices.mid_cut", "restore.cut", "restore.joined"] {
+        let (last, status) = cancel_at(&mut cluster, place, &stalled(place), other);
+        assert_eq!((last.status.as_str(), status), ("failed", 200), "{place}");
+    }
+    let place = "restore.switch_intended";
+    let (last, status) = cancel_at(&mut cluster, place, &stalled(place), other);
+    assert_eq!((last.status.as_str(), status), ("succeeded", 400));
+
+    cluster.turn_to("two");
+    let into_single = |world: &World| ask_for_other(world, &single, &of_cluster.1, &of_cluster.0);
+    for place in [
+        "restore.begun",
+        "restore.cut",
+        "verify.before",
+        "restore.verified",
+    ] {
+        let (last, status) = cancel_at(&mut cluster, place, &stalled(place), into_single);
+        assert_eq!((last.status.as_str(), status), ("failed", 200), "{place}");
+    }
+    // What was asked for is done after a crash, too.
+    let run = Run::armed(&format!("restore.loaded:stall,{CANCELLED}:kill"));
+    let (last, status) = cancel_at(&mut cluster, "restore.loaded", &run, into_single);
+    assert_eq!((last.status.as_str(), status), ("failed", 0));
+    // The old engine is stopped by then, and comes back.
+    let in_place = Run {
+        failpoints: "restore.old_stopped:stall".to_owned(),
+        memory_available: Some(1 << 20),
+    };
+    let with_downtime = |world: &World| {
+        let (status, answer) = world.ask_for_restore("two", &of_single, true).unwrap();
+        assert_eq!(status, 200, "{answer}");
+    };
+    let (last, status) = cancel_at(&mut cluster, "restore.old_stopped", &in_place, with_downtime);
+    assert_eq!(
+        (last.status.as_str(), last.target_state.as_str(), status),
+        ("failed", "rolled_back", 200)
+    );
 }

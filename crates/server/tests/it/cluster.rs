@@ -447,8 +447,8 @@ fn what_a_cluster_cannot_be_or_do_is_refused() {
             .v2("POST", "/instances", Some(&wrong))
             .refused("400 DCS.4063");
     }
-    // The range of the test has 40 ports: 21 nodes need 42.
-    let wide = wish(cluster, json!({"sharding_count": 21}));
+    // The range of the test has 80 ports: 41 nodes need 82.
+    let wide = wish(cluster, json!({"sharding_count": 41}));
     caller
         .v2("POST", "/instances", Some(&wide))
         .refused("400 DCS.4039");

@@ -20,7 +20,7 @@ const WITHOUT: &str = "redis.cluster.xu1.large.r1.4";
 /// One key in each third of the slots.
 const ERAS: [&str; 3] = ["era:{0}", "era:{1}", "era:{3}"];
 
-fn restore(caller: &Caller, instance: &str, wish: &Value) -> Value {
+pub fn restore(caller: &Caller, instance: &str, wish: &Value) -> Value {
     let started = caller
         .ck("POST", &format!("/instances/{instance}/restores"), Some(wish))
         .expect(200)
@@ -29,7 +29,7 @@ fn restore(caller: &Caller, instance: &str, wish: &Value) -> Value {
     caller.wait_end(instance, "restores", id)
 }
 
-fn undo(caller: &Caller, instance: &str, restore: &Value) -> Value {
+pub fn undo(caller: &Caller, instance: &str, restore: &Value) -> Value {
     let id = restore["restore_id"].as_str().unwrap();
     let path = format!("/instances/{instance}/restores/{id}/undo");
     let started = caller.ck("POST", &path, Some(&json!({}))).expect(200).json();

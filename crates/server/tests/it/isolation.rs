@@ -32,7 +32,7 @@ enum Row {
 }
 
 /// Every route: method, path behind the prefix of the version, what it takes, a legal body.
-const ROWS: [(&str, &str, Row, &str); 43] = [
+const ROWS: [(&str, &str, Row, &str); 45] = [
     ("GET", "/", Row::Open, ""),
     ("GET", "/v2", Row::Open, ""),
     ("GET", "/v2/", Row::Open, ""),
@@ -146,6 +146,18 @@ const ROWS: [(&str, &str, Row, &str); 43] = [
         "{ck}/instances/{instance_id}/restores/{restore_id}/undo",
         Row::Restore,
         "",
+    ),
+    (
+        "POST",
+        "{ck}/instances/{instance_id}/restores/{restore_id}/cancel",
+        Row::Restore,
+        "",
+    ),
+    (
+        "POST",
+        "{ck}/instances/{instance_id}/restores/plan",
+        Row::BackupInBody,
+        r#"{"backup_id":"ID"}"#,
     ),
     (
         "GET",

@@ -26,6 +26,7 @@ mod inside;
 mod instances;
 mod isolation;
 mod keys;
+mod layouts;
 mod openapi;
 mod paging;
 mod polling;

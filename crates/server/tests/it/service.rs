@@ -31,13 +31,13 @@ pub fn wait<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// 40 ports for the engines of one service, out of 22000 to 29959, away from those that services take by default.
+/// 80 ports for the engines of one service, out of 22000 to 29919, away from those that services take by default.
 /// Test binaries that run at the same time start at different places.
 fn engine_ports() -> String {
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    let block = u16::try_from(std::process::id() % 199).unwrap() * 7 + NEXT.fetch_add(1, Ordering::Relaxed);
-    let first = 22_000 + block % 199 * 40;
-    format!("{first}-{}", first + 39)
+    let block = u16::try_from(std::process::id() % 99).unwrap() * 7 + NEXT.fetch_add(1, Ordering::Relaxed);
+    let first = 22_000 + block % 99 * 80;
+    format!("{first}-{}", first + 79)
 }
 
 fn spawn(folder: &Scratch, words: &[&str], variables: &[(&str, &str)]) -> Child {

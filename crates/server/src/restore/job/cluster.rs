@@ -6,7 +6,8 @@ use engine::switch;
 use engine::verify;
 use engine::{Control, Error, Kind, failpoint, sideload};
 
-use super::{DECODE_WORKERS, Generations, Halt, Work, archive_identity};
+use super::shards::Shards;
+use super::{Generations, Halt, Work};
 use crate::ids::GenerationId;
 use crate::instance::generation::{self, Generation};
 use crate::instance::nodes;
@@ -21,12 +22,11 @@ impl Work<'_> {
         self.remove_left_behind()?;
         self.make_room()?;
         let pair = self.begin(None)?;
-        let archive = self.prove()?;
-        failpoint::hit("restore.proven")?;
+        let shards = self.proven_shards()?;
         self.enter(TargetState::Loading)?;
         let new = self.generation(&pair.new)?;
         nodes::prepare_beside(self.app, &self.instance, &new)?;
-        let durable = self.load_shards(&archive, &new)?;
+        let durable = self.load_shards(&shards, &new)?;
         self.enter(TargetState::Verifying)?;
         self.control.enter("joining", 0);
         nodes::join(self.app, &self.instance, &new, self.control)?;
@@ -39,49 +39,29 @@ impl Work<'_> {
 
     /// Lets the first node of each shard load its file, and compares what it holds with that, one after the other: each
     /// keeps two processors busy, and what is compared is in memory once.
-    fn load_shards(
-        &self,
-        archive: &engine::Archive,
-        new: &Generation,
-    ) -> Result<Vec<sideload::Syncing>, Halt> {
-        let files = self.files(archive)?;
-        let identity = archive_identity(self.app, archive)?;
-        self.control.enter("loading", archive.manifest().plain_bytes);
+    fn load_shards(&self, shards: &Shards, new: &Generation) -> Result<Vec<sideload::Syncing>, Halt> {
+        self.control.enter("loading", shards.plain_bytes());
         let (mut applied, mut compared, mut expired) = (0, 0, 0);
+        let mut loaded = rdb::Census::default();
         let mut durable = Vec::new();
-        for (place, file) in nodes::firsts(new).zip(files) {
+        for (shard, place) in nodes::firsts(new).enumerate() {
             let spec = nodes::standby_spec(self.app, &self.instance, new, place)?;
-            let (engine, expectation) = sideload::load(&spec, self.control, |push| {
-                archive.read_file(&identity, self.control, DECODE_WORKERS, &file, push)
-            })?;
+            let (engine, expectation) =
+                sideload::load(&spec, self.control, |push| shards.read(shard, self.control, push))?;
             failpoint::hit("restore.shard_loaded")?;
             durable.push(sideload::sync_behind(engine.directory())?);
             let seen = verify::verify(&engine, &expectation, self.level(), self.control)?;
             applied += seen.keys_loaded;
             compared += seen.keys_compared;
             expired += expectation.expired_keys;
+            loaded.absorb(&expectation.report.census);
             failpoint::hit("restore.shard_verified")?;
         }
+        shards.check(&loaded)?;
         step(self.app, self.claim, |tx| {
             record::verified(tx, &self.restore.id, applied, compared, expired)
         })?;
         Ok(durable)
-    }
-
-    /// Where the file of each shard lies in the archive.
-    fn files(&self, archive: &engine::Archive) -> Result<Vec<std::ops::Range<u64>>, Error> {
-        let shards = self.instance.layout.shards;
-        let files = archive.manifest().files();
-        let cut = archive.manifest().shards.iter().map(|shard| shard.slots.clone());
-        let wanted = (0..shards).map(|shard| vec![engine::cluster::slots_of(shard, shards)]);
-        if !cut.eq(wanted) {
-            let context = format!(
-                "the backup has {} files, cut otherwise than the {shards} shards of the instance",
-                files.len()
-            );
-            return Err(Error::new(Kind::Mismatch, "load beside", context));
-        }
-        Ok(files)
     }
 
     /// The retired generation itself: alive, or started again from its directories.
