@@ -134,9 +134,16 @@ const GIVE_UP: [&[&[u8]]; 5] = [
 fn exchange(plan: &SwitchPlan<'_>, old: &mut Node, new: &mut Node) -> Result<SwitchReport, Error> {
     let served = port_of(old)? == plan.port;
     let begun_at = Instant::now();
-    for command in GIVE_UP {
-        old.send(command)?;
-    }
+    let [begin, close_port, end_normal, end_pubsub, execute] = GIVE_UP;
+    old.send(begin)?;
+    failpoint::hit("switch.after_multi")?;
+    old.send(close_port)?;
+    failpoint::hit("switch.after_close_port")?;
+    old.send(end_normal)?;
+    failpoint::hit("switch.after_end_normal")?;
+    old.send(end_pubsub)?;
+    failpoint::hit("switch.before_exec")?;
+    old.send(execute)?;
     let (given_up, taken) = std::thread::scope(|scope| {
         let giving = scope.spawn(|| given_up(old));
         let taken = failpoint::hit("switch.after_old_port").and_then(|()| match served {

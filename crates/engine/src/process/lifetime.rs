@@ -103,7 +103,8 @@ impl Engine {
                 false => node.run(&["REPLICAOF", "NO", "ONE"]).map(drop)?,
             }
             failpoint::hit("promote.after_primary")?;
-            node.run(&["DEBUG", "SET-ACTIVE-EXPIRE", "1"]).map(drop)
+            node.run(&["DEBUG", "SET-ACTIVE-EXPIRE", "1"])?;
+            failpoint::hit("promote.after_expire")
         };
         promoted().map_err(|e| self.explain(e))
     }
@@ -448,7 +449,11 @@ pub(crate) fn take_port(node: &mut Node, port: u16) -> Result<(), Error> {
         Reply::Error(text) if text.contains("listen on this port") => Err(Error::new(
             Kind::PortTaken,
             "take port",
-            format!("{}: port {port}: {text}", node.label()),
+            format!(
+                "port {port} cannot be opened, because another program has it or because it is below 1024 and the engine's user \
+                 may not: choose another one ({}: {text})",
+                node.label()
+            ),
         )),
         Reply::Error(text) => Err(Error::new(
             Kind::Refused,

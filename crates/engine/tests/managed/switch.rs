@@ -216,8 +216,12 @@ fn a_standby_does_not_get_the_port() {
     assert_eq!(pair.serving(), "old");
 }
 
-const STEPS: [&str; 4] = [
+const STEPS: [&str; 8] = [
     "switch.before_old_port",
+    "switch.after_multi",
+    "switch.after_close_port",
+    "switch.after_end_normal",
+    "switch.before_exec",
     "switch.after_old_port",
     "switch.after_new_port",
     "switch.after_kill_replica",
@@ -250,7 +254,7 @@ fn a_switch_that_died_anywhere_can_be_turned_back() {
 
 #[test]
 fn a_switch_that_fails_anywhere_before_the_new_port_leaves_the_old_generation_serving() {
-    for step in &STEPS[..2] {
+    for step in &STEPS[..6] {
         let pair = Pair::new();
         child::run_to(&format!("{step}:error"), "switch", pair.home.path(), pair.port);
         assert_eq!(child::answer(pair.home.path()), "io", "{step}");

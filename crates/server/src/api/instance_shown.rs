@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use super::error::Version;
+use super::instances::CREATED_BY;
 use super::request::Request;
 use super::{failure, system};
 use crate::catalog::Tx;
@@ -71,7 +72,7 @@ pub struct InstanceShown {
     pub readonly_domain_name: Option<String>,
     /// `"true"` or `"false"`
     pub no_password_access: &'static str,
-    /// As given at creation.
+    /// Not offered: clients are the default user.
     pub access_user: Option<String>,
     /// The flavor.
     pub spec_code: String,
@@ -119,9 +120,9 @@ pub struct InstanceShown {
     /// When it was asked for.
     pub launched_at: String,
     /// Who asks.
-    pub user_id: String,
+    pub user_id: Option<String>,
     /// Who asks.
-    pub user_name: String,
+    pub user_name: Option<String>,
     /// Not offered.
     pub enable_ssl: bool,
     /// Not offered.
@@ -245,7 +246,7 @@ impl InstanceShown {
             } else {
                 "false"
             },
-            access_user: text("access_user"),
+            access_user: None,
             spec_code: instance.spec_code.clone(),
             cpu_type: "x86_64",
             az_codes: list("az_codes"),
@@ -267,8 +268,8 @@ impl InstanceShown {
             updated_at: instance.updated_at.iso(),
             update_at: instance.updated_at.iso(),
             launched_at: instance.created_at.iso(),
-            user_id: request.caller.clone(),
-            user_name: request.caller.clone(),
+            user_id: text(CREATED_BY),
+            user_name: text(CREATED_BY),
             enable_ssl: false,
             enable_publicip: false,
             publicip_id: None,

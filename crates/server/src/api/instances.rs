@@ -21,7 +21,7 @@ use crate::limits;
 use crate::refusal::Refusal;
 
 /// Fields that DCS clients give at creation and want back unchanged; we have no use for them.
-const KEPT: [&str; 10] = [
+const KEPT: [&str; 8] = [
     "az_codes",
     "vpc_id",
     "subnet_id",
@@ -30,9 +30,13 @@ const KEPT: [&str; 10] = [
     "enterprise_project_id",
     "maintain_begin",
     "maintain_end",
-    "access_user",
-    "rename_commands",
 ];
+
+/// Fields whose wish would be refused to a client that is told otherwise: a command renamed for safety, a user's name, TLS.
+const NOT_OFFERED: [&str; 3] = ["access_user", "rename_commands", "enable_ssl"];
+
+/// The attribute that names who made the instance; no field of a body.
+pub const CREATED_BY: &str = "created_by";
 
 /// `POST …/instances`
 ///
@@ -127,6 +131,8 @@ fn decode_create(request: &Request) -> Result<Create, Refusal> {
         None => engine::process::Persistence::Aof,
         Some(word) => persistence_from_word(&word).ok_or(Refusal::Parameter("persistence"))?,
     };
+    let mut attributes = attributes(&fields, None)?;
+    attributes.insert(CREATED_BY.to_owned(), json!(request.caller));
     Ok(Create {
         name,
         description,
@@ -136,7 +142,7 @@ fn decode_create(request: &Request) -> Result<Create, Refusal> {
         port,
         password,
         persistence,
-        attributes: attributes(&fields, None)?,
+        attributes: Value::Object(attributes).to_string(),
         policy: fields.get("instance_backup_policy").cloned(),
         count,
     })
@@ -174,10 +180,21 @@ fn layout(fields: &Fields, flavor: &Flavor) -> Result<Layout, Refusal> {
 }
 
 /// The kept fields of a body over those of before, as JSON.
-fn attributes(fields: &Fields, before: Option<&str>) -> Result<String, Refusal> {
+fn attributes(fields: &Fields, before: Option<&str>) -> Result<Map<String, Value>, Refusal> {
     let mut kept: Map<String, Value> = before
         .and_then(|text| serde_json::from_str(text).ok())
         .unwrap_or_default();
+    for name in NOT_OFFERED {
+        let is_wished = match fields.get(name) {
+            None | Some(Value::Null | Value::Bool(false)) => false,
+            Some(Value::String(text)) => !text.is_empty(),
+            Some(Value::Object(renamed)) => !renamed.is_empty(),
+            Some(_) => true,
+        };
+        if is_wished {
+            return Err(Refusal::Parameter(name));
+        }
+    }
     for name in KEPT {
         if let Some(value) = fields.get(name) {
             kept.insert(name.to_owned(), value.clone());
@@ -201,7 +218,7 @@ fn attributes(fields: &Fields, before: Option<&str>) -> Result<String, Refusal> 
             kept.insert(name.to_owned(), json!(format!("{hour:02}:00:00")));
         }
     }
-    Ok(Value::Object(kept).to_string())
+    Ok(kept)
 }
 
 /// `GET …/instances`
@@ -371,7 +388,7 @@ pub fn update(request: &Request) -> Result<Reply, ApiError> {
         Ok(Changes {
             name,
             description,
-            attributes: Some(attributes(&fields, Some(&instance.attributes))?),
+            attributes: Some(Value::Object(attributes(&fields, Some(&instance.attributes))?).to_string()),
             backup_policy: policy,
         })
     })?;

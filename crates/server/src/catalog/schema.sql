@@ -200,7 +200,7 @@ CREATE TABLE restore (
     source_layout TEXT NOT NULL DEFAULT 'single', -- of the instance that the backup is of, when the restore was accepted
     layout TEXT NOT NULL DEFAULT 'single',  -- of the instance that it was restored into, then
     method TEXT NOT NULL CHECK (method IN ('side_load', 'in_place', 'switch_back')),
-    verify TEXT NOT NULL CHECK (verify IN ('sample', 'full')),
+    verify TEXT NOT NULL CHECK (verify IN ('none', 'sample', 'full')),
     target_state TEXT NOT NULL CHECK (target_state IN ('untouched', 'loading', 'verifying', 'switching', 'replaced', 'rolled_back', 'unknown')),
     phase TEXT,
     bytes_done BIGINT NOT NULL DEFAULT 0,

@@ -4,6 +4,7 @@ mod admin;
 mod alone;
 mod catalog;
 mod client;
+mod closed_pipe;
 mod copy;
 mod diff;
 mod export;
@@ -19,6 +20,7 @@ mod target;
 mod verify;
 mod watch;
 
+use std::io::IsTerminal;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -239,6 +241,10 @@ fn port_range(text: &str) -> Result<(u16, u16), String> {
 
 /// Runs one verb.
 pub fn main() -> ExitCode {
+    closed_pipe::ends_quietly(run)
+}
+
+fn run() -> ExitCode {
     let cli = Cli::parse();
     let global = cli.global;
     let done = match cli.verb {
@@ -284,6 +290,7 @@ fn start_log(form: LogForm) {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let base = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     match form {
         LogForm::Text => base.init(),

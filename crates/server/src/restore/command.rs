@@ -152,7 +152,12 @@ fn accept(
         source: &source,
         layout: instance.layout,
         method,
-        verify: if request.verify_full { "full" } else { "sample" },
+        verify: match method {
+            // It was verified before it served the first time.
+            Method::SwitchBack => "none",
+            Method::SideLoad | Method::InPlace if request.verify_full => "full",
+            Method::SideLoad | Method::InPlace => "sample",
+        },
         undo_of: undo_of.as_ref(),
     };
     let restore = record::insert_waiting(tx, project, id, &new, now)?;

@@ -578,7 +578,7 @@ pub fn verified(tx: &Tx<'_>, id: &RestoreId, applied: u64, compared: u64, expire
     Ok(())
 }
 
-/// Writes how far a running record is; progress never falls.
+/// Writes how far a running record is; progress never falls, and a phase that moves no bytes leaves what was moved before.
 ///
 /// # Errors
 /// The catalogue failed.
@@ -590,7 +590,9 @@ pub fn progress(
     now: Moment,
 ) -> Result<(), Error> {
     tx.execute(
-        "UPDATE restore SET phase = ?2, progress_bp = max(progress_bp, ?3), bytes_done = ?4, bytes_total = ?5, keys_done = ?6, updated_at_ms = ?7 \
+        "UPDATE restore SET phase = ?2, progress_bp = max(progress_bp, ?3), updated_at_ms = ?7, \
+         bytes_done = CASE WHEN ?5 > 0 THEN ?4 ELSE bytes_done END, bytes_total = CASE WHEN ?5 > 0 THEN ?5 ELSE bytes_total END, \
+         keys_done = CASE WHEN ?5 > 0 THEN ?6 ELSE keys_done END \
          WHERE id = ?1 AND status = 'running'",
         (id, seen.phase, progress_bp, seen.bytes_done, seen.bytes_total, seen.keys_done, now),
     )?;
@@ -604,7 +606,10 @@ pub fn progress(
 pub fn succeed(tx: &Tx<'_>, id: &RestoreId, unavailable_us: Option<u64>, now: Moment) -> Result<bool, Error> {
     let changed = tx.execute(
         "UPDATE restore SET status = 'succeeded', target_state = 'replaced', progress_bp = 10000, phase = NULL, failure = NULL, \
-         unavailable_us = ?2, finished_at_ms = ?3, updated_at_ms = ?3 WHERE id = ?1 AND status = 'running'",
+         unavailable_us = ?2, finished_at_ms = ?3, updated_at_ms = ?3, keys_done = keys_applied, \
+         bytes_done = COALESCE((SELECT plain_bytes FROM backup WHERE backup.id = restore.backup_id), bytes_total), \
+         bytes_total = COALESCE((SELECT plain_bytes FROM backup WHERE backup.id = restore.backup_id), bytes_total) \
+         WHERE id = ?1 AND status = 'running'",
         (id, unavailable_us, now),
     )?;
     Ok(changed == 1)

@@ -116,6 +116,7 @@ const PLACES: &[(&str, &[Operation])] = &[
     ),
     ("process.before_stop", &[Restart, InPlace]),
     ("promote.after_limit", &[Restore]),
+    ("promote.after_expire", &[Restore]),
     ("promote.after_primary", &[Restore]),
     ("restart.after_stop", &[Restart]),
     ("restart.before_stop", &[Restart]),

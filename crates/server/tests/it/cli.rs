@@ -447,3 +447,30 @@ fn the_command_line_works_over_https_with_a_certificate_of_ones_own() {
     ]);
     service.run(&["instance", "delete", "over-tls"]);
 }
+
+#[test]
+fn a_reader_that_stops_early_is_no_failure() {
+    let service = Service::start();
+    for number in 0..3 {
+        service.caller().make_instance(&format!("listed{number}"));
+    }
+    for words in [
+        "instance list -o json",
+        "instance list",
+        "project list",
+        "instance show listed0",
+    ] {
+        let script = format!(
+            "{} --data-dir {} {words} | true; echo ${{PIPESTATUS[0]}}",
+            env!("CARGO_BIN_EXE_cachekeep"),
+            service.data().display()
+        );
+        let output = Command::new("bash").args(["-c", &script]).output().unwrap();
+        let (code, said) = (
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+        );
+        assert!(["0", "141"].contains(&code.trim()), "{words}: {code} {said}");
+        assert!(!said.contains("panicked"), "{words}: {said}");
+    }
+}

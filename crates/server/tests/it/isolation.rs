@@ -32,7 +32,7 @@ enum Row {
 }
 
 /// Every route: method, path behind the prefix of the version, what it takes, a legal body.
-const ROWS: [(&str, &str, Row, &str); 45] = [
+const ROWS: [(&str, &str, Row, &str); 50] = [
     ("GET", "/", Row::Open, ""),
     ("GET", "/v2", Row::Open, ""),
     ("GET", "/v2/", Row::Open, ""),
@@ -56,6 +56,21 @@ const ROWS: [(&str, &str, Row, &str); 45] = [
         "",
     ),
     ("GET", "{v}/instances", Row::Project, ""),
+    ("GET", "{v}/instances?instance_id={instance_id}", Row::Project, ""),
+    ("GET", "{v}/instances?id={instance_id}", Row::Project, ""),
+    ("GET", "{v}/instances?marker={instance_id}", Row::Project, ""),
+    (
+        "POST",
+        "{ck}/instances/{instance_id}/restores",
+        Row::BackupInBody,
+        r#"{"backup_id":"ID","source_instance_id":"SOURCE"}"#,
+    ),
+    (
+        "POST",
+        "{ck}/instances/{instance_id}/restores/plan",
+        Row::BackupInBody,
+        r#"{"backup_id":"ID","source_instance_id":"SOURCE"}"#,
+    ),
     ("GET", "{v}/flavors", Row::Project, ""),
     ("POST", "{v}/instances", Row::Project, r#"{"engine":"none"}"#),
     ("DELETE", "{v}/instances", Row::Batch, r#"{"instances":["ID"]}"#),
@@ -253,6 +268,8 @@ fn every_route_of_the_service_has_its_row_here() {
 #[derive(Clone)]
 struct Ids {
     instance: String,
+    /// The instance that a backup is said to be of.
+    source: String,
     backup: String,
     restore: String,
 }
@@ -270,7 +287,11 @@ fn request(route: &Route, project: &str, ids: &Ids) -> Request {
     } else {
         &ids.backup
     };
-    Request::new(route.method, &target).body(route.body.replace("ID", id).as_bytes())
+    let body = route
+        .body
+        .replace("\"ID\"", &format!("\"{id}\""))
+        .replace("SOURCE", &ids.source);
+    Request::new(route.method, &target).body(body.as_bytes())
 }
 
 /// Status and body without what must differ: the request's own id, and the ids that were sent.
@@ -279,7 +300,7 @@ fn seen(answer: &Answer, ids: &Ids) -> (u16, String) {
     if let Some(id) = answer.header("x-request-id") {
         text = text.replace(id, "REQUEST");
     }
-    for id in [&ids.instance, &ids.backup, &ids.restore] {
+    for id in [&ids.instance, &ids.source, &ids.backup, &ids.restore] {
         text = text.replace(id.as_str(), "ID");
     }
     // Measured every few seconds: it may change between two calls.
@@ -295,6 +316,7 @@ fn furnished(caller: &Caller, name: &str) -> Ids {
     let backup = caller.make_backup(&instance, name);
     let restore = caller.make_restore(&instance, &backup, name);
     Ids {
+        source: instance.clone(),
         instance,
         backup,
         restore,
@@ -359,6 +381,7 @@ fn no_credential_but_its_own_reaches_anything_of_a_project_on_any_route() {
     let mine = service.caller().make_instance("strangers-own");
     let unknown = Ids {
         instance: UNKNOWN.to_owned(),
+        source: UNKNOWN.to_owned(),
         backup: UNKNOWN.to_owned(),
         restore: UNKNOWN.to_owned(),
     };

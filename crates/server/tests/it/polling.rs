@@ -235,6 +235,9 @@ fn creations_that_break_a_rule_are_refused_with_its_code() {
         ("instance_num", json!(0), "DCS.4063"),
         ("instance_num", json!(101), "DCS.4063"),
         ("maintain_begin", json!("22:00:00"), "DCS.4106"),
+        ("access_user", json!("app"), "DCS.4063"),
+        ("rename_commands", json!({"FLUSHALL": ""}), "DCS.4063"),
+        ("enable_ssl", json!(true), "DCS.4063"),
     ] {
         let mut wish = good.clone();
         wish[name] = value.clone();
@@ -313,5 +316,9 @@ fn what_is_under_way_shows_how_far_it_is_in_bytes_and_keys() {
     assert_eq!(number(&ext, "keys_done"), 2000, "{ext}");
     assert_eq!(number(&ext, "keys_applied"), 0, "nothing is compared yet: {ext}");
     assert!(number(&ext, "bytes_total") > 0);
-    caller.wait_end(&instance, "restores", &restore);
+    let whole = number(&ext, "bytes_total");
+    let ext = caller.wait_end(&instance, "restores", &restore)["ext"].clone();
+    assert_eq!(number(&ext, "bytes_done"), number(&ext, "bytes_total"), "{ext}");
+    assert!(number(&ext, "bytes_total") >= whole, "{ext}");
+    assert_eq!(number(&ext, "keys_done"), 2000, "{ext}");
 }
