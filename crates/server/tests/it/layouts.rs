@@ -261,6 +261,50 @@ fn what_another_layout_or_instance_cannot_hold_is_refused_before_anything_is_don
 }
 
 #[test]
+fn a_backup_that_is_not_whole_is_not_cut_and_one_of_a_deleted_instance_is() {
+    let service = Service::start();
+    let caller = service.caller();
+    let mut single = Held::new(&caller, "single", SINGLE, 1);
+    let cluster = Held::new(&caller, "3 shards", CLUSTER, 3);
+    fill_single(&single, 3000, 1);
+    // Longer than a segment: it is written from several.
+    let mut engine = Connection::open(&Target::local(single.ports[0], None)).unwrap();
+    engine
+        .ask(&["DEBUG", "POPULATE", "2", "long", "30000000"])
+        .unwrap();
+    single.capture(&caller);
+    caller
+        .v2("DELETE", &format!("/instances/{}", single.id), None)
+        .expect(204);
+    Client::new(&cluster.ports).fill(200);
+    let before = digest(&cluster.ports);
+    let wish = json!({"backup_id": single.backup, "source_instance_id": single.id});
+
+    let output = std::process::Command::new("find")
+        .arg(service.data().join("store"))
+        .args(["-path", &format!("*{}*/seg-000000*", single.backup)])
+        .output()
+        .unwrap();
+    let segment = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+    let mut bytes = std::fs::read(&segment).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&segment, &bytes).unwrap();
+    let ended = restore(&caller, &cluster.id, &wish);
+    assert_eq!(
+        (&ended["status"], &ended["ext"]["target_state"]),
+        (&json!("failed"), &json!("untouched")),
+        "{ended}"
+    );
+    assert_eq!(digest(&cluster.ports), before);
+    bytes[middle] ^= 1;
+    std::fs::write(&segment, &bytes).unwrap();
+    let ended = restore(&caller, &cluster.id, &wish);
+    assert_eq!(ended["status"], "succeed", "{ended}");
+    assert_eq!(digest(&cluster.ports), single.captured);
+}
+
+#[test]
 fn the_command_line_restores_into_another_and_into_a_new_instance_and_leaves_none_where_that_is_refused() {
     let service = Service::start();
     let caller = service.caller();
