@@ -4,11 +4,13 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 use xtask::fill::{self, Options};
+use xtask::object_server::ObjectServer;
 use xtask::resp::{Connection, Reply, Target};
 
 use crate::cluster::{Client, ask, ports, says};
 use crate::cluster_restore::{restore, undo};
 use crate::service::{Caller, Credential, Service};
+use crate::storage::{self, BUCKET};
 
 const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/layout-matrix.md");
 /// Set to write the document instead of comparing it.
@@ -302,6 +304,50 @@ fn a_backup_that_is_not_whole_is_not_cut_and_one_of_a_deleted_instance_is() {
     let ended = restore(&caller, &cluster.id, &wish);
     assert_eq!(ended["status"], "succeed", "{ended}");
     assert_eq!(digest(&cluster.ports), single.captured);
+}
+
+#[test]
+fn a_backup_in_a_remote_store_and_one_restored_in_place_are_cut_too() {
+    let server = ObjectServer::start(BUCKET).unwrap_or_else(|stop| panic!("{stop}"));
+    let hardly_any = [("CACHEKEEP_MEMORY_AVAILABLE", "1048576")];
+    for (is_remote, variables) in [(true, &[][..]), (false, &hardly_any[..])] {
+        let service = Service::start_with(&["--store-patience", "3"], variables);
+        let caller = service.caller();
+        if is_remote {
+            let added = storage::add(&service, "offsite", &format!("http://{}", server.address()), &[]);
+            assert!(added.status.success(), "{added:?}");
+            service.run_json(&["storage", "default", "offsite"]);
+        }
+        let mut single = Held::new(&caller, "single", SINGLE, 1);
+        let mut cluster = Held::new(&caller, "3 shards", CLUSTER, 3);
+        Client::new(&cluster.ports).fill(500);
+        cluster.capture(&caller);
+        fill_single(&single, 500, 1);
+        single.capture(&caller);
+        let wish = |of: &Held| json!({"backup_id": of.backup, "source_instance_id": of.id, "verify": "full", "allow_downtime": true});
+        let done = restore(&caller, &single.id, &wish(&cluster));
+        let method = if is_remote { "side_load" } else { "in_place" };
+        assert_eq!(
+            (&done["status"], &done["ext"]["method"]),
+            (&json!("succeed"), &json!(method)),
+            "{done}"
+        );
+        assert_eq!(digest(&single.ports), cluster.captured);
+        let undone = undo(&caller, &single.id, &done);
+        assert_eq!(undone["status"], "succeed", "{undone}");
+        assert_eq!(digest(&single.ports), single.captured);
+        if is_remote {
+            let done = restore(&caller, &cluster.id, &wish(&single));
+            assert_eq!(done["status"], "succeed", "{done}");
+            assert_eq!(digest(&cluster.ports), single.captured);
+        } else {
+            let path = format!("/instances/{}/restores", cluster.id);
+            // Two generations of a cluster must fit.
+            caller
+                .ck("POST", &path, Some(&wish(&single)))
+                .refused("400 DCS.4086");
+        }
+    }
 }
 
 #[test]
