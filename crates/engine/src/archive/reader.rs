@@ -132,6 +132,8 @@ impl FileReader {
         if read.is_err() {
             held.other.plain.clear();
         }
+        // Not held while the caller works with what was decoded.
+        held.other.stored = Vec::new();
         held.other_at = segment.first_offset - self.bytes.start;
         read
     }

@@ -5,6 +5,8 @@ use crate::world::World;
 
 /// Growth of the service's resident memory during one backup or restore, at most: ARCHITECTURE.md, invariant 9.
 const GROWTH_MAX_MIB: f64 = 64.0;
+/// The same where a backup is cut: 56 to 82 MiB were seen. It misses the goal of 64, as the README says.
+const GROWTH_CUT_MAX_MIB: f64 = 96.0;
 
 #[test]
 fn a_backup_and_a_restore_stay_within_64_mib_whatever_the_data() {
@@ -36,6 +38,19 @@ fn a_backup_and_a_restore_stay_within_64_mib_whatever_the_data() {
         assert!(grown <= GROWTH_MAX_MIB, "the restore took {grown:.1} MiB");
     }
     checker::check(&mut world, Form::Cheap, "after all");
+
+    // Cut for another layout: the giant value spans many segments, and goes to one of three shards.
+    world
+        .ask_for_instance("wide", "redis.cluster.xu1.large.r1.4", "aof")
+        .unwrap();
+    world.wait_idle();
+    world.learn_instance("wide");
+    let before = resident_mib(&world, "VmRSS");
+    forget_peak(&world);
+    restore_from(&mut world, "wide", &backup, "big", "sample");
+    let grown = resident_mib(&world, "VmHWM") - before;
+    println!("restore of it, cut for three shards: {grown:.1} MiB more than before");
+    assert!(grown <= GROWTH_CUT_MAX_MIB, "the restore took {grown:.1} MiB");
 }
 
 /// Bytes that nothing compresses, so that no buffer is small by luck.
@@ -61,8 +76,13 @@ fn fill_with_noise(world: &World, giant_mib: u64, whole_mib: u64) {
 }
 
 fn restore(world: &mut World, name: &str, backup: &str, verify: &str) {
+    restore_from(world, name, backup, name, verify);
+}
+
+fn restore_from(world: &mut World, name: &str, backup: &str, source: &str, verify: &str) {
     let path = format!("/ck/v1/{{project}}/instances/{}/restores", world.id(name));
-    let body = serde_json::json!({"backup_id": backup, "verify": verify});
+    let body =
+        serde_json::json!({"backup_id": backup, "source_instance_id": world.id(source), "verify": verify});
     world.call("POST", &path, Some(&body));
     checker::settle(world, "restore");
     let last = Catalogue::open(world).restores(&world.id(name)).pop().unwrap();

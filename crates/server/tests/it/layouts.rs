@@ -4,11 +4,13 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 use xtask::fill::{self, Options};
+use xtask::object_server::ObjectServer;
 use xtask::resp::{Connection, Reply, Target};
 
 use crate::cluster::{Client, ask, ports, says};
 use crate::cluster_restore::{restore, undo};
 use crate::service::{Caller, Credential, Service};
+use crate::storage::{self, BUCKET};
 
 const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/layout-matrix.md");
 /// Set to write the document instead of comparing it.
@@ -257,6 +259,94 @@ fn what_another_layout_or_instance_cannot_hold_is_refused_before_anything_is_don
             .expect(200)
             .json();
         assert_eq!(records["total_num"], json!(0), "{records}");
+    }
+}
+
+#[test]
+fn a_backup_that_is_not_whole_is_not_cut_and_one_of_a_deleted_instance_is() {
+    let service = Service::start();
+    let caller = service.caller();
+    let mut single = Held::new(&caller, "single", SINGLE, 1);
+    let cluster = Held::new(&caller, "3 shards", CLUSTER, 3);
+    fill_single(&single, 3000, 1);
+    // Longer than a segment: it is written from several.
+    let mut engine = Connection::open(&Target::local(single.ports[0], None)).unwrap();
+    engine
+        .ask(&["DEBUG", "POPULATE", "2", "long", "30000000"])
+        .unwrap();
+    single.capture(&caller);
+    caller
+        .v2("DELETE", &format!("/instances/{}", single.id), None)
+        .expect(204);
+    Client::new(&cluster.ports).fill(200);
+    let before = digest(&cluster.ports);
+    let wish = json!({"backup_id": single.backup, "source_instance_id": single.id});
+
+    let output = std::process::Command::new("find")
+        .arg(service.data().join("store"))
+        .args(["-path", &format!("*{}*/seg-000000*", single.backup)])
+        .output()
+        .unwrap();
+    let segment = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+    let mut bytes = std::fs::read(&segment).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&segment, &bytes).unwrap();
+    let ended = restore(&caller, &cluster.id, &wish);
+    assert_eq!(
+        (&ended["status"], &ended["ext"]["target_state"]),
+        (&json!("failed"), &json!("untouched")),
+        "{ended}"
+    );
+    assert_eq!(digest(&cluster.ports), before);
+    bytes[middle] ^= 1;
+    std::fs::write(&segment, &bytes).unwrap();
+    let ended = restore(&caller, &cluster.id, &wish);
+    assert_eq!(ended["status"], "succeed", "{ended}");
+    assert_eq!(digest(&cluster.ports), single.captured);
+}
+
+#[test]
+fn a_backup_in_a_remote_store_and_one_restored_in_place_are_cut_too() {
+    let server = ObjectServer::start(BUCKET).unwrap_or_else(|stop| panic!("{stop}"));
+    let hardly_any = [("CACHEKEEP_MEMORY_AVAILABLE", "1048576")];
+    for (is_remote, variables) in [(true, &[][..]), (false, &hardly_any[..])] {
+        let service = Service::start_with(&["--store-patience", "3"], variables);
+        let caller = service.caller();
+        if is_remote {
+            let added = storage::add(&service, "offsite", &format!("http://{}", server.address()), &[]);
+            assert!(added.status.success(), "{added:?}");
+            service.run_json(&["storage", "default", "offsite"]);
+        }
+        let mut single = Held::new(&caller, "single", SINGLE, 1);
+        let mut cluster = Held::new(&caller, "3 shards", CLUSTER, 3);
+        Client::new(&cluster.ports).fill(500);
+        cluster.capture(&caller);
+        fill_single(&single, 500, 1);
+        single.capture(&caller);
+        let wish = |of: &Held| json!({"backup_id": of.backup, "source_instance_id": of.id, "verify": "full", "allow_downtime": true});
+        let done = restore(&caller, &single.id, &wish(&cluster));
+        let method = if is_remote { "side_load" } else { "in_place" };
+        assert_eq!(
+            (&done["status"], &done["ext"]["method"]),
+            (&json!("succeed"), &json!(method)),
+            "{done}"
+        );
+        assert_eq!(digest(&single.ports), cluster.captured);
+        let undone = undo(&caller, &single.id, &done);
+        assert_eq!(undone["status"], "succeed", "{undone}");
+        assert_eq!(digest(&single.ports), single.captured);
+        if is_remote {
+            let done = restore(&caller, &cluster.id, &wish(&single));
+            assert_eq!(done["status"], "succeed", "{done}");
+            assert_eq!(digest(&cluster.ports), single.captured);
+        } else {
+            let path = format!("/instances/{}/restores", cluster.id);
+            // Two generations of a cluster must fit.
+            caller
+                .ck("POST", &path, Some(&wish(&single)))
+                .refused("400 DCS.4086");
+        }
     }
 }
 

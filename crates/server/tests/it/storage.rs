@@ -10,7 +10,7 @@ use xtask::object_server::ObjectServer;
 use crate::http::Request;
 use crate::service::{Caller, Service, wait};
 
-const BUCKET: &str = "offsite-backups";
+pub const BUCKET: &str = "offsite-backups";
 const ACCESS_KEY: &str = "ACCESS0KEY0CANARY";
 const SECRET_KEY: &str = "secret+key/canary";
 
@@ -54,7 +54,7 @@ impl World {
     }
 }
 
-fn add(service: &Service, name: &str, endpoint: &str, words: &[&str]) -> Output {
+pub fn add(service: &Service, name: &str, endpoint: &str, words: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_cachekeep"))
         .args([
             "storage",
