@@ -117,6 +117,8 @@ fn answer(mut client: TcpStream, own: u16, elsewhere: u16) -> std::io::Result<()
         "/other" => "200 OK\r\nContent-Length: 6\r\n\r\n<html>".to_owned(),
         _ => "404 Not Found\r\nContent-Length: 0\r\n\r\n".to_owned(),
     };
+    // Said, because it is done: a client that kept the connection would now and then send its next request into it.
+    let told = told.replacen("\r\n", "\r\nConnection: close\r\n", 1);
     client.write_all(format!("HTTP/1.1 {told}").as_bytes())
 }
 
