@@ -163,14 +163,8 @@ pub fn undo(request: &Request) -> Result<Reply, ApiError> {
 /// # Errors
 /// Unknown instance or restore; it has ended or switches.
 pub fn cancel(request: &Request) -> Result<Reply, ApiError> {
-    let id = request.restore_id()?;
-    command::cancel(
-        &request.app,
-        request.project()?,
-        &request.instance_id()?,
-        &id,
-        request.now,
-    )?;
+    let (instance, id) = (request.instance_id()?, request.restore_id()?);
+    command::cancel(&request.app, request.project()?, &instance, &id, request.now)?;
     Ok(json_response(
         200,
         &RestoreStarted {
