@@ -23,6 +23,7 @@ pub mod proof;
 pub mod psync;
 pub mod replay;
 pub mod segment;
+pub mod sentinel;
 pub mod sideload;
 pub mod slices;
 pub mod spool;

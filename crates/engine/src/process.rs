@@ -26,9 +26,11 @@ use crate::cluster::{self, Seat};
 use crate::error::{Error, Kind};
 use crate::failpoint;
 use crate::node::{Address, Endpoint, Node, Secret};
+use crate::sentinel::{self, SentinelSpec, Watched};
 
 pub use lifetime::Vitals;
 pub(crate) use lifetime::{is_of_cluster, port_of, take_port};
+pub(crate) use settings::{hex_digest, password_hash};
 use table::Process;
 
 /// File of the control socket, in the engine's directory.
@@ -37,7 +39,7 @@ pub const SOCKET: &str = "engine.sock";
 pub const LOG: &str = "redis.log";
 /// The ACL user of the control plane.
 pub const ADMIN_USER: &str = "cachekeep";
-/// The ACL user as whom a cluster's replicas follow their primaries.
+/// The ACL user as whom replicas follow their primaries.
 const REPLICA_USER: &str = "cachekeep-replica";
 
 /// Host and port of the primary of a standby. The broadcast address: the kernel refuses a TCP connection to it at
@@ -84,8 +86,10 @@ pub struct EngineSpec {
     pub max_memory_bytes: u64,
     /// What survives a restart.
     pub persistence: Persistence,
-    /// As a node of a cluster it is found here by the others; `None`: it is alone.
+    /// As a node of a cluster it is found here by the others; `None`: it is of none.
     pub cluster: Option<Seat>,
+    /// As a primary or replica that Sentinels watch it is found here; `None`: nobody watches it.
+    pub watched: Option<Watched>,
 }
 
 /// A handle on one process. Dropping it does nothing to the process.
@@ -184,6 +188,40 @@ pub fn start_standby(spec: &EngineSpec) -> Result<Engine, Error> {
     launch(spec, settings::Role::Standby)
 }
 
+/// Starts a Sentinel. What it watches it knows from its file: nothing at its first start.
+///
+/// # Errors
+/// As [`start`]. A port that is taken is [`Kind::EngineExited`]: a Sentinel opens it by itself.
+pub fn start_sentinel(spec: &SentinelSpec) -> Result<Engine, Error> {
+    create_directory(&spec.directory, spec.run_as)?;
+    sentinel::prepare(spec)?;
+    failpoint::hit("process.before_spawn")?;
+    // Its script runs this very program, whatever becomes of its file: see `sentinel::SCRIPT`.
+    let program = std::fs::File::open(&spec.program).map_err(|e| {
+        let context = spec.program.display().to_string();
+        Error::io(Kind::EngineStart, "start sentinel", context, e)
+    })?;
+    let process = execute(
+        &spec.binary,
+        &spec.directory,
+        spec.run_as,
+        &[sentinel::SETTINGS, "--sentinel"],
+        program.into(),
+    )?;
+    let engine = Engine {
+        process,
+        directory: spec.directory.clone(),
+        admin_password: spec.admin_password.clone(),
+    };
+    match engine.wait_for_socket() {
+        Ok(()) => Ok(engine),
+        Err(error) => {
+            engine.kill()?;
+            Err(error)
+        }
+    }
+}
+
 fn launch(spec: &EngineSpec, role: settings::Role) -> Result<Engine, Error> {
     failpoint::hit("process.before_spawn")?;
     let process = spawn(spec, role)?;
@@ -225,10 +263,6 @@ fn spawn(spec: &EngineSpec, role: settings::Role) -> Result<Process, Error> {
     let settings = settings::text(spec, role)?;
     assert!(settings.len() <= SETTINGS_BYTES_MAX, "settings outgrew the pipe");
     create_directory(&spec.directory, spec.run_as)?;
-    if let Some(pid) = inhabitant(&spec.directory)? {
-        let context = format!("process {pid} lives in {} already", spec.directory.display());
-        return Err(Error::new(Kind::EngineStart, "start engine", context));
-    }
     if role == settings::Role::Standby
         && let Some(seat) = &spec.cluster
         && let Some(slots) = seat.standby_slots
@@ -238,32 +272,51 @@ fn spawn(spec: &EngineSpec, role: settings::Role) -> Result<Process, Error> {
             .map_err(|e| failed("write what it knows of its cluster", e))?;
         give(&path, spec.run_as)?;
     }
-    // The directory is opened by us and entered through the descriptor: the engine's user need not be able to pass
-    // through its parents. `/proc/self` is the child when this is resolved.
-    let directory = std::fs::OpenOptions::new()
-        .read(true)
-        .custom_flags((rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::NOFOLLOW).bits() as i32)
-        .open(&spec.directory)
-        .map_err(|e| failed("open directory", e))?;
     // Whole settings or none: the child finds them in the pipe, however early we die.
     let (stdin, mut into_stdin) = std::io::pipe().map_err(|e| failed("make pipe", e))?;
     into_stdin
         .write_all(settings.as_bytes())
         .map_err(|e| failed("write settings", e))?;
     drop(into_stdin);
+    execute(&spec.binary, &spec.directory, spec.run_as, &["-"], stdin.into())
+}
 
-    let mut command = Command::new(&spec.binary);
+/// Runs an engine's program in a directory where no other lives.
+fn execute(
+    binary: &Path,
+    home: &Path,
+    run_as: Option<(u32, u32)>,
+    words: &[&str],
+    stdin: Stdio,
+) -> Result<Process, Error> {
+    let failed = |what: &str, e: std::io::Error| {
+        let context = format!("{} in {}: {what}", binary.display(), home.display());
+        Error::io(Kind::EngineStart, "start engine", context, e)
+    };
+    if let Some(pid) = inhabitant(home)? {
+        let context = format!("process {pid} lives in {} already", home.display());
+        return Err(Error::new(Kind::EngineStart, "start engine", context));
+    }
+    // The directory is opened by us and entered through the descriptor: the engine's user need not be able to pass
+    // through its parents. `/proc/self` is the child when this is resolved.
+    let directory = std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags((rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::NOFOLLOW).bits() as i32)
+        .open(home)
+        .map_err(|e| failed("open directory", e))?;
+
+    let mut command = Command::new(binary);
     command
         // The name by which the process is recognised, whatever the program file is called.
         .arg0("redis-server")
-        .arg("-")
+        .args(words)
         .current_dir(format!("/proc/self/fd/{}", directory.as_raw_fd()))
         .env_clear()
         .stdin(stdin)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .process_group(0);
-    if let Some((uid, gid)) = spec.run_as {
+    if let Some((uid, gid)) = run_as {
         command.uid(uid).gid(gid);
     }
     let mut child = command.spawn().map_err(|e| failed("spawn", e))?;
@@ -280,7 +333,7 @@ fn spawn(spec: &EngineSpec, role: settings::Role) -> Result<Process, Error> {
         Error::new(
             Kind::EngineStart,
             "start engine",
-            format!("{} ended at once", spec.binary.display()),
+            format!("{} ended at once", binary.display()),
         )
     })
 }

@@ -13,6 +13,7 @@
 //! finished by running it again. An undo is [`run`] with old and new swapped. Once the new engine has opened the port
 //! nothing is turned back any more: clients may have been told that their writes are done.
 
+mod door;
 mod together;
 
 use std::time::{Duration, Instant};
@@ -20,8 +21,10 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, Kind, chain};
 use crate::failpoint;
 use crate::node::{Node, Reply};
-use crate::process::{Engine, port_of, take_port};
+use crate::process::{Engine, port_of};
+use door::Command;
 
+pub use door::Door;
 pub use together::{Place, run_together, serves};
 
 /// How long the new generation tries to take the port. A child that the old engine forked this very moment, for a
@@ -70,7 +73,7 @@ pub fn run(plan: &SwitchPlan<'_>) -> Result<SwitchReport, Error> {
     check_can_serve(&mut new).map_err(|e| plan.new.explain(e))?;
     let new_port = port_of(&mut new).map_err(|e| plan.new.explain(e))?;
     let Some(old_engine) = plan.old.filter(|old| old.is_alive()) else {
-        take_over(plan.new, plan.port, &mut new, || true)?;
+        take_over(plan.new, &Door::Port(plan.port), &mut new, || true)?;
         return Ok(SwitchReport {
             gap: None,
             clients_ended: 0,
@@ -87,12 +90,11 @@ pub fn run(plan: &SwitchPlan<'_>) -> Result<SwitchReport, Error> {
     failpoint::hit("switch.before_old_port")?;
     let moved = match exchange(plan, &mut old, &mut new) {
         // An engine that died gave everything up.
-        Err(_) if !old_engine.is_alive() => {
-            take_over(plan.new, plan.port, &mut new, || true).map(|()| SwitchReport {
+        Err(_) if !old_engine.is_alive() => take_over(plan.new, &Door::Port(plan.port), &mut new, || true)
+            .map(|()| SwitchReport {
                 gap: None,
                 clients_ended: 0,
-            })
-        }
+            }),
         other => other,
     };
     match moved {
@@ -100,7 +102,7 @@ pub fn run(plan: &SwitchPlan<'_>) -> Result<SwitchReport, Error> {
             tidy(old_engine);
             Ok(report)
         }
-        Err(error) => Err(give_back(old_engine, plan.port, error)),
+        Err(error) => Err(give_back(old_engine, &Door::Port(plan.port), error)),
     }
 }
 
@@ -120,34 +122,27 @@ fn tidy(old: &Engine) {
     }
 }
 
-/// What the old generation does as one: nobody is served between the first word of it and the last. Only the clients'
-/// user is ended: our own connections, a backup in progress among them, are none of theirs.
-const GIVE_UP: [&[&[u8]]; 5] = [
-    &[b"MULTI"],
-    &[b"CONFIG", b"SET", b"port", b"0"],
-    &[b"CLIENT", b"KILL", b"TYPE", b"normal", b"USER", b"default"],
-    &[b"CLIENT", b"KILL", b"TYPE", b"pubsub", b"USER", b"default"],
-    &[b"EXEC"],
-];
-
 /// Takes the port off the old generation and gives it to the new one.
 fn exchange(plan: &SwitchPlan<'_>, old: &mut Node, new: &mut Node) -> Result<SwitchReport, Error> {
-    let served = port_of(old)? == plan.port;
+    let door = Door::Port(plan.port);
+    let served = door.is_open(old)?;
+    let commands = door.give_up();
     let begun_at = Instant::now();
-    let [begin, close_port, end_normal, end_pubsub, execute] = GIVE_UP;
-    old.send(begin)?;
+    let mut next = commands.iter();
+    let mut tell_next = |old: &mut Node| next.next().map_or(Ok(()), |command| tell(old, command));
+    tell_next(old)?;
     failpoint::hit("switch.after_multi")?;
-    old.send(close_port)?;
+    tell_next(old)?;
     failpoint::hit("switch.after_close_port")?;
-    old.send(end_normal)?;
+    tell_next(old)?;
     failpoint::hit("switch.after_end_normal")?;
-    old.send(end_pubsub)?;
+    tell_next(old)?;
     failpoint::hit("switch.before_exec")?;
-    old.send(execute)?;
+    tell_next(old)?;
     let (given_up, taken) = std::thread::scope(|scope| {
-        let giving = scope.spawn(|| given_up(old));
+        let giving = scope.spawn(|| given_up(old, commands.len()));
         let taken = failpoint::hit("switch.after_old_port").and_then(|()| match served {
-            true => take_over(plan.new, plan.port, new, || giving.is_finished()),
+            true => take_over(plan.new, &door, new, || giving.is_finished()),
             // The port is free already and no sign that the transaction has begun.
             false => Ok(()),
         });
@@ -159,7 +154,7 @@ fn exchange(plan: &SwitchPlan<'_>, old: &mut Node, new: &mut Node) -> Result<Swi
     match (given_up, taken) {
         (Ok(clients_ended), Ok(())) => {
             if !served {
-                take_over(plan.new, plan.port, new, || true)?;
+                take_over(plan.new, &door, new, || true)?;
             }
             Ok(SwitchReport {
                 gap: served.then(|| begun_at.elapsed()),
@@ -175,10 +170,25 @@ fn exchange(plan: &SwitchPlan<'_>, old: &mut Node, new: &mut Node) -> Result<Swi
     }
 }
 
-/// Reads the old generation's answers: how many clients were ended.
-fn given_up(old: &mut Node) -> Result<u64, Error> {
-    let mut answers = Vec::with_capacity(GIVE_UP.len());
-    for _ in GIVE_UP {
+fn tell(node: &mut Node, command: &Command) -> Result<(), Error> {
+    let words: Vec<&[u8]> = command.iter().map(Vec::as_slice).collect();
+    node.send(&words)
+}
+
+/// Lets clients in at this node no more, where it goes on as a replica.
+///
+/// # Errors
+/// As [`Node::ask`]; [`Kind::Refused`].
+pub fn step_aside(door: &Door, node: &mut Node) -> Result<(), Error> {
+    let commands = door.step_aside();
+    commands.iter().try_for_each(|command| tell(node, command))?;
+    given_up(node, commands.len()).map(drop)
+}
+
+/// Reads the old generation's answers to so many commands: how many clients were ended.
+fn given_up(old: &mut Node, commands: usize) -> Result<u64, Error> {
+    let mut answers = Vec::with_capacity(commands);
+    for _ in 0..commands {
         answers.push(old.reply()?);
     }
     match answers.last() {
@@ -196,7 +206,7 @@ fn given_up(old: &mut Node) -> Result<u64, Error> {
 /// Where the answer got lost, a look at its port tells.
 fn take_over(
     engine: &Engine,
-    port: u16,
+    door: &Door,
     new: &mut Node,
     has_given_up: impl Fn() -> bool,
 ) -> Result<(), Error> {
@@ -213,7 +223,7 @@ fn take_over(
                 }
             }
         }
-        let Err(error) = take_port(new, port) else {
+        let Err(error) = door.open(new) else {
             return Ok(());
         };
         match error.kind {
@@ -223,7 +233,7 @@ fn take_over(
                 Some(_) => return Err(error),
             },
             Kind::Refused => return Err(error),
-            _ if engine.current_port().is_ok_and(|now| now == port) => return Ok(()),
+            _ if engine.lets_in(door).is_ok_and(|open| open) => return Ok(()),
             _ => return Err(engine.explain(error)),
         }
     }
@@ -235,16 +245,14 @@ fn ended(reply: &Reply) -> u64 {
 
 /// After a failure before the new generation had the port: lets the old one serve again. Returns the failure, with
 /// what came of this.
-fn give_back(old: &Engine, port: u16, failure: Error) -> Error {
+fn give_back(old: &Engine, door: &Door, failure: Error) -> Error {
     let until = Instant::now() + GIVE_BACK_LIMIT;
     loop {
         // A new connection: the one that failed may be the reason.
-        let given_back = old
-            .control()
-            .and_then(|mut node| match port_of(&mut node)? == port {
-                true => Ok(()),
-                false => take_port(&mut node, port),
-            });
+        let given_back = old.control().and_then(|mut node| match door.is_open(&mut node)? {
+            true => Ok(()),
+            false => door.open(&mut node),
+        });
         let Err(e) = given_back else {
             return failure;
         };

@@ -84,6 +84,11 @@ impl Config {
         self.instance_dir(instance).join(generation.as_str())
     }
 
+    /// Below it, the directories of an instance's Sentinels.
+    pub fn sentinels_dir(&self, instance: &InstanceId) -> PathBuf {
+        self.instance_dir(instance).join("sentinels")
+    }
+
     /// What the first start tells its owner.
     pub fn admin_file(&self) -> PathBuf {
         self.data_dir.join("admin.json")

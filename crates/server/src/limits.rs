@@ -72,6 +72,12 @@ pub const ENGINE_IDLE: Duration = Duration::from_secs(60);
 pub const CATCH_UP: Duration = Duration::from_secs(5);
 /// Between two looks at whether a replica has succeeded a primary that waits for that.
 pub const SUCCESSOR_POLL: Duration = Duration::from_millis(200);
+/// Sentinels that promote a replica are waited for so long: more than what they take where nothing is in their way. After
+/// that the primary that is gone is started as what it was.
+pub const SUCCESSION: Duration = Duration::from_secs(15);
+/// Replicas of an instance that comes up are waited for so long before Sentinels are told of them: copies of little data
+/// take less, and of much data Sentinels learn soon after.
+pub const FIRST_SYNC: Duration = Duration::from_secs(3);
 /// An engine must end within this time when it is told to; where it saves first, plus [`time_for`] its data.
 pub const ENGINE_STOP: Duration = Duration::from_secs(30);
 /// How often a failed restore tries to let the old data serve again before it says that it could not; the

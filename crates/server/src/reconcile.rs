@@ -17,7 +17,8 @@ use crate::backup::record::{self as backups, FailureCode};
 use crate::catalog;
 use crate::ids::{InstanceId, Moment};
 use crate::instance::generation::{self, Generation, State};
-use crate::instance::layout::Place;
+use crate::instance::layout::{Mode, Place};
+use crate::instance::watched::{self, Health};
 use crate::instance::{Instance, Status, job as instances, nodes, record};
 use crate::jobs::queue;
 use crate::jobs::worker::{Gate, panic_text};
@@ -273,6 +274,9 @@ fn look_at(app: &App, instance: &Instance, serving: &Generation, place: &Place) 
 /// lives and is busy with something long of its clients' is left alone.
 fn keep_serving(app: &App, instance: &Instance, serving: &Generation) -> Result<(), catalog::Error> {
     let now = Moment::now();
+    if instance.layout.mode == Mode::Ha {
+        return keep_watched(app, instance, serving, now);
+    }
     let looks: Vec<Look> = serving
         .nodes
         .iter()
@@ -299,6 +303,48 @@ fn keep_serving(app: &App, instance: &Instance, serving: &Generation) -> Result<
         return Ok(());
     }
     tracing::warn!(instance.id = %instance.id, "the engine is not serving: bringing it back");
+    bring_back(app, instance, serving, now)
+}
+
+/// As [`keep_serving`], of a primary with replicas: the Sentinels have done the most urgent, or are about to.
+fn keep_watched(
+    app: &App,
+    instance: &Instance,
+    serving: &Generation,
+    now: Moment,
+) -> Result<(), catalog::Error> {
+    match watched::look(app, instance, serving) {
+        Health::Whole(used_memory_bytes) => {
+            app.board.note_memory(&instance.id, used_memory_bytes);
+            if instance.persistence == Persistence::None {
+                for engine in nodes::living(app, instance, serving).unwrap_or_default() {
+                    if let Err(error) = engine.forget_snapshot() {
+                        tracing::warn!(instance.id = %instance.id, error = engine::chain(&error), "a file that is to be forgotten does not go");
+                    }
+                }
+            }
+            if instance.status == Status::Error {
+                serves_again(app, instance, true, now)?;
+            }
+            Ok(())
+        }
+        Health::Busy => {
+            tracing::info!(instance.id = %instance.id, "a node is busy: leaving it alone");
+            Ok(())
+        }
+        Health::Amiss(why) => {
+            tracing::warn!(instance.id = %instance.id, why, "not all of it is as it should be: bringing it back");
+            bring_back(app, instance, serving, now)
+        }
+    }
+}
+
+fn bring_back(
+    app: &App,
+    instance: &Instance,
+    serving: &Generation,
+    now: Moment,
+) -> Result<(), catalog::Error> {
     let has_data = nodes::hold_data(app, instance, serving);
     let control = Control::new(Some(limits::OPERATION_TIME_BASE));
     match nodes::bring_up(app, instance, serving, &control) {
@@ -339,10 +385,19 @@ fn remove_orphans(app: &App) -> Result<(), catalog::Error> {
         }
     };
     let existing = app.catalog.read(generation::all_existing)?;
-    let owned: HashSet<PathBuf> = existing
+    let living = app.catalog.read(record::all_living)?;
+    let of_generations = existing
         .iter()
-        .map(|found| root.join(found.instance_id.as_str()).join(found.id.as_str()))
-        .collect();
+        .map(|found| root.join(found.instance_id.as_str()).join(found.id.as_str()));
+    let of_sentinels = living
+        .iter()
+        .filter(|found| !found.sentinels.is_empty())
+        .filter_map(|found| {
+            let directory = app.config.sentinels_dir(&found.id);
+            let below = directory.strip_prefix(app.config.instances_dir()).ok()?;
+            Some(root.join(below))
+        });
+    let owned: HashSet<PathBuf> = of_generations.chain(of_sentinels).collect();
     let unowned = || {
         let mut found = process::find_orphans(&root);
         // A node of several has a directory of its own below the generation's.
@@ -358,12 +413,7 @@ fn remove_orphans(app: &App) -> Result<(), catalog::Error> {
     while !unowned().is_empty() && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(5));
     }
-    let instances: HashSet<String> = app
-        .catalog
-        .read(record::all_living)?
-        .iter()
-        .map(|found| found.id.to_string())
-        .collect();
+    let instances: HashSet<String> = living.iter().map(|found| found.id.to_string()).collect();
     for instance in subdirectories(&root) {
         let name = instance
             .file_name()

@@ -13,6 +13,7 @@ use crate::error::{Error, Kind, chain};
 use crate::failpoint;
 use crate::node::{Node, Reply, Secret};
 use crate::sideload;
+use crate::switch::Door;
 
 use super::{Engine, LOG, settings, table};
 
@@ -107,6 +108,34 @@ impl Engine {
             failpoint::hit("promote.after_expire")
         };
         promoted().map_err(|e| self.explain(e))
+    }
+
+    /// Makes it a replica of the primary at this address and port, or nobody's.
+    ///
+    /// # Errors
+    /// As [`Node::command`]; [`Kind::EngineExited`].
+    pub fn follow(&self, primary: Option<(&str, u16)>) -> Result<(), Error> {
+        let port = primary.map_or_else(|| "ONE".to_owned(), |(_, port)| port.to_string());
+        let address = primary.map_or("NO", |(address, _)| address);
+        self.control()?
+            .run(&["REPLICAOF", address, &port])
+            .map(drop)
+            .map_err(|e| self.explain(e))
+    }
+
+    /// From here on Sentinels may promote it. Only for one that has been in sync since its start: an empty one that never
+    /// was would be as good to them.
+    ///
+    /// # Errors
+    /// As [`Node::command`]; [`Kind::EngineExited`].
+    pub fn make_electable(&self) -> Result<(), Error> {
+        let mut node = self.control()?;
+        let mut set = || {
+            // Whatever it follows one day is checked in depth.
+            node.config_set("sanitize-dump-payload", "yes")?;
+            node.config_set("replica-priority", "100")
+        };
+        set().map_err(|e| self.explain(e))
     }
 
     /// Removes the file that an engine without persistence was loaded from: its next start would load it again,
@@ -210,6 +239,14 @@ impl Engine {
     /// As [`Node::command`]; [`Kind::EngineExited`].
     pub fn current_port(&self) -> Result<u16, Error> {
         port_of(&mut self.control()?).map_err(|e| self.explain(e))
+    }
+
+    /// Whether clients come in.
+    ///
+    /// # Errors
+    /// As [`Node::command`]; [`Kind::EngineExited`].
+    pub fn lets_in(&self, door: &Door) -> Result<bool, Error> {
+        door.is_open(&mut self.control()?).map_err(|e| self.explain(e))
     }
 
     /// Moves the clients' port; 0 closes it. Open connections stay.

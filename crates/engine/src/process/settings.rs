@@ -8,6 +8,7 @@ use crate::error::{Error, Kind};
 use crate::node::Secret;
 
 use crate::cluster::{NODE_TIMEOUT, STANDBY_NODE_TIMEOUT, Seat};
+use crate::sentinel::{self, Watched};
 
 use super::{ADMIN_USER, EngineSpec, LOG, NO_PRIMARY, Persistence, REPLICA_USER, SOCKET};
 
@@ -26,6 +27,10 @@ const CLUSTER_CLIENT_RULES: &str = "-cluster|addslots -cluster|addslotsrange -cl
                                     -cluster|delslotsrange -cluster|failover -cluster|flushslots -cluster|forget \
                                     -cluster|meet -cluster|replicate -cluster|reset -cluster|saveconfig \
                                     -cluster|set-config-epoch -cluster|setslot";
+
+/// What clients of watched nodes may not do either: follow one. Sentinels take whoever does for a replica that they may
+/// promote.
+const WATCHED_CLIENT_RULES: &str = "-psync -sync -replconf";
 
 /// Whom the process is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,8 +84,16 @@ pub(super) fn text(spec: &EngineSpec, role: Role) -> Result<String, Error> {
     line(format_args!("maxmemory {max_memory_bytes}"));
     line(format_args!("maxmemory-policy noeviction"));
     // What clients send with RESTORE is checked in depth. Files are not checked again while they load: a backup's was
-    // validated deeper than the engine can, the engine's own it trusts, and loading is the longest part of a restore.
-    line(format_args!("sanitize-dump-payload clients"));
+    // validated deeper than the engine can, the engine's own it trusts, and loading is the longest part of a restore. What
+    // a watched replica gets from its primary is: who may publish could mislead Sentinels about who that is.
+    let follows = spec
+        .watched
+        .as_ref()
+        .is_some_and(|watched| watched.follows.is_some());
+    line(format_args!(
+        "sanitize-dump-payload {}",
+        if follows { "yes" } else { "clients" }
+    ));
     line(format_args!("enable-debug-command local"));
     line(format_args!("enable-module-command no"));
     line(format_args!("enable-protected-configs no"));
@@ -108,15 +121,27 @@ pub(super) fn text(spec: &EngineSpec, role: Role) -> Result<String, Error> {
         password_hash(&spec.admin_password)
     ));
     let cluster_rules = spec.cluster.as_ref().map_or("", |_| CLUSTER_CLIENT_RULES);
+    let watched_rules = spec.watched.as_ref().map_or("", |_| WATCHED_CLIENT_RULES);
     line(format_args!(
-        "user default on {} {CLIENT_RULES} {cluster_rules}",
+        "user default on {} {CLIENT_RULES} {cluster_rules} {watched_rules}",
         password_rule(spec.client_password.as_ref())
     ));
+    let generation = spec.cluster.as_ref().map(|seat| &seat.generation);
+    if let Some(generation) = generation.or(spec.watched.as_ref().map(|watched| &watched.generation)) {
+        // Clients of a cluster may read this password in the configuration. It opens nothing that they cannot do as
+        // themselves, and does not tell the control user's.
+        let password = replica_password(&spec.admin_password, generation);
+        line(format_args!(
+            "user {REPLICA_USER} on {} +psync +replconf +ping",
+            password_hash(&password)
+        ));
+        line(format_args!("masteruser {REPLICA_USER}"));
+        line(format_args!("masterauth {}", password.expose()));
+    }
     if let Some(Seat {
         address,
         port,
         bus_port,
-        generation,
         ..
     }) = &spec.cluster
     {
@@ -132,18 +157,28 @@ pub(super) fn text(spec: &EngineSpec, role: Role) -> Result<String, Error> {
         line(format_args!("cluster-node-timeout {}", node_timeout.as_millis()));
         // Each shard keeps the replicas that it was given.
         line(format_args!("cluster-allow-replica-migration no"));
-        // Clients may read this password in the configuration. It opens nothing that they cannot do as themselves, and
-        // does not tell the control user's.
-        let password = replica_password(&spec.admin_password, generation);
-        line(format_args!(
-            "user {REPLICA_USER} on {} +psync +replconf +ping",
-            password_hash(&password)
-        ));
-        line(format_args!("masteruser {REPLICA_USER}"));
-        line(format_args!("masterauth {}", password.expose()));
+    }
+    if let Some(watched) = &spec.watched {
+        line(format_args!("replica-announce-ip {}", watched.address));
+        // Its replicas follow it from before it listens.
+        line(format_args!("replica-announce-port {}", watched.port));
+        // Until it was in sync once no Sentinel may promote it: see `Engine::make_electable`.
+        line(format_args!("replica-priority 0"));
+        for (user, rules) in sentinel::users(&spec.admin_password, &watched.generation) {
+            line(format_args!("user {user} on {rules}"));
+        }
     }
     match (role, &spec.cluster) {
-        (Role::Serving, _) => {}
+        (Role::Serving, _) => {
+            if let Some(Watched {
+                follows: Some(primary),
+                port,
+                ..
+            }) = &spec.watched
+            {
+                line(format_args!("replicaof {primary} {port}"));
+            }
+        }
         (Role::Standby, None) => {
             let (host, port) = NO_PRIMARY;
             line(format_args!("replicaof {host} {port}"));
@@ -172,11 +207,11 @@ fn replica_password(admin: &Secret, generation: &str) -> Secret {
 }
 
 /// `#<SHA-256>`: the engine stores no more than that, and no character of a password needs quoting.
-fn password_hash(password: &Secret) -> String {
+pub(crate) fn password_hash(password: &Secret) -> String {
     format!("#{}", hex_digest(password.expose()))
 }
 
-fn hex_digest(text: &str) -> String {
+pub(crate) fn hex_digest(text: &str) -> String {
     let mut hex = String::with_capacity(64);
     for byte in digest(&SHA256, text.as_bytes()).as_ref() {
         let _infallible = write!(hex, "{byte:02x}");

@@ -7,11 +7,12 @@
 use std::net::{IpAddr, TcpListener};
 use std::time::{Duration, Instant};
 
-use super::{GIVE_UP, SwitchReport, give_back, given_up, take_over, tidy};
+use super::door::addresses;
+use super::{Door, SwitchReport, give_back, given_up, take_over, tell, tidy};
 use crate::error::{Error, Kind};
 use crate::failpoint;
 use crate::node::Node;
-use crate::process::{Engine, port_of};
+use crate::process::Engine;
 
 /// How long writes to the new generation wait at most: longer than all of them may try to open their ports, and where we die
 /// in between, as long as its clients notice of that.
@@ -22,13 +23,13 @@ const PROMPT: Duration = Duration::from_millis(200);
 /// How long such a node is waited for.
 const BUSY_LIMIT: Duration = Duration::from_secs(10);
 
-/// A node and the client port that it has while its generation serves.
+/// A node and how clients come in to it while its generation serves.
 #[derive(Debug, Clone)]
 pub struct Place {
     /// Its process.
     pub engine: Engine,
-    /// Its port for clients.
-    pub port: u16,
+    /// How its clients come in.
+    pub door: Door,
 }
 
 /// Moves the clients from all nodes of the one generation to all of the other. `old`: those that live.
@@ -51,7 +52,7 @@ pub fn run_together(old: &[Place], new: &[Place]) -> Result<SwitchReport, Error>
     let mut all_served = !is_resumed;
     for place in living() {
         let mut node = prompt(&place.engine)?;
-        all_served &= port_of(&mut node)? == place.port;
+        all_served &= place.door == Door::Aside || place.door.is_open(&mut node)?;
         givers.push((place, node));
     }
     if !is_resumed {
@@ -93,7 +94,7 @@ pub fn run_together(old: &[Place], new: &[Place]) -> Result<SwitchReport, Error>
 /// As [`Engine::current_port`], of a node that lives.
 pub fn serves(places: &[Place]) -> Result<bool, Error> {
     for place in places.iter().filter(|place| place.engine.is_alive()) {
-        if place.engine.current_port()? == place.port {
+        if place.engine.lets_in(&place.door)? {
             return Ok(true);
         }
     }
@@ -125,16 +126,21 @@ fn prompt(engine: &Engine) -> Result<Node, Error> {
 /// Refuses where a port is neither free nor a node's that is about to give it up.
 fn check_free(new: &[Place], givers: &[(&Place, Node)], takers: &mut [Node]) -> Result<(), Error> {
     for (place, node) in new.iter().zip(takers) {
-        if givers.iter().any(|(giver, _)| giver.port == place.port) {
+        if givers
+            .iter()
+            .any(|(giver, _)| giver.door.is_same_place(&place.door))
+        {
             continue;
         }
-        let addresses = node.config_get("bind")?.unwrap_or_default();
-        for address in addresses
-            .split(' ')
-            .filter_map(|word| word.parse::<IpAddr>().ok())
-        {
-            if let Err(e) = TcpListener::bind((address, place.port)) {
-                let context = format!("port {} is somebody else's", place.port);
+        let wanted = match &place.door {
+            Door::Port(_) => addresses(node)?,
+            Door::Address { shared, .. } => vec![shared.clone()],
+            Door::Aside => Vec::new(),
+        };
+        let port = place.door.port().unwrap_or(0);
+        for address in wanted.iter().filter_map(|word| word.parse::<IpAddr>().ok()) {
+            if let Err(e) = TcpListener::bind((address, port)) {
+                let context = format!("port {port} is somebody else's");
                 return Err(Error::io(Kind::PortTaken, "switch", context, e));
             }
         }
@@ -145,20 +151,24 @@ fn check_free(new: &[Place], givers: &[(&Place, Node)], takers: &mut [Node]) -> 
 /// Takes the ports off the one generation, and when all are free gives them to the other. Returns how many clients were ended.
 fn exchange(new: &[Place], givers: &mut [(&Place, Node)], takers: &mut [Node]) -> Result<u64, Error> {
     for (place, node) in givers.iter_mut() {
-        let told = GIVE_UP.iter().try_for_each(|command| node.send(command));
+        let told = place
+            .door
+            .give_up()
+            .iter()
+            .try_for_each(|command| tell(node, command));
         told.or_else(|e| unless_dead(place, e))?;
     }
     failpoint::hit("switch.all_told")?;
     let mut clients_ended = 0;
     for (place, node) in givers.iter_mut() {
-        match given_up(node) {
+        match given_up(node, place.door.give_up().len()) {
             Ok(count) => clients_ended += count,
             Err(e) => unless_dead(place, e)?,
         }
     }
     failpoint::hit("switch.all_gave_up")?;
     for (place, node) in new.iter().zip(takers) {
-        take_over(&place.engine, place.port, node, || true)?;
+        take_over(&place.engine, &place.door, node, || true)?;
         failpoint::hit("switch.one_taken")?;
     }
     Ok(clients_ended)
@@ -177,9 +187,10 @@ fn unless_dead(place: &Place, error: Error) -> Result<(), Error> {
 fn turn_back(old: &[Place], new: &[Place], failure: Error) -> Error {
     for place in new {
         let closed = place.engine.control().and_then(|mut node| {
-            if port_of(&mut node)? == place.port {
-                GIVE_UP.iter().try_for_each(|command| node.send(command))?;
-                given_up(&mut node)?;
+            if place.door.is_open(&mut node)? {
+                let commands = place.door.give_up();
+                commands.iter().try_for_each(|command| tell(&mut node, command))?;
+                given_up(&mut node, commands.len())?;
             }
             Ok(())
         });
@@ -192,7 +203,7 @@ fn turn_back(old: &[Place], new: &[Place], failure: Error) -> Error {
     old.iter()
         .filter(|place| place.engine.is_alive())
         .fold(failure, |failure, place| {
-            give_back(&place.engine, place.port, failure)
+            give_back(&place.engine, &place.door, failure)
         })
 }
 

@@ -36,6 +36,7 @@ fn prove(bench: &Bench, manifest_blake3: &str) -> Error {
         max_memory_bytes: 0,
         persistence: Persistence::Rdb,
         cluster: None,
+        watched: None,
     };
     let keys = [bench.signer.verifying_key()];
     Archive::open(&bench.store, &bench.plan.prefix, &keys, Some(manifest_blake3))

@@ -90,6 +90,7 @@ fn behave() {
                 max_memory_bytes: 0,
                 persistence: Persistence::Aof,
                 cluster: None,
+                watched: None,
             };
             let engine = process::start(&spec).unwrap();
             std::fs::write(home.join("answer"), engine.pid().to_string()).unwrap();

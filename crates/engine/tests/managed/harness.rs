@@ -41,6 +41,7 @@ impl Home {
             max_memory_bytes: 0,
             persistence: Persistence::Aof,
             cluster: None,
+            watched: None,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use engine::cluster::Seat;
 use engine::process::{self, EngineSpec};
-use engine::switch::{self, Place};
+use engine::switch::{self, Door, Place};
 use engine::verify::{VerifyLevel, verify};
 use engine::{Control, Kind};
 
@@ -104,7 +104,8 @@ impl Generations {
                 spec.port = if serves { port } else { 0 };
                 let engine = process::start(&spec).unwrap();
                 run(&mut engine.control().unwrap(), &format!("SET who {name}"));
-                Place { engine, port }
+                let door = Door::Port(port);
+                Place { engine, door }
             };
             ports.into_iter().map(start).collect()
         };
@@ -117,7 +118,7 @@ impl Generations {
     }
 
     fn serving(&self) -> Vec<String> {
-        let who = |place: &Place| text(&mut client(place.port).unwrap(), "GET who");
+        let who = |place: &Place| text(&mut client(place.door.port().unwrap()).unwrap(), "GET who");
         self.old.iter().map(who).collect()
     }
 }
@@ -128,7 +129,7 @@ fn all_nodes_are_switched_and_switched_back_and_take_writes_at_once() {
     let done = switch::run_together(&both.old, &both.new).unwrap();
     assert!(done.gap.is_some());
     for place in &both.new {
-        run(&mut client(place.port).unwrap(), "SET written v");
+        run(&mut client(place.door.port().unwrap()).unwrap(), "SET written v");
     }
     assert_eq!(both.serving(), ["new", "new"]);
     assert!(switch::serves(&both.new).unwrap() && !switch::serves(&both.old).unwrap());
@@ -144,14 +145,14 @@ fn a_port_that_a_stranger_has_is_found_before_any_node_gives_up_its_own() {
     both.old[1].engine.kill().unwrap();
     // Somebody's outgoing connection may have the port for a moment.
     let take = || {
-        let taken = TcpListener::bind(("127.0.0.1", both.old[1].port)).ok();
+        let taken = TcpListener::bind(("127.0.0.1", both.old[1].door.port().unwrap())).ok();
         taken.or_else(|| {
             std::thread::sleep(Duration::from_millis(50));
             None
         })
     };
     let stranger = (0..100).find_map(|_| take()).unwrap();
-    let mut kept = client(both.old[0].port).unwrap();
+    let mut kept = client(both.old[0].door.port().unwrap()).unwrap();
     let error = switch::run_together(&both.old, &both.new).unwrap_err();
     assert_eq!(error.kind, Kind::PortTaken, "{error}");
     assert_eq!(text(&mut kept, "GET who"), "old", "its client was not ended");
@@ -172,7 +173,7 @@ fn a_stranger_who_comes_in_between_makes_all_nodes_go_back() {
         .unwrap()
         .config_set("bind", "127.0.0.2")
         .unwrap();
-    let stranger = TcpListener::bind(("127.0.0.2", both.new[1].port)).unwrap();
+    let stranger = TcpListener::bind(("127.0.0.2", both.new[1].door.port().unwrap())).unwrap();
     let error = switch::run_together(&both.old, &both.new).unwrap_err();
     assert_eq!(error.kind, Kind::PortTaken, "{error}");
     assert_eq!(both.serving(), ["old", "old"]);

@@ -272,6 +272,8 @@ pub struct BackupDetails {
     pub used_memory_bytes: i64,
     /// BLAKE3 of the signed manifest.
     pub manifest_blake3: Option<String>,
+    /// Of a primary with replicas, which node was captured: `primary` or `replica`, a space, its id.
+    pub captured_from: Option<String>,
     /// The store that its file lies in: `local` or the name of a storage.
     pub storage: String,
     /// A copy of it in another store; null without one.
@@ -356,6 +358,7 @@ impl BackupRecord {
                 plain_bytes: row.plain_bytes,
                 used_memory_bytes: row.used_memory_bytes,
                 manifest_blake3: row.manifest_blake3.clone(),
+                captured_from: row.captured_from.clone(),
                 storage: row
                     .storage_name
                     .clone()

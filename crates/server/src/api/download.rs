@@ -15,7 +15,6 @@ use crate::app::App;
 use crate::backup::place;
 use crate::backup::record::{self as backups, Backup, Format};
 use crate::ids::{BackupId, InstanceId, Moment, ProjectId};
-use crate::instance::layout::Mode;
 use crate::instance::{Instance, record as instances};
 
 /// Chunks that may wait for a slow client: 256 KiB each at most, so 2 MiB.
@@ -51,7 +50,7 @@ pub struct BackupFile {
 /// # Errors
 /// As [`open`].
 pub fn files(app: &App, instance: &Instance, backup: &Backup) -> Result<Vec<BackupFile>, engine::Error> {
-    if instance.layout.mode == Mode::Single {
+    if instance.layout.mode.is_whole() {
         let name = file_name(instance, backup, instance.port, &[(0, 16383)]);
         return Ok(vec![BackupFile { name, range: None }]);
     }

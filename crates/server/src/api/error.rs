@@ -332,7 +332,7 @@ fn describe(refusal: &Refusal) -> Answer {
         Refusal::PlanOutdated => (400, 4026, "The plan does not hold any more: the instance, the backup or the engine is another one than when it was made. Make another plan.".to_owned()),
         Refusal::Unreadable(_) => (500, 5078, "The backup cannot be read where it is stored: try again; the log has the cause under this request's id, and `cachekeep backup verify` tells what is stored.".to_owned()),
         Refusal::NotCancellable(why) => (400, 4026, format!("The restore cannot be cancelled: {why}.")),
-        Refusal::NotForClusters => (400, 4086, "A cluster is not restored in place: two generations of it must fit in memory.".to_owned()),
+        Refusal::NotForClusters => (400, 4086, "An instance of several nodes is not restored in place: two generations of it must fit in memory.".to_owned()),
         Refusal::AddressOpen => (400, 4063, "A cluster tells its clients the addresses of its nodes: run the service with --engine-bind of one address.".to_owned()),
         Refusal::SingleNode => (400, 4086, "Single-node instances have no backup and restore (strict mode).".to_owned()),
         Refusal::BeingDeleted => (400, 4026, "The backup is being deleted by another call.".to_owned()),

@@ -190,6 +190,9 @@ pub struct InstanceDetails {
     pub persistence: &'static str,
     /// The serving generation.
     pub generation_id: Option<String>,
+    /// Where its Sentinels answer, which call the primary `mymaster`; they tell its own address, good on the service's machine.
+    /// Empty where it has none.
+    pub sentinels: Vec<String>,
     /// Why the status is ERROR or CREATEFAILED.
     pub failure: Option<String>,
 }
@@ -213,8 +216,10 @@ impl InstanceShown {
         let activity = command::activity(tx, &instance.id)?;
         let generation = crate::instance::generation::serving(tx, &instance.id)?;
         let ports = match &generation {
-            Some(found) => found.nodes.iter().map(|place| place.port).collect(),
-            None => vec![instance.port],
+            Some(found) if instance.layout.mode != Mode::Ha => {
+                found.nodes.iter().map(|place| place.port).collect()
+            }
+            _ => vec![instance.port],
         };
         let addresses: Vec<String> = ports
             .iter()
@@ -299,7 +304,7 @@ impl InstanceShown {
             replica_count: i64::from(1 + instance.layout.replicas),
             sharding_count: i64::from(instance.layout.shards),
             db_number: match instance.layout.mode {
-                Mode::Single => 256,
+                Mode::Single | Mode::Ha => 256,
                 Mode::Cluster => 1,
             },
             product_type: "generic",
@@ -311,6 +316,11 @@ impl InstanceShown {
                 engine_version: instance.engine_version.clone(),
                 persistence: persistence_word(instance.persistence),
                 generation_id: generation.map(|found| found.id.to_string()),
+                sentinels: instance
+                    .sentinels
+                    .iter()
+                    .map(|place| format!("{}:{}", instance.bind, place.port))
+                    .collect(),
                 failure: failure::shown(&request.app.config, instance.failure.as_deref()),
             }),
         })
@@ -325,6 +335,7 @@ impl InstanceShown {
             value["domainName"] = json!(self.domain_name);
             value["resource_spec_code"] = json!(match self.cache_mode {
                 "cluster" => "dcs.cluster",
+                "ha" => "dcs.master_standby",
                 _ => "dcs.single_node",
             });
             value["product_id"] = json!(self.spec_code);

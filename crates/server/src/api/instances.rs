@@ -172,7 +172,7 @@ fn layout(fields: &Fields, flavor: &Flavor) -> Result<Layout, Refusal> {
         return Err(Refusal::Parameter("spec_param"));
     }
     match (layout.mode, shards) {
-        (_, None) | (Mode::Single, Some(1)) => {}
+        (_, None) | (Mode::Single | Mode::Ha, Some(1)) => {}
         (Mode::Cluster, Some(shards)) if SHARDS.contains(&shards) => layout.shards = shards,
         (_, Some(_)) => return Err(Refusal::Parameter("spec_param")),
     }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::error::{ApiError, Version, json_response};
 use super::request::Request;
 use super::routes::Reply;
-use crate::instance::layout::{Layout, Mode, REPLICAS};
+use crate::instance::layout::{Layout, Mode, REPLICAS, STANDBYS};
 
 /// Sizes of clusters in GB, and how many shards DCS gives each.
 const CLUSTERS: [(i64, u16); 7] = [(4, 3), (8, 3), (16, 3), (24, 3), (32, 4), (48, 6), (64, 8)];
@@ -22,20 +22,31 @@ pub struct Flavor {
 }
 
 impl Flavor {
-    /// All of them: the sizes that DCS has for single-node instances, and its clusters with one to five copies of the
-    /// data.
+    /// All of them: the sizes that DCS has for single-node instances, the same for primaries with one to four replicas, and its
+    /// clusters with one to five copies of the data.
     pub fn all() -> Vec<Flavor> {
-        let tiny = [128, 256, 512].map(|mb| (format!("redis.single.xu1.tiny.{mb}"), mb));
-        let large =
-            [1, 2, 4, 8, 16, 24, 32, 48, 64].map(|gb| (format!("redis.single.xu1.large.{gb}"), gb * 1024));
-        let singles = tiny
-            .into_iter()
-            .chain(large)
-            .map(|(spec_code, capacity_mb)| Flavor {
-                spec_code,
-                capacity_mb,
-                layout: Layout::SINGLE,
-            });
+        let tiny = [128, 256, 512].map(|mb| (format!("tiny.#{mb}"), mb));
+        let large = [1, 2, 4, 8, 16, 24, 32, 48, 64].map(|gb| (format!("large.#{gb}"), gb * 1024));
+        let sizes: Vec<(String, i64)> = tiny.into_iter().chain(large).collect();
+        let singles = sizes.iter().map(|(size, capacity_mb)| Flavor {
+            spec_code: format!("redis.single.xu1.{}", size.replace('#', "")),
+            capacity_mb: *capacity_mb,
+            layout: Layout::SINGLE,
+        });
+        let watched = STANDBYS.flat_map(|replicas| {
+            sizes.iter().map(move |(size, capacity_mb)| Flavor {
+                spec_code: format!(
+                    "redis.ha.xu1.{}",
+                    size.replace('#', &format!("r{}.", 1 + replicas))
+                ),
+                capacity_mb: *capacity_mb,
+                layout: Layout {
+                    mode: Mode::Ha,
+                    shards: 1,
+                    replicas,
+                },
+            })
+        });
         let clusters = REPLICAS.flat_map(|replicas| {
             CLUSTERS.map(|(gb, shards)| Flavor {
                 spec_code: format!("redis.cluster.xu1.large.r{}.{gb}", 1 + replicas),
@@ -47,7 +58,7 @@ impl Flavor {
                 },
             })
         });
-        singles.chain(clusters).collect()
+        singles.chain(watched).chain(clusters).collect()
     }
 
     /// The flavor of that name; Terraform's two-character suffix on v1.0 is ignored.
@@ -79,7 +90,7 @@ pub fn offered_version(engine_version: &str) -> String {
 /// What DCS tells of a flavor by name and value.
 fn attributes(flavor: &Flavor) -> Value {
     match flavor.layout.mode {
-        Mode::Single => json!([]),
+        Mode::Single | Mode::Ha => json!([]),
         Mode::Cluster => json!([{"capacity": flavor.capacity(), "name": "sharding_num",
                                  "value": flavor.layout.shards.to_string()}]),
     }

@@ -59,16 +59,21 @@ fn group_name(shard: u16) -> String {
     format!("group-{shard}")
 }
 
+/// A node's own address where it has one: clients come in at the instance's, whoever has that.
+fn ip<'a>(instance: &'a Instance, place: &'a Place) -> &'a str {
+    place.address.as_deref().unwrap_or(&instance.bind)
+}
+
 fn node_shown(request: &Request, instance: &Instance, node: &Node<'_>, nodes: &[Node<'_>]) -> Value {
     let role = if node.is_primary(nodes) { "master" } else { "slave" };
     let kind = match instance.layout.mode {
-        Mode::Single => "redis",
+        Mode::Single | Mode::Ha => "redis",
         Mode::Cluster => "redis_cluster",
     };
     json!({
         "logical_node_id": node.place.id.as_str(), "node_id": node.place.id.as_str(),
         "name": format!("{}-{}", group_name(node.place.shard), node.place.port), "status": node.status(),
-        "az_code": request.app.config.region, "node_role": role, "node_type": kind, "node_ip": instance.bind,
+        "az_code": request.app.config.region, "node_role": role, "node_type": kind, "node_ip": ip(instance, node.place),
         "node_port": node.place.port.to_string(), "priority_weight": Value::Null,
         "is_access": node.role.is_some(), "group_id": group_id(instance, node.place.shard),
         "group_name": group_name(node.place.shard), "is_remove_ip": false,
@@ -164,7 +169,7 @@ pub fn groups(request: &Request) -> Result<Reply, ApiError> {
                 .map(|node| {
                     let role = if node.is_primary(&nodes) { "master" } else { "slave" };
                     let id = node.place.id.as_str();
-                    json!({"replication_role": role, "replication_ip": instance.bind, "replication_id": id,
+                    json!({"replication_role": role, "replication_ip": ip(&instance, node.place), "replication_id": id,
                            "node_id": id, "status": node.status(), "az_code": request.app.config.region,
                            "is_replication": role == "slave", "dimensions": []})
                 })

@@ -4,6 +4,7 @@ use super::record::{self, Backup, Format, Kind, Status};
 use crate::app::App;
 use crate::idempotency::{self, Once};
 use crate::ids::{BackupId, InstanceId, Moment, ProjectId};
+use crate::instance::layout::Mode;
 use crate::instance::{self, command as instances};
 use crate::jobs::{JobKind, queue};
 use crate::limits;
@@ -26,7 +27,7 @@ pub fn create(
     let backup = app.catalog.write(|tx| {
         idempotency::once(tx, project, once, now, || {
             let instance = instances::find(tx, project, id)?;
-            if app.config.strict_dcs {
+            if app.config.strict_dcs && instance.layout.mode == Mode::Single {
                 return Err(Refusal::SingleNode);
             }
             instances::check_idle(tx, id)?;

@@ -18,7 +18,7 @@ use crate::identity::record as identity;
 use crate::ids::{BackupId, Moment};
 use crate::instance::layout::Mode;
 use crate::instance::record::Instance;
-use crate::instance::{self, job as instances, nodes};
+use crate::instance::{self, job as instances, nodes, watched};
 use crate::jobs::Claim;
 use crate::jobs::worker::{Ended, Stop, begun_too_often, failure_code, settle, step, with_progress};
 use crate::limits;
@@ -81,15 +81,8 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
         }),
     };
     match made {
-        Ok(made) => {
+        Ok(finished) => {
             failpoint::hit("backup.before_settle")?;
-            let finished = Finished {
-                size_bytes: made.stored_bytes,
-                plain_bytes: made.plain_bytes,
-                keys: made.keys,
-                used_memory_bytes: made.used_memory_bytes,
-                manifest_blake3: made.manifest_blake3,
-            };
             let settled = settle(app, claim, |tx| {
                 record::succeed(tx, &id, &finished, Moment::now()).map(drop)
             });
@@ -136,8 +129,20 @@ pub fn capture(
     prefix: &str,
     attempt: i64,
     control: &Control,
-) -> Result<BackupReport, Error> {
-    let (shards, used) = sources(app, instance)?;
+) -> Result<Finished, Error> {
+    let Sources {
+        shards,
+        used_bytes: used,
+        captured_from,
+    } = sources(app, instance)?;
+    let finished = |made: BackupReport| Finished {
+        size_bytes: made.stored_bytes,
+        plain_bytes: made.plain_bytes,
+        keys: made.keys,
+        used_memory_bytes: made.used_memory_bytes,
+        manifest_blake3: made.manifest_blake3,
+        captured_from: captured_from.clone(),
+    };
     let first = shards.first().ok_or_else(|| {
         Error::new(
             Kind::NotFound,
@@ -167,14 +172,14 @@ pub fn capture(
         idle_timeout: limits::ENGINE_IDLE,
         expected_bytes: used * 6 / 10 / shards.len() as u64,
     };
-    if instance.layout.mode == Mode::Single {
-        return engine::backup::run(&plan, store, &app.vault.signer, control);
+    if instance.layout.mode.is_whole() {
+        return engine::backup::run(&plan, store, &app.vault.signer, control).map(finished);
     }
     let made = engine::backup::run_shards(&plan, &shards, store, &app.vault.signer, control)?;
     // A slot that came or went meanwhile would be in two of the snapshots, or in none.
     let told = |shards: &[Shard]| -> Vec<_> { shards.iter().map(|shard| shard.slots.clone()).collect() };
     match sources(app, instance) {
-        Ok((after, _)) if told(&after) == told(&shards) => Ok(made),
+        Ok(after) if told(&after.shards) == told(&shards) => Ok(finished(made)),
         Ok(_) => Err(Error::new(
             Kind::Mismatch,
             "capture cluster",
@@ -184,12 +189,21 @@ pub fn capture(
     }
 }
 
-/// The nodes to capture, one for each shard, and the memory that the data of all takes. A replica that has caught up
-/// spares the primary the fork.
+/// What [`sources`] chose.
+pub struct Sources {
+    /// The nodes to capture, one for each shard.
+    pub shards: Vec<Shard>,
+    /// The memory that the data of all takes.
+    pub used_bytes: u64,
+    /// See [`Backup::captured_from`].
+    captured_from: Option<String>,
+}
+
+/// The nodes to capture. A replica that has caught up spares the primary the fork.
 ///
 /// # Errors
 /// What the engines say, or why they cannot be asked.
-pub fn sources(app: &App, instance: &Instance) -> Result<(Vec<Shard>, u64), Error> {
+pub fn sources(app: &App, instance: &Instance) -> Result<Sources, Error> {
     let endpoint = |engine: &Engine| {
         let mut source = engine.endpoint();
         source.timeout = Duration::from_secs(10);
@@ -203,7 +217,33 @@ pub fn sources(app: &App, instance: &Instance) -> Result<(Vec<Shard>, u64), Erro
             slots: Vec::new(),
         };
         let used = engines.first().map_or(Ok(0), Engine::used_memory)?;
-        return Ok((engines.iter().map(whole).collect(), used));
+        return Ok(Sources {
+            shards: engines.iter().map(whole).collect(),
+            used_bytes: used,
+            captured_from: None,
+        });
+    }
+    if instance.layout.mode == Mode::Ha {
+        let generation = instances::serving_generation(app, instance)?;
+        let (primary, replicas) = watched::primary_and_replicas(app, instance, &generation)?;
+        let mut node = primary.1.control()?;
+        let (mut role, mut chosen) = ("primary", &primary);
+        for replica in &replicas {
+            if cluster::is_caught_up(&mut node, &replica.1, limits::CATCH_UP)? {
+                (role, chosen) = ("replica", replica);
+                break;
+            }
+        }
+        let (id, engine) = chosen;
+        return Ok(Sources {
+            shards: vec![Shard {
+                source: endpoint(engine),
+                port: instance.port,
+                slots: Vec::new(),
+            }],
+            used_bytes: primary.1.used_memory()?,
+            captured_from: Some(format!("{role} {id}")),
+        });
     }
     let mut by_port = BTreeMap::new();
     let mut seen = None;
@@ -240,5 +280,9 @@ pub fn sources(app: &App, instance: &Instance) -> Result<(Vec<Shard>, u64), Erro
             slots: shard.slots,
         });
     }
-    Ok((shards, used))
+    Ok(Sources {
+        shards,
+        used_bytes: used,
+        captured_from: None,
+    })
 }

@@ -192,6 +192,8 @@ pub struct Backup {
     pub storage_name: Option<String>,
     /// BLAKE3 of the manifest: binds the record to exactly these objects.
     pub manifest_blake3: Option<String>,
+    /// `primary` or `replica`, a space, and the id of the node that was captured, where it could have been another one.
+    pub captured_from: Option<String>,
     /// The retired process that holds the data, for [`Kind::Generation`].
     pub generation_id: Option<GenerationId>,
     /// What the verify that counts found.
@@ -236,7 +238,7 @@ macro_rules! columns {
          remark, error_code, failure, prefix, manifest_blake3, generation_id, phase, bytes_total, created_at_ms, execution_at_ms, updated_at_ms, \
          storage_id, (SELECT name FROM storage WHERE storage.id = storage_id), \
          proof_level, proof_at_ms, proof_engine, proof_load_ms, proof_failure, \
-         copy_prefix, copy_storage_id, (SELECT name FROM storage WHERE storage.id = copy_storage_id), copy_at_ms"
+         copy_prefix, copy_storage_id, (SELECT name FROM storage WHERE storage.id = copy_storage_id), copy_at_ms, captured_from"
     };
 }
 
@@ -270,6 +272,7 @@ fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Backup> {
         storage_name: row.get(24)?,
         proof: proof_record::read(row, 25)?,
         copy: copy_record::read(row, 30)?,
+        captured_from: row.get(34)?,
     })
 }
 
@@ -595,6 +598,8 @@ pub struct Finished {
     pub used_memory_bytes: u64,
     /// See [`Backup::manifest_blake3`].
     pub manifest_blake3: String,
+    /// See [`Backup::captured_from`].
+    pub captured_from: Option<String>,
 }
 
 /// Running → Succeeded. `false`: the record has ended otherwise.
@@ -604,7 +609,7 @@ pub struct Finished {
 pub fn succeed(tx: &Tx<'_>, id: &BackupId, finished: &Finished, now: Moment) -> Result<bool, Error> {
     let changed = tx.execute(
         "UPDATE backup SET status = 'succeeded', progress_bp = 10000, phase = NULL, size_bytes = ?2, plain_bytes = ?3, keys = ?4, \
-         used_memory_bytes = ?5, manifest_blake3 = ?6, updated_at_ms = ?7 WHERE id = ?1 AND status = 'running'",
+         used_memory_bytes = ?5, manifest_blake3 = ?6, updated_at_ms = ?7, captured_from = ?8 WHERE id = ?1 AND status = 'running'",
         (
             id,
             finished.size_bytes,
@@ -613,6 +618,7 @@ pub fn succeed(tx: &Tx<'_>, id: &BackupId, finished: &Finished, now: Moment) -> 
             finished.used_memory_bytes,
             &finished.manifest_blake3,
             now,
+            &finished.captured_from,
         ),
     )?;
     Ok(changed == 1)

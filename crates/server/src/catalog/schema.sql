@@ -54,9 +54,10 @@ CREATE TABLE instance (
     engine_version TEXT NOT NULL,
     capacity_mb BIGINT NOT NULL,
     spec_code TEXT NOT NULL,
-    cache_mode TEXT NOT NULL DEFAULT 'single' CHECK (cache_mode IN ('single', 'cluster')),
+    cache_mode TEXT NOT NULL DEFAULT 'single' CHECK (cache_mode IN ('single', 'ha', 'cluster')),
     shards BIGINT NOT NULL DEFAULT 1,
     replicas BIGINT NOT NULL DEFAULT 0,     -- of each shard's primary
+    sentinels TEXT NOT NULL DEFAULT '[]',   -- JSON as of the generation's nodes: they stay whichever generation serves
     bind TEXT NOT NULL,
     port BIGINT NOT NULL,                   -- of the first node; those of all stand with the generation
     persistence TEXT NOT NULL CHECK (persistence IN ('none', 'rdb', 'aof')),
@@ -77,7 +78,7 @@ CREATE UNIQUE INDEX instance_port_unique ON instance(bind, port) WHERE deleted_a
 CREATE TABLE generation (
     id TEXT NOT NULL PRIMARY KEY,
     instance_id TEXT NOT NULL REFERENCES instance(id),
-    nodes TEXT NOT NULL,                    -- JSON: id, shard, port, bus_port of each; made with it, never changed
+    nodes TEXT NOT NULL,                    -- JSON: id, shard, ports, own address of each; made with it, never changed
     state TEXT NOT NULL CHECK (state IN ('loading', 'serving', 'retired', 'removing', 'removed')),
     created_at_ms BIGINT NOT NULL,
     retired_at_ms BIGINT,
@@ -146,6 +147,7 @@ CREATE TABLE backup (
     prefix TEXT,                            -- where the archive lies; set by the claim
     storage_id TEXT REFERENCES storage(id), -- in which store; null: the local folder; set with prefix
     manifest_blake3 TEXT,                   -- set with succeeded
+    captured_from TEXT,                     -- primary or replica, a space, the node's id; null: there is only one node, or one for each shard
     generation_id TEXT REFERENCES generation(id), -- kind generation: the data is a retired process, not an archive
     phase TEXT,
     proof_level TEXT CHECK (proof_level IN ('stored', 'parsed', 'proven')), -- of the verify that counts; null: none yet

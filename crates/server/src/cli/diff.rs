@@ -293,7 +293,7 @@ fn side(global: &Global, named: &str, ca: Option<&Path>, seed: KeySeed) -> anyho
 fn living(app: &App, named: &str, records: &mut KeyRecords) -> anyhow::Result<()> {
     let instance = admin::find_instance(app, named)
         .with_context(|| format!("{named} is no file, no backup and no address of a server"))?;
-    let (shards, _) = sources(app, &instance).map_err(alone::told)?;
+    let shards = sources(app, &instance).map_err(alone::told)?.shards;
     anyhow::ensure!(!shards.is_empty(), "{} has no engine", instance.name);
     shards
         .iter()

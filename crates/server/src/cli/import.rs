@@ -239,6 +239,7 @@ fn replayed(
         max_memory_bytes: 0,
         persistence: Persistence::Aof,
         cluster: None,
+        watched: None,
     };
     let mut source = replay::run(&spec, files, control)?;
     engine::backup::import(plan, &mut source, store, &app.vault.signer, control)
@@ -331,6 +332,7 @@ fn import(
                 keys: made.keys,
                 used_memory_bytes: made.used_memory_bytes,
                 manifest_blake3: made.manifest_blake3.clone(),
+                captured_from: None,
             };
             let kept = app
                 .catalog

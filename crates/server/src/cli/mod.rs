@@ -1,6 +1,7 @@
 //! The command line: `serve`, verbs on the data directory, verbs that call the API, and `inspect` for files.
 
 mod admin;
+mod after_failover;
 mod alone;
 mod catalog;
 mod client;
@@ -114,6 +115,9 @@ enum Verb {
     Get(export::Get),
     /// Say which keys two files, backups or living servers do not have in common
     Diff(diff::Diff),
+    /// Give the clients' address to a replica that a Sentinel has promoted: Sentinels run this
+    #[command(hide = true)]
+    AfterFailover(after_failover::AfterFailover),
     /// Answer every request with the same bytes: the bare route that benchmarks compare with
     #[command(hide = true)]
     BenchEcho(BenchEcho),
@@ -268,6 +272,7 @@ fn run() -> ExitCode {
         Verb::Export(verb) => Ok(export::run(&global, &verb)),
         Verb::Get(verb) => Ok(export::get(&global, &verb)),
         Verb::Diff(verb) => Ok(diff::run(&global, &verb)),
+        Verb::AfterFailover(verb) => Ok(after_failover::run(&verb)),
         Verb::BenchEcho(verb) => bench_echo(&verb).map(|()| ExitCode::SUCCESS),
     };
     match done {

@@ -30,6 +30,7 @@ pub(crate) enum InstanceVerb {
         after_help = "Examples:\n  cachekeep instance create --name cache1 --capacity 1\n  \
         cachekeep instance create --name cache2 --capacity 0.5 --port 21100 --no-password\n  \
         cachekeep instance create --name cache3 --password-stdin < password.txt\n  \
+        cachekeep instance create --name ha1 --replicas 1\n  \
         cachekeep instance create --name cluster1 --shards 3 --replicas 1\n\n\
         Sizes in GB: 0.125 0.25 0.5 1 2 4 8 16 24 32 48 64; of clusters, all shards together: 4 8 16 24 32 48 64"
     )]
@@ -43,8 +44,8 @@ pub(crate) enum InstanceVerb {
         /// Make a cluster with so many primaries, 3 to 128
         #[arg(long, value_parser = clap::value_parser!(u16).range(3..=128))]
         shards: Option<u16>,
-        /// Replicas of each primary, 0 to 4 [default: 0]
-        #[arg(long, requires = "shards", value_parser = clap::value_parser!(u16).range(0..=4))]
+        /// Replicas of each primary, 0 to 4; without --shards a primary with so many and three Sentinels [default: 0]
+        #[arg(long, value_parser = clap::value_parser!(u16).range(0..=4))]
         replicas: Option<u16>,
         /// Client port; a cluster's nodes have this one and those after it [default: free ones]
         #[arg(long)]
@@ -306,13 +307,16 @@ pub(crate) fn instance(global: &Global, verb: &InstanceVerb) -> anyhow::Result<E
 
 /// The layout that `--shards` and `--replicas` ask for.
 pub(crate) fn layout(shards: Option<u16>, replicas: Option<u16>) -> Layout {
-    match shards {
-        None => Layout::SINGLE,
-        Some(shards) => Layout {
-            mode: Mode::Cluster,
-            shards,
-            replicas: replicas.unwrap_or(0),
-        },
+    let replicas = replicas.unwrap_or(0);
+    let (mode, shards) = match (shards, replicas) {
+        (None, 0) => (Mode::Single, 1),
+        (None, _) => (Mode::Ha, 1),
+        (Some(shards), _) => (Mode::Cluster, shards),
+    };
+    Layout {
+        mode,
+        shards,
+        replicas,
     }
 }
 
@@ -337,7 +341,7 @@ pub(crate) struct NewInstance<'a> {
 /// The size of an instance in GB where none is asked for.
 pub(crate) fn least_capacity(layout: Layout) -> f64 {
     match layout.mode {
-        Mode::Single => 1.0,
+        Mode::Single | Mode::Ha => 1.0,
         Mode::Cluster => 4.0,
     }
 }

@@ -53,8 +53,8 @@ pub(crate) enum RestoreVerb {
         /// Of a new instance: make it a cluster with so many primaries, 3 to 128 [default: a single node]
         #[arg(long, requires = "new", value_parser = clap::value_parser!(u16).range(3..=128))]
         shards: Option<u16>,
-        /// Of a new instance: replicas of each primary, 0 to 4 [default: 0]
-        #[arg(long, requires = "shards", value_parser = clap::value_parser!(u16).range(0..=4))]
+        /// Of a new instance: replicas of each primary, 0 to 4; without --shards a primary with so many [default: 0]
+        #[arg(long, requires = "new", value_parser = clap::value_parser!(u16).range(0..=4))]
         replicas: Option<u16>,
         /// Of a new instance: size in GB, as of `instance create` [default: that of the backup's instance]
         #[arg(long, requires = "new")]

@@ -219,6 +219,7 @@ fn look(
                 max_memory_bytes: 0,
                 persistence: Persistence::Rdb,
                 cluster: None,
+                watched: None,
             };
             let loaded = proof::proven(&archive, &identity, &spec, control)?;
             seen.load_ms = i64::try_from(loaded.load.as_millis()).ok();

@@ -96,7 +96,7 @@ pub fn create(
     now: Moment,
 ) -> Result<Vec<Made>, Refusal> {
     check_name(&wish.name)?;
-    if wish.layout.mode == Mode::Cluster && app.config.engine_bind.is_unspecified() {
+    if wish.layout.mode != Mode::Single && app.config.engine_bind.is_unspecified() {
         return Err(Refusal::AddressOpen);
     }
     if let Some(password) = &wish.password {
@@ -127,7 +127,7 @@ fn insert_one(
     now: Moment,
 ) -> Result<Made, Refusal> {
     let id = InstanceId::random();
-    let nodes = choose_places(app, tx, wish.layout, wish.port)?;
+    let (nodes, sentinels) = choose_places(app, tx, wish.layout, wish.port)?;
     let port = nodes.first().ok_or(Refusal::PortsExhausted)?.port;
     let name = if wish.count == 1 {
         wish.name.clone()
@@ -144,6 +144,7 @@ fn insert_one(
         capacity_mb: wish.capacity_mb,
         spec_code: wish.spec_code.clone(),
         layout: wish.layout,
+        sentinels,
         bind: app.config.engine_bind.to_string(),
         port,
         persistence: wish.persistence,
@@ -168,11 +169,16 @@ fn insert_one(
     })
 }
 
-/// Ports for every node: those for clients follow each other from the asked one on, or are the first free ones of the
-/// range; the nodes of a cluster have another each for themselves, from the range.
-fn choose_places(app: &App, tx: &Tx<'_>, layout: Layout, asked: Option<u16>) -> Result<Vec<Place>, Refusal> {
+/// Places for every node and Sentinel: ports for clients follow each other from the asked one on, or are the first free
+/// ones of the range; what nodes and Sentinels have for themselves is from the range.
+fn choose_places(
+    app: &App,
+    tx: &Tx<'_>,
+    layout: Layout,
+    asked: Option<u16>,
+) -> Result<(Vec<Place>, Vec<Place>), Refusal> {
     let free = FreePorts::new(app, tx)?;
-    let count = usize::from(layout.nodes());
+    let count = usize::from(layout.client_ports());
     let ports: Vec<u16> = match asked {
         Some(first) => {
             let ports: Vec<u16> = (first..=u16::MAX).take(count).collect();
@@ -186,12 +192,25 @@ fn choose_places(app: &App, tx: &Tx<'_>, layout: Layout, asked: Option<u16>) -> 
         }
         None => free.take(count, &[])?,
     };
-    let buses = match layout.mode {
-        Mode::Single => 0,
-        Mode::Cluster => count,
+    if layout.mode == Mode::Ha {
+        let sentinel_ports = free.take(usize::from(engine::sentinel::COUNT), &ports)?;
+        let port = *ports.first().ok_or(Refusal::PortsExhausted)?;
+        let sentinels = Layout::SINGLE.places(&sentinel_ports, &[]);
+        return Ok((watched_places(tx, layout, port)?, sentinels));
+    }
+    let bus_ports = free.take(usize::from(layout.bus_ports()), &ports)?;
+    Ok((layout.places(&ports, &bus_ports), Vec::new()))
+}
+
+/// Places for watched nodes at this port, at addresses that nobody has there.
+fn watched_places(tx: &Tx<'_>, layout: Layout, port: u16) -> Result<Vec<Place>, Refusal> {
+    let taken = record::addresses_taken(tx, port)?;
+    let is_free = |address: &str| {
+        !taken.iter().any(|other| other == address) && std::net::TcpListener::bind((address, port)).is_ok()
     };
-    let bus_ports = free.take(buses, &ports)?;
-    Ok(layout.places(&ports, &bus_ports))
+    layout
+        .watched_places(port, is_free)
+        .ok_or(Refusal::PortsExhausted)
 }
 
 /// Places for a generation beside `serving`, whose client ports it is to have.
@@ -205,10 +224,11 @@ pub fn places_beside(
     serving: &[Place],
 ) -> Result<Vec<Place>, Refusal> {
     let ports: Vec<u16> = serving.iter().map(|place| place.port).collect();
-    let buses = match layout.mode {
-        Mode::Single => 0,
-        Mode::Cluster => usize::from(layout.nodes()),
-    };
+    if layout.mode == Mode::Ha {
+        let port = *ports.first().ok_or(Refusal::PortsExhausted)?;
+        return watched_places(tx, layout, port);
+    }
+    let buses = usize::from(layout.bus_ports());
     let mut own = FreePorts::new(app, tx)?.take(buses + usize::from(layout.side_ports()), &[])?;
     let side_ports = own.split_off(buses);
     Ok(layout.places_beside(&ports, &own, &side_ports))

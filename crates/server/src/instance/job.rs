@@ -11,8 +11,8 @@ use engine::process::{self, Engine, EngineSpec, Persistence};
 use engine::{Control, Error, Kind, Secret, failpoint};
 
 use super::generation::{self, Generation, State};
-use super::nodes;
 use super::record::{self, Instance, Status};
+use super::{nodes, watched};
 use crate::app::App;
 use crate::backup;
 use crate::catalog;
@@ -84,6 +84,7 @@ fn create(app: &App, claim: &Claim, instance: &Instance, control: &Control) -> R
     };
     let now = Moment::now();
     if let (Err(_), Some(generation)) = (&started, &generation) {
+        watched::end_sentinels(app, instance)?;
         take_down(app, instance, &generation.id)?;
     }
     failpoint::hit("create.before_settle")?;
@@ -114,6 +115,7 @@ fn create(app: &App, claim: &Claim, instance: &Instance, control: &Control) -> R
 
 fn delete(app: &App, claim: &Claim, instance: &Instance) -> Result<Ended, Stop> {
     failpoint::hit("delete.before_take_down")?;
+    watched::end_sentinels(app, instance)?;
     for generation in app.catalog.read(|tx| generation::existing(tx, &instance.id))? {
         take_down(app, instance, &generation.id)?;
         failpoint::hit("delete.after_generation")?;
@@ -280,6 +282,7 @@ pub(super) fn node_spec(
         max_memory_bytes: 0,
         persistence: instance.persistence,
         cluster: seat,
+        watched: None,
     })
 }
 
@@ -366,10 +369,14 @@ pub(super) fn directory_holds_data(app: &App, instance: &Instance, directory: &P
 /// # Errors
 /// [`Kind::Io`].
 pub fn prepare_directory(app: &App, instance: &InstanceId) -> Result<(), Error> {
+    prepare_folder(&app.config.instance_dir(instance))
+}
+
+/// Makes a directory that engines of another user pass through.
+pub(super) fn prepare_folder(directory: &Path) -> Result<(), Error> {
     use std::os::unix::fs::PermissionsExt;
-    let directory = app.config.instance_dir(instance);
-    std::fs::create_dir_all(&directory)
-        .and_then(|()| std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o711)))
+    std::fs::create_dir_all(directory)
+        .and_then(|()| std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o711)))
         .map_err(|e| Error::io(Kind::Io, "prepare directory", directory.display().to_string(), e))
 }
 
@@ -377,7 +384,7 @@ pub fn prepare_directory(app: &App, instance: &InstanceId) -> Result<(), Error> 
 ///
 /// # Errors
 /// [`Kind::NotFound`].
-pub(super) fn serving_generation(app: &App, instance: &Instance) -> Result<Generation, Error> {
+pub fn serving_generation(app: &App, instance: &Instance) -> Result<Generation, Error> {
     let found = app.catalog.read(|tx| generation::serving(tx, &instance.id));
     match found {
         Ok(Some(generation)) => Ok(generation),

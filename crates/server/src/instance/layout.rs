@@ -9,14 +9,22 @@ use crate::ids::NodeId;
 
 /// Primaries of a cluster: with fewer than three the others are no majority when one is gone, and nobody takes over.
 pub const SHARDS: std::ops::RangeInclusive<u16> = 3..=128;
-/// Replicas of each primary: as many as DCS has flavors for.
+/// Replicas of each primary of a cluster: as many as DCS has flavors for.
 pub const REPLICAS: std::ops::RangeInclusive<u16> = 0..=4;
+
+/// Replicas of a watched primary.
+pub const STANDBYS: std::ops::RangeInclusive<u16> = 1..=4;
+/// The nodes of a watched generation listen in 127.100.<lane>.0/24: addresses that no machine gives to anybody else, and
+/// that need not be configured (Linux has all of 127/8 on its loopback).
+const LANES: std::ops::RangeInclusive<u8> = 1..=254;
 
 /// What kind of instance it is to its clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     /// One engine.
     Single,
+    /// A primary that clients reach, replicas, and Sentinels that put one of those in its place.
+    Ha,
     /// Several, which clients of the cluster protocol reach as one.
     Cluster,
 }
@@ -26,15 +34,21 @@ impl Mode {
     pub fn word(self) -> &'static str {
         match self {
             Mode::Single => "single",
+            Mode::Ha => "ha",
             Mode::Cluster => "cluster",
         }
+    }
+
+    /// Whether the nodes between them have one data set, so that a backup is one file.
+    pub fn is_whole(self) -> bool {
+        self != Mode::Cluster
     }
 }
 
 impl rusqlite::types::FromSql for Mode {
     fn column_result(value: rusqlite::types::ValueRef<'_>) -> rusqlite::types::FromSqlResult<Self> {
         let word = value.as_str()?;
-        [Mode::Single, Mode::Cluster]
+        [Mode::Single, Mode::Ha, Mode::Cluster]
             .into_iter()
             .find(|mode| mode.word() == word)
             .ok_or(rusqlite::types::FromSqlError::InvalidType)
@@ -65,11 +79,47 @@ impl Layout {
         self.shards * (1 + self.replicas)
     }
 
+    /// How many client ports that are: watched nodes share one.
+    pub fn client_ports(self) -> u16 {
+        match self.mode {
+            Mode::Ha => 1,
+            Mode::Single | Mode::Cluster => self.nodes(),
+        }
+    }
+
+    /// How many ports the nodes of a generation have for each other.
+    pub fn bus_ports(self) -> u16 {
+        match self.mode {
+            Mode::Cluster => self.nodes(),
+            Mode::Ha | Mode::Single => 0,
+        }
+    }
+
+    /// Places for watched nodes: all at this port, at addresses of the first lane that `is_free`.
+    pub fn watched_places(self, port: u16, is_free: impl Fn(&str) -> bool) -> Option<Vec<Place>> {
+        let places = |lane: u8| -> Vec<Place> {
+            (1..=self.nodes())
+                .map(|number| Place {
+                    id: NodeId::random(),
+                    shard: 0,
+                    port,
+                    bus_port: None,
+                    side_port: None,
+                    address: Some(format!("127.100.{lane}.{number}")),
+                })
+                .collect()
+        };
+        LANES.map(places).find(|lane| {
+            lane.iter()
+                .all(|place| place.address.as_deref().is_some_and(&is_free))
+        })
+    }
+
     /// How many side ports a generation of it needs to come up beside another one.
     pub fn side_ports(self) -> u16 {
         match self.mode {
             Mode::Cluster if self.replicas > 0 => self.shards,
-            Mode::Cluster | Mode::Single => 0,
+            Mode::Cluster | Mode::Ha | Mode::Single => 0,
         }
     }
 
@@ -96,16 +146,19 @@ impl Layout {
                 port: *port,
                 bus_port: bus_ports.get(at).copied(),
                 side_port: None,
+                address: None,
             })
             .collect()
     }
 }
 
 impl std::fmt::Display for Layout {
-    /// `single`, `3 shards`, `3 shards x 1 replica`.
+    /// `single`, `primary + 1 replica`, `3 shards`, `3 shards x 1 replica`.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match (self.mode, self.replicas) {
             (Mode::Single, _) => f.write_str("single"),
+            (Mode::Ha, 1) => f.write_str("primary + 1 replica"),
+            (Mode::Ha, replicas) => write!(f, "primary + {replicas} replicas"),
             (Mode::Cluster, 0) => write!(f, "{} shards", self.shards),
             (Mode::Cluster, 1) => write!(f, "{} shards x 1 replica", self.shards),
             (Mode::Cluster, replicas) => write!(f, "{} shards x {replicas} replicas", self.shards),
@@ -128,6 +181,9 @@ pub struct Place {
     /// had to wait for its port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub side_port: Option<u16>,
+    /// A watched node's own address, where it listens at the same port whatever it is; `None`: it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
 }
 
 /// What the column holds.
@@ -166,6 +222,22 @@ mod tests {
         let sides: Vec<Option<u16>> = beside.iter().map(|place| place.side_port).collect();
         assert_eq!(sides, [Some(300), None, Some(301), None, Some(302), None]);
         assert_eq!(layout.side_ports(), 3);
+        let watched = Layout {
+            mode: Mode::Ha,
+            shards: 1,
+            replicas: 2,
+        };
+        let places = watched
+            .watched_places(7, |address| !address.starts_with("127.100.1."))
+            .unwrap();
+        let at: Vec<_> = places
+            .iter()
+            .map(|place| (place.address.as_deref().unwrap(), place.port))
+            .collect();
+        assert_eq!(at, [("127.100.2.1", 7), ("127.100.2.2", 7), ("127.100.2.3", 7)]);
+        assert_eq!(from_json(&to_json(&places)).unwrap(), places);
+        assert_eq!(watched.watched_places(7, |_| false), None);
+        assert_eq!(watched.to_string(), "primary + 2 replicas");
         assert_eq!(
             (layout.to_string().as_str(), Layout::SINGLE.to_string().as_str()),
             ("3 shards x 1 replica", "single")

@@ -7,5 +7,6 @@ pub mod layout;
 pub mod nodes;
 pub mod policy;
 pub mod record;
+pub mod watched;
 
 pub use record::{Instance, OwnedInstance, Status};

@@ -4,23 +4,28 @@ use std::path::PathBuf;
 
 use engine::cluster::{self, Member, Seat, Succession};
 use engine::process::{self, Engine, EngineSpec, Persistence};
-use engine::switch;
-use engine::{Control, Error, Kind, failpoint};
+use engine::switch::{self, Door};
+use engine::{Control, Error, failpoint};
 
 use super::generation::Generation;
-use super::job;
 use super::layout::{Mode, Place};
 use super::record::Instance;
+use super::{job, watched};
 use crate::app::App;
 use crate::limits;
 
 /// The working directory of a node: that of the generation where it is the only one.
 pub fn directory(app: &App, generation: &Generation, place: &Place) -> PathBuf {
     let home = app.config.generation_dir(&generation.instance_id, &generation.id);
-    match place.bus_port {
-        None => home,
-        Some(_) => home.join(place.id.as_str()),
+    match place.bus_port.is_some() || place.address.is_some() {
+        false => home,
+        true => home.join(place.id.as_str()),
     }
+}
+
+/// How clients come in to the node while it serves them.
+pub fn door(instance: &Instance, place: &Place) -> Door {
+    watched::door(instance, place)
 }
 
 fn seat(instance: &Instance, generation: &Generation, place: &Place) -> Option<Seat> {
@@ -61,12 +66,34 @@ pub fn standby_spec(
     generation: &Generation,
     place: &Place,
 ) -> Result<EngineSpec, Error> {
+    if instance.layout.mode == Mode::Ha {
+        return watched_spec(app, instance, generation, place, None);
+    }
     let slots = cluster::slots_of(place.shard, instance.layout.shards);
     let seat = seat_beside(instance, generation, place).map(|seat| Seat {
         standby_slots: Some(slots),
         ..seat
     });
     job::node_spec(app, instance, directory(app, generation, place), seat)
+}
+
+/// How a watched node is started, following that one from its start.
+///
+/// # Errors
+/// [`Kind::Key`].
+pub(super) fn watched_spec(
+    app: &App,
+    instance: &Instance,
+    generation: &Generation,
+    place: &Place,
+    follows: Option<&Place>,
+) -> Result<EngineSpec, Error> {
+    let spec = job::node_spec(app, instance, directory(app, generation, place), None)?;
+    Ok(EngineSpec {
+        bind: place.address.clone().unwrap_or(spec.bind),
+        watched: watched::watched(generation, place, follows),
+        ..spec
+    })
 }
 
 /// The engine of a node; `None` where it is not running.
@@ -129,6 +156,9 @@ pub fn bring_up(
     generation: &Generation,
     control: &Control,
 ) -> Result<(), Error> {
+    if instance.layout.mode == Mode::Ha {
+        return watched::bring_up(app, instance, generation, control);
+    }
     let started = start(app, instance, generation)?;
     for (place, engine) in &started {
         job::make_ready(app, instance, engine, Some(place.port), control)?;
@@ -147,6 +177,9 @@ pub fn bring_up_beside(
     generation: &Generation,
     control: &Control,
 ) -> Result<(), Error> {
+    if instance.layout.mode == Mode::Ha {
+        return watched::bring_up_beside(app, instance, generation, control);
+    }
     loop {
         let started = start(app, instance, generation)?;
         for (_, engine) in &started {
@@ -197,6 +230,9 @@ pub fn prepare_beside(app: &App, instance: &Instance, generation: &Generation) -
 /// # Errors
 /// As [`form`].
 pub fn join(app: &App, instance: &Instance, generation: &Generation, control: &Control) -> Result<(), Error> {
+    if instance.layout.mode == Mode::Ha {
+        return watched::join(app, instance, generation, control);
+    }
     let share = job::max_memory_bytes(instance) / u64::from(instance.layout.shards.max(1));
     let mut firsts_running = Vec::new();
     for place in firsts(generation) {
@@ -227,7 +263,7 @@ pub fn join(app: &App, instance: &Instance, generation: &Generation, control: &C
     cluster::wait_agreed(&members, control)
 }
 
-/// Waits until all nodes agree on the final ports, whether they have them yet or not.
+/// Waits until all nodes of a cluster agree on the final ports, whether they have them yet or not.
 ///
 /// # Errors
 /// As [`form`].
@@ -249,11 +285,14 @@ pub fn switched(
     instance: &Instance,
     generation: &Generation,
 ) -> Result<Vec<switch::Place>, Error> {
+    if instance.layout.mode == Mode::Ha {
+        return watched::switched(app, instance, generation);
+    }
     let mut found = Vec::new();
     for place in &generation.nodes {
         if let Some(engine) = find(app, instance, generation, place)? {
-            let port = place.port;
-            found.push(switch::Place { engine, port });
+            let door = Door::Port(place.port);
+            found.push(switch::Place { engine, door });
         }
     }
     Ok(found)
@@ -261,12 +300,8 @@ pub fn switched(
 
 /// The directory around those of several nodes: engines of another user pass through it.
 fn prepare_home(app: &App, instance: &Instance, generation: &Generation) -> Result<(), Error> {
-    use std::os::unix::fs::PermissionsExt;
     job::prepare_directory(app, &instance.id)?;
-    let home = app.config.generation_dir(&instance.id, &generation.id);
-    std::fs::create_dir_all(&home)
-        .and_then(|()| std::fs::set_permissions(&home, std::fs::Permissions::from_mode(0o711)))
-        .map_err(|e| Error::io(Kind::Io, "prepare directory", home.display().to_string(), e))
+    job::prepare_folder(&app.config.generation_dir(&instance.id, &generation.id))
 }
 
 /// Whether a node that is gone would come back with less than its replica has, and the replica has not taken over yet.
@@ -329,6 +364,7 @@ fn take_over<'a>(heirs: impl Iterator<Item = &'a Engine>) -> Result<(), Error> {
 pub fn form(app: &App, instance: &Instance, generation: &Generation, control: &Control) -> Result<(), Error> {
     match instance.layout.mode {
         Mode::Single => Ok(()),
+        Mode::Ha => watched::wait_whole(app, instance, generation, control),
         Mode::Cluster => cluster::form(
             &members(app, instance, generation, seat)?,
             instance.layout.shards,
@@ -349,6 +385,7 @@ pub fn wait_whole(
 ) -> Result<(), Error> {
     match instance.layout.mode {
         Mode::Single => Ok(()),
+        Mode::Ha => watched::wait_whole(app, instance, generation, control),
         Mode::Cluster => cluster::wait_whole(&members(app, instance, generation, seat)?, control),
     }
 }
@@ -392,9 +429,11 @@ pub fn role(app: &App, instance: &Instance, generation: &Generation, place: &Pla
 
 /// As [`job::holds_data`], for every node: whether what the generation held is still there.
 pub fn hold_data(app: &App, instance: &Instance, generation: &Generation) -> bool {
+    let holds = |place: &Place| job::directory_holds_data(app, instance, &directory(app, generation, place));
     instance.persistence != Persistence::None
-        || generation
-            .nodes
-            .iter()
-            .all(|place| job::directory_holds_data(app, instance, &directory(app, generation, place)))
+        || match instance.layout.mode {
+            // Each has all of it.
+            Mode::Ha => generation.nodes.iter().any(holds),
+            Mode::Single | Mode::Cluster => generation.nodes.iter().all(holds),
+        }
 }

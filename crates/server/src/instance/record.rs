@@ -2,7 +2,7 @@
 
 use engine::process::Persistence;
 
-use super::layout::{self, Layout};
+use super::layout::{self, Layout, Place};
 use crate::catalog::{Error, Tx};
 use crate::ids::{InstanceId, Moment, ProjectId};
 
@@ -99,6 +99,8 @@ pub struct Instance {
     pub spec_code: String,
     /// Of how many nodes it is.
     pub layout: Layout,
+    /// Its Sentinels, in no order: they stay whichever generation serves. Empty where it has none.
+    pub sentinels: Vec<Place>,
     /// The address that the engine listens on.
     pub bind: String,
     /// The client port: always that of the serving generation; of a cluster that of its first node.
@@ -138,7 +140,7 @@ macro_rules! columns {
     () => {
         "id, project_id, name, description, status, engine_version, capacity_mb, spec_code, bind, port, persistence, \
          admin_password_sealed, client_password_sealed, attributes, backup_policy, failure, created_at_ms, updated_at_ms, \
-         cache_mode, shards, replicas"
+         cache_mode, shards, replicas, sentinels"
     };
 }
 
@@ -168,6 +170,7 @@ fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Instance> {
             shards: row.get(19)?,
             replicas: row.get(20)?,
         },
+        sentinels: layout::from_json(&row.get::<_, String>(21)?)?,
     })
 }
 
@@ -179,8 +182,8 @@ pub fn insert(tx: &Tx<'_>, instance: &Instance) -> Result<(), Error> {
     tx.execute(
         "INSERT INTO instance (id, project_id, name, description, status, engine_version, capacity_mb, spec_code, bind, \
          port, persistence, admin_password_sealed, client_password_sealed, attributes, backup_policy, created_at_ms, \
-         updated_at_ms, cache_mode, shards, replicas) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)",
+         updated_at_ms, cache_mode, shards, replicas, sentinels) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)",
         rusqlite::params![
             instance.id,
             instance.project_id,
@@ -202,6 +205,7 @@ pub fn insert(tx: &Tx<'_>, instance: &Instance) -> Result<(), Error> {
             instance.layout.mode.word(),
             instance.layout.shards,
             instance.layout.replicas,
+            layout::to_json(&instance.sentinels),
         ],
     )?;
     Ok(())
@@ -297,7 +301,24 @@ pub fn all_living(tx: &Tx<'_>) -> Result<Vec<Instance>, Error> {
     )
 }
 
-/// Ports of the address that instances have, for clients and among their nodes.
+/// Own addresses of watched nodes at this port, whoever's they are.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn addresses_taken(tx: &Tx<'_>, port: u16) -> Result<Vec<String>, Error> {
+    let nodes = tx.all(
+        "SELECT nodes FROM generation JOIN instance ON instance.id = instance_id WHERE state <> 'removed' AND port = ?1",
+        (port,),
+        |row| layout::from_json(&row.get::<_, String>(0)?),
+    )?;
+    Ok(nodes
+        .into_iter()
+        .flatten()
+        .filter_map(|place| place.address)
+        .collect())
+}
+
+/// Ports of the address that instances have, for clients and among their nodes and Sentinels.
 ///
 /// # Errors
 /// The catalogue failed.
@@ -312,7 +333,12 @@ pub fn ports_taken(tx: &Tx<'_>, bind: &str) -> Result<Vec<u16>, Error> {
         (bind,),
         |row| layout::from_json(&row.get::<_, String>(0)?),
     )?;
-    for place in nodes.into_iter().flatten() {
+    let sentinels = tx.all(
+        "SELECT sentinels FROM instance WHERE bind = ?1 AND deleted_at_ms IS NULL",
+        (bind,),
+        |row| layout::from_json(&row.get::<_, String>(0)?),
+    )?;
+    for place in nodes.into_iter().chain(sentinels).flatten() {
         taken.push(place.port);
         taken.extend(place.bus_port);
         taken.extend(place.side_port);

@@ -71,7 +71,7 @@ pub(super) fn look_into(
     let backup = app.catalog.read(|tx| {
         let instance = instances::find(tx, project, id)?;
         let source = source(tx, project, &instance, request)?;
-        let to_cluster = instance.layout.mode == Mode::Cluster && source.layout.mode == Mode::Single;
+        let to_cluster = !instance.layout.mode.is_whole() && source.layout.mode.is_whole();
         match to_cluster {
             true => Ok(backups::find(tx, &source, &request.backup_id)?),
             false => Ok::<_, Refusal>(None),
@@ -188,7 +188,7 @@ pub(super) fn check(
     request: &RestoreRequest,
 ) -> Result<Accepted, Refusal> {
     let instance = instances::find(tx, project, id)?;
-    if app.config.strict_dcs {
+    if app.config.strict_dcs && instance.layout.mode == Mode::Single {
         return Err(Refusal::SingleNode);
     }
     instances::check_idle(tx, id)?;
@@ -269,7 +269,7 @@ pub(super) fn free_memory(tx: &Tx<'_>, instance: &Instance) -> Result<u64, Refus
 /// Whether each shard of the layout is to hold what one file of the backup holds.
 pub(super) fn has_same_shards(layout: Layout, manifest: &Manifest) -> bool {
     match layout.mode {
-        Mode::Single => manifest.shards.is_empty(),
+        Mode::Single | Mode::Ha => manifest.shards.is_empty(),
         Mode::Cluster => {
             let cut = manifest.shards.iter().map(|shard| shard.slots.clone());
             let wanted =

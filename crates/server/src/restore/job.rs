@@ -83,11 +83,11 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
                     return Err(Halt::Failed(error));
                 }
             }
-            let is_cluster = work.instance.layout.mode == Mode::Cluster;
+            let has_nodes = work.instance.layout.mode != Mode::Single;
             let prepared = match work.restore.method {
                 _ if switch_intended => work.prepared_before()?,
-                Method::SideLoad if is_cluster => work.prepare_nodes_beside()?,
-                Method::SwitchBack if is_cluster => work.prepare_nodes_retired()?,
+                Method::SideLoad if has_nodes => work.prepare_nodes_beside()?,
+                Method::SwitchBack if has_nodes => work.prepare_nodes_retired()?,
                 Method::SideLoad => work.prepare_beside()?,
                 Method::InPlace => work.prepare_in_place()?,
                 Method::SwitchBack => work.prepare_retired()?,
@@ -245,7 +245,7 @@ impl Work<'_> {
         self.control.enter("switching", 0);
         let (gap, used) = match self.instance.layout.mode {
             Mode::Single => self.switch_one(pair, resumed)?,
-            Mode::Cluster => self.switch_nodes(pair, resumed)?,
+            Mode::Ha | Mode::Cluster => self.switch_nodes(pair, resumed)?,
         };
         failpoint::hit("restore.switched").map_err(Stop::from)?;
         let gap_us = gap.map(|gap| u64::try_from(gap.as_micros()).unwrap_or(u64::MAX));
@@ -630,16 +630,7 @@ impl Work<'_> {
         });
         let now = Moment::now();
         step(self.app, self.claim, |tx| match &made {
-            Ok(made) => {
-                let finished = backups::Finished {
-                    size_bytes: made.stored_bytes,
-                    plain_bytes: made.plain_bytes,
-                    keys: made.keys,
-                    used_memory_bytes: made.used_memory_bytes,
-                    manifest_blake3: made.manifest_blake3.clone(),
-                };
-                backups::succeed(tx, &id, &finished, now)
-            }
+            Ok(finished) => backups::succeed(tx, &id, finished, now),
             Err(error) => backups::fail(
                 tx,
                 &id,
@@ -678,13 +669,13 @@ impl Work<'_> {
     }
 
     fn report(&self, seen: &engine::Progress) {
-        let is_cluster = self.instance.layout.mode == Mode::Cluster;
+        let has_nodes = self.instance.layout.mode != Mode::Single;
         // Where each phase begins and how much of the whole it is, in hundredths of a percent: loading is the
         // engine's single thread and takes most of the time. What is read once is validated before that.
         let (base, span) = match seen.phase {
             "proving" | "cutting" => (100, 400),
             "validating" => (100, 2900),
-            "loading" if self.is_read_twice() || is_cluster => (500, 8000),
+            "loading" if self.is_read_twice() || has_nodes => (500, 8000),
             "loading" => (3000, 5500),
             "verifying" | "joining" => (8500, 1200),
             "switching" => (9800, 0),

@@ -24,6 +24,7 @@ const LARGE_BYTES: u64 = 16 * 1024 * 1024;
 /// Where nothing was measured: what engines load in a second, and what comes on top of that.
 const BYTES_PER_SECOND: f64 = 100.0 * 1024.0 * 1024.0;
 const SINGLE_SECONDS: f64 = 0.5;
+const HA_SECONDS: f64 = 1.5;
 const CLUSTER_SECONDS: f64 = 5.0;
 /// A switch back loads nothing where the generation still lives.
 const SWITCH_BACK_SECONDS: f64 = 0.1;
@@ -247,7 +248,7 @@ fn shards(layout: Layout, manifest: &Manifest, is_cut: bool) -> Vec<ShardPlan> {
     (0..layout.shards)
         .map(|shard| {
             let slots = match layout.mode {
-                Mode::Single => (0, SLOTS - 1),
+                Mode::Single | Mode::Ha => (0, SLOTS - 1),
                 Mode::Cluster => slots_of(shard, layout.shards),
             };
             let (mut keys, mut bytes) = (0, 0);
@@ -262,7 +263,7 @@ fn shards(layout: Layout, manifest: &Manifest, is_cut: bool) -> Vec<ShardPlan> {
                 slots,
                 keys,
                 bytes,
-                is_counted: !is_cut || layout.mode == Mode::Single,
+                is_counted: !is_cut || layout.mode.is_whole(),
             }
         })
         .collect()
@@ -302,6 +303,7 @@ fn gaps(ours: &str, theirs: &str, rdb_version: u32) -> Vec<String> {
 fn seconds(layout: Layout, bytes: u64, measured: &[Measured]) -> f64 {
     let assumed = match layout.mode {
         Mode::Single => SINGLE_SECONDS,
+        Mode::Ha => HA_SECONDS,
         Mode::Cluster => CLUSTER_SECONDS,
     };
     let least = measured

@@ -181,7 +181,9 @@ fn every_place_in_the_sources_has_its_operation() {
         find_places(&crates.join(member).join("src"), &mut named);
     }
     let single = PLACES.iter().map(|(name, _)| *name);
-    let elsewhere = crate::cluster::places().chain(PLACES_OF_COPIES);
+    let elsewhere = crate::cluster::places()
+        .chain(crate::ha::places())
+        .chain(PLACES_OF_COPIES);
     let listed: BTreeSet<String> = single.chain(elsewhere).map(str::to_owned).collect();
     assert_eq!(named, listed);
     assert!(listed.len() >= 40);

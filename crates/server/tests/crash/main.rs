@@ -13,6 +13,7 @@
 mod checker;
 mod cluster;
 mod faults;
+mod ha;
 mod kill_points;
 mod lifecycle;
 mod memory;

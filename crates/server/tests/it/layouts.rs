@@ -17,6 +17,7 @@ const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/layout-m
 const WRITE: &str = "CACHEKEEP_WRITE_MATRIX";
 
 const SINGLE: &str = "redis.single.xu1.large.4";
+const WATCHED: &str = "redis.ha.xu1.large.r3.4";
 const CLUSTER: &str = "redis.cluster.xu1.large.r1.4";
 const CLUSTER_OF_TWO: &str = "redis.cluster.xu1.large.r2.4";
 
@@ -103,13 +104,14 @@ fn every_layout_is_restored_into_every_other_with_data_that_is_equal_by_the_engi
     let caller = service.caller();
     let mut all = [
         Held::new(&caller, "single", SINGLE, 1),
+        Held::new(&caller, "primary + 2 replicas", WATCHED, 1),
         Held::new(&caller, "3 shards", CLUSTER, 3),
         Held::new(&caller, "5 shards x 1 replica", CLUSTER_OF_TWO, 5),
     ];
     fill_single(&all[0], 3000, 1);
     all[0].capture(&caller);
-    // The clusters get every type of data, and both libraries, by restores themselves.
-    for at in [1, 2] {
+    // The others get every type of data, and both libraries, by restores themselves.
+    for at in [1, 2, 3] {
         let wish = json!({"backup_id": all[0].backup, "source_instance_id": all[0].id});
         let done = restore(&caller, &all[at].id, &wish);
         assert_eq!(done["status"], "succeed", "{done}");

@@ -15,6 +15,7 @@ mod diff;
 mod downloads;
 mod errors;
 mod export;
+mod ha;
 mod http;
 mod huge;
 mod idempotency;

@@ -349,6 +349,7 @@ impl Work<'_> {
             keys: manifest.keys,
             used_memory_bytes: used.unwrap_or(0),
             manifest_blake3,
+            captured_from: None,
         }
     }
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use engine::process;
+use engine::switch::Door;
 
 use super::{Report, record};
 use crate::app::App;
@@ -114,12 +115,12 @@ fn serving(app: &App, instance: &Instance, here: &[GenerationId]) -> anyhow::Res
         let home = app.config.generation_dir(&instance.id, id);
         let of_nodes = rows.iter().filter(|row| row.id == *id).flat_map(|row| {
             let places = row.nodes.iter();
-            places.map(|place| (nodes::directory(app, row, place), place.port))
+            places.map(|place| (nodes::directory(app, row, place), nodes::door(instance, place)))
         });
-        for (directory, own_port) in of_nodes.chain([(home, instance.port)]) {
+        for (directory, door) in of_nodes.chain([(home, Door::Port(instance.port))]) {
             let directory = directory.canonicalize().unwrap_or(directory);
             let engine = process::find(&directory, &password).map_err(super::told)?;
-            if engine.is_some_and(|engine| engine.current_port().is_ok_and(|port| port == own_port)) {
+            if engine.is_some_and(|engine| engine.lets_in(&door).is_ok_and(|is_open| is_open)) {
                 return Ok(Some(id.clone()));
             }
         }

@@ -10,7 +10,8 @@ use super::shards::Shards;
 use super::{Generations, Halt, Work};
 use crate::ids::GenerationId;
 use crate::instance::generation::{self, Generation};
-use crate::instance::nodes;
+use crate::instance::layout::Mode;
+use crate::instance::{nodes, watched};
 use crate::jobs::worker::{Stop, step};
 use crate::limits;
 use crate::restore::record::{self, TargetState};
@@ -85,7 +86,9 @@ impl Work<'_> {
             return Err(Error::new(Kind::EngineExited, "switch", context).into());
         }
         nodes::bring_up_beside(self.app, &self.instance, new, control)?;
-        nodes::wait_agreed(self.app, &self.instance, new, control)?;
+        if self.instance.layout.mode == Mode::Cluster {
+            nodes::wait_agreed(self.app, &self.instance, new, control)?;
+        }
         Ok(())
     }
 
@@ -113,10 +116,20 @@ impl Work<'_> {
             failpoint::hit("restore.promoted")?;
         }
         let news = living(&new)?;
+        if self.instance.layout.mode == Mode::Ha {
+            watched::forget(self.app, &self.instance, &old, &patient)?;
+        }
+        // Read anew: who was promoted meanwhile has the clients' address.
+        let olds = living(&old)?;
         let report = switch::run_together(&olds, &news).map_err(|error| match switch::serves(&news) {
             Ok(false) => Halt::Failed(error),
             Ok(true) | Err(_) => Halt::Stop(Stop::from(error)),
         })?;
+        if self.instance.layout.mode == Mode::Ha
+            && let Err(error) = watched::let_watch_serving(self.app, &self.instance, &new)
+        {
+            tracing::warn!(restore.id = %self.restore.id, error = engine::chain(&error), "a Sentinel does not watch the new generation yet");
+        }
         let used = |place: &switch::Place| match place.engine.is_primary(limits::GLANCE) {
             Ok(true) => place.engine.used_memory().unwrap_or(0),
             Ok(false) | Err(_) => 0,
