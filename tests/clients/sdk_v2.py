@@ -452,6 +452,29 @@ def test_delete(instance_id, backup_id, flavor):
             wait_gone(other)
 
 
+def test_master_standby(flavors):
+    offered = [flavor for flavor in flavors if flavor.cache_mode == "ha"]
+    flavor = min(offered, key=lambda offered: (float(offered.capacity[0]), offered.replica_count))
+    with checks.part("master and standby: create, nodes, backup, restore, delete"):
+        instance_id = create("sdk-ha", flavor)
+        seen = wait_running(instance_id)
+        checks.same("what it is", (seen.cache_mode, seen.replica_count), ("ha", 2))
+        nodes = client.show_nodes_information(v2.ShowNodesInformationRequest(instance_id=instance_id)).nodes
+        checks.same("its nodes", sorted(node.node_role for node in nodes), ["master", "slave"])
+        groups = client.list_group_replication_info(v2.ListGroupReplicationInfoRequest(instance_id=instance_id))
+        roles = [node.replication_role for node in groups.group_list[0].replication_list]
+        checks.same("its group", sorted(roles), ["master", "slave"])
+        before = fill(instance_id)
+        backup_id = start_backup(instance_id)
+        checks.same("its backup", wait_backup(instance_id, backup_id).status, "succeed")
+        damage(instance_id)
+        restore_id = start_restore(instance_id, backup_id)
+        checks.same("its restore", wait_restore(instance_id, restore_id).status, "succeed")
+        checks.same("what it holds", state(vars_of(wait_running(instance_id))), before)
+        client.delete_single_instance(v2.DeleteSingleInstanceRequest(instance_id=instance_id))
+        wait_gone(instance_id)
+
+
 def wait_gone(instance_id):
     def status():
         try:
@@ -488,6 +511,7 @@ def main():
             client.delete_single_instance(v2.DeleteSingleInstanceRequest(instance_id=instance_id))
             wait_gone(instance_id)
             refused("a deleted instance", lambda: restores(instance_id), 404, "DCS.3022")
+    test_master_standby(flavors)
     checks.finish()
 
 

@@ -205,7 +205,7 @@ pub fn start_sentinel(spec: &SentinelSpec) -> Result<Engine, Error> {
         &spec.binary,
         &spec.directory,
         spec.run_as,
-        &[sentinel::SETTINGS, "--sentinel"],
+        &[sentinel::SETTINGS_PATH, "--sentinel"],
         program.into(),
     )?;
     let engine = Engine {

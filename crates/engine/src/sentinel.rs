@@ -35,7 +35,9 @@ const DOWN_AFTER: Duration = Duration::from_secs(5);
 /// A failover that gets nowhere is tried again after twice this.
 const FAILOVER_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a Sentinel keeps.
-pub(crate) const SETTINGS: &str = "sentinel.conf";
+const SETTINGS: &str = "sentinel.conf";
+/// How it finds that: it wants a path from the root, and may live below a home that only root can enter.
+pub(crate) const SETTINGS_PATH: &str = "/proc/self/cwd/sentinel.conf";
 /// What a Sentinel runs when it has promoted a replica. Its standard input is this very program, opened: whatever user it runs as,
 /// and whatever becomes of the program's file, it can run that.
 const SCRIPT: &str = "failover";
@@ -54,10 +56,9 @@ const MOVER_RULES: &str = "+multi +exec +role +config|get +config|set +client|ki
 const PEER_RULES: &str = "+ping +hello +publish +client|setname +sentinel|is-master-down-by-addr";
 /// What anybody may ask a Sentinel who reaches its port; most clients give it no password. It tells addresses and no
 /// secrets, and nobody but we can change what it does: its script could be any program.
-const ASKER_RULES: &str = "&* +ping +hello +auth +role +info +subscribe +psubscribe +unsubscribe +punsubscribe \
-                           +client|setname +client|id +sentinel|get-master-addr-by-name +sentinel|masters \
-                           +sentinel|master +sentinel|replicas +sentinel|slaves +sentinel|sentinels +sentinel|myid \
-                           +sentinel|ckquorum";
+const ASKER_RULES: &str = "&* +@connection -@admin -@dangerous +role +info +subscribe +psubscribe +unsubscribe \
+                           +punsubscribe +sentinel|get-master-addr-by-name +sentinel|masters +sentinel|master \
+                           +sentinel|replicas +sentinel|slaves +sentinel|sentinels +sentinel|myid +sentinel|ckquorum";
 
 /// Where a node that Sentinels watch is found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,10 +112,24 @@ pub(crate) fn password_of(user: &str, admin: &Secret, generation: &str) -> Secre
 /// Writes what a Sentinel needs in its directory. Its settings only where it has none: it keeps its memory there.
 pub(crate) fn prepare(spec: &SentinelSpec) -> Result<(), Error> {
     write(&spec.directory, SCRIPT, SCRIPT_TEXT, 0o700, spec.run_as)?;
-    if spec.directory.join(SETTINGS).exists() {
-        return Ok(());
-    }
-    write(&spec.directory, SETTINGS, &settings(spec), 0o600, spec.run_as)
+    let path = spec.directory.join(SETTINGS);
+    let text = match std::fs::read_to_string(&path) {
+        // Where it works it has written too, as a path that it may not be able to go to.
+        Ok(text) => text
+            .lines()
+            .filter(|line| !line.starts_with("dir "))
+            .fold(String::new(), |all, line| all + line + "\n"),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => settings(spec),
+        Err(e) => {
+            return Err(Error::io(
+                Kind::Io,
+                "prepare sentinel",
+                path.display().to_string(),
+                e,
+            ));
+        }
+    };
+    write(&spec.directory, SETTINGS, &text, 0o600, spec.run_as)
 }
 
 /// Lets a Sentinel that does not run forget all that it remembers.
@@ -187,6 +202,8 @@ pub struct Seen {
     pub address: String,
     /// Grows with each failover: who says more knows better.
     pub epoch: u64,
+    /// Whether all of [`watch`] was done: without that it cannot even reach the nodes.
+    pub is_ready: bool,
     /// Whether a failover is under way.
     pub is_failing_over: bool,
     /// How many other Sentinels it knows.
@@ -228,6 +245,7 @@ pub fn seen(node: &mut Node) -> Result<Option<Seen>, Error> {
     Ok(Some(Seen {
         address: address.unwrap_or_else(|| value(&master, "ip").to_owned()),
         epoch: number("config-epoch"),
+        is_ready: value(&master, "client-reconfig-script").ends_with(SCRIPT),
         is_failing_over: flags.contains("failover_in_progress"),
         others: number("num-other-sentinels"),
         electable: replicas.iter().filter(is_electable).count() as u64,

@@ -235,16 +235,17 @@ pub(super) fn bring_up(
 ) -> Result<(), Error> {
     start_sentinels(app, instance)?;
     let primary = settled_primary(app, instance, generation, control)?;
-    let replicas = settle(app, instance, generation, primary, control)?;
-    for (place, engine) in &replicas {
+    for (place, engine) in living(app, instance, generation)? {
         let door = door(instance, place);
-        if engine.lets_in(&door)? {
+        if place.id != primary.id && engine.lets_in(&door)? {
             switch::step_aside(&door, &mut engine.control()?)?;
         }
     }
-    let engine = find(app, instance, generation, primary)?;
+    // Clients do not wait for replicas that load.
+    let engine = start_primary(app, instance, generation, primary, control)?;
     open(&engine, &door(instance, primary))?;
     failpoint::hit("watched.opened")?;
+    settle(app, instance, generation, primary, control)?;
     // Sentinels ask replicas rarely whether they may be promoted: best before they begin.
     let until = Instant::now() + limits::FIRST_SYNC;
     while !let_be_elected(app, instance, generation, primary)? && Instant::now() < until {
@@ -293,39 +294,56 @@ fn find(app: &App, instance: &Instance, generation: &Generation, place: &Place) 
     job::find_running(app, instance, &nodes::directory(app, generation, place))
 }
 
-/// Every node runs, the others follow the primary. Returns those.
-fn settle<'a>(
+/// A node that runs, loaded; started with whom it follows where it does not.
+fn start(
     app: &App,
     instance: &Instance,
-    generation: &'a Generation,
-    primary: &'a Place,
+    generation: &Generation,
+    (place, follows): (&Place, Option<&Place>),
     control: &Control,
-) -> Result<Vec<Living<'a>>, Error> {
+) -> Result<Engine, Error> {
     job::prepare_directory(app, &instance.id)?;
     job::prepare_folder(&app.config.generation_dir(&instance.id, &generation.id))?;
-    let start = |place: &Place, follows: Option<&Place>| {
-        let spec = nodes::watched_spec(app, instance, generation, place, follows)?;
-        let engine = job::start_or_find(app, instance, &spec)?;
-        failpoint::hit("nodes.one_started")?;
-        job::make_ready(app, instance, &engine, Some(place.port), control)?;
-        Ok::<_, Error>(engine)
-    };
-    let engine = start(primary, None)?;
+    let spec = nodes::watched_spec(app, instance, generation, place, follows)?;
+    let engine = job::start_or_find(app, instance, &spec)?;
+    failpoint::hit("nodes.one_started")?;
+    job::make_ready(app, instance, &engine, Some(place.port), control)?;
+    Ok(engine)
+}
+
+fn start_primary(
+    app: &App,
+    instance: &Instance,
+    generation: &Generation,
+    primary: &Place,
+    control: &Control,
+) -> Result<Engine, Error> {
+    let engine = start(app, instance, generation, (primary, None), control)?;
     if !Replication::of(&engine)?.is_primary() {
         engine.follow(None)?;
     }
-    let mut replicas = Vec::new();
+    Ok(engine)
+}
+
+/// Every node runs, the others follow the primary.
+fn settle(
+    app: &App,
+    instance: &Instance,
+    generation: &Generation,
+    primary: &Place,
+    control: &Control,
+) -> Result<(), Error> {
+    start_primary(app, instance, generation, primary, control)?;
     for place in generation.nodes.iter().filter(|place| place.id != primary.id) {
-        let engine = start(place, Some(primary))?;
+        let engine = start(app, instance, generation, (place, Some(primary)), control)?;
         let says = Replication::of(&engine)?;
         if says.is_primary() || !is_at(primary, says.field("master_host")) {
             let address = primary.address.as_deref().unwrap_or_default();
             engine.follow(Some((address, primary.port)))?;
         }
-        replicas.push((place, engine));
         failpoint::hit("nodes.one_ready")?;
     }
-    Ok(replicas)
+    Ok(())
 }
 
 /// Lets every node that has all be promoted from now on. Whether that is all of them.
@@ -399,7 +417,8 @@ pub fn let_watch(
                     let seen = sentinel::seen(&mut node)?;
                     failover::arm(home, app.config.run_as, &plan)?;
                     let knows = |seen: &sentinel::Seen| {
-                        generation.nodes.iter().any(|place| is_at(place, &seen.address))
+                        let mut nodes = generation.nodes.iter();
+                        seen.is_ready && nodes.any(|place| is_at(place, &seen.address))
                     };
                     match seen.is_some_and(|seen| knows(&seen)) {
                         true => Ok(()),
@@ -440,13 +459,19 @@ fn introduce(instance: &Instance, sentinels: &[(PathBuf, Engine)], primary: &Wat
     Ok(())
 }
 
-/// As [`let_watch`], of a generation that serves.
+/// As [`let_watch`], of a generation that serves; waits until the Sentinels know whom they may promote. A primary that died
+/// before that would have no successor while we are gone.
 ///
 /// # Errors
 /// As [`let_watch`].
 pub fn let_watch_serving(app: &App, instance: &Instance, generation: &Generation) -> Result<(), Error> {
     let primary = primary_among(&living(app, instance, generation)?, generation)?;
-    let_watch(app, instance, generation, primary)
+    let_watch(app, instance, generation, primary)?;
+    let until = Instant::now() + limits::FIRST_SYNC;
+    while !know_each_other(app, instance)? && Instant::now() < until {
+        std::thread::sleep(limits::SUCCESSOR_POLL / 10);
+    }
+    Ok(())
 }
 
 /// Makes the Sentinels watch nothing, once no failover is under way: from here on nobody but us moves the clients' address.
@@ -565,7 +590,9 @@ fn look_closely(app: &App, instance: &Instance, generation: &Generation) -> Resu
         let seen = engine
             .control_within(limits::GLANCE)
             .and_then(|mut node| sentinel::seen(&mut node))?;
-        if !seen.is_some_and(|seen| is_at(primary, &seen.address) || seen.is_failing_over) {
+        let watches =
+            |seen: sentinel::Seen| seen.is_ready && (is_at(primary, &seen.address) || seen.is_failing_over);
+        if !seen.is_some_and(watches) {
             return Ok(Health::Amiss("a Sentinel watches another node"));
         }
     }

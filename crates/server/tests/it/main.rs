@@ -16,6 +16,7 @@ mod downloads;
 mod errors;
 mod export;
 mod ha;
+mod ha_restore;
 mod http;
 mod huge;
 mod idempotency;

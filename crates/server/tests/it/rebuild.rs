@@ -19,7 +19,7 @@ pub fn mirrored(service: &Service) -> u64 {
     })
 }
 
-fn lose_catalogue(service: &mut Service) {
+pub fn lose_catalogue(service: &mut Service) {
     service.kill();
     for ending in ["", "-wal", "-shm"] {
         let _not_each_is_there = std::fs::remove_file(service.data().join(format!("catalog.sqlite{ending}")));
