@@ -168,7 +168,10 @@ impl Replication {
 fn primary_among<'a>(living: &[Living<'a>], generation: &'a Generation) -> Result<&'a Place, Error> {
     let mut best: Option<((bool, u64, u64), &Place)> = None;
     for (place, engine) in living {
-        let says = Replication::of(engine)?;
+        // One that does not answer is no candidate.
+        let Ok(says) = Replication::of(engine) else {
+            continue;
+        };
         let rank = (
             says.is_primary(),
             says.number("connected_slaves"),
@@ -246,9 +249,10 @@ pub(super) fn bring_up(
     open(&engine, &door(instance, primary))?;
     failpoint::hit("watched.opened")?;
     settle(app, instance, generation, primary, control)?;
-    // Sentinels ask replicas rarely whether they may be promoted: best before they begin.
+    // Sentinels ask replicas rarely whether they may be promoted: best before they begin. A node that dies meanwhile is
+    // brought back next time.
     let until = Instant::now() + limits::FIRST_SYNC;
-    while !let_be_elected(app, instance, generation, primary)? && Instant::now() < until {
+    while !let_be_elected(app, instance, generation, primary).unwrap_or(false) && Instant::now() < until {
         control.check("bring up")?;
         std::thread::sleep(limits::SUCCESSOR_POLL);
     }
