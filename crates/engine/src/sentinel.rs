@@ -219,7 +219,7 @@ pub struct Seen {
 pub fn seen(node: &mut Node) -> Result<Option<Seen>, Error> {
     let master = match node.ask(&[b"SENTINEL", b"MASTER", NAME.as_bytes()])? {
         Reply::Array(words) => fields(&words),
-        Reply::Error(text) if text.contains("No such master") => return Ok(None),
+        Reply::Error(text) if is_unknown(&text) => return Ok(None),
         other => return Err(garbage(node, &other)),
     };
     let replicas = match node.run(&["SENTINEL", "REPLICAS", NAME])? {
@@ -240,7 +240,7 @@ pub fn seen(node: &mut Node) -> Result<Option<Seen>, Error> {
         let fields = fields(words);
         value(&fields, "slave-priority") != "0"
             && value(&fields, "master-link-status") == "ok"
-            && value(&fields, "flags") == "slave"
+            && ["slave", "replica"].contains(&value(&fields, "flags"))
     };
     Ok(Some(Seen {
         address: address.unwrap_or_else(|| value(&master, "ip").to_owned()),
@@ -250,6 +250,11 @@ pub fn seen(node: &mut Node) -> Result<Option<Seen>, Error> {
         others: number("num-other-sentinels"),
         electable: replicas.iter().filter(is_electable).count() as u64,
     }))
+}
+
+/// Families of engines name the primary differently.
+fn is_unknown(refusal: &str) -> bool {
+    refusal.contains("No such")
 }
 
 fn fields(words: &[Reply]) -> Vec<(String, String)> {
@@ -331,7 +336,7 @@ pub fn introduce(
 /// As [`Node::command`].
 pub fn forget(node: &mut Node) -> Result<(), Error> {
     match node.ask(&[b"SENTINEL", b"REMOVE", NAME.as_bytes()])? {
-        Reply::Error(text) if !text.contains("No such master") => {
+        Reply::Error(text) if !is_unknown(&text) => {
             let context = format!("{}: {text}", node.label());
             Err(Error::new(Kind::Refused, "forget primary", context))
         }

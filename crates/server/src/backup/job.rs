@@ -225,7 +225,7 @@ pub fn sources(app: &App, instance: &Instance) -> Result<Sources, Error> {
     }
     if instance.layout.mode == Mode::Ha {
         let generation = instances::serving_generation(app, instance)?;
-        let (primary, replicas) = watched::primary_and_replicas(app, instance, &generation)?;
+        let watched::Running { primary, replicas } = watched::running(app, instance, &generation)?;
         let mut node = primary.1.control()?;
         let (mut role, mut chosen) = ("primary", &primary);
         for replica in &replicas {

@@ -637,15 +637,20 @@ fn know_each_other(app: &App, instance: &Instance) -> Result<bool, Error> {
     Ok(true)
 }
 
-/// The primary, and the replicas that a snapshot could be of; those that are gone are left out.
+/// Nodes that run.
+#[derive(Debug)]
+pub struct Running {
+    /// The one that has the clients' address.
+    pub primary: (NodeId, Engine),
+    /// The others, in sync or not.
+    pub replicas: Vec<(NodeId, Engine)>,
+}
+
+/// The primary and the others that run.
 ///
 /// # Errors
-/// [`Kind::EngineExited`] where no primary runs.
-pub fn primary_and_replicas(
-    app: &App,
-    instance: &Instance,
-    generation: &Generation,
-) -> Result<((NodeId, Engine), Vec<(NodeId, Engine)>), Error> {
+/// [`Kind::EngineExited`] where no primary does.
+pub fn running(app: &App, instance: &Instance, generation: &Generation) -> Result<Running, Error> {
     let (mut primary, mut replicas) = (None, Vec::new());
     for (place, engine) in living(app, instance, generation)? {
         let is_open = engine
@@ -657,5 +662,8 @@ pub fn primary_and_replicas(
         }
     }
     let absent = || Error::new(Kind::EngineExited, "find engine", "no primary is running");
-    Ok((primary.ok_or_else(absent)?, replicas))
+    Ok(Running {
+        primary: primary.ok_or_else(absent)?,
+        replicas,
+    })
 }
