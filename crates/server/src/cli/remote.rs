@@ -368,6 +368,7 @@ impl NewInstance<'_> {
         let target = Target {
             client,
             id: plain(&made["instances"][0]["instance_id"]),
+            called: self.name.to_owned(),
         };
         let shown = wait_until(&target, "RUNNING")?;
         print_one(
@@ -408,17 +409,22 @@ fn wait_until(target: &Target, status: &str) -> anyhow::Result<Value> {
         if shown["status"] == status && shown["task"].is_null() {
             return Ok(shown);
         }
-        let failed = shown["status"] == "CREATEFAILED" || shown["status"] == "ERROR";
+        let (now, why) = (plain(&shown["status"]), plain(&shown["ext"]["failure"]));
         anyhow::ensure!(
-            !failed,
-            "the instance is {}: {}",
-            plain(&shown["status"]),
-            plain(&shown["ext"]["failure"])
+            now != "CREATEFAILED",
+            "the instance could not be created: {why}. `cachekeep instance delete {}` removes what there is of it",
+            target.called
+        );
+        anyhow::ensure!(
+            now != "ERROR",
+            "the instance is {now}: {why}. `cachekeep instance show {}` says how it goes on",
+            target.called
         );
         anyhow::ensure!(
             Instant::now() < end,
-            "the instance is still {}",
-            plain(&shown["status"])
+            "the instance is still {now} after {} s: it goes on by itself, `cachekeep instance show {}` says how far it is",
+            INSTANCE_WAIT.as_secs(),
+            target.called
         );
         std::thread::sleep(Duration::from_millis(50));
     }
