@@ -315,7 +315,7 @@ pub fn take_up_admin(app: &App, now: Moment) -> anyhow::Result<bool> {
 /// It cannot start, and what to do about it.
 pub fn run(config: Config) -> anyhow::Result<()> {
     // Whatever can be refused is, before a data directory is made: what is refused leaves nothing behind. One that is in
-    // use comes first all the same, for its service has the port as well.
+    // use comes first all the same, for its service has the port as well. Who connects before all is ready waits.
     let tls = match &config.tls {
         Some((certificate, key)) => Some(crate::tls::acceptor(certificate, key)?),
         None => None,

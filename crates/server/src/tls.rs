@@ -8,8 +8,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 /// Makes both files, for who has none; its certificate is taken on trust by each client that is told to.
-const MAKE: &str = "to make both: openssl req -x509 -newkey rsa:2048 -nodes -days 825 -subj /CN=HOST -addext \
-                    subjectAltName=DNS:HOST -keyout key.pem -out cert.pem";
+const MAKE: &str = "to make both (IP:ADDRESS where there is no name): openssl req -x509 -newkey rsa:2048 -nodes -days 825 \
+                    -subj /CN=HOST -addext subjectAltName=DNS:HOST -keyout key.pem -out cert.pem";
 
 /// Reads a certificate chain and its key, PEM.
 ///
@@ -52,7 +52,9 @@ pub fn acceptor(certificate: &Path, key: &Path) -> anyhow::Result<tokio_rustls::
 }
 
 fn read(option: &str, path: &Path) -> anyhow::Result<Vec<u8>> {
-    std::fs::read(path).with_context(|| format!("cannot read {option} {}; {MAKE}", path.display()))
+    // The reason comes before the advice: as a context it would stand behind the command.
+    std::fs::read(path)
+        .map_err(|error| anyhow::anyhow!("cannot read {option} {}: {error}; {MAKE}", path.display()))
 }
 
 /// What a file holds where something else is wanted, for who has mixed them up.

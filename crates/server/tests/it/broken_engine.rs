@@ -121,7 +121,7 @@ fn an_engine_whose_files_cannot_be_read_makes_the_instance_error_until_they_can(
     let appended = home.join("appendonlydir");
     let mode = std::fs::metadata(&appended).unwrap().permissions().mode();
     // Root among us reads it all the same; the engine's user does not.
-    std::fs::set_permissions(&appended, std::fs::Permissions::from_mode(0)).unwrap();
+    std::fs::set_permissions(&appended, std::fs::Permissions::from_mode(0o0)).unwrap();
     kill(engine);
     let broken = wait_status(&caller, &instance, "ERROR");
     let why = broken["ext"]["failure"].as_str().unwrap();
