@@ -105,7 +105,7 @@ impl Target {
             });
         }
         let name = encode(instance.as_bytes());
-        let query = format!("name={name}&name_equal=true&include_failure=true&limit=2");
+        let query = format!("name={name}&name_equal=true&include_failure=true&limit=1000");
         let found = client.call("GET", "v2", "/instances", &query, None)?;
         let found = found["instances"].as_array().cloned().unwrap_or_default();
         match found.as_slice() {
@@ -115,9 +115,13 @@ impl Target {
                 called: instance.to_owned(),
             }),
             [] => anyhow::bail!("there is no instance {instance}: `cachekeep instance list` shows all"),
-            _ => anyhow::bail!(
-                "several instances are named {instance}: use the id, `cachekeep instance list` shows it"
-            ),
+            several => {
+                let ids: Vec<String> = several.iter().map(|one| plain(&one["instance_id"])).collect();
+                anyhow::bail!(
+                    "several instances are named {instance}: use an id, {}",
+                    ids.join(" or ")
+                )
+            }
         }
     }
 
@@ -188,6 +192,10 @@ impl Target {
                 !rows.is_empty() || given != "latest" || key != "backup",
                 "no backup of this instance has succeeded: `cachekeep backup create {} --wait` makes one",
                 self.called
+            );
+            anyhow::ensure!(
+                !rows.is_empty() || given != "latest",
+                "there is no {key} of this instance yet"
             );
             anyhow::ensure!(
                 !rows.is_empty(),

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
+use xtask::scratch::Scratch;
 
 use crate::service::{Service, wait};
 
@@ -367,6 +368,54 @@ fn a_service_that_is_away_and_a_key_that_is_not_accepted_are_told_with_what_to_d
     for part in [service.admin("endpoint"), "admin.json", "`cachekeep serve`"] {
         assert!(away.contains(part), "{part}: {away}");
     }
+}
+
+#[test]
+fn a_download_goes_into_a_directory_that_is_named_and_leaves_nothing_where_it_fails() {
+    let service = Service::start();
+    let caller = service.caller();
+    let instance = caller.make_instance("fetched");
+    caller.make_backup(&instance, "");
+    let folder = Scratch::new("download").unwrap();
+    let to = |path: &str| folder.path().join(path).to_str().unwrap().to_owned();
+    let fetched = service.run_json(&["backup", "download", "fetched", "latest", "--to", &to("")]);
+    assert!(
+        fetched["file"].as_str().unwrap().starts_with(&to("")),
+        "{fetched}"
+    );
+    let names = || std::fs::read_dir(folder.path()).unwrap().count();
+    assert_eq!(names(), 1, "the file and no part of it");
+    // What is written goes to a device that is always full.
+    std::os::unix::fs::symlink("/dev/full", to("spoilt.rdb.part")).unwrap();
+    let failed = service.run(&[
+        "backup",
+        "download",
+        "fetched",
+        "latest",
+        "--to",
+        &to("spoilt.rdb"),
+    ]);
+    assert_eq!(failed.status.code(), Some(1));
+    let said = String::from_utf8(failed.stderr).unwrap();
+    assert!(said.contains("No space left"), "{said}");
+    let missing = service.run(&[
+        "backup",
+        "download",
+        "fetched",
+        "latest",
+        "--to",
+        &to("no/such.rdb"),
+    ]);
+    assert_eq!(missing.status.code(), Some(1));
+    assert_eq!(names(), 1, "no part of what failed");
+    // Two of one name are told apart by their ids, which the refusal names.
+    let other = caller.make_instance("fetched");
+    let output = service.run(&["instance", "show", "fetched"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains(&instance) && said.contains(&other), "{said}");
+    let output = service.run(&["restore", "show", &other, "latest"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("no restore of this instance yet"), "{said}");
 }
 
 #[test]
