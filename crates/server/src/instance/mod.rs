@@ -9,4 +9,4 @@ pub mod policy;
 pub mod record;
 pub mod watched;
 
-pub use record::{Instance, OwnedInstance, Status};
+pub use record::{Instance, OwnedId, OwnedInstance, Status};

@@ -12,6 +12,7 @@
 
 mod checker;
 mod cluster;
+mod deadline;
 mod faults;
 mod ha;
 mod kill_points;

@@ -3,6 +3,7 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod alone;
+mod broken_engine;
 mod busy;
 mod by_hand;
 mod cli;
@@ -31,6 +32,7 @@ mod keys;
 mod layouts;
 mod openapi;
 mod paging;
+mod policy;
 mod polling;
 mod pressure;
 mod readme;
