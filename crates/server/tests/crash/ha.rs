@@ -278,3 +278,46 @@ fn an_undo_of_a_watched_primary_hit_anywhere_leaves_all_old_or_all_new_data_with
         }
     }
 }
+
+#[test]
+fn a_primary_of_either_generation_that_is_killed_during_a_restore_costs_nothing() {
+    for persistence in ["aof", "none"] {
+        for of_new in [false, true] {
+            let label = format!("{persistence}, of the new one: {of_new}");
+            let mut held = Watched::new(persistence);
+            held.set("changed", "1");
+            held.world.restart(&Run::armed("restore.joined:stall"));
+            held.world.ask_for_restore("one", &held.backup, false).unwrap();
+            wait_until("the replicas of the new one are in sync", || {
+                !held.world.marks().is_empty()
+            });
+            let old = held.client().info("server", "process_id").unwrap();
+            let primary_of = |lane: u16| {
+                let place = Place::Tcp(format!("127.100.{lane}.1"), held.port);
+                let password = Some(PASSWORD.to_owned());
+                let mut client = Connection::open(&Target {
+                    place,
+                    user: None,
+                    password,
+                })
+                .ok()?;
+                client.info("server", "process_id").ok()
+            };
+            let new = (1..9).filter_map(primary_of).find(|pid| *pid != old).unwrap();
+            let killed = if of_new { new } else { old };
+            let sent = std::process::Command::new("kill").args(["-9", &killed]).status();
+            assert!(sent.unwrap().success());
+            assert!(!held.world.wait_idle_or_dead(Duration::from_secs(60)), "{label}");
+            checker::settle(&mut held.world, &label);
+            held.wait_whole(&label);
+            let restores = Catalogue::open(&held.world).restores(&held.id);
+            let last = restores.last().unwrap();
+            assert_eq!(
+                (last.status.as_str(), last.target_state.as_str()),
+                ("succeeded", "replaced"),
+                "{label}"
+            );
+            assert_eq!(held.digest(), held.captured, "{label}");
+        }
+    }
+}
