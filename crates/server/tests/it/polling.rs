@@ -220,7 +220,7 @@ fn creations_that_break_a_rule_are_refused_with_its_code() {
         ("engine", json!("Memcached"), "DCS.4007"),
         ("engine", Value::Null, "DCS.4007"),
         ("engine_version", json!("3.0"), "DCS.4008"),
-        ("spec_code", json!("redis.ha.xu1.large.r2.1"), "DCS.4009"),
+        ("spec_code", json!("redis.proxy.xu1.large.4"), "DCS.4009"),
         ("spec_code", Value::Null, "DCS.4009"),
         ("capacity", json!(1), "DCS.4012"),
         ("capacity", json!("NaN"), "DCS.4012"),
