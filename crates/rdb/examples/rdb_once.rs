@@ -22,6 +22,11 @@ impl rdb::Spill for Kept {
         buffer.copy_from_slice(&self.0[start..start + buffer.len()]);
         Ok(())
     }
+
+    fn clear(&mut self) -> std::io::Result<()> {
+        self.0.clear();
+        Ok(())
+    }
 }
 
 fn each_chunk(path: &str, mut take: impl FnMut(&[u8]) -> Result<(), rdb::Error>) -> std::io::Result<()> {
@@ -46,7 +51,10 @@ fn main() -> std::io::Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["validate", path] => validated(path, rdb::Validator::new()),
-        ["compare", path] => validated(path, rdb::Validator::new().with_spill(Box::new(Kept(Vec::new())))),
+        ["compare", path] => validated(
+            path,
+            rdb::Validator::new().with_spills(Box::new(Kept(Vec::new())), Box::new(Kept(Vec::new()))),
+        ),
         ["crc64", path] => each_chunk(path, |bytes| {
             black_box(rdb::crc64(bytes));
             Ok(())

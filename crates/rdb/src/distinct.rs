@@ -10,6 +10,7 @@
 //! across runs at the end.
 
 use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::digest::mix;
 
@@ -26,6 +27,40 @@ pub trait Spill {
     /// # Errors
     /// As [`append`](Self::append).
     fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()>;
+
+    /// Forgets all that was appended: the next bytes are at offset 0 again.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append).
+    fn clear(&mut self) -> std::io::Result<()>;
+}
+
+/// A spill that several searches use, one after the other.
+#[derive(Clone)]
+pub(crate) struct SharedSpill(Arc<Mutex<Box<dyn Spill + Send>>>);
+
+impl SharedSpill {
+    pub(crate) fn new(spill: Box<dyn Spill + Send>) -> Self {
+        Self(Arc::new(Mutex::new(spill)))
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Box<dyn Spill + Send>> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Spill for SharedSpill {
+    fn append(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.inner().append(bytes)
+    }
+
+    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+        self.inner().read_at(offset, buffer)
+    }
+
+    fn clear(&mut self) -> std::io::Result<()> {
+        self.inner().clear()
+    }
 }
 
 /// Keys that are compared with each other without a [`Spill`]; with one, the keys of one sorted run.
@@ -148,6 +183,22 @@ impl Distinct {
             runs: Vec::new(),
             is_exact: true,
         }
+    }
+
+    /// Forgets all keys, for the next search.
+    pub(crate) fn reset(&mut self) -> std::io::Result<()> {
+        self.waiting.clear();
+        self.slots.fill(Entry::default());
+        self.used = 0;
+        self.is_exact = true;
+        if !self.runs.is_empty() {
+            self.runs.clear();
+            self.written = 0;
+            if let Some(spill) = &mut self.spill {
+                spill.clear()?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether every key was compared with every other.
@@ -415,6 +466,11 @@ mod tests {
         fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
             let start = offset as usize;
             buffer.copy_from_slice(&self.0[start..start + buffer.len()]);
+            Ok(())
+        }
+
+        fn clear(&mut self) -> std::io::Result<()> {
+            self.0.clear();
             Ok(())
         }
     }

@@ -59,7 +59,7 @@ pub use distinct::{KEYS_IN_MEMORY_MAX, Spill};
 pub use dump::{DumpSummary, DumpValidator};
 pub use error::{Error, ErrorKind, KeyHint};
 pub use event::{Event, KeyStart, KeySummary, Part, Sink, StreamId};
-pub use fingerprint::MEMBERS_REMEMBERED_MAX;
+pub use fingerprint::MEMBERS_IN_MEMORY_MAX;
 pub use function::FunctionSummary;
 pub use module::{MODULES_MAX, ModuleSummary};
 pub use obstacles::{TypeCodes, obstacles};

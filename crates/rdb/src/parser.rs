@@ -3,7 +3,7 @@
 use crate::census::{Counted, Counter};
 use crate::crc64::Crc64;
 use crate::digest::canonical_integer;
-use crate::distinct::{Distinct, Found};
+use crate::distinct::{Distinct, Found, Spill};
 use crate::error::{Defect, Error, ErrorKind, KeyHint, Step, Stop, malformed};
 use crate::event::{KeyStart, KeySummary, Sink};
 use crate::function::FunctionSummary;
@@ -146,6 +146,11 @@ impl Parser {
         }
     }
 
+    /// Where members that memory does not hold are kept.
+    pub(crate) fn keep_members_in(&mut self, spill: Box<dyn Spill + Send>) {
+        self.object.keep_members_in(spill);
+    }
+
     pub(crate) fn buffered_bytes(&self) -> usize {
         self.source.buffered_bytes() + self.key.len() + self.text.len() + self.aux_name.len()
     }
@@ -257,7 +262,7 @@ impl Parser {
             slot_infos: self.slot_infos,
             slot_imports: self.slot_imports,
             excessive_hint: self.excessive_hint,
-            distinctness: if self.distinct.is_exact() {
+            distinctness: if self.distinct.is_exact() && self.object.is_exact() {
                 Distinctness::Proven
             } else {
                 Distinctness::FirstKeysOnly

@@ -8,6 +8,7 @@ mod corpus;
 mod coverage;
 
 mod damage;
+mod duplicates;
 mod encodings;
 mod engine;
 mod fixtures;
