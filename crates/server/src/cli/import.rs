@@ -7,7 +7,6 @@
 
 mod cluster;
 mod folder;
-mod url;
 
 use std::fs::File;
 use std::io::Read;
@@ -15,24 +14,22 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
-use engine::backup::{ImportPlan, Labels, ShardFile};
-use engine::keys::Recipient;
-use engine::process::{self, EngineSpec, Persistence};
+use engine::backup::{ImportPlan, ShardFile};
+use engine::process::{self, Persistence};
 use engine::replay::{self, Files};
-use engine::{Control, Error, Kind, Secret};
+use engine::{Control, Error, Kind};
 use serde_json::json;
 
 use super::Global;
 use super::admin::{find_instance, open, print_one};
-use super::verify::Room;
 use crate::app::App;
-use crate::backup::record::{self as backups, Finished};
-use crate::identity::record as identity;
+use crate::backup::import::job::{self, Lock};
+use crate::backup::import::url::{self, Asker, Rules, Target};
+use crate::backup::proof::job::{Room, throw_away_engine};
+use crate::backup::record as backups;
 use crate::ids::{BackupId, Moment};
 use crate::instance::Instance;
 use crate::instance::layout::Mode;
-use crate::jobs::worker::{failure_code, with_progress};
-use crate::storage::{self, record as storages};
 
 /// Take files of another server as a backup of an instance: validated to their last byte, stored as any other backup,
 /// restorable as any other. Works on the data directory, while the service runs or not
@@ -90,13 +87,9 @@ pub(crate) fn run(global: &Global, verb: &Import) -> anyhow::Result<()> {
     let instance = find_instance(&app, &verb.instance)?;
     let input = Input::read(verb, &instance)?;
     let id = BackupId::random();
-    let lock_file = app.config.import_lock(&id);
     // Before the record, which without it would be taken for one whose import has died.
-    let lock = File::create(&lock_file).with_context(|| format!("cannot write {}", lock_file.display()))?;
-    lock.try_lock()
-        .with_context(|| format!("cannot lock {}", lock_file.display()))?;
+    let lock = Lock::take(&app, &id).map_err(|error| anyhow::anyhow!("{}", engine::chain(&error)))?;
     let imported = import(&app, &instance, verb, &id, input);
-    let _the_reconciler_removes_it_else = std::fs::remove_file(&lock_file);
     drop(lock);
     let made = imported?;
     let row = app
@@ -169,7 +162,11 @@ impl Input {
             ));
         }
         if let Some(text) = of_url(path) {
-            let opened = url::open(&text, &verb.allow, verb.size_limit_gb * 1_000_000_000)?;
+            let rules = Rules {
+                allowed: verb.allow.clone(),
+                asker: Asker::Operator,
+            };
+            let opened = Target::parse(&text)?.open(&rules, verb.size_limit_gb * 1_000_000_000)?;
             return Ok(Self::Snapshot(opened.source, opened.name, opened.bytes));
         }
         Ok(match folder::kept_in(path)? {
@@ -226,20 +223,7 @@ fn replayed(
         return Err(Error::new(Kind::Memory, "replay append-only files", context));
     }
     let room = Room::take(app)?;
-    let run_as = crate::config::engine_user(None)
-        .map_err(|error| Error::new(Kind::EngineStart, "replay append-only files", error.to_string()))?;
-    let spec = EngineSpec {
-        binary: process::find_binary()?,
-        directory: room.directory.join("engine"),
-        run_as,
-        bind: "127.0.0.1".to_owned(),
-        port: 0,
-        admin_password: Secret::new(crate::secrets::random_hex(32)),
-        client_password: Some(Secret::new(crate::secrets::random_hex(32))),
-        max_memory_bytes: 0,
-        persistence: Persistence::Aof,
-        cluster: None,
-    };
+    let spec = throw_away_engine(app, &room, process::find_binary()?, Persistence::Aof)?;
     let mut source = replay::run(&spec, files, control)?;
     engine::backup::import(plan, &mut source, store, &app.vault.signer, control)
 }
@@ -252,101 +236,37 @@ fn import(
     input: Input,
 ) -> anyhow::Result<engine::BackupReport> {
     let name = input.name();
-    let prefix = format!("{}/{}/{id}/1", instance.project_id, instance.id);
-    let (storage, recipient, created_at) = app.catalog.write(|tx| {
-        let storage = storages::default_of(tx, &instance.project_id)?;
-        let recipient = identity::project_recipient(tx, &instance.project_id)?;
-        backups::insert_import(
+    let begun = app.catalog.write(|tx| {
+        job::begin(
             tx,
             id,
             &instance.project_id,
             &instance.id,
             verb.remark.as_deref(),
             Moment::now(),
-        )?;
-        backups::begin(tx, id, &prefix, storage.as_ref(), Moment::now())?;
-        let created_at = backups::load(tx, id)?.map_or(Moment::now(), |row| row.created_at);
-        Ok::<_, crate::catalog::Error>((storage, recipient, created_at))
+        )
     })?;
     let control = Control::new(None);
-    let report = |seen: &engine::Progress| {
-        let share = (seen.bytes_done.min(seen.bytes_total) * 9500)
-            .checked_div(seen.bytes_total)
-            .unwrap_or(0);
-        let share = i64::try_from(share).unwrap_or(0);
-        let written = app
-            .catalog
-            .write(|tx| backups::progress(tx, id, share, seen, Moment::now()));
-        if let Err(error) = written {
-            tracing::warn!(error = engine::chain(&error), "the progress is not written");
+    let make = |mut plan: ImportPlan, store: &engine::Store| match input {
+        Input::Snapshot(mut source, _, bytes) => {
+            plan.expected_bytes = bytes;
+            engine::backup::import(&plan, &mut *source, store, &app.vault.signer, &control)
         }
-    };
-    let imported = with_progress(&control, report, || {
-        let recipient = recipient.unwrap_or_default();
-        let plan = ImportPlan {
-            prefix: prefix.clone(),
-            labels: Labels {
-                project: instance.project_id.to_string(),
-                instance: instance.id.to_string(),
-                backup: id.to_string(),
-                attempt: 1,
-                created_at_ms: created_at.0,
-            },
-            recipient: Recipient::parse(&recipient)?,
-            spill_dir: app.config.spool_dir(),
-            source: format!("import of {name}"),
-            expected_bytes: match &input {
-                Input::Snapshot(_, _, bytes) => *bytes,
-                Input::Cluster(_) | Input::Commands(_) => 0,
-            },
-            accept_functions: verb.accept_functions,
-        };
-        let store = storage::open(app, storage.as_ref())?;
-        match input {
-            Input::Snapshot(mut source, ..) => {
-                engine::backup::import(&plan, &mut *source, &store, &app.vault.signer, &control)
-            }
-            Input::Cluster(parts) => {
-                let open = |part: cluster::Part| {
-                    let file = File::open(&part.path).map_err(|e| {
-                        Error::io(Kind::Io, "import file", part.path.display().to_string(), e)
-                    })?;
-                    Ok(ShardFile {
-                        source: Box::new(file),
-                        slots: part.slots,
-                        port: part.port,
-                    })
-                };
-                let files = parts.into_iter().map(open).collect::<Result<Vec<_>, Error>>()?;
-                engine::backup::import_shards(&plan, files, &store, &app.vault.signer, &control)
-            }
-            Input::Commands(files) => replayed(app, verb, &files, &plan, &store, &control),
-        }
-    });
-    match imported {
-        Ok(made) => {
-            let finished = Finished {
-                size_bytes: made.stored_bytes,
-                plain_bytes: made.plain_bytes,
-                keys: made.keys,
-                used_memory_bytes: made.used_memory_bytes,
-                manifest_blake3: made.manifest_blake3.clone(),
+        Input::Cluster(parts) => {
+            let open = |part: cluster::Part| {
+                let file = File::open(&part.path)
+                    .map_err(|e| Error::io(Kind::Io, "import file", part.path.display().to_string(), e))?;
+                Ok(ShardFile {
+                    source: Box::new(file),
+                    slots: part.slots,
+                    port: part.port,
+                })
             };
-            let kept = app
-                .catalog
-                .write(|tx| backups::succeed(tx, id, &finished, Moment::now()))?;
-            anyhow::ensure!(
-                kept,
-                "the record has ended otherwise meanwhile: import the file again"
-            );
-            Ok(made)
+            let files = parts.into_iter().map(open).collect::<Result<Vec<_>, Error>>()?;
+            engine::backup::import_shards(&plan, files, store, &app.vault.signer, &control)
         }
-        Err(error) => {
-            let code = failure_code(&error, false, false);
-            let why = engine::chain(&error);
-            app.catalog
-                .write(|tx| backups::fail(tx, id, code, &why, Moment::now()))?;
-            anyhow::bail!("{name} is not taken: {why}")
-        }
-    }
+        Input::Commands(files) => replayed(app, verb, &files, &plan, store, &control),
+    };
+    job::run(app, &begun, &name, verb.accept_functions, &control, make)
+        .map_err(|error| anyhow::anyhow!("{name} is not taken: {}", engine::chain(&error)))
 }
