@@ -84,7 +84,7 @@ const APPEND_BYTES: usize = 64 * 1024;
 
 /// A key, by its fingerprint.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-struct Entry {
+pub(crate) struct Entry {
     /// The fingerprint; a high half of zero marks a free slot.
     print: [u64; 2],
     /// Absolute offset of the key's first opcode.
@@ -166,6 +166,8 @@ pub(crate) struct Distinct {
     runs: Vec<Run>,
     /// Keys beyond what fits without a spill: nothing is known of them.
     is_exact: bool,
+    /// Keys are kept in `waiting` for another search, see [`Self::gatherer`].
+    gathers: bool,
 }
 
 impl Distinct {
@@ -182,7 +184,38 @@ impl Distinct {
             written: 0,
             runs: Vec::new(),
             is_exact: true,
+            gathers: false,
         }
+    }
+
+    /// A search that compares nothing: its keys are taken by this one, see [`Self::gathered`].
+    pub(crate) fn gatherer(&self) -> Self {
+        Self {
+            seed: self.seed,
+            gathers: true,
+            ..Self::new(None)
+        }
+    }
+
+    /// Swaps the keys that were gathered for an empty list.
+    pub(crate) fn gathered(&mut self, keys: &mut Vec<Entry>) {
+        std::mem::swap(&mut self.waiting, keys);
+    }
+
+    /// Takes keys that a gatherer of this search gathered.
+    pub(crate) fn take(&mut self, keys: &mut Vec<Entry>) -> Result<(), Found> {
+        for entry in keys.drain(..) {
+            if !self.is_exact {
+                return Ok(());
+            }
+            self.add(entry)?;
+        }
+        Ok(())
+    }
+
+    /// Whether keys are of any use to it, for a gatherer.
+    pub(crate) fn set_wanted(&mut self, is_wanted: bool) {
+        self.is_exact = is_wanted;
     }
 
     /// Forgets all keys, for the next search.
@@ -228,6 +261,15 @@ impl Distinct {
             offset,
             db: u64::from(db),
         };
+        if self.gathers {
+            self.waiting.push(entry);
+            return Ok(());
+        }
+        self.add(entry)
+    }
+
+    #[inline]
+    fn add(&mut self, entry: Entry) -> Result<(), Found> {
         if self.slots.len() <= SLOTS {
             return self.place(entry);
         }

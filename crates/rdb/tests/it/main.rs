@@ -16,6 +16,7 @@ mod matrix;
 
 mod memory;
 mod obstacles;
+mod parallel;
 mod refusals;
 
 mod values;
