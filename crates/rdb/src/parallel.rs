@@ -4,7 +4,7 @@
 //! Only the answer "valid" is given here. Whatever else it is, a [`Validator`](crate::Validator) that reads the file from its
 //! start tells what and where, as if nobody had looked before.
 
-use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 
 use crate::census::DATABASES_MAX;
@@ -21,7 +21,7 @@ const SHARE_MIN: usize = 32;
 /// Entries to be read, and the room in which they travel; it comes back empty.
 struct Part {
     bytes: Vec<u8>,
-    filled: usize,
+    entries: std::ops::Range<usize>,
     keys: u64,
     place: Place,
     gathered: Vec<Entry>,
@@ -41,7 +41,7 @@ pub struct Spills<F> {
 /// Keys are told to a sink in the order of the file, but which sink is told a key is chance. Memory: that of a validator for
 /// each thread, and two parts of 1 MiB.
 ///
-/// `None`: the file is not valid, or a spill failed.
+/// `None`: the file is not valid, or has warnings, or a spill failed.
 ///
 /// # Errors
 /// Those of `read`, and of the making of spills.
@@ -89,7 +89,8 @@ pub fn validate_in_parts_of<S: Sink + Send>(
     }
     let rooms = 2 * sinks.len() + 1;
     let (to_readers, parts) = sync_channel(rooms);
-    let (back, returned) = channel();
+    // Room for every part, and a word of each thread: nobody waits to give back.
+    let (back, returned) = sync_channel(rooms + sinks.len());
     let parts = Mutex::new(parts);
     let (reached, readers) = std::thread::scope(|scope| {
         let readers: Vec<_> = parsers
@@ -127,7 +128,9 @@ pub fn validate_in_parts_of<S: Sink + Send>(
     };
     let mut sinks = Vec::new();
     for (parser, sink) in readers {
-        Parser::absorb(&mut report, parser);
+        if !Parser::absorb(&mut report, parser) {
+            return Ok(None);
+        }
         sinks.push(sink);
     }
     sinks.push(own);
@@ -139,7 +142,7 @@ pub fn validate_in_parts_of<S: Sink + Send>(
 }
 
 /// Tells the first thread of a panic, which would wait for the part for ever.
-struct Alarm<'a>(&'a std::sync::mpsc::Sender<Option<Part>>);
+struct Alarm<'a>(&'a SyncSender<Option<Part>>);
 
 impl Drop for Alarm<'_> {
     fn drop(&mut self) {
@@ -154,7 +157,7 @@ fn read_parts<S: Sink>(
     mut parser: Parser,
     mut sink: S,
     parts: &Mutex<Receiver<Part>>,
-    back: &std::sync::mpsc::Sender<Option<Part>>,
+    back: &SyncSender<Option<Part>>,
 ) -> (Parser, S) {
     let _alarm = Alarm(back);
     loop {
@@ -162,7 +165,7 @@ fn read_parts<S: Sink>(
         let Ok(mut part) = next else {
             return (parser, sink);
         };
-        let bytes = &part.bytes[..part.filled];
+        let bytes = &part.bytes[part.entries.clone()];
         let is_valid = matches!(
             parser.read_part(&part.place, bytes, part.keys, &mut sink),
             Ok(true)
@@ -191,7 +194,8 @@ impl<S: Sink> Split<'_, S> {
     /// `false`: not valid.
     fn run(&mut self, mut read: impl FnMut(&mut [u8]) -> std::io::Result<usize>) -> std::io::Result<bool> {
         let (mut room, mut gathered) = (vec![0; self.part_bytes], Vec::new());
-        let (mut filled, mut is_end) = (0, false);
+        // What is not read yet lies from `start` to `filled`.
+        let (mut start, mut filled, mut is_end) = (0, 0, false);
         loop {
             while filled < room.len() && !is_end {
                 match read(&mut room[filled..]) {
@@ -201,23 +205,29 @@ impl<S: Sink> Split<'_, S> {
                     Err(error) => return Err(error),
                 }
             }
-            let seen = self.parser.skim(&room[..filled]);
-            if seen.bytes >= self.part_bytes / SHARE_MIN {
+            let seen = self.parser.skim(&room[start..filled]);
+            let is_worth_it = seen.bytes >= self.part_bytes / SHARE_MIN;
+            if !is_worth_it && seen.wants_more && start > 0 && !is_end {
+                room.copy_within(start..filled, 0);
+                (start, filled) = (0, filled - start);
+                continue;
+            }
+            if is_worth_it {
                 let place = self.parser.place();
-                self.parser.pass_over(&room[..seen.bytes], seen.keys);
+                let end = start + seen.bytes;
+                self.parser.pass_over(&room[start..end], seen.keys);
                 let Some((mut next, empty)) = self.empty_room() else {
                     return Ok(false);
                 };
-                let rest = filled - seen.bytes;
-                next[..rest].copy_from_slice(&room[seen.bytes..filled]);
+                next[..filled - end].copy_from_slice(&room[end..filled]);
                 let part = Part {
                     bytes: std::mem::replace(&mut room, next),
-                    filled: seen.bytes,
+                    entries: start..end,
                     keys: seen.keys,
                     place,
                     gathered: std::mem::replace(&mut gathered, empty),
                 };
-                filled = rest;
+                (start, filled) = (0, filled - end);
                 if self.to_readers.send(part).is_err() {
                     return Ok(false);
                 }
@@ -227,19 +237,19 @@ impl<S: Sink> Split<'_, S> {
             // Up to the end of what was skimmed, or of the one entry or the other thing that was not.
             let target = self.parser.base + seen.bytes as u64;
             let goes_on = |parser: &Parser, at: u64| !parser.is_between_entries() || at < target;
-            let Ok(done) = self.parser.run_while(&room[..filled], self.sink, goes_on) else {
+            let Ok(done) = self.parser.run_while(&room[start..filled], self.sink, goes_on) else {
                 return Ok(false);
             };
-            if done.consumed == 0 && (is_end || filled == room.len()) {
-                break;
-            }
-            room.copy_within(done.consumed..filled, 0);
-            filled -= done.consumed;
-            if is_end && filled == 0 {
-                break;
+            start += done.consumed;
+            if done.consumed == 0 || start == filled {
+                if is_end || (start == 0 && filled == room.len()) {
+                    break;
+                }
+                room.copy_within(start..filled, 0);
+                (start, filled) = (0, filled - start);
             }
         }
-        Ok(self.parser.state == State::Done && filled == 0 && self.all_are_back())
+        Ok(self.parser.state == State::Done && start == filled && self.all_are_back())
     }
 
     /// Room for the next part: new, or that of one that has been read. `None`: one was not valid.

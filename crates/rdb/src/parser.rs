@@ -340,16 +340,14 @@ impl Parser {
         Ok(done.consumed == bytes.len() && self.is_between_entries() && self.keys - before == keys)
     }
 
-    /// Adds what a parser of parts has found, all but the keys that it gathered.
-    pub(crate) fn absorb(report: &mut Report, part: Self) {
+    /// Adds what a parser of parts has found, all but the keys that it gathered. `false`: it has warnings, whose order among
+    /// those of others is not known.
+    pub(crate) fn absorb(report: &mut Report, part: Self) -> bool {
         report.census.absorb(&part.counter.finish());
         if !part.object.is_exact() {
             report.distinctness = Distinctness::FirstKeysOnly;
         }
-        report.warning_count += part.warning_count;
-        report.warnings.extend(part.warnings);
-        report.warnings.sort_by_key(|warning| warning.offset);
-        report.warnings.truncate(WARNINGS_MAX);
+        part.warning_count == 0
     }
 
     /// What the whole file held.

@@ -3,7 +3,7 @@
 //! Nothing is judged here. What is skimmed is read by a parser afterwards, which must come to the same end.
 
 use crate::elements::Shape;
-use crate::error::Step;
+use crate::error::{Step, Stop};
 use crate::opcode::{self, Family, FieldExpiry, Layout, layout};
 use crate::reader::{Length, Reader};
 
@@ -13,17 +13,27 @@ pub(crate) struct Skimmed {
     pub(crate) keys: u64,
     /// Bytes of them.
     pub(crate) bytes: usize,
+    /// The bytes end within the next one, or with the last one.
+    pub(crate) wants_more: bool,
 }
 
 /// As many whole entries as `bytes` begins with, up to the first that cannot be told apart by its lengths alone.
 pub(crate) fn entries(family: Family, bytes: &[u8]) -> Skimmed {
     let mut r = Reader::new(bytes);
     let mut seen = Skimmed::default();
-    while matches!(entry(family, &mut r), Ok(true)) {
-        seen.keys += 1;
-        seen.bytes = r.pos();
+    loop {
+        match entry(family, &mut r) {
+            Ok(true) => {
+                seen.keys += 1;
+                seen.bytes = r.pos();
+            }
+            Ok(false) => return seen,
+            Err(stop) => {
+                seen.wants_more = matches!(stop, Stop::Need(_));
+                return seen;
+            }
+        }
     }
-    seen
 }
 
 /// `false`: something else than an entry, or one that has to be read to know its end.
@@ -88,9 +98,50 @@ fn value(layout: Layout, r: &mut Reader<'_>) -> Step<bool> {
                 string(r)
             })?;
         }
-        Layout::Stream(_) | Layout::Module => return Ok(false),
+        Layout::Stream(generation) => stream(generation, r)?,
+        Layout::Module => return Ok(false),
     }
     Ok(true)
+}
+
+fn stream(generation: u8, r: &mut Reader<'_>) -> Step<()> {
+    times(r, |r| {
+        string(r)?;
+        string(r)
+    })?;
+    let counters = if generation >= 2 { 8 } else { 3 };
+    lengths(r, counters)?;
+    times(r, |r| group(generation, r))?;
+    if generation >= 4 {
+        lengths(r, 2)?;
+        times(r, |r| {
+            string(r)?;
+            times(r, |r| {
+                string(r)?;
+                lengths(r, 2)
+            })
+        })?;
+        lengths(r, 2)?;
+    }
+    Ok(())
+}
+
+fn group(generation: u8, r: &mut Reader<'_>) -> Step<()> {
+    string(r)?;
+    lengths(r, if generation >= 2 { 3 } else { 2 })?;
+    times(r, |r| {
+        skip(r, 24)?;
+        lengths(r, 1)
+    })?;
+    times(r, |r| {
+        string(r)?;
+        skip(r, if generation >= 3 { 16 } else { 8 })?;
+        times(r, |r| skip(r, 16))
+    })
+}
+
+fn lengths(r: &mut Reader<'_>, count: u32) -> Step<()> {
+    (0..count).try_for_each(|_| r.length().map(drop))
 }
 
 /// A count and so many of what `each` passes over. No count is trusted: the bytes end first.
