@@ -10,7 +10,7 @@ mod folder;
 
 use std::fs::File;
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
@@ -47,7 +47,8 @@ use crate::instance::layout::Mode;
     cachekeep import cache1 appendonly.aof\n  \
     cachekeep import cluster1 node1.rdb node2.rdb node3.rdb --nodes nodes.conf\n  \
     cachekeep import cache1 https://example.com/dump.rdb\n  \
-    cachekeep import cache1 http://files.internal:9000/dump.rdb --allow 10.0.0.0/8:9000"
+    cachekeep import cache1 http://files.internal:9000/dump.rdb --allow 10.0.0.0/8:9000\n  \
+    cachekeep import cluster1 https://example.com/node1.rdb https://example.com/node2.rdb https://example.com/node3.rdb --nodes nodes.conf"
 )]
 pub(crate) struct Import {
     /// Name or id of the instance (the id, where it is deleted)
@@ -85,11 +86,11 @@ pub(crate) fn run(global: &Global, verb: &Import) -> anyhow::Result<()> {
     crate::backup::command::check_remark(verb.remark.as_deref())
         .map_err(|_too_long| anyhow::anyhow!("a remark has at most 128 characters"))?;
     let instance = find_instance(&app, &verb.instance)?;
-    let input = Input::read(verb, &instance)?;
+    let fetched = Fetched::read(&app, verb, &instance)?;
     let id = BackupId::random();
     // Before the record, which without it would be taken for one whose import has died.
     let lock = Lock::take(&app, &id).map_err(|error| anyhow::anyhow!("{}", engine::chain(&error)))?;
-    let imported = import(&app, &instance, verb, &id, input);
+    let imported = import(&app, &instance, verb, &id, fetched);
     drop(lock);
     let made = imported?;
     let row = app
@@ -122,19 +123,112 @@ enum Input {
     Commands(Files),
 }
 
+/// What is to be imported, and where those of its files are that had to be fetched first.
+struct Fetched {
+    input: Input,
+    /// What the files are called, where that is not their path.
+    name: Option<String>,
+    _room: Option<Room>,
+}
+
+fn of_url(path: &Path) -> Option<&str> {
+    path.to_str().filter(|text| url::is_url(text))
+}
+
+impl Fetched {
+    /// Looks at what is named. What must be looked through before it is taken is fetched into the spool first: files of a
+    /// cluster, and commands. An RDB is taken as it comes.
+    fn read(app: &App, verb: &Import, instance: &Instance) -> anyhow::Result<Self> {
+        let rules = Rules {
+            allowed: verb.allow.clone(),
+            asker: Asker::Operator,
+        };
+        let limit = verb.size_limit_gb * 1_000_000_000;
+        let open = |text: &str| Target::parse(text)?.open(&rules, limit);
+        if instance.layout.mode == Mode::Single
+            && let [path] = &verb.files[..]
+            && let Some(text) = of_url(path)
+        {
+            let mut opened = open(text)?;
+            let mut first = [0];
+            let begun = opened
+                .source
+                .read(&mut first)
+                .with_context(|| format!("{} is not read", opened.name))?;
+            opened.source = Box::new(
+                std::io::Cursor::new(first)
+                    .take(begun as u64)
+                    .chain(opened.source),
+            );
+            if opened.name.ends_with(".aof") || matches!(first[..begun], [b'*' | b'#']) {
+                let room = Room::take(app).map_err(super::alone::told)?;
+                let name = Some(opened.name.clone());
+                let base = Some(put(&room, 0, opened)?);
+                return Ok(Self {
+                    input: Input::Commands(Files {
+                        base,
+                        increments: Vec::new(),
+                    }),
+                    name,
+                    _room: Some(room),
+                });
+            }
+            return Ok(Self {
+                input: Input::Snapshot(opened.source, opened.name, opened.bytes),
+                name: None,
+                _room: None,
+            });
+        }
+        let (mut files, mut names, mut room) = (Vec::new(), Vec::new(), None);
+        for (number, path) in verb.files.iter().enumerate() {
+            let Some(text) = of_url(path) else {
+                files.push(path.clone());
+                names.push(path.display().to_string());
+                continue;
+            };
+            anyhow::ensure!(
+                instance.layout.mode == Mode::Cluster,
+                "{} is no cluster: one file is wanted",
+                instance.name
+            );
+            let opened = open(text)?;
+            names.push(opened.name.clone());
+            if room.is_none() {
+                room = Some(Room::take(app).map_err(super::alone::told)?);
+            }
+            if let Some(room) = &room {
+                files.push(put(room, number, opened)?);
+            }
+        }
+        Ok(Self {
+            input: Input::read(verb, &files, instance)?,
+            name: room.is_some().then(|| names.join(", ")),
+            _room: room,
+        })
+    }
+}
+
+/// Writes what is behind a URL into the room; it has the last part of its name there, for messages.
+fn put(room: &Room, number: usize, mut opened: url::Opened) -> anyhow::Result<PathBuf> {
+    let last = opened.name.rsplit('/').next().unwrap_or_default();
+    let shown: String = last
+        .chars()
+        .filter(|letter| letter.is_ascii_alphanumeric() || matches!(letter, '.' | '-' | '_'))
+        .take(100)
+        .collect();
+    let path = room.directory.join(format!("{number}-{shown}"));
+    let failed = || format!("{} is not fetched", opened.name);
+    let mut file = File::create_new(&path).with_context(failed)?;
+    std::io::copy(&mut opened.source, &mut file).with_context(failed)?;
+    Ok(path)
+}
+
 impl Input {
     /// Looks at what is named; files of a cluster are read for that.
-    fn read(verb: &Import, instance: &Instance) -> anyhow::Result<Self> {
-        let of_url = |path: &PathBuf| path.to_str().filter(|text| url::is_url(text)).map(str::to_owned);
-        if verb.files.len() > 1 || instance.layout.mode == Mode::Cluster {
-            anyhow::ensure!(
-                verb.files.iter().all(|path| of_url(path).is_none()),
-                "a URL is read once, and the files of a cluster are looked through before they are taken: fetch them first"
-            );
-        }
+    fn read(verb: &Import, named: &[PathBuf], instance: &Instance) -> anyhow::Result<Self> {
         if instance.layout.mode == Mode::Cluster {
             let mut files = Vec::new();
-            for path in &verb.files {
+            for path in named {
                 match folder::kept_in(path)? {
                     folder::Kept::Snapshot(file) => files.push(file),
                     folder::Kept::Commands(_) => anyhow::bail!(
@@ -151,7 +245,7 @@ impl Input {
             )?;
             return Ok(Self::Cluster(parts));
         }
-        let [path] = &verb.files[..] else {
+        let [path] = named else {
             anyhow::bail!("{} is no cluster: one file is wanted", instance.name);
         };
         if path.as_os_str() == "-" {
@@ -160,14 +254,6 @@ impl Input {
                 "standard input".to_owned(),
                 0,
             ));
-        }
-        if let Some(text) = of_url(path) {
-            let rules = Rules {
-                allowed: verb.allow.clone(),
-                asker: Asker::Operator,
-            };
-            let opened = Target::parse(&text)?.open(&rules, verb.size_limit_gb * 1_000_000_000)?;
-            return Ok(Self::Snapshot(opened.source, opened.name, opened.bytes));
         }
         Ok(match folder::kept_in(path)? {
             folder::Kept::Commands(files) => Self::Commands(files),
@@ -233,9 +319,10 @@ fn import(
     instance: &Instance,
     verb: &Import,
     id: &BackupId,
-    input: Input,
+    fetched: Fetched,
 ) -> anyhow::Result<engine::BackupReport> {
-    let name = input.name();
+    let Fetched { input, name, _room } = fetched;
+    let name = name.unwrap_or_else(|| input.name());
     let begun = app.catalog.write(|tx| {
         job::begin(
             tx,
