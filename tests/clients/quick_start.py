@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The quick start of README.md, run as it stands there: every command must succeed and say what the README says.
 
-Once, over http: the commands are the same over https and load a million keys.
+Over https with a tenth of the keys: what differs there is the way to the service, which no key takes.
 """
 import json
 import os
@@ -17,27 +17,28 @@ LIMIT_SECONDS = 300
 
 
 def main():
-    if json.loads(ADMIN.read_text())["endpoint"].startswith("https"):
-        print("0 passed, 0 failed, 1 skipped")
-        return 0
     readme = (REPOSITORY / "README.md").read_text()
     block = re.search(r"^```sh quick-start\n(.*?)^```", readme, re.M | re.S)
     if not block:
         print("README.md has no block marked `sh quick-start`")
         print("0 passed, 1 failed")
         return 1
+    keys, lines = "1000000", block[1]
+    if json.loads(ADMIN.read_text())["endpoint"].startswith("https"):
+        keys = "100000"
+        lines = lines.replace("--keys 1000000", f"--keys {keys}")
     environment = dict(os.environ, CACHEKEEP_DATA_DIR=str(ADMIN.parent))
     target = os.environ.get("CARGO_TARGET_DIR")
     if target:
         environment["PATH"] = f"{target}/release:{environment['PATH']}"
     began = time.monotonic()
-    run = subprocess.run(["bash", "-euxo", "pipefail", "-c", block[1]], cwd=REPOSITORY, env=environment, text=True,
+    run = subprocess.run(["bash", "-euxo", "pipefail", "-c", lines], cwd=REPOSITORY, env=environment, text=True,
                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=2 * LIMIT_SECONDS, check=False)
     took = time.monotonic() - began
     told = run.stdout
     checks = {
         "every command succeeds": run.returncode == 0,
-        "a million keys are loaded": "1000000 keys" in told,
+        f"{keys} keys are loaded": f"{keys} keys" in told,
         "the engine's digest is that of the backup": "equal, says the engine" in told,
         "the restore and its undo are listed": told.count("replaced") >= 3,
         f"it takes less than {LIMIT_SECONDS} s": took < LIMIT_SECONDS,

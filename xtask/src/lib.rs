@@ -14,6 +14,7 @@ pub mod resp;
 pub mod scratch;
 pub mod service;
 pub mod setup;
+pub mod small_disk;
 pub mod stop;
 pub mod testing;
 

@@ -317,26 +317,33 @@ pub fn take_up_admin(app: &App, now: Moment) -> anyhow::Result<bool> {
 /// # Errors
 /// It cannot start, and what to do about it.
 pub fn run(config: Config) -> anyhow::Result<()> {
-    let _lock = lock(&config.data_dir)?;
-    check_not_lost(&config)?;
-    let app = Arc::new(open(config)?);
-    reconcile::at_start(&app)?;
-    storage::sweep::local(&app)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let listener = runtime
-        .block_on(TcpListener::bind(app.config.listen))
-        .with_context(|| {
-            format!(
-                "cannot listen on {}: choose another --listen, port 0 for any free one",
-                app.config.listen
-            )
-        })?;
-    let address = listener.local_addr()?;
-    let _set_once = app.listens_on.set(address.port());
-    let tls = match &app.config.tls {
+    // Whatever can be refused is, before a data directory is made: what is refused leaves nothing behind. One that is in
+    // use comes first all the same, for its service has the port as well. Who connects before all is ready waits.
+    let tls = match &config.tls {
         Some((certificate, key)) => Some(crate::tls::acceptor(certificate, key)?),
         None => None,
     };
+    check_not_lost(&config)?;
+    let in_use = config.catalog_file().exists().then(|| lock(&config.data_dir));
+    let in_use = in_use.transpose()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let listener = runtime
+        .block_on(TcpListener::bind(config.listen))
+        .with_context(|| {
+            format!(
+                "cannot listen on {}: choose another --listen, port 0 for any free one",
+                config.listen
+            )
+        })?;
+    let address = listener.local_addr()?;
+    let _lock = match in_use {
+        Some(lock) => lock,
+        None => lock(&config.data_dir)?,
+    };
+    let app = Arc::new(open(config)?);
+    let _set_once = app.listens_on.set(address.port());
+    reconcile::at_start(&app)?;
+    storage::sweep::local(&app)?;
     write_admin(&app, address)?;
     remind_of_keys(&app)?;
     let closing = Arc::new(AtomicBool::new(false));

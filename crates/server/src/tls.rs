@@ -7,21 +7,65 @@ use anyhow::Context;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
+/// Makes both files, for who has none; its certificate is taken on trust by each client that is told to.
+const MAKE: &str = "to make both (IP:ADDRESS where there is no name): openssl req -x509 -newkey rsa:2048 -nodes -days 825 \
+                    -subj /CN=HOST -addext subjectAltName=DNS:HOST -keyout key.pem -out cert.pem";
+
 /// Reads a certificate chain and its key, PEM.
 ///
 /// # Errors
-/// A file that cannot be read, is no PEM, or a key that is not the certificate's.
+/// Which file cannot be read, is no PEM, or is not the other's; and what to do.
 pub fn acceptor(certificate: &Path, key: &Path) -> anyhow::Result<tokio_rustls::TlsAcceptor> {
-    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(certificate)
-        .and_then(Iterator::collect)
-        .with_context(|| format!("cannot read the certificate {}", certificate.display()))?;
-    let secret = PrivateKeyDer::from_pem_file(key)
-        .with_context(|| format!("cannot read the key {}", key.display()))?;
+    let pem = read("--tls-cert", certificate)?;
+    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&pem)
+        .collect::<Result<_, _>>()
+        .with_context(|| format!("--tls-cert {}: a block of it is broken", certificate.display()))?;
+    anyhow::ensure!(
+        !chain.is_empty(),
+        "--tls-cert {} holds no certificate (a block BEGIN CERTIFICATE, PEM){}; {MAKE}",
+        certificate.display(),
+        instead(&pem)
+    );
+    let pem = read("--tls-key", key)?;
+    let secret = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| {
+        anyhow::anyhow!(
+            "--tls-key {} holds no private key that can be read (a block BEGIN PRIVATE KEY, PEM, without a passphrase){}; \
+             {MAKE}",
+            key.display(),
+            instead(&pem)
+        )
+    })?;
     let config =
         rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()?
             .with_no_client_auth()
             .with_single_cert(chain, secret)
-            .context("certificate and key do not belong together")?;
+            .with_context(|| {
+                format!(
+                    "--tls-cert {} and --tls-key {} do not serve together: the key must be that of the first certificate, and \
+                     the server's own certificate comes before those of its issuers",
+                    certificate.display(),
+                    key.display()
+                )
+            })?;
     Ok(tokio_rustls::TlsAcceptor::from(Arc::new(config)))
+}
+
+fn read(option: &str, path: &Path) -> anyhow::Result<Vec<u8>> {
+    // The reason comes before the advice: as a context it would stand behind the command.
+    std::fs::read(path)
+        .map_err(|error| anyhow::anyhow!("cannot read {option} {}: {error}; {MAKE}", path.display()))
+}
+
+/// What a file holds where something else is wanted, for who has mixed them up.
+fn instead(pem: &[u8]) -> String {
+    let text = String::from_utf8_lossy(pem);
+    let mut labels = text
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("-----BEGIN "));
+    match labels.next() {
+        Some(label) => format!("; it holds: {}", label.trim_end_matches('-')),
+        None if pem.is_empty() => "; it is empty".to_owned(),
+        None => "; it is no PEM".to_owned(),
+    }
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use engine::{Address, Kind, Node, Secret, Store, Tuning};
+use xtask::small_disk::{Mounted, SmallDisk};
 
 use crate::harness::{Bench, Redis, Scratch, digest, fill, info_number, start_on, wait_until};
 
@@ -362,62 +363,30 @@ fn prefix_in_use_is_refused_and_untouched() {
     bench.open().unwrap().probe().unwrap();
 }
 
-/// A file system of its own, of four megabytes.
-struct TinyDisk(Scratch);
-
-impl TinyDisk {
-    /// `None` where we may not mount: neither root nor sudo without a password.
-    fn mount() -> Option<Self> {
-        let scratch = Scratch::new();
-        let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
-        let mounted = as_root("mount")
-            .args(["-t", "tmpfs", "-o"])
-            .arg(format!("size=4m,uid={},gid={}", uid.as_raw(), gid.as_raw()))
-            .arg("none")
-            .arg(scratch.path())
-            .status();
-        mounted
-            .is_ok_and(|status| status.success())
-            .then(|| Self(scratch))
-    }
-}
-
-impl Drop for TinyDisk {
-    fn drop(&mut self) {
-        let _best_effort = as_root("umount").arg("-l").arg(self.0.path()).status();
-    }
-}
-
-fn as_root(program: &str) -> Command {
-    if rustix::process::geteuid().is_root() {
-        return Command::new(program);
-    }
-    let mut command = Command::new("sudo");
-    command.args(["-n", program]);
-    command
-}
-
 #[test]
 fn full_disk_is_a_clear_error_and_leaves_nothing() {
     use std::io::Write;
-    let Some(disk) = TinyDisk::mount() else {
-        // Not captured, as what a test that passes prints would be.
-        let said =
-            "\nNOT SHOWN: a full disk during a backup; mounting a small file system needs root or sudo\n";
-        std::io::stderr().write_all(said.as_bytes()).unwrap();
-        return;
+    let disk = match SmallDisk::mount(4, "backup::full_disk_is_a_clear_error_and_leaves_nothing") {
+        Mounted::Here(disk) => disk,
+        Mounted::Elsewhere => return,
+        Mounted::Nowhere(why) => {
+            // Not captured, as what a test that passes prints would be.
+            let said = format!("\nNOT SHOWN: a full disk during a backup; no small file system: {why}\n");
+            std::io::stderr().write_all(said.as_bytes()).unwrap();
+            return;
+        }
     };
     let redis = Redis::start(&[]);
     fill(&mut redis.node(), 20);
     let mut bench = Bench::new(redis.endpoint());
-    bench.store = Store::open(disk.0.join("store")).unwrap();
+    bench.store = Store::open(disk.path().join("store")).unwrap();
     let error = bench.run().unwrap_err();
     assert_eq!(error.kind, Kind::StoreFull, "{}", engine::chain(&error));
     assert!(bench.store_is_bare());
 
     // The same for the disk of the spool.
     let mut bench = Bench::new(redis.endpoint());
-    bench.plan.spool_dir = disk.0.join("spool");
+    bench.plan.spool_dir = disk.path().join("spool");
     bench.store = bench.store.clone().with_put_delay(Duration::from_secs(2));
     fill(&mut redis.node(), 60);
     let error = bench.run().unwrap_err();

@@ -99,11 +99,10 @@ fn check_date<'a>(presented: &Presented<'a>, given: &Authorization<'_>) -> Resul
 
 fn check_token(app: &App, presented: &Presented<'_>, token: &[u8]) -> Result<Caller, ApiError> {
     let hash = sha256(token);
-    let question = ("token", hash.to_vec());
     let scope = app
         .catalog
-        .ask(presented.seen, question, |_| 1, |tx| record::token(tx, &hash))?;
-    let Some(scope) = scope.as_ref() else {
+        .read_since(presented.seen, |tx| record::token(tx, &hash))?;
+    let Some(scope) = scope else {
         return Err(ApiError::unauthenticated(
             "Incorrect IAM authentication information: unknown token.",
         ));
@@ -113,7 +112,7 @@ fn check_token(app: &App, presented: &Presented<'_>, token: &[u8]) -> Result<Cal
             "Incorrect IAM authentication information: token expired.",
         ));
     }
-    let Some(project) = scope.project_id.clone() else {
+    let Some(project) = scope.project_id else {
         return Err(ApiError::Service {
             status: 401,
             code: 1004,

@@ -229,6 +229,20 @@ pub fn json_response(status: u16, body: &impl serde::Serialize) -> Response<Body
         tracing::error!(%error, "an answer does not serialise: this is a bug");
         bytes = b"{}".to_vec();
     }
+    json_bytes(status, bytes)
+}
+
+/// Appends a field to an object that is being written: `name` with its quotes, the comma before it and the colon.
+pub fn append_json(bytes: &mut Vec<u8>, name: &str, value: &impl serde::Serialize) {
+    bytes.extend_from_slice(name.as_bytes());
+    if let Err(error) = sonic_rs::to_writer(&mut *bytes, value) {
+        tracing::error!(%error, "a field does not serialise: this is a bug");
+        bytes.extend_from_slice(b"null");
+    }
+}
+
+/// A body that is JSON already.
+pub fn json_bytes(status: u16, bytes: Vec<u8>) -> Response<Body> {
     let mut response = Response::new(Body::from(bytes));
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     response.headers_mut().insert(

@@ -22,7 +22,9 @@ pub fn shown(config: &Config, text: Option<&str>) -> Option<String> {
 }
 
 fn without_folder(word: &str) -> &str {
-    match word.trim_start_matches(['\'', '"', '(']).starts_with('/') {
+    let bare = word.trim_start_matches(['\'', '"', '(']);
+    // An engine is called by its socket.
+    match bare.strip_prefix("unix:").unwrap_or(bare).starts_with('/') {
         true => word.rsplit('/').next().unwrap_or_default(),
         false => word,
     }
@@ -59,6 +61,10 @@ mod tests {
                 "process lives in a already",
             ),
             ("signal process 12: gone", "signal process gone"),
+            (
+                "port 80 is taken (unix:/srv/my data/instances/a/b/engine.sock: ERR)",
+                "port 80 is taken engine.sock: ERR)",
+            ),
             (
                 "start (/usr/bin/redis-server) failed",
                 "start redis-server) failed",

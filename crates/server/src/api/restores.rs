@@ -1,22 +1,20 @@
 //! RestoreInstance and ListRestoreRecords on the wire, and our own verbs beside them.
 
-use std::borrow::Cow;
-
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::error::{ApiError, Version, json_response};
+use super::error::{ApiError, Version, append_json, json_bytes, json_response};
 use super::failure;
 use super::page::{self, Stamp};
 use super::request::Request;
 use super::routes::Reply;
-use crate::ids::{BackupId, InstanceId, RestoreId};
+use crate::ids::{BackupId, InstanceId};
 use crate::instance::command as instances;
-use crate::instance::generation::{self, Generation};
+use crate::instance::generation::{self, Kept};
 use crate::limits;
 use crate::refusal::Refusal;
 use crate::restore::command::{self, RestoreRequest};
-use crate::restore::record::{self, Restore, Status};
+use crate::restore::record::{self, Told};
 
 /// `POST …/instances/{instance_id}/restores`
 ///
@@ -88,37 +86,45 @@ pub fn list(request: &Request) -> Result<Reply, ApiError> {
     let window = page::window(request)?;
     let strict = request.app.config.strict_dcs;
     let deleted = request.query("include_deleted").as_deref() == Some("true") && !strict;
-    let mut question = Vec::with_capacity(128);
-    question.extend_from_slice(project.as_str().as_bytes());
-    question.extend_from_slice(id.as_str().as_bytes());
-    question.push(u8::from(deleted));
-    for bound in [window.from, window.to] {
-        question.push(u8::from(bound.is_some()));
-        question.extend_from_slice(&bound.map_or(0, |moment| moment.0).to_le_bytes());
+    // Most pages fit: a body that grows is copied each time.
+    let mut body = Vec::with_capacity(16 * 1024);
+    body.extend_from_slice(b"{\"restore_record_response\":[");
+    let total = request.app.catalog.read_since(request.seen, |tx| {
+        let instance = instances::find_id(tx, project, &id, deleted)?;
+        let kept = generation::kept(tx, &instance)?;
+        let (from, to) = (window.from, window.to);
+        let mut first = true;
+        let total = record::list(tx, &instance, from, to, page.offset, page.limit, |told| {
+            if !first {
+                body.push(b',');
+            }
+            first = false;
+            write(request, told, &kept, &mut body);
+        })?;
+        Ok::<_, Refusal>(total)
+    })?;
+    body.extend_from_slice(format!("],\"total_num\":{total}}}").as_bytes());
+    Ok(json_bytes(200, body))
+}
+
+/// Appends a record as this reader is told it. `kept`: the instance's generations that are kept for undo.
+fn write(request: &Request, told: &Told<'_>, kept: &[Kept], body: &mut Vec<u8>) {
+    body.extend_from_slice(told.documented);
+    if request.version == Version::V1 {
+        body.extend_from_slice(told.of_v1);
     }
-    question.extend_from_slice(&page.offset.to_le_bytes());
-    question.extend_from_slice(&page.limit.to_le_bytes());
-    let found = request.app.catalog.ask(
-        request.seen,
-        ("restores", question),
-        |(_, rows, _): &(u64, Vec<Restore>, Vec<Generation>)| rows.len(),
-        |tx| {
-            let instance = match deleted {
-                true => instances::find_with_deleted(tx, project, &id)?,
-                false => instances::find(tx, project, &id)?,
-            };
-            let (total, rows) = record::list(tx, &instance, window.from, window.to, page.offset, page.limit)?;
-            Ok::<_, Refusal>((total, rows, generation::retired(tx, &id)?))
-        },
-    )?;
-    let (total, rows, kept) = found.as_ref();
-    Ok(json_response(
-        200,
-        &RestoreList {
-            restore_record_response: Records { request, rows, kept },
-            total_num: *total,
-        },
-    ))
+    if request.tells_more() {
+        body.extend_from_slice(told.ext);
+        let until = told
+            .undo_generation
+            .and_then(|wanted| kept.iter().find(|kept| kept.id.as_str() == wanted))
+            .map(|kept| Stamp(kept.expires_at));
+        let failure = failure::shown(&request.app.config, told.failure);
+        append_json(body, ",\"undo_until\":", &until);
+        append_json(body, ",\"failure\":", &failure);
+        body.push(b'}');
+    }
+    body.push(b'}');
 }
 
 /// `GET /ck/v1/…/restores/{restore_id}`
@@ -127,9 +133,19 @@ pub fn list(request: &Request) -> Result<Reply, ApiError> {
 /// Unknown instance or restore.
 pub fn show(request: &Request) -> Result<Reply, ApiError> {
     let id = request.instance_id()?;
-    let restore = command::find(&request.app, request.project()?, &id, &request.restore_id()?)?;
-    let kept = request.app.catalog.read(|tx| generation::retired(tx, &id))?;
-    Ok(json_response(200, &RestoreRecord::new(request, &restore, &kept)))
+    let project = request.project()?;
+    let restore = request.restore_id()?;
+    let body = request.app.catalog.read(|tx| {
+        let instance = instances::find_id(tx, project, &id, true)?;
+        let kept = generation::kept(tx, &instance)?;
+        let told = record::tell(tx, &instance, &restore, |told| {
+            let mut body = Vec::with_capacity(2 * 1024);
+            write(request, told, &kept, &mut body);
+            body
+        })?;
+        told.ok_or(Refusal::RestoreUnknown)
+    })?;
+    Ok(json_bytes(200, body))
 }
 
 /// `POST /ck/v1/…/restores/{restore_id}/undo`
@@ -181,81 +197,71 @@ pub struct RestoreStarted {
 }
 
 /// The answer to ListRestoreRecords.
-#[derive(Serialize, ToSchema)]
-pub struct RestoreList<'a> {
+#[derive(ToSchema)]
+#[expect(
+    dead_code,
+    reason = "for /openapi.json: the texts themselves are made by restores.sql and `write`"
+)]
+pub struct RestoreList {
     /// The page, newest first.
-    #[schema(value_type = Vec<RestoreRecord>)]
-    pub restore_record_response: Records<'a>,
+    pub restore_record_response: Vec<RestoreRecord>,
     /// All records of the window, before paging.
     pub total_num: u64,
 }
 
-/// The records of a page: each takes its wire form while it is written.
-pub struct Records<'a> {
-    request: &'a Request,
-    rows: &'a [Restore],
-    kept: &'a [Generation],
-}
-
-impl Serialize for Records<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(
-            self.rows
-                .iter()
-                .map(|row| RestoreRecord::new(self.request, row, self.kept)),
-        )
-    }
-}
-
 /// One restore record: the eleven documented fields, always all of them.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct RestoreRecord<'a> {
+#[derive(ToSchema)]
+#[expect(
+    dead_code,
+    reason = "for /openapi.json: the texts themselves are made by restores.sql and `write`"
+)]
+pub struct RestoreRecord {
     /// The record.
-    pub restore_id: &'a str,
+    pub restore_id: String,
     /// `restore_yyyyMMddHHmmss`
-    pub restore_name: &'a str,
+    pub restore_name: String,
     /// The source; stays after that backup is deleted.
-    pub backup_id: &'a str,
+    pub backup_id: String,
     /// Copied when the restore was accepted.
-    pub backup_name: &'a str,
+    pub backup_name: String,
     /// Copied when the restore was accepted.
-    pub backup_remark: Option<&'a str>,
+    pub backup_remark: Option<String>,
     /// The remark of the request.
-    pub restore_remark: Option<&'a str>,
+    pub restore_remark: Option<String>,
     /// `waiting`, `restoring`, `succeed`, `failed`
-    pub status: &'static str,
+    pub status: String,
     /// `"0.00"` to `"100.00"`
-    #[schema(value_type = String)]
-    pub progress: Cow<'static, str>,
+    pub progress: String,
     /// When it was accepted.
-    #[schema(value_type = String)]
-    pub created_at: Stamp,
+    pub created_at: String,
     /// When it last changed; the end once it has ended.
-    #[schema(value_type = String)]
-    pub updated_at: Stamp,
+    pub updated_at: String,
     /// `dcs.08.000x`, null unless failed.
-    pub error_code: Option<&'a str>,
+    pub error_code: Option<String>,
     /// v1.0 only: the instance that the backup came from.
-    #[serde(rename = "sourceInstanceId", skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "sourceInstanceId")]
     #[schema(required = false, nullable = false)]
-    pub source_instance_id: Option<&'a str>,
+    pub source_instance_id: Option<String>,
     /// v1.0 only: its name.
-    #[serde(rename = "sourceInstanceName", skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "sourceInstanceName")]
     #[schema(required = false, nullable = false)]
-    pub source_instance_name: Option<&'a str>,
+    pub source_instance_name: Option<String>,
     /// What DCS does not tell; absent in strict mode.
-    #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(required = false, nullable = false)]
-    pub ext: Option<RestoreDetails<'a>>,
+    pub ext: Option<RestoreDetails>,
 }
 
 /// What we tell beyond DCS about a restore.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct RestoreDetails<'a> {
+#[derive(ToSchema)]
+#[expect(
+    dead_code,
+    reason = "for /openapi.json: the texts themselves are made by restores.sql and `write`"
+)]
+pub struct RestoreDetails {
     /// 1 for the instance's first restore, and so on without a gap.
     pub ordinal: i64,
     /// What is going on now.
-    pub phase: Option<&'a str>,
+    pub phase: Option<String>,
     /// Acknowledged bytes of the phase.
     pub bytes_done: i64,
     /// Expected bytes of the phase.
@@ -274,101 +280,37 @@ pub struct RestoreDetails<'a> {
     /// the new generation serves.
     pub keys_expired: i64,
     /// `untouched`, `loading`, `verifying`, `switching`, `replaced`, `rolled_back`, `unknown`
-    pub target_state: &'static str,
+    pub target_state: String,
     /// The instance that the backup came from.
-    pub source_instance_id: &'a str,
+    pub source_instance_id: String,
     /// Its name when the restore was accepted.
-    pub source_instance_name: &'a str,
+    pub source_instance_name: String,
     /// Of how many nodes that was then: `single`, `3 shards`, `3 shards x 1 replica`.
-    pub source_layout: &'a str,
+    pub source_layout: String,
     /// Of how many nodes the instance was that it was restored into.
-    pub layout: &'a str,
+    pub layout: String,
     /// The restore that this one took back.
-    pub undo_of: Option<&'a str>,
+    pub undo_of: Option<String>,
     /// The restore that took this one back.
-    pub undone_by: Option<&'a str>,
+    pub undone_by: Option<String>,
     /// When somebody asked for it to be given up.
-    #[schema(value_type = Option<String>)]
-    pub cancel_asked_at: Option<Stamp>,
+    pub cancel_asked_at: Option<String>,
     /// Until when an undo is possible at the latest: what was replaced may have to give way to another restore, or to a
     /// need of memory, before. Null where it is not possible.
-    #[schema(value_type = Option<String>)]
-    pub undo_until: Option<Stamp>,
+    pub undo_until: Option<String>,
     /// `side_load`, `in_place`, `switch_back`
-    pub method: &'static str,
+    pub method: String,
     /// `sample` or `full`
-    pub verify: &'a str,
+    pub verify: String,
     /// The switch in microseconds: old port closed to last client ended and new port open. Absent where that is not
     /// known: a crash came in between, or the old generation had ended before.
     pub unavailable_us: Option<i64>,
     /// Why it failed; the log has more of it, for the operator.
     pub failure: Option<String>,
     /// When the work began.
-    #[schema(value_type = Option<String>)]
-    pub started_at: Option<Stamp>,
+    pub started_at: Option<String>,
     /// When it ended.
-    #[schema(value_type = Option<String>)]
-    pub finished_at: Option<Stamp>,
+    pub finished_at: Option<String>,
     /// What the clock said when it was accepted.
-    #[schema(value_type = String)]
-    pub clock_at: Stamp,
-}
-
-impl<'a> RestoreRecord<'a> {
-    /// `kept`: the instance's generations that are kept for undo.
-    fn new(request: &Request, row: &'a Restore, kept: &[Generation]) -> Self {
-        let v1 = request.version == Version::V1;
-        Self {
-            restore_id: row.id.as_str(),
-            restore_name: &row.name,
-            backup_id: row.backup_id.as_str(),
-            backup_name: &row.backup_name,
-            backup_remark: row.backup_remark.as_deref(),
-            restore_remark: row.remark.as_deref(),
-            status: match row.status {
-                Status::Waiting => "waiting",
-                Status::Running => "restoring",
-                Status::Succeeded => "succeed",
-                Status::Failed => "failed",
-            },
-            progress: page::percent(row.progress_bp),
-            created_at: Stamp(row.created_at),
-            updated_at: Stamp(row.updated_at),
-            error_code: row.error_code.as_deref(),
-            source_instance_id: v1.then_some(row.source_instance_id.as_str()),
-            source_instance_name: v1.then_some(row.source_instance_name.as_str()),
-            ext: request.tells_more().then(|| RestoreDetails {
-                ordinal: row.ordinal,
-                phase: row.phase.as_deref(),
-                bytes_done: row.bytes_done,
-                bytes_total: row.bytes_total,
-                keys_done: row.keys_done,
-                keys_applied: row.keys_applied,
-                keys_skipped: 0,
-                keys_failed: 0,
-                keys_compared: row.keys_compared,
-                keys_expired: row.keys_expired,
-                target_state: row.target_state.word(),
-                source_instance_id: row.source_instance_id.as_str(),
-                source_instance_name: &row.source_instance_name,
-                source_layout: &row.source_layout,
-                layout: &row.layout,
-                undo_of: row.undo_of.as_ref().map(RestoreId::as_str),
-                undone_by: row.undone_by.as_ref().map(RestoreId::as_str),
-                cancel_asked_at: row.cancel_asked_at.map(Stamp),
-                undo_until: kept
-                    .iter()
-                    .filter(|_| row.status == Status::Succeeded && row.undone_by.is_none())
-                    .find(|kept| Some(&kept.id) == row.old_generation_id.as_ref())
-                    .and_then(|kept| kept.expires_at.map(Stamp)),
-                method: row.method.word(),
-                verify: &row.verify,
-                unavailable_us: row.unavailable_us,
-                failure: failure::shown(&request.app.config, row.failure.as_deref()),
-                started_at: row.started_at.map(Stamp),
-                finished_at: row.finished_at.map(Stamp),
-                clock_at: Stamp(row.clock_at),
-            }),
-        }
-    }
+    pub clock_at: String,
 }

@@ -8,15 +8,20 @@ pub mod image;
 mod readers;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use readers::Readers;
-pub use readers::{Question, Seen};
+pub use readers::Seen;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, Params, Row};
 
-const SCHEMA: &str = include_str!("schema.sql");
+/// The tables; and, by the edge that knows the words, how a restore record is told.
+const SCHEMA: &str = concat!(
+    include_str!("schema.sql"),
+    "\n",
+    include_str!("../api/restores.sql")
+);
 /// Stored in `user_version`; a catalogue of a newer version is refused. Nothing is released yet: until then
 /// schema.sql changes in place, and a catalogue made before a change has to be made anew. From the first release on a
 /// change is a step from one version to the next.
@@ -106,10 +111,10 @@ impl Catalog {
     /// # Errors
     /// What `work` returns, or [`Error::Database`].
     pub fn read<T, E: From<Error>>(&self, work: impl FnOnce(&Tx<'_>) -> Result<T, E>) -> Result<T, E> {
-        self.readers.read(|connection| work(&Tx(connection)))
+        self.read_since(self.seen()?, work)
     }
 
-    /// What is committed now, for [`Self::ask`].
+    /// What is committed now, for [`Self::read_since`].
     ///
     /// # Errors
     /// [`Error::Unusable`] where SQLite's WAL index cannot be read.
@@ -117,20 +122,17 @@ impl Catalog {
         self.readers.seen()
     }
 
-    /// As [`Self::read`], for what is asked again and again: all that was committed before `seen` is in the answer, and
-    /// where nothing was committed since the same was asked, no SQL is run. `rows`: how many an answer holds.
+    /// As [`Self::read`], for a request that reads more than once: with all that was committed before it came, `seen`,
+    /// which is looked up once.
     ///
     /// # Errors
     /// What `work` returns, or [`Error::Database`].
-    pub fn ask<T: Send + Sync + 'static, E: From<Error>>(
+    pub fn read_since<T, E: From<Error>>(
         &self,
         seen: Seen,
-        question: Question,
-        rows: impl FnOnce(&T) -> usize,
         work: impl FnOnce(&Tx<'_>) -> Result<T, E>,
-    ) -> Result<Arc<T>, E> {
-        self.readers
-            .ask(seen, question, rows, |connection| work(&Tx(connection)))
+    ) -> Result<T, E> {
+        self.readers.read(seen, |connection| work(&Tx(connection)))
     }
 
     /// As [`Self::write`] of this process's last change: what is overwritten is overwritten in the file too, and then moved
@@ -245,13 +247,30 @@ impl Tx<'_> {
         params: impl Params,
         mut read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
     ) -> Result<Vec<T>, Error> {
+        let mut found = Vec::new();
+        self.each(sql, params, |row| {
+            found.push(read(row)?);
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    /// As [`Self::all`], for what is used while it lies in SQLite's memory.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn each(
+        &self,
+        sql: &'static str,
+        params: impl Params,
+        mut read: impl FnMut(&Row<'_>) -> rusqlite::Result<()>,
+    ) -> Result<(), Error> {
         let mut statement = self.0.prepare_cached(sql)?;
         let mut rows = statement.query(params)?;
-        let mut found = Vec::new();
         while let Some(row) = rows.next()? {
-            found.push(read(row)?);
+            read(row)?;
         }
-        Ok(found)
+        Ok(())
     }
 }
 
@@ -315,7 +334,7 @@ mod tests {
         refused("PRAGMA user_version = 0", "use the program that wrote it");
         for changed in [
             "PRAGMA user_version = 1; DROP TABLE backup_place",
-            "ALTER TABLE restore DROP COLUMN keys_done",
+            "ALTER TABLE restore DROP COLUMN new_generation_id",
         ] {
             refused(changed, "unreleased version");
         }

@@ -1,16 +1,13 @@
 //! The reading connections. A read transaction costs more in locks than a page of a list costs to read, so one stays
-//! open from read to read for as long as nothing was committed, by this process or by another. A snapshot never changes:
-//! what was asked of it once is remembered until it ends.
+//! open from read to read for as long as nothing was committed, by this process or by another.
 
-use std::any::Any;
 use std::cell::Cell;
-use std::collections::HashMap;
 use std::fs::File;
 use std::mem::ManuallyDrop;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::sync::{Mutex, MutexGuard, TryLockError};
 
 use rusqlite::{Connection, OpenFlags};
 
@@ -19,9 +16,6 @@ use super::{Error, begin, connect, roll_back};
 /// Connections kept: the service's threads for requests and jobs are fewer, and each prefers one of its own, whose pages
 /// then stay in its core's cache.
 const SLOTS: usize = 16;
-
-/// Rows remembered per connection, each about a kilobyte at most: past that all are forgotten.
-const ROWS_REMEMBERED_MAX: usize = 1024;
 
 /// All that was committed up to a moment, as the header of SQLite's WAL index: the number of the last commit, its frame
 /// and its checksums. It changes with each commit and with each restart of the log. Source: SQLite "WAL-mode File Format",
@@ -44,13 +38,7 @@ struct Reader {
     connection: Option<Connection>,
     /// The header from before the open snapshot was taken; `None` where none is open.
     snapshot: Option<Seen>,
-    /// What was asked of it, and the answer.
-    answers: HashMap<Question, Arc<dyn Any + Send + Sync>>,
-    rows_remembered: usize,
 }
-
-/// What is asked: the name of the query and the bytes of its parameters.
-pub type Question = (&'static str, Vec<u8>);
 
 static THREADS: AtomicUsize = AtomicUsize::new(0);
 
@@ -81,55 +69,21 @@ impl Readers {
         })
     }
 
-    /// Runs `work` on one state, with all in it that was committed before.
+    /// Runs `work` on one state, with all in it that was committed before `seen`.
     ///
     /// # Errors
     /// What `work` returns, or [`Error::Database`].
-    pub fn read<T, E: From<Error>>(&self, work: impl FnOnce(&Connection) -> Result<T, E>) -> Result<T, E> {
+    pub fn read<T, E: From<Error>>(
+        &self,
+        seen: Seen,
+        work: impl FnOnce(&Connection) -> Result<T, E>,
+    ) -> Result<T, E> {
         self.with_reader(|reader| {
-            let seen = self.seen()?;
             let result = work(self.begin(reader, seen)?);
             if result.is_err() {
                 reader.end();
             }
             result
-        })
-    }
-
-    /// Runs `work` on a state with all in it that was committed before `seen`; where the same state was asked the same
-    /// before, that answer. `rows`: how many an answer holds.
-    ///
-    /// # Errors
-    /// What `work` returns, or [`Error::Database`].
-    pub fn ask<T: Send + Sync + 'static, E: From<Error>>(
-        &self,
-        seen: Seen,
-        question: Question,
-        rows: impl FnOnce(&T) -> usize,
-        work: impl FnOnce(&Connection) -> Result<T, E>,
-    ) -> Result<Arc<T>, E> {
-        self.with_reader(|reader| {
-            let _connection = self.begin(reader, seen)?;
-            let known = reader.answers.get(&question).map(Arc::clone);
-            if let Some(Ok(answer)) = known.map(Arc::downcast) {
-                return Ok(answer);
-            }
-            let answer = match work(self.begin(reader, seen)?) {
-                Ok(answer) => Arc::new(answer),
-                Err(error) => {
-                    reader.end();
-                    return Err(error);
-                }
-            };
-            let rows = 1 + rows(&answer);
-            if reader.rows_remembered + rows > ROWS_REMEMBERED_MAX {
-                reader.forget();
-            }
-            if rows <= ROWS_REMEMBERED_MAX {
-                reader.rows_remembered += rows;
-                reader.answers.insert(question, answer.clone());
-            }
-            Ok(answer)
         })
     }
 
@@ -212,13 +166,7 @@ fn free(slot: &Mutex<Reader>) -> Option<MutexGuard<'_, Reader>> {
 }
 
 impl Reader {
-    fn forget(&mut self) {
-        self.answers.clear();
-        self.rows_remembered = 0;
-    }
-
     fn end(&mut self) {
-        self.forget();
         self.snapshot = None;
         if let Some(connection) = &self.connection {
             roll_back(connection);
@@ -281,9 +229,7 @@ mod tests {
     }
 
     fn ask(catalog: &Catalog) -> i64 {
-        *catalog
-            .ask(catalog.seen().unwrap(), ("n", Vec::new()), |_| 1, get)
-            .unwrap()
+        catalog.read(get).unwrap()
     }
 
     #[test]
@@ -297,8 +243,6 @@ mod tests {
                     while committed.load(Ordering::SeqCst) < 500 {
                         let least = committed.load(Ordering::SeqCst);
                         assert!(ask(&catalog) >= least);
-                        let least = committed.load(Ordering::SeqCst);
-                        assert!(catalog.read(get).unwrap() >= least);
                     }
                 });
             }
@@ -322,56 +266,23 @@ mod tests {
                 .status()
                 .unwrap();
             assert!(done.success());
-            assert_eq!((ask(&catalog), catalog.read(get).unwrap()), (n, n));
+            assert_eq!(ask(&catalog), n);
         }
     }
 
     #[test]
-    fn an_answer_is_remembered_until_something_is_committed_and_a_refusal_is_not() {
+    fn what_was_seen_before_is_in_a_later_read_and_a_failed_one_costs_nothing() {
         let scratch = Scratch::new();
         let catalog = scratch.open();
         catalog.write(|tx| set(tx, 7)).unwrap();
-        let asked = AtomicI64::new(0);
-        let count = |fails: bool| {
-            catalog.ask(
-                catalog.seen().unwrap(),
-                ("n", vec![1]),
-                |_| 1,
-                |tx| {
-                    asked.fetch_add(1, Ordering::SeqCst);
-                    match fails {
-                        true => Err(Error::Unusable("no".to_owned())),
-                        false => get(tx),
-                    }
-                },
-            )
-        };
-        assert!(count(true).is_err());
-        for _ in 0..3 {
-            assert_eq!(*count(false).unwrap(), 7);
-        }
-        assert_eq!(asked.load(Ordering::SeqCst), 2);
-        catalog.write(|tx| set(tx, 8)).unwrap();
-        assert_eq!(*count(false).unwrap(), 8);
-    }
-
-    #[test]
-    fn what_is_remembered_has_a_bound() {
-        let scratch = Scratch::new();
-        let catalog = scratch.open();
-        for n in 0..3 * ROWS_REMEMBERED_MAX {
-            let name = n.to_le_bytes().to_vec();
-            let seen = catalog.seen().unwrap();
-            catalog.ask(seen, ("n", name), |_| 10, get).unwrap();
-        }
-        let too_many = |_: &i64| ROWS_REMEMBERED_MAX;
         let seen = catalog.seen().unwrap();
-        catalog.ask(seen, ("many", Vec::new()), too_many, get).unwrap();
-        for slot in &catalog.readers.slots {
-            let reader = slot.lock().unwrap();
-            assert!(reader.rows_remembered <= ROWS_REMEMBERED_MAX);
-            assert!(reader.answers.len() <= ROWS_REMEMBERED_MAX / 11);
-        }
+        let refused = catalog.read_since(seen, |_| Err::<i64, _>(Error::Unusable("no".to_owned())));
+        assert!(refused.is_err());
+        assert_eq!(catalog.read_since(seen, get).unwrap(), 7);
+        catalog.write(|tx| set(tx, 8)).unwrap();
+        // Of what was committed since, a read may have seen all or nothing.
+        assert!(catalog.read_since(seen, get).unwrap() >= 7);
+        assert_eq!(catalog.read_since(catalog.seen().unwrap(), get).unwrap(), 8);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Calls the API of a service as its admin.json says, signed with its access key.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -36,6 +36,8 @@ pub(crate) struct Client {
     project_id: String,
     ak: String,
     sk: String,
+    /// Where the credential is from, for who has to put it right.
+    from: PathBuf,
 }
 
 impl Client {
@@ -80,6 +82,7 @@ impl Client {
             project_id: field("project_id")?,
             ak: field("ak")?,
             sk: field("sk")?,
+            from: path.clone(),
         })
     }
 
@@ -123,10 +126,13 @@ impl Client {
             .header("Authorization", &authorization)
             .header("Content-Type", "application/json")
             .body(bytes)?;
-        let mut response = self
-            .agent
-            .run(request)
-            .with_context(|| format!("no answer from {}: is the service running?", self.endpoint))?;
+        let mut response = self.agent.run(request).with_context(|| {
+            format!(
+                "no answer from {}, where {} says that the service is: `cachekeep serve` starts it",
+                self.endpoint,
+                self.from.display()
+            )
+        })?;
         let status = response.status().as_u16();
         let text = response
             .body_mut()
@@ -138,7 +144,15 @@ impl Client {
         }
         let code = value["error_code"].as_str().unwrap_or("no code");
         let message = value["error_msg"].as_str().unwrap_or(&text);
-        anyhow::bail!("{message} ({code}, HTTP {status})")
+        let advice = match status {
+            401 => format!(
+                ". The access key in {} is not accepted: `cachekeep key list` shows those that are, `cachekeep key create` makes \
+                 another one",
+                self.from.display()
+            ),
+            _ => String::new(),
+        };
+        anyhow::bail!("{message} ({code}, HTTP {status}){advice}")
     }
 
     /// Opens a link and returns its bytes as a reader, and how many there will be.

@@ -21,7 +21,7 @@ mod verify;
 mod watch;
 
 use std::io::IsTerminal;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -171,8 +171,8 @@ struct RestoreNoun {
         cachekeep serve --data-dir /srv/cachekeep --listen 0.0.0.0:8635 --tls-cert cert.pem --tls-key key.pem\n  \
         CACHEKEEP_LOG=debug cachekeep serve --log json --undo-keep 3600")]
 struct Serve {
-    /// Address and port of the API; port 0 takes any free one (it is written to admin.json)
-    #[arg(long, env = "CACHEKEEP_LISTEN", default_value = "127.0.0.1:8635")]
+    /// Address (or a name of this machine) and port of the API; port 0 takes any free one (it is written to admin.json)
+    #[arg(long, env = "CACHEKEEP_LISTEN", default_value = "127.0.0.1:8635", value_name = "ADDRESS:PORT", value_parser = address)]
     listen: SocketAddr,
     /// Certificate chain, PEM; with --tls-key the API speaks https
     #[arg(long, requires = "tls_key", value_name = "FILE")]
@@ -228,6 +228,29 @@ struct BenchEcho {
     /// File whose bytes are answered
     #[arg(long)]
     file: PathBuf,
+}
+
+/// An address, or that of a name: where it has several, the one that most clients try first is not known, so IPv4 as
+/// everywhere else here.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    let wanted = "an address and a port are wanted, like 127.0.0.1:8635, [::1]:8635 or localhost:8635";
+    let is_split = text
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+    if !is_split {
+        return Err(wanted.to_owned());
+    }
+    let found = text
+        .to_socket_addrs()
+        .map_err(|error| format!("the name is not known here ({error}); {wanted}"))?;
+    let found: Vec<SocketAddr> = found.collect();
+    let first = found.iter().find(|address| address.is_ipv4()).or(found.first());
+    first
+        .copied()
+        .ok_or_else(|| format!("the name has no address; {wanted}"))
 }
 
 fn port_range(text: &str) -> Result<(u16, u16), String> {

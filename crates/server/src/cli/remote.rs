@@ -180,7 +180,7 @@ pub(crate) enum BackupVerb {
         instance: String,
         /// Id or name of the backup, or latest
         backup: String,
-        /// Where to; a directory for the files of a cluster [default: the names that the service gives them, here]
+        /// Where to: a file, or a directory, as for the files of a cluster [default: the names that the service gives them, here]
         #[arg(long, value_name = "FILE")]
         to: Option<PathBuf>,
     },
@@ -368,6 +368,7 @@ impl NewInstance<'_> {
         let target = Target {
             client,
             id: plain(&made["instances"][0]["instance_id"]),
+            called: self.name.to_owned(),
         };
         let shown = wait_until(&target, "RUNNING")?;
         print_one(
@@ -408,17 +409,22 @@ fn wait_until(target: &Target, status: &str) -> anyhow::Result<Value> {
         if shown["status"] == status && shown["task"].is_null() {
             return Ok(shown);
         }
-        let failed = shown["status"] == "CREATEFAILED" || shown["status"] == "ERROR";
+        let (now, why) = (plain(&shown["status"]), plain(&shown["ext"]["failure"]));
         anyhow::ensure!(
-            !failed,
-            "the instance is {}: {}",
-            plain(&shown["status"]),
-            plain(&shown["ext"]["failure"])
+            now != "CREATEFAILED",
+            "the instance could not be created: {why}. `cachekeep instance delete {}` removes what there is of it",
+            target.called
+        );
+        anyhow::ensure!(
+            now != "ERROR",
+            "the instance is {now}: {why}. `cachekeep instance show {}` says how it goes on",
+            target.called
         );
         anyhow::ensure!(
             Instant::now() < end,
-            "the instance is still {}",
-            plain(&shown["status"])
+            "the instance is still {now} after {} s: it goes on by itself, `cachekeep instance show {}` says how far it is",
+            INSTANCE_WAIT.as_secs(),
+            target.called
         );
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -479,7 +485,11 @@ pub(crate) fn backup(global: &Global, verb: &BackupVerb) -> anyhow::Result<ExitC
             let links = links["links"].as_array().map_or(&[][..], Vec::as_slice);
             let name = |link: &Value| PathBuf::from(plain(&link["file_name"]));
             let files: Vec<PathBuf> = match links {
-                [one] => vec![to.clone().unwrap_or_else(|| name(one))],
+                [one] => vec![match to {
+                    Some(directory) if directory.is_dir() => directory.join(name(one)),
+                    Some(file) => file.clone(),
+                    None => name(one),
+                }],
                 // Of a cluster: a file for each shard, in a directory.
                 several => {
                     let directory = to.clone().unwrap_or_default();
@@ -503,14 +513,24 @@ pub(crate) fn backup(global: &Global, verb: &BackupVerb) -> anyhow::Result<ExitC
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes the file under another name first: what has the wanted name is whole.
+/// Writes the file under another name first: what has the wanted name is whole. Of a download that fails nothing is left.
 fn download(client: &Client, link: &str, to: &std::path::Path) -> anyhow::Result<()> {
-    let (total, mut source) = client.open(link)?;
     let mut name = to.file_name().context("--to names no file")?.to_owned();
     name.push(".part");
     let part = to.with_file_name(name);
+    let done = download_part(client, link, &part).and_then(|()| {
+        std::fs::rename(&part, to).with_context(|| format!("cannot give {} its name", to.display()))
+    });
+    if done.is_err() {
+        let _never_made = std::fs::remove_file(&part);
+    }
+    done
+}
+
+fn download_part(client: &Client, link: &str, part: &std::path::Path) -> anyhow::Result<()> {
+    let (total, mut source) = client.open(link)?;
     let failed = |what: &str| format!("{what} {}", part.display());
-    let mut file = std::fs::File::create(&part).with_context(|| failed("cannot write"))?;
+    let mut file = std::fs::File::create(part).with_context(|| failed("cannot write"))?;
     let mut buffer = vec![0; 1 << 20];
     let mut done = 0;
     loop {
@@ -528,7 +548,5 @@ fn download(client: &Client, link: &str, to: &std::path::Path) -> anyhow::Result
         done == total,
         "the download broke off after {done} of {total} bytes: run it again"
     );
-    file.sync_all().with_context(|| failed("cannot sync"))?;
-    std::fs::rename(&part, to).with_context(|| failed("cannot rename"))?;
-    Ok(())
+    file.sync_all().with_context(|| failed("cannot sync"))
 }

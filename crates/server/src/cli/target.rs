@@ -9,7 +9,8 @@ use super::client::Client;
 use super::{Global, Output, watch};
 use signature::encode;
 
-/// Prints rows as a table of the named columns, or `whole` as JSON.
+/// Prints rows as a table of the named columns, or `whole` as JSON. On a terminal that is narrower than the table each row is
+/// a list of its fields: wrapped lines of a table can be neither read nor copied from.
 pub(crate) fn print_rows(global: &Global, columns: &[&str], rows: &[Value], whole: &Value) {
     if global.output == Output::Json {
         println!("{whole:#}");
@@ -19,13 +20,29 @@ pub(crate) fn print_rows(global: &Global, columns: &[&str], rows: &[Value], whol
     table
         .load_style(comfy_table::presets::UTF8_FULL_CONDENSED)
         .set_header(columns);
+    let cell = |row: &Value, column: &str| {
+        let value = column.split('.').fold(row, |value, name| &value[name]);
+        plain(value)
+    };
     for row in rows {
-        table.add_row(columns.iter().map(|column| {
-            let value = column.split('.').fold(row, |value, name| &value[name]);
-            plain(value)
-        }));
+        table.add_row(columns.iter().map(|column| cell(row, column)));
     }
-    println!("{table}");
+    let text = table.to_string();
+    let wraps = table
+        .width()
+        .is_some_and(|width| text.lines().any(|line| line.chars().count() > usize::from(width)));
+    if !wraps || rows.is_empty() {
+        println!("{text}");
+        return;
+    }
+    for (index, row) in rows.iter().enumerate() {
+        if index > 0 {
+            println!();
+        }
+        for column in columns {
+            println!("{column}: {}", cell(row, column));
+        }
+    }
 }
 
 /// A value as text for a terminal.
@@ -38,13 +55,18 @@ pub(crate) fn plain(value: &Value) -> String {
     }
 }
 
-/// Prints the fields of an object, those under `ext` among them, or the object as JSON.
+/// Prints the fields of an object, those under `ext` among them, or the object as JSON. What `ext` has under the same name
+/// as DCS is the more exact of the two, and shown alone.
 pub(crate) fn print_one(global: &Global, value: &Value) {
     if global.output == Output::Json {
         println!("{value:#}");
         return;
     }
+    let ext = &value["ext"];
     for (name, value) in value.as_object().into_iter().flatten() {
+        if ext.get(name).is_some() {
+            continue;
+        }
         if let Some(inner) = value.as_object().filter(|_| name == "ext") {
             for (name, value) in inner {
                 println!("{name}: {}", plain(value));
@@ -64,6 +86,8 @@ pub(crate) struct Target {
     pub(crate) client: Client,
     /// The instance.
     pub(crate) id: String,
+    /// What the user calls it, its name or its id: so that what is advised can be typed as the first command was.
+    pub(crate) called: String,
 }
 
 impl Target {
@@ -77,21 +101,27 @@ impl Target {
             return Ok(Self {
                 client,
                 id: instance.to_owned(),
+                called: instance.to_owned(),
             });
         }
         let name = encode(instance.as_bytes());
-        let query = format!("name={name}&name_equal=true&include_failure=true&limit=2");
+        let query = format!("name={name}&name_equal=true&include_failure=true&limit=1000");
         let found = client.call("GET", "v2", "/instances", &query, None)?;
         let found = found["instances"].as_array().cloned().unwrap_or_default();
         match found.as_slice() {
             [one] => Ok(Self {
                 client,
                 id: plain(&one["instance_id"]),
+                called: instance.to_owned(),
             }),
             [] => anyhow::bail!("there is no instance {instance}: `cachekeep instance list` shows all"),
-            _ => anyhow::bail!(
-                "several instances are named {instance}: use the id, `cachekeep instance list` shows it"
-            ),
+            several => {
+                let ids: Vec<String> = several.iter().map(|one| plain(&one["instance_id"])).collect();
+                anyhow::bail!(
+                    "several instances are named {instance}: use an id, {}",
+                    ids.join(" or ")
+                )
+            }
         }
     }
 
@@ -161,12 +191,16 @@ impl Target {
             anyhow::ensure!(
                 !rows.is_empty() || given != "latest" || key != "backup",
                 "no backup of this instance has succeeded: `cachekeep backup create {} --wait` makes one",
-                self.id
+                self.called
+            );
+            anyhow::ensure!(
+                !rows.is_empty() || given != "latest",
+                "there is no {key} of this instance yet"
             );
             anyhow::ensure!(
                 !rows.is_empty(),
                 "there is no {key} {given}: `cachekeep {key} list {}` shows all",
-                self.id
+                self.called
             );
         }
     }
@@ -213,7 +247,7 @@ impl Target {
             if let Some(until) = ext["undo_until"].as_str().filter(|_| !global.quiet) {
                 eprintln!(
                     "the data from before is kept until {until} at the latest: `cachekeep restore undo {}`",
-                    self.id
+                    self.called
                 );
             }
             return Ok(ExitCode::SUCCESS);
@@ -226,12 +260,16 @@ impl Target {
         eprintln!(
             "{}",
             match (kind, ext["target_state"].as_str()) {
-                ("restore", Some("unknown")) =>
-                    "The old data does not serve yet; the service goes on trying. `cachekeep instance show` says when it does.",
+                ("restore", Some("unknown")) => format!(
+                    "The old data does not serve yet; the service goes on trying. `cachekeep instance show {}` says when it does.",
+                    self.called
+                ),
                 ("restore", _) =>
-                    "The old data serves, unchanged. Mend what is named above, or choose another backup, and restore again.",
+                    "The old data serves, unchanged. Mend what is named above, or choose another backup, and restore again."
+                        .to_owned(),
                 _ =>
-                    "Nothing is stored of it, and the instance is unchanged. Mend what is named above and back up again.",
+                    "Nothing is stored of it, and the instance is unchanged. Mend what is named above and back up again."
+                        .to_owned(),
             }
         );
         Ok(ExitCode::FAILURE)

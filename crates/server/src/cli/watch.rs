@@ -28,7 +28,8 @@ pub(crate) fn follow(
     } else {
         ProgressBar::hidden()
     };
-    if let Ok(style) = ProgressStyle::with_template("{prefix} [{bar:30}] {percent:>3}% {msg}") {
+    // A line that wraps cannot be drawn over: each step would leave one behind. What does not fit is cut, from 40 columns on.
+    if let Ok(style) = ProgressStyle::with_template("{prefix} [{bar:20}] {percent:>3}% {wide_msg}") {
         bar.set_style(style);
     }
     bar.set_prefix(what.to_owned());

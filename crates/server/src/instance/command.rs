@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::layout::{Layout, Mode, Place};
-use super::record::{self, Changes, Instance, OwnedInstance, Status};
+use super::record::{self, Changes, Instance, OwnedId, OwnedInstance, Status};
 use super::{generation, policy};
 use crate::app::App;
 use crate::catalog::{self, Tx};
@@ -269,6 +269,14 @@ pub fn find_with_deleted(
     id: &InstanceId,
 ) -> Result<OwnedInstance, Refusal> {
     record::find_with_deleted(tx, project, id)?.ok_or(Refusal::InstanceUnknown)
+}
+
+/// As [`find`] or [`find_with_deleted`], and nothing is read but that it is there.
+///
+/// # Errors
+/// [`Refusal::InstanceUnknown`].
+pub fn find_id(tx: &Tx<'_>, project: &ProjectId, id: &InstanceId, deleted: bool) -> Result<OwnedId, Refusal> {
+    record::find_id(tx, project, id, deleted)?.ok_or(Refusal::InstanceUnknown)
 }
 
 /// Refuses while a job has the instance.

@@ -6,6 +6,7 @@
 //! ```
 //! A directory exists for every state but `Removed`; a process may exist for every state but `Removed`.
 
+use super::OwnedId;
 use super::layout::{self, Place};
 use crate::catalog::{Error, Tx};
 use crate::ids::{GenerationId, InstanceId, Moment};
@@ -171,6 +172,33 @@ pub fn newest_nodes(tx: &Tx<'_>, instance: &InstanceId) -> Result<Vec<Place>, Er
         |row| layout::from_json(&row.get::<_, String>(0)?),
     )?;
     Ok(found.unwrap_or_default())
+}
+
+/// What a switch has replaced and is kept for undo.
+#[derive(Debug)]
+pub struct Kept {
+    /// The generation.
+    pub id: GenerationId,
+    /// It is removed then at the latest.
+    pub expires_at: Moment,
+}
+
+/// What the instance can be brought back to.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn kept(tx: &Tx<'_>, of: &OwnedId) -> Result<Vec<Kept>, Error> {
+    tx.all(
+        "SELECT id, expires_at_ms FROM generation \
+         WHERE instance_id = ?1 AND state <> 'removed' AND state = 'retired' AND expires_at_ms IS NOT NULL",
+        (of.id(),),
+        |row| {
+            Ok(Kept {
+                id: row.get(0)?,
+                expires_at: row.get(1)?,
+            })
+        },
+    )
 }
 
 /// What the instance's switches have replaced and is kept for undo, the newest first.

@@ -8,4 +8,4 @@ pub mod nodes;
 pub mod policy;
 pub mod record;
 
-pub use record::{Instance, OwnedInstance, Status};
+pub use record::{Instance, OwnedId, OwnedInstance, Status};

@@ -126,6 +126,17 @@ pub struct Instance {
 #[derive(Debug, Clone)]
 pub struct OwnedInstance(Instance);
 
+/// The id of an [`OwnedInstance`], for who wants no more of it.
+#[derive(Debug)]
+pub struct OwnedId(InstanceId);
+
+impl OwnedId {
+    /// The id.
+    pub fn id(&self) -> &InstanceId {
+        &self.0
+    }
+}
+
 impl std::ops::Deref for OwnedInstance {
     type Target = Instance;
 
@@ -235,6 +246,23 @@ pub fn find_with_deleted(
         row,
     )?;
     Ok(found.map(OwnedInstance))
+}
+
+/// Whether the instance is this project's. `deleted`: deleted ones count too, for their records outlive them.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn find_id(
+    tx: &Tx<'_>,
+    project: &ProjectId,
+    id: &InstanceId,
+    deleted: bool,
+) -> Result<Option<OwnedId>, Error> {
+    tx.one(
+        "SELECT 1 FROM instance WHERE id = ?1 AND project_id = ?2 AND (?3 OR status NOT IN ('deleting', 'deleted'))",
+        (id, project, deleted),
+        |_| Ok(OwnedId(id.clone())),
+    )
 }
 
 /// The instance a job names; jobs are ours and know no project.

@@ -292,7 +292,7 @@ fn claim(app: &Arc<App>) -> Option<(Claim, Gate)> {
     })
 }
 
-/// When the job must have come to its end: see [`limits::OPERATION_TIME_BASE`].
+/// When the job must have come to its end: see [`limits::operation_time`].
 ///
 /// One that must be done at whatever age is only bounded from now on: the catalogue says already what it is to bring
 /// about.
@@ -308,7 +308,7 @@ fn time_left(app: &App, claim: &Claim) -> Result<Duration, catalog::Error> {
             .read(|tx| restore::record::expected_bytes(tx, restore))?,
         _ => 0,
     };
-    let limit = limits::OPERATION_TIME_BASE + limits::time_for(expected_bytes);
+    let limit = limits::operation_time(expected_bytes);
     let age = match claim.kind {
         JobKind::Create | JobKind::Delete | JobKind::Password => 0,
         JobKind::Restart | JobKind::Flush | JobKind::Backup | JobKind::Restore => {

@@ -5,7 +5,7 @@ use std::path::Path;
 use engine::archive::Manifest;
 use engine::store::{Patience, always};
 
-use super::record::{self, Method, NewRestore, Restore, Status, TargetState};
+use super::record::{self, Method, NewRestore, Status, TargetState};
 use crate::app::App;
 use crate::backup::place;
 use crate::backup::record::{self as backups, Backup, Kind};
@@ -413,22 +413,6 @@ pub fn cancel(
     // One that waits for its turn finds it in its record.
     app.board.cancel(id);
     Ok(())
-}
-
-/// One restore record; the instance may be deleted, its records outlive it.
-///
-/// # Errors
-/// Unknown instance, unknown restore.
-pub fn find(
-    app: &App,
-    project: &ProjectId,
-    id: &InstanceId,
-    restore: &RestoreId,
-) -> Result<Restore, Refusal> {
-    app.catalog.read(|tx| {
-        let instance = instances::find_with_deleted(tx, project, id)?;
-        record::find(tx, &instance, restore)?.ok_or(Refusal::RestoreUnknown)
-    })
 }
 
 #[cfg(test)]

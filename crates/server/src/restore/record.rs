@@ -4,7 +4,7 @@ use crate::backup::record::FailureCode;
 use crate::catalog::{Error, Tx};
 use crate::ids::{BackupId, GenerationId, InstanceId, Moment, ProjectId, RestoreId};
 use crate::instance::layout::Layout;
-use crate::instance::{Instance, OwnedInstance};
+use crate::instance::{Instance, OwnedId, OwnedInstance};
 
 /// ```text
 /// Waiting ──> Running ──> Succeeded
@@ -139,130 +139,55 @@ impl rusqlite::types::FromSql for Method {
     }
 }
 
-/// A row of the table.
+/// A row of the table, as far as we decide by it; [`Told`] has the rest.
 #[derive(Debug, Clone)]
 pub struct Restore {
-    /// 1 for the instance's first restore, and so on without a gap.
-    pub ordinal: i64,
     /// Its id.
     pub id: RestoreId,
     /// `restore_20260102030405`.
     pub name: String,
     /// What was restored; stays after the backup is gone.
     pub backup_id: BackupId,
-    /// Copied when it was accepted.
-    pub backup_name: String,
-    /// Copied when it was accepted.
-    pub backup_remark: Option<String>,
-    /// Free text of who asked.
-    pub remark: Option<String>,
     /// See [`Status`].
     pub status: Status,
-    /// Hundredths of a percent.
-    pub progress_bp: i64,
-    /// `dcs.08.000x`.
-    pub error_code: Option<String>,
     /// The chain of causes, for the operator.
     pub failure: Option<String>,
-    /// The instance that the backup was made of.
-    pub source_instance_id: InstanceId,
-    /// Its name when the restore was accepted.
-    pub source_instance_name: String,
-    /// Of how many nodes that was then, see [`Layout`](crate::instance::layout::Layout).
-    pub source_layout: String,
-    /// Of how many nodes the instance was that it went into.
-    pub layout: String,
     /// See [`Method`].
     pub method: Method,
     /// `sample` or `full`.
     pub verify: String,
     /// See [`TargetState`].
     pub target_state: TargetState,
-    /// What is going on now.
-    pub phase: Option<String>,
-    /// Acknowledged bytes of the phase.
-    pub bytes_done: i64,
-    /// Expected bytes of the phase.
-    pub bytes_total: i64,
-    /// Keys that the phase has got through.
-    pub keys_done: i64,
-    /// Keys that the new generation loaded.
-    pub keys_applied: i64,
-    /// Keys compared one by one after loading.
-    pub keys_compared: i64,
-    /// Keys of the backup whose time had passed.
-    pub keys_expired: i64,
-    /// The switch as we measured it.
-    pub unavailable_us: Option<i64>,
     /// The restore that this one took back.
     pub undo_of: Option<RestoreId>,
     /// The restore that took this one back.
     pub undone_by: Option<RestoreId>,
-    /// When somebody asked for it to be given up; only before the switch was intended.
-    pub cancel_asked_at: Option<Moment>,
     /// The generation with the backup's data.
     pub new_generation_id: Option<GenerationId>,
     /// The generation that it replaced.
     pub old_generation_id: Option<GenerationId>,
-    /// Accepted; never before the record before it.
-    pub created_at: Moment,
-    /// What the clock said then.
-    pub clock_at: Moment,
-    /// Begun.
-    pub started_at: Option<Moment>,
-    /// Ended.
-    pub finished_at: Option<Moment>,
-    /// Last change.
-    pub updated_at: Moment,
 }
 
 macro_rules! columns {
     () => {
-        "ordinal, id, name, backup_id, backup_name, backup_remark, remark, status, progress_bp, error_code, failure, \
-         source_instance_id, source_instance_name, source_layout, layout, method, verify, target_state, phase, bytes_done, bytes_total, keys_done, keys_applied, \
-         keys_compared, keys_expired, unavailable_us, undo_of, undone_by, cancel_asked_at_ms, new_generation_id, \
-         old_generation_id, created_at_ms, clock_at_ms, started_at_ms, finished_at_ms, updated_at_ms"
+        "id, name, backup_id, status, failure, method, verify, target_state, undo_of, undone_by, new_generation_id, old_generation_id"
     };
 }
 
 fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Restore> {
     Ok(Restore {
-        ordinal: row.get(0)?,
-        id: row.get(1)?,
-        name: row.get(2)?,
-        backup_id: row.get(3)?,
-        backup_name: row.get(4)?,
-        backup_remark: row.get(5)?,
-        remark: row.get(6)?,
-        status: row.get(7)?,
-        progress_bp: row.get(8)?,
-        error_code: row.get(9)?,
-        failure: row.get(10)?,
-        source_instance_id: row.get(11)?,
-        source_instance_name: row.get(12)?,
-        source_layout: row.get(13)?,
-        layout: row.get(14)?,
-        method: row.get(15)?,
-        verify: row.get(16)?,
-        target_state: row.get(17)?,
-        phase: row.get(18)?,
-        bytes_done: row.get(19)?,
-        bytes_total: row.get(20)?,
-        keys_done: row.get(21)?,
-        keys_applied: row.get(22)?,
-        keys_compared: row.get(23)?,
-        keys_expired: row.get(24)?,
-        unavailable_us: row.get(25)?,
-        undo_of: row.get(26)?,
-        undone_by: row.get(27)?,
-        cancel_asked_at: row.get(28)?,
-        new_generation_id: row.get(29)?,
-        old_generation_id: row.get(30)?,
-        created_at: row.get(31)?,
-        clock_at: row.get(32)?,
-        started_at: row.get(33)?,
-        finished_at: row.get(34)?,
-        updated_at: row.get(35)?,
+        id: row.get(0)?,
+        name: row.get(1)?,
+        backup_id: row.get(2)?,
+        status: row.get(3)?,
+        failure: row.get(4)?,
+        method: row.get(5)?,
+        verify: row.get(6)?,
+        target_state: row.get(7)?,
+        undo_of: row.get(8)?,
+        undone_by: row.get(9)?,
+        new_generation_id: row.get(10)?,
+        old_generation_id: row.get(11)?,
     })
 }
 
@@ -271,11 +196,11 @@ fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Restore> {
 pub struct NewRestore<'a> {
     /// See [`Restore::backup_id`].
     pub backup_id: &'a BackupId,
-    /// See [`Restore::backup_name`].
+    /// Its name, which stays after it is gone.
     pub backup_name: &'a str,
-    /// See [`Restore::backup_remark`].
+    /// Its remark, likewise.
     pub backup_remark: Option<&'a str>,
-    /// See [`Restore::remark`].
+    /// Free text of who asked.
     pub remark: Option<&'a str>,
     /// Whose backup it is.
     pub source: &'a Instance,
@@ -442,7 +367,51 @@ pub fn expected_bytes(tx: &Tx<'_>, id: &str) -> Result<u64, Error> {
     Ok(found.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0))
 }
 
-/// A page of the instance's records, newest first, and how many the window holds. `from` and `to` bound
+/// A record as the API tells it, in pieces: see `api/restores.sql`, which keeps them.
+#[derive(Debug)]
+pub struct Told<'r> {
+    /// `{` and the eleven documented fields, of JSON.
+    pub documented: &'r [u8],
+    /// `,` and the fields that v1.0 has besides.
+    pub of_v1: &'r [u8],
+    /// `,` and what DCS does not tell, as an object that is not closed.
+    pub ext: &'r [u8],
+    /// See [`Restore::failure`].
+    pub failure: Option<&'r str>,
+    /// The generation that an undo would bring back, if it is still kept.
+    pub undo_generation: Option<&'r str>,
+}
+
+fn told<'r>(row: &'r rusqlite::Row<'_>) -> rusqlite::Result<Told<'r>> {
+    Ok(Told {
+        documented: row.get_ref(0)?.as_bytes()?,
+        ext: row.get_ref(1)?.as_bytes()?,
+        failure: row.get_ref(2)?.as_str_or_null()?,
+        undo_generation: row.get_ref(3)?.as_str_or_null()?,
+        of_v1: row.get_ref(4)?.as_bytes()?,
+    })
+}
+
+/// Tells one record of the instance. `None`: it has no such record.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn tell<T>(
+    tx: &Tx<'_>,
+    of: &OwnedId,
+    id: &RestoreId,
+    tell: impl FnOnce(&Told<'_>) -> T,
+) -> Result<Option<T>, Error> {
+    tx.one(
+        "SELECT documented, ext, told.failure, undo_generation_id, of_v1 FROM restore \
+         JOIN restore_list AS list USING (instance_id) JOIN restore_told AS told ON place = (number << 32) + ordinal \
+         WHERE restore.id = ?1 AND instance_id = ?2",
+        (id, of.id()),
+        |row| Ok(tell(&told(row)?)),
+    )
+}
+
+/// Tells a page of the instance's records, newest first, and returns how many the window holds. `from` and `to` bound
 /// `created_at` (inclusive, exclusive).
 ///
 /// Ordinals are dense and grow with `created_at`, so a window is a range of ordinals: its ends are two index
@@ -452,13 +421,14 @@ pub fn expected_bytes(tx: &Tx<'_>, id: &str) -> Result<u64, Error> {
 /// The catalogue failed.
 pub fn list(
     tx: &Tx<'_>,
-    of: &OwnedInstance,
+    of: &OwnedId,
     from: Option<Moment>,
     to: Option<Moment>,
     offset: u64,
     limit: u64,
-) -> Result<(u64, Vec<Restore>), Error> {
-    let instance = &of.id;
+    mut tell: impl FnMut(&Told<'_>),
+) -> Result<u64, Error> {
+    let instance = of.id();
     let first = match from {
         None => Some(1),
         Some(from) => tx.one(
@@ -480,26 +450,26 @@ pub fn list(
         )?,
     };
     let (Some(first), Some(last)) = (first, last) else {
-        return Ok((0, Vec::new()));
+        return Ok(0);
     };
     let total = u64::try_from(last - first + 1).unwrap_or(0);
     if offset >= total {
-        return Ok((total, Vec::new()));
+        return Ok(total);
     }
     let top = last - i64::try_from(offset).unwrap_or(i64::MAX);
     let bottom = top
         .saturating_sub(i64::try_from(limit).unwrap_or(i64::MAX) - 1)
         .max(first);
-    let rows = tx.all(
-        concat!(
-            "SELECT ",
-            columns!(),
-            " FROM restore WHERE instance_id = ?1 AND ordinal BETWEEN ?2 AND ?3 ORDER BY ordinal DESC"
-        ),
+    tx.each(
+        "SELECT documented, ext, failure, undo_generation_id, of_v1 FROM restore_list CROSS JOIN restore_told \
+         WHERE instance_id = ?1 AND place BETWEEN (number << 32) + ?2 AND (number << 32) + ?3 ORDER BY place DESC",
         (instance, bottom, top),
-        row,
+        |row| {
+            tell(&told(row)?);
+            Ok(())
+        },
     )?;
-    Ok((total, rows))
+    Ok(total)
 }
 
 /// Waiting → Running, or Running again after a crash before the switch was intended. `false`: the record has
@@ -689,4 +659,106 @@ pub fn that_replaced(
         (instance, old),
         |row| row.get(0),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::catalog::Catalog;
+
+    #[test]
+    fn a_record_is_told_as_it_is_whatever_texts_and_moments_it_holds_and_whoever_changes_it() {
+        let directory = std::env::temp_dir().join(format!("cachekeep-{}", crate::secrets::random_hex(8)));
+        std::fs::create_dir(&directory).unwrap();
+        let path = directory.join("catalog.sqlite");
+        Catalog::open(&path).unwrap();
+        // An operator's shell, which keeps no foreign keys either.
+        let shell = rusqlite::Connection::open(&path).unwrap();
+        shell.pragma_update(None, "foreign_keys", false).unwrap();
+        let told = |ordinal: i64| -> Value {
+            let texts = shell.query_row(
+                "SELECT documented, ext, of_v1 FROM restore_list JOIN restore_told ON place = (number << 32) + ?1 \
+                 WHERE instance_id = 'of'",
+                (ordinal,),
+                |row| Ok([row.get::<_, String>(0)?, row.get(2)?, row.get(1)?]),
+            );
+            let text = texts.unwrap().concat() + "}}";
+            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+        };
+        let odd = [
+            "",
+            "it's \"quoted\" \\ and /slashed/",
+            "null",
+            "{\"a\": [1]}",
+            "a\u{0}b\u{1}\t\r\n\u{1f}\u{7f}",
+            "\u{2028}\u{fffd} Grüße \u{1f600}",
+        ];
+        let moments = [0, 1, 999, 1_700_000_000_001, 951_827_696_789, 253_402_300_799_999];
+        let insert = "INSERT INTO restore (instance_id, ordinal, id, project_id, name, backup_id, backup_name, backup_remark, \
+             remark, status, progress_bp, error_code, source_instance_id, source_instance_name, method, verify, target_state, \
+             phase, undo_of, unavailable_us, created_at_ms, clock_at_ms, started_at_ms, finished_at_ms, updated_at_ms) \
+             VALUES ('of', ?1, ?2, 'p', ?2, ?2, ?2, ?3, ?3, 'failed', ?4, 'dcs.08.0002', ?2, ?2, 'side_load', 'sample', \
+             'untouched', ?3, ?3, ?5, ?6, ?6, ?7, ?6, ?6)";
+        for (at, (text, moment)) in odd.into_iter().zip(moments).enumerate() {
+            let ordinal = i64::try_from(at).unwrap() + 1;
+            for null in [false, true] {
+                let ordinal = ordinal * 2 - i64::from(null);
+                let or_null = Some(text).filter(|_| !null);
+                let begun = Some(moment).filter(|_| !null);
+                let progress = [(-1, "0.00"), (7, "0.07"), (4250, "42.50"), (10_000, "100.00")][at % 4];
+                let id = format!("{ordinal}{text}");
+                let unavailable = Some(moment).filter(|_| null);
+                let row = (ordinal, &id, or_null, progress.0, unavailable, moment, begun);
+                shell.execute(insert, row).unwrap();
+                let (found, stamp) = (told(ordinal), Moment(moment).iso());
+                assert_eq!(
+                    found,
+                    json!({
+                        "restore_id": id, "restore_name": id, "backup_id": id, "backup_name": id, "backup_remark": or_null,
+                        "restore_remark": or_null, "status": "failed", "progress": progress.1, "created_at": stamp,
+                        "updated_at": stamp, "error_code": "dcs.08.0002", "sourceInstanceId": id,
+                        "sourceInstanceName": id, "ext": {
+                            "ordinal": ordinal, "phase": or_null, "bytes_done": 0, "bytes_total": 0, "keys_done": 0,
+                            "keys_applied": 0, "keys_skipped": 0, "keys_failed": 0, "keys_compared": 0, "keys_expired": 0,
+                            "target_state": "untouched", "source_instance_id": id, "source_instance_name": id,
+                            "source_layout": "single", "layout": "single", "undo_of": or_null, "undone_by": null,
+                            "cancel_asked_at": null, "method": "side_load", "verify": "sample",
+                            "unavailable_us": unavailable, "started_at": begun.map(|_| &stamp), "finished_at": stamp,
+                            "clock_at": stamp
+                        }
+                    })
+                );
+            }
+        }
+        shell
+            .execute("UPDATE restore SET undone_by = 'x' WHERE ordinal = 3", ())
+            .unwrap();
+        assert_eq!(told(3)["ext"]["undone_by"], "x");
+        assert_eq!(told(5)["ext"]["undone_by"], Value::Null);
+        let numbers: (i64, i64) = shell
+            .query_row("SELECT count(*), max(number) FROM restore_list", (), |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })
+            .unwrap();
+        assert_eq!(numbers, (1, 1));
+        let pairs: i64 = shell
+            .query_row("SELECT count(*) FROM restore_told", (), |row| row.get(0))
+            .unwrap();
+        assert_eq!(pairs, 12, "each record is told once");
+        for (ordinal, status, word) in [
+            (101, "running", "restoring"),
+            (102, "waiting", "waiting"),
+            (103, "succeeded", "succeed"),
+        ] {
+            let insert = insert.replace("'failed'", &format!("'{status}'"));
+            let none = None::<i64>;
+            shell
+                .execute(&insert, (ordinal, word, word, 0, none, 1, none))
+                .unwrap();
+            assert_eq!(told(ordinal)["status"], word);
+        }
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
 }

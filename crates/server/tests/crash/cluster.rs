@@ -541,6 +541,7 @@ fn a_restore_cancelled_in_any_phase_leaves_the_old_data_served_and_one_that_swit
     let in_place = Run {
         failpoints: "restore.old_stopped:stall".to_owned(),
         memory_available: Some(1 << 20),
+        ..Run::default()
     };
     let with_downtime = |world: &World| {
         let (status, answer) = world.ask_for_restore("two", &of_single, true).unwrap();

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use xtask::fill::Random;
 use xtask::scratch::Scratch;
+use xtask::small_disk::{Mounted, SmallDisk};
 
 use crate::checker::{self, Catalogue, Form, Restore};
 use crate::lifecycle::wait_until;
@@ -335,45 +337,22 @@ fn a_stranger_on_the_port_of_an_engine_that_died_is_waited_out() {
     checker::check(&mut world, Form::Cheap, "the stranger is gone");
 }
 
-/// A small file system, gone on drop.
-struct SmallDisk {
-    at: PathBuf,
+/// A small file system that can be filled up.
+struct FullDisk {
+    disk: SmallDisk,
     ballast: PathBuf,
-    /// Outlives the mount.
-    _folder: Scratch,
 }
 
-impl SmallDisk {
-    /// `None` where we may not mount: neither root nor sudo without a password.
-    fn mount(megabytes: u32) -> Option<Self> {
-        let folder = Scratch::new("disk").unwrap();
-        let at = folder.path().join("disk");
-        std::fs::create_dir(&at).unwrap();
-        let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
-        let mounted = as_root("mount")
-            .args(["-t", "tmpfs", "-o"])
-            .arg(format!(
-                "size={megabytes}m,mode=755,uid={},gid={}",
-                uid.as_raw(),
-                gid.as_raw()
-            ))
-            .args(["tmpfs"])
-            .arg(&at)
-            .status();
-        // Engines of another user live below it.
-        use std::os::unix::fs::PermissionsExt;
-        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-        mounted.is_ok_and(|status| status.success()).then(|| Self {
-            ballast: at.join("ballast"),
-            at,
-            _folder: folder,
-        })
+impl FullDisk {
+    fn new(disk: SmallDisk) -> Self {
+        let ballast = disk.path().join("ballast");
+        Self { disk, ballast }
     }
 
     fn free_bytes(&self) -> u64 {
         let output = Command::new("stat")
             .args(["-f", "-c", "%a %S"])
-            .arg(&self.at)
+            .arg(self.disk.path())
             .output()
             .unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
@@ -393,27 +372,34 @@ impl SmallDisk {
     }
 }
 
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _reported_by_the_folder = as_root("umount").arg("-l").arg(&self.at).status();
-    }
-}
-
-/// A file system on a directory, which cannot be removed then; gone on drop.
+/// A directory that cannot be removed by this user; it can on drop. Root removes everything but what a file system lies on,
+/// everybody else nothing from a directory that is not to be written.
 struct InTheWay(PathBuf);
 
 impl InTheWay {
-    /// `None` where we may not mount.
-    fn mount(at: PathBuf) -> Option<Self> {
+    fn put(at: PathBuf) -> Self {
         std::fs::create_dir(&at).unwrap();
-        let mounted = as_root("mount").args(["-t", "tmpfs", "none"]).arg(&at).status();
-        mounted.is_ok_and(|status| status.success()).then(|| Self(at))
+        if rustix::process::geteuid().is_root() {
+            let mounted = Command::new("mount")
+                .args(["-t", "tmpfs", "none"])
+                .arg(&at)
+                .status();
+            assert!(mounted.unwrap().success(), "a mount on {}", at.display());
+        } else {
+            std::fs::write(at.join("stays"), "").unwrap();
+            std::fs::set_permissions(&at, std::fs::Permissions::from_mode(0o500)).unwrap();
+        }
+        Self(at)
     }
 }
 
 impl Drop for InTheWay {
     fn drop(&mut self) {
-        let _reported_by_the_checker = as_root("umount").arg("-l").arg(&self.0).status();
+        if rustix::process::geteuid().is_root() {
+            let _reported_by_the_checker = Command::new("umount").arg("-l").arg(&self.0).status();
+        } else {
+            let _gone_already = std::fs::set_permissions(&self.0, std::fs::Permissions::from_mode(0o700));
+        }
     }
 }
 
@@ -430,10 +416,7 @@ fn a_failed_restore_whose_new_generation_does_not_go_ends_all_the_same() {
     assert_eq!(status, 200);
     wait_until("it is loaded", || !world.marks().is_empty());
     let new = world.engines().into_iter().find(|(pid, _)| *pid != old);
-    let Some(in_the_way) = InTheWay::mount(new.unwrap().1.join("busy")) else {
-        not_shown("a generation's directory that cannot be removed", MOUNTING);
-        return;
-    };
+    let in_the_way = InTheWay::put(new.unwrap().1.join("busy"));
     wait_until("no job is left", || {
         Catalogue::open(&world).count("SELECT count(*) FROM job WHERE state <> 'done'") == 0
     });
@@ -449,8 +432,6 @@ fn a_failed_restore_whose_new_generation_does_not_go_ends_all_the_same() {
     checker::check(&mut world, Form::Cheap, "it went later");
 }
 
-const MOUNTING: &str = "mounting a file system needs root or sudo";
-
 /// Not captured, as what a test that passes prints would be.
 pub fn not_shown(what: &str, why: &str) {
     use std::io::Write;
@@ -458,22 +439,18 @@ pub fn not_shown(what: &str, why: &str) {
     std::io::stderr().write_all(said.as_bytes()).unwrap();
 }
 
-fn as_root(program: &str) -> Command {
-    if rustix::process::geteuid().is_root() {
-        return Command::new(program);
-    }
-    let mut command = Command::new("sudo");
-    command.args(["-n", program]);
-    command
-}
-
 #[test]
 fn a_full_disk_fails_clearly_at_any_point_and_all_works_again_with_room() {
-    let Some(disk) = SmallDisk::mount(64) else {
-        not_shown("a full disk", MOUNTING);
-        return;
+    let name = "faults::a_full_disk_fails_clearly_at_any_point_and_all_works_again_with_room";
+    let disk = match SmallDisk::mount(64, name) {
+        Mounted::Here(disk) => FullDisk::new(disk),
+        Mounted::Elsewhere => return,
+        Mounted::Nowhere(why) => {
+            not_shown("a full disk", &format!("no small file system: {why}"));
+            return;
+        }
     };
-    let mut world = World::start_on(Scratch::new("crash").unwrap(), disk.at.join("data"), &[]);
+    let mut world = World::start_on(Scratch::new("crash").unwrap(), disk.disk.path().join("data"), &[]);
     world.create("one", "redis.single.xu1.tiny.128", "aof");
     world.fill("one", 26, 3000);
     world

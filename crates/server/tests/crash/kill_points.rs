@@ -307,6 +307,7 @@ fn hit(world: &mut World, operation: Operation, place: &str, action: &str, backu
     world.restart(&Run {
         failpoints: format!("{failure}{place}:{action}"),
         memory_available: matches!(operation, InPlace | InPlaceFails).then_some(1 << 20),
+        ..Run::default()
     });
     ask(world, operation, &subject, backup);
     let died = world.wait_idle_or_dead(Duration::from_secs(60));

@@ -12,6 +12,7 @@
 
 mod checker;
 mod cluster;
+mod deadline;
 mod faults;
 mod kill_points;
 mod lifecycle;

@@ -26,6 +26,8 @@ pub struct Run {
     pub failpoints: String,
     /// `CACHEKEEP_MEMORY_AVAILABLE`.
     pub memory_available: Option<u64>,
+    /// `CACHEKEEP_OPERATION_SECONDS`.
+    pub operation_seconds: Option<u64>,
 }
 
 impl Run {
@@ -156,6 +158,9 @@ impl World {
             .stderr(log);
         if let Some(bytes) = run.memory_available {
             command.env("CACHEKEEP_MEMORY_AVAILABLE", bytes.to_string());
+        }
+        if let Some(seconds) = run.operation_seconds {
+            command.env("CACHEKEEP_OPERATION_SECONDS", seconds.to_string());
         }
         self.child = Some(command.spawn().unwrap());
     }

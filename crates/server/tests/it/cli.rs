@@ -1,5 +1,6 @@
 //! The command line: its JSON is the API's, its exit codes say what happened, and `serve` refuses what is unsafe.
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
@@ -399,10 +400,8 @@ fn serve_refuses_clear_text_beyond_this_machine_and_a_second_process_on_its_data
     }
 }
 
-#[test]
-fn the_command_line_works_over_https_with_a_certificate_of_ones_own() {
-    let folder = Scratch::new("tls").unwrap();
-    let (certificate, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
+/// A self-signed certificate for this machine and its key, in these files.
+fn make_certificate(certificate: &Path, key: &Path) {
     let made = Command::new("openssl")
         .args([
             "req",
@@ -416,12 +415,129 @@ fn the_command_line_works_over_https_with_a_certificate_of_ones_own() {
             "/CN=localhost",
         ])
         .args(["-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost", "-keyout"])
-        .arg(&key)
+        .arg(key)
         .arg("-out")
-        .arg(&certificate)
+        .arg(certificate)
         .output()
         .unwrap();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
+
+#[test]
+fn a_serve_that_is_refused_says_why_and_leaves_no_data_directory() {
+    let folder = Scratch::new("refused").unwrap();
+    let data = folder.path().join("made/by/serve");
+    let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (certificate, key, other, other_key) = (
+        file("cert.pem"),
+        file("key.pem"),
+        file("other.pem"),
+        file("other-key.pem"),
+    );
+    make_certificate(certificate.as_ref(), key.as_ref());
+    make_certificate(other.as_ref(), other_key.as_ref());
+    let (empty, plain, broken) = (file("empty"), file("plain"), file("broken.pem"));
+    std::fs::write(&empty, "").unwrap();
+    std::fs::write(&plain, "no PEM at all\n").unwrap();
+    let whole = std::fs::read_to_string(&certificate).unwrap();
+    std::fs::write(&broken, whole.replacen("MII", "M!I", 1)).unwrap();
+    let stranger = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = stranger.local_addr().unwrap().to_string();
+    let tls = |certificate: &str, key: &str| {
+        [
+            "--listen",
+            "127.0.0.1:0",
+            "--tls-cert",
+            certificate,
+            "--tls-key",
+            key,
+        ]
+        .map(str::to_owned)
+    };
+    for (words, parts) in [
+        (
+            vec!["--listen".to_owned(), taken.clone()],
+            vec![taken.as_str(), "--listen"],
+        ),
+        (
+            ["--listen", "0.0.0.0:0"].map(str::to_owned).to_vec(),
+            vec!["--tls-cert", "--insecure"],
+        ),
+        (vec!["--undo-keep=-1".to_owned()], vec!["--undo-keep"]),
+        (
+            tls("/nowhere/cert.pem", &key).to_vec(),
+            vec!["--tls-cert /nowhere/cert.pem", "openssl req"],
+        ),
+        (
+            tls(&certificate, "/nowhere/key.pem").to_vec(),
+            vec!["--tls-key /nowhere/key.pem", "openssl req"],
+        ),
+        (
+            tls(&empty, &key).to_vec(),
+            vec!["--tls-cert", &empty, "it is empty", "openssl req"],
+        ),
+        (
+            tls(&plain, &key).to_vec(),
+            vec!["--tls-cert", &plain, "no PEM", "openssl req"],
+        ),
+        (tls(&broken, &key).to_vec(), vec!["--tls-cert", &broken, "broken"]),
+        // The two mixed up: the first that is read says what it holds instead.
+        (
+            tls(&key, &certificate).to_vec(),
+            vec!["--tls-cert", "it holds: PRIVATE KEY"],
+        ),
+        (
+            tls(&certificate, &certificate).to_vec(),
+            vec!["--tls-key", "it holds: CERTIFICATE", "openssl req"],
+        ),
+        (
+            tls(&certificate, &other_key).to_vec(),
+            vec![&certificate, &other_key, "the key must be that of"],
+        ),
+    ] {
+        let said = refused_serve(&words.iter().map(String::as_str).collect::<Vec<_>>(), &data);
+        for part in parts {
+            assert!(said.contains(part), "{words:?}: {part}: {said}");
+        }
+        assert!(
+            !folder.path().join("made").exists(),
+            "{words:?} left a data directory"
+        );
+    }
+}
+
+#[test]
+fn serve_listens_where_a_name_leads_and_refuses_what_is_no_address() {
+    let service = Service::start_with(&["--listen", "localhost:0"], &[]);
+    assert!(service.admin("endpoint").starts_with("http://127.0.0.1:"));
+    service.run_json(&["instance", "list"]);
+    let folder = Scratch::new("refused").unwrap();
+    let data = folder.path().join("data");
+    for wrong in [
+        "localhost",
+        "8635",
+        ":8635",
+        "localhost:http",
+        "127.0.0.1:70000",
+        "no.such.name.invalid:8635",
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_cachekeep"))
+            .args(["serve", "--listen", wrong, "--data-dir"])
+            .arg(&data)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(2), "{wrong}");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains("localhost:8635"), "{wrong}: {said}");
+    }
+    assert!(!data.exists());
+}
+
+#[test]
+fn the_command_line_works_over_https_with_a_certificate_of_ones_own() {
+    let folder = Scratch::new("tls").unwrap();
+    let (certificate, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
+    make_certificate(&certificate, &key);
     let words = [
         "--tls-cert",
         certificate.to_str().unwrap(),

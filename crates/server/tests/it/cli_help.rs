@@ -4,6 +4,7 @@ use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
+use xtask::scratch::Scratch;
 
 use crate::service::{Service, wait};
 
@@ -276,6 +277,204 @@ fn who_waits_sees_lines_or_a_bar_and_what_comes_next() {
         let shown = caller.get(&format!("/instances/{instance}")).json();
         (shown["status"] == "RUNNING").then_some(())
     });
+}
+
+/// What a terminal of so many columns shows of a call: the lines as they were written, without what only moves or colours.
+fn on_a_terminal(service: &Service, columns: u16, words: &str) -> Vec<String> {
+    let call = format!(
+        "stty cols {columns} rows 24; {} {words} --data-dir '{}'",
+        env!("CARGO_BIN_EXE_cachekeep"),
+        service.data().display()
+    );
+    let output = Command::new("script")
+        .args(["-qec", &call, "/dev/null"])
+        .stdin(Stdio::null())
+        .env("TERM", "xterm")
+        .output()
+        .unwrap();
+    let screen = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{screen}");
+    let mut plain = String::new();
+    let mut letters = screen.chars();
+    while let Some(letter) = letters.next() {
+        match letter {
+            // A sequence ends with its first letter.
+            '\u{1b}' => {
+                letters.by_ref().find(char::is_ascii_alphabetic);
+            }
+            '\r' => plain.push('\n'),
+            other => plain.push(other),
+        }
+    }
+    plain.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn the_bar_stays_on_one_line_of_a_terminal_of_80_and_of_40_columns() {
+    // It stands still in mid-capture, where there is most to tell.
+    let service = Service::start_with(
+        &[],
+        &[(
+            "CACHEKEEP_FAILPOINT",
+            "backup.mid_capture:stall,sideload.mid_place:stall",
+        )],
+    );
+    let caller = service.caller();
+    let instance = caller.make_instance("narrow");
+    let mut engine = caller.engine(&instance);
+    engine
+        .ask(&["DEBUG", "POPULATE", "100000", "key", "300"])
+        .unwrap();
+    for (columns, words) in [
+        (80, "backup create narrow --wait"),
+        (40, "restore create narrow --backup latest --wait"),
+    ] {
+        let lines = on_a_terminal(&service, columns, words);
+        let bars: Vec<&String> = lines.iter().filter(|line| line.contains(" [")).collect();
+        assert!(
+            bars.iter()
+                .any(|line| line.contains("% ca") || line.contains("% l")),
+            "{bars:#?}"
+        );
+        for line in bars {
+            let width = line.chars().count();
+            assert!(
+                width <= usize::from(columns),
+                "{width} of {columns} columns: {line:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_service_that_is_away_and_a_key_that_is_not_accepted_are_told_with_what_to_do() {
+    let mut service = Service::start();
+    let mut key = service.run_json(&["key", "create", "--project", "local"]);
+    key["sk"] = json!("not the one");
+    let file = service.data().join("wrong.json");
+    std::fs::write(&file, key.to_string()).unwrap();
+    let file = file.to_str().unwrap();
+    let said = |service: &Service, words: &[&str]| {
+        let output = service.run(words);
+        assert_eq!(output.status.code(), Some(1), "{words:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let refused = said(&service, &["instance", "list", "--credentials", file]);
+    for part in ["APIGW.0301", file, "`cachekeep key list`"] {
+        assert!(refused.contains(part), "{part}: {refused}");
+    }
+    service.kill();
+    let away = said(&service, &["instance", "list"]);
+    for part in [service.admin("endpoint"), "admin.json", "`cachekeep serve`"] {
+        assert!(away.contains(part), "{part}: {away}");
+    }
+}
+
+#[test]
+fn a_download_goes_into_a_directory_that_is_named_and_leaves_nothing_where_it_fails() {
+    let service = Service::start();
+    let caller = service.caller();
+    let instance = caller.make_instance("fetched");
+    caller.make_backup(&instance, "");
+    let folder = Scratch::new("download").unwrap();
+    let to = |path: &str| folder.path().join(path).to_str().unwrap().to_owned();
+    let fetched = service.run_json(&["backup", "download", "fetched", "latest", "--to", &to("")]);
+    assert!(
+        fetched["file"].as_str().unwrap().starts_with(&to("")),
+        "{fetched}"
+    );
+    let names = || std::fs::read_dir(folder.path()).unwrap().count();
+    assert_eq!(names(), 1, "the file and no part of it");
+    // What is written goes to a device that is always full.
+    std::os::unix::fs::symlink("/dev/full", to("spoilt.rdb.part")).unwrap();
+    let failed = service.run(&[
+        "backup",
+        "download",
+        "fetched",
+        "latest",
+        "--to",
+        &to("spoilt.rdb"),
+    ]);
+    assert_eq!(failed.status.code(), Some(1));
+    let said = String::from_utf8(failed.stderr).unwrap();
+    assert!(said.contains("No space left"), "{said}");
+    let missing = service.run(&[
+        "backup",
+        "download",
+        "fetched",
+        "latest",
+        "--to",
+        &to("no/such.rdb"),
+    ]);
+    assert_eq!(missing.status.code(), Some(1));
+    assert_eq!(names(), 1, "no part of what failed");
+    // Two of one name are told apart by their ids, which the refusal names.
+    let other = caller.make_instance("fetched");
+    let output = service.run(&["instance", "show", "fetched"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains(&instance) && said.contains(&other), "{said}");
+    let output = service.run(&["restore", "show", &other, "latest"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("no restore of this instance yet"), "{said}");
+}
+
+#[test]
+fn a_list_that_is_wider_than_the_terminal_is_shown_field_by_field() {
+    let service = Service::start();
+    let id = service.caller().make_instance("listed");
+    let narrow = on_a_terminal(&service, 60, "instance list");
+    assert!(narrow.contains(&format!("instance_id: {id}")), "{narrow:#?}");
+    let wide = on_a_terminal(&service, 200, "instance list");
+    assert!(
+        !wide.iter().any(|line| line.starts_with("instance_id: ")),
+        "{wide:#?}"
+    );
+    assert!(wide.iter().any(|line| line.contains(&id)), "{wide:#?}");
+}
+
+#[test]
+fn what_is_advised_names_the_instance_as_the_user_did_and_nothing_is_shown_twice() {
+    let service = Service::start();
+    let id = service.caller().make_instance("named");
+    for called in ["named", id.as_str()] {
+        let said = |words: &[&str]| String::from_utf8(service.run(words).stderr).unwrap();
+        let advised = said(&["restore", "create", called, "--backup", "latest"]);
+        assert!(
+            advised.contains(&format!("`cachekeep backup create {called} --wait`")),
+            "{advised}"
+        );
+        let advised = said(&["backup", "show", called, "backup_20200101000000"]);
+        assert!(
+            advised.contains(&format!("`cachekeep backup list {called}`")),
+            "{advised}"
+        );
+        service.run_json(&["backup", "create", called, "--wait", "-q"]);
+        let advised = said(&["restore", "create", called, "--backup", "latest", "--wait"]);
+        assert!(
+            advised.contains(&format!("`cachekeep restore undo {called}`")),
+            "{advised}"
+        );
+        let backup = service.run_json(&["backup", "show", called, "latest"]);
+        let deleted = service.run(&["backup", "delete", called, backup["backup_id"].as_str().unwrap()]);
+        assert!(deleted.status.success());
+    }
+    for words in [
+        ["instance", "show", "named"].as_slice(),
+        &["restore", "show", "named", "latest"],
+    ] {
+        let shown = String::from_utf8(service.run(words).stdout).unwrap();
+        let mut names: Vec<&str> = shown.lines().filter_map(|line| line.split(": ").next()).collect();
+        names.sort_unstable();
+        let all = names.len();
+        names.dedup();
+        assert_eq!(names.len(), all, "{shown}");
+    }
+    let shown = String::from_utf8(service.run(&["instance", "show", "named"]).stdout).unwrap();
+    let version = shown
+        .lines()
+        .find(|line| line.starts_with("engine_version: "))
+        .unwrap();
+    assert!(version.matches('.').count() >= 2, "the whole version: {version}");
 }
 
 fn files_below(folder: &std::path::Path, found: &mut Vec<std::path::PathBuf>) {

@@ -333,29 +333,66 @@ fn a_broken_catalogue_is_a_500_with_the_code_of_its_operation_and_a_line_in_the_
     let caller = service.caller();
     let instance = caller.make_instance("broken");
     let backup = caller.make_backup(&instance, "");
-    let path = |what: &str| format!("/instances/{instance}/{what}");
-    let wish = json!({"backup_id": backup});
-    for (table, method, what, body, v2, v1) in [
-        ("restore", "GET", "restores", None, "DCS.5079", "111500079"),
+    let one = format!("/instances/{instance}");
+    let (backups, restores) = (format!("{one}/backups"), format!("{one}/restores"));
+    let restore = json!({"backup_id": backup});
+    let another = json!({"name": "another", "engine": "Redis", "spec_code": "redis.single.xu1.tiny.128",
+                         "no_password_access": true});
+    let restart = json!({"instances": [instance], "action": "restart"});
+    let password = json!({"new_password": "Abcdefg1"});
+    for (table, method, path, body, v2, v1) in [
+        ("restore", "GET", restores.as_str(), None, "DCS.5079", "111500079"),
         (
             "restore",
             "POST",
-            "restores",
-            Some(&wish),
+            &restores,
+            Some(&restore),
             "DCS.5092",
             "111500092",
         ),
-        ("backup", "GET", "backups", None, "DCS.5078", "111500078"),
-        ("backup", "POST", "backups", None, "DCS.5090", "111500090"),
+        ("backup", "GET", &backups, None, "DCS.5078", "111500078"),
+        ("backup", "POST", &backups, None, "DCS.5090", "111500090"),
+        ("instance", "GET", "/instances", None, "DCS.5024", "111500024"),
+        ("instance", "GET", &one, None, "DCS.5024", "111500024"),
+        (
+            "instance",
+            "POST",
+            "/instances",
+            Some(&another),
+            "DCS.5031",
+            "111500031",
+        ),
+        (
+            "instance",
+            "PUT",
+            "/instances/status",
+            Some(&restart),
+            "DCS.5006",
+            "111500006",
+        ),
+        (
+            "instance",
+            "POST",
+            &format!("{one}/password/reset"),
+            Some(&password),
+            "DCS.5006",
+            "111500006",
+        ),
+        ("instance", "DELETE", &one, None, "DCS.5006", "111500006"),
     ] {
         service.sql(&format!("ALTER TABLE {table} RENAME TO broken"));
-        let answer = caller.v2(method, &path(what), body);
+        let answer = caller.v2(method, path, body);
         check_flat(&answer.clone().refused(&format!("500 {v2}")));
         let id = answer.header("x-request-id").unwrap();
         assert!(service.log().contains(id), "the log names the request");
         assert!(!answer.text().contains("broken"), "{}", answer.text());
-        caller.v1(method, &path(what), body).refused(&format!("500 {v1}"));
+        caller.v1(method, path, body).refused(&format!("500 {v1}"));
         service.sql(&format!("ALTER TABLE broken RENAME TO {table}"));
-        caller.get(&path(what)).expect(200);
+        caller.get(&restores).expect(200);
     }
+    let listed = caller.get("/instances").expect(200).json();
+    assert_eq!(
+        listed["instance_num"], 1,
+        "what failed is not half done: {listed}"
+    );
 }

@@ -4,6 +4,7 @@
 
 mod alone;
 mod beside_api;
+mod broken_engine;
 mod busy;
 mod by_hand;
 mod cli;
@@ -30,6 +31,7 @@ mod keys;
 mod layouts;
 mod openapi;
 mod paging;
+mod policy;
 mod polling;
 mod pressure;
 mod readme;

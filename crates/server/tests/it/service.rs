@@ -43,13 +43,8 @@ fn engine_ports() -> String {
 fn spawn(folder: &Scratch, words: &[&str], variables: &[(&str, &str)]) -> Child {
     let log = File::create(folder.path().join("log")).unwrap();
     Command::new(env!("CARGO_BIN_EXE_cachekeep"))
-        .args([
-            "serve",
-            "--listen",
-            "127.0.0.1:0",
-            "--engine-ports",
-            &engine_ports(),
-        ])
+        .args(["serve", "--engine-ports", &engine_ports()])
+        .env("CACHEKEEP_LISTEN", "127.0.0.1:0")
         .arg("--data-dir")
         .arg(folder.path().join("data"))
         .args(words)
