@@ -149,8 +149,11 @@ fn a_port_taken_while_the_engine_was_down_makes_the_instance_error_until_it_is_f
     let caller = service.caller();
     let (instance, backup) = instance_with_a_key(&service, "portless");
     let port = u16::try_from(shown(&caller, &instance)["port"].as_u64().unwrap()).unwrap();
-    kill(engine_of(&service).0);
-    let stranger = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    // The service may have started the engine again before the port is ours.
+    let stranger = wait("the port of the killed engine", || {
+        processes_in(&service.data()).into_iter().for_each(kill);
+        TcpListener::bind(("127.0.0.1", port)).ok()
+    });
     let broken = wait_status(&caller, &instance, "ERROR");
     let why = broken["ext"]["failure"].as_str().unwrap();
     assert!(why.contains(&port.to_string()), "{why}");

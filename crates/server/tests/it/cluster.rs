@@ -222,7 +222,15 @@ fn a_cluster_is_made_shown_found_again_after_every_process_was_killed_and_delete
         (&json!(1), 6)
     );
 
-    // The last second may be lost where the kernel goes down too; a killed process loses nothing that it answered.
+    // The last second may be lost where the kernel goes down too. A killed process loses what it still holds back, which it
+    // does for up to two seconds while its file is being synced (aof.c, flushAppendOnlyFile).
+    for port in &all {
+        wait("the engine's file to have all", || {
+            says(*port, &["INFO", "persistence"])
+                .contains("aof_buffer_length:0\r")
+                .then_some(())
+        });
+    }
     service.kill();
     service.kill_engines();
     service.start_again();
