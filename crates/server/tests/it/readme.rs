@@ -33,3 +33,26 @@ pub fn run(service: &Service, folder: &Path, lines: &str) -> String {
     assert!(output.status.success(), "{lines}: {told}");
     told
 }
+
+#[test]
+fn the_tests_that_the_promises_name_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let text = std::fs::read_to_string(root.join("docs/promises.md")).unwrap();
+    let mut named = 0;
+    for words in text.split('`').skip(1).step_by(2) {
+        let Some((file, name)) = words.split_once(' ') else {
+            continue;
+        };
+        let Some((package, file)) = file.split_once(':') else {
+            continue;
+        };
+        let folder = root.join("crates").join(package).join("tests").join(file);
+        let known = std::fs::read_dir(&folder).unwrap().any(|entry| {
+            let source = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+            source.contains(&format!("#[test]\nfn {name}"))
+        });
+        assert!(known, "docs/promises.md names {words}, which is no test");
+        named += 1;
+    }
+    assert!(named > 30, "{named}");
+}
