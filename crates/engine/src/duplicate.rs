@@ -1,4 +1,4 @@
-//! A file for what the search for duplicate keys does not keep in memory, see [`rdb::Spill`].
+//! A file for what the search for duplicate keys or members does not keep in memory, see [`rdb::Spill`].
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -27,12 +27,16 @@ impl SpillFile {
         })
     }
 
-    /// A validator that compares every key with every other, by a file in `directory`.
+    /// A validator that compares every key with every other, and every member of a value with all of its value, by two
+    /// files in `directory`.
     ///
     /// # Errors
     /// As [`create`](Self::create).
     pub fn validator(directory: &Path) -> Result<rdb::Validator, Error> {
-        Ok(rdb::Validator::new().with_spill(Box::new(Self::create(directory)?)))
+        Ok(rdb::Validator::new().with_spills(
+            Box::new(Self::create(directory)?),
+            Box::new(Self::create(directory)?),
+        ))
     }
 }
 
@@ -45,6 +49,12 @@ impl rdb::Spill for SpillFile {
 
     fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
         self.file.read_exact_at(buffer, offset)
+    }
+
+    fn clear(&mut self) -> std::io::Result<()> {
+        self.file.set_len(0)?;
+        self.bytes = 0;
+        Ok(())
     }
 }
 

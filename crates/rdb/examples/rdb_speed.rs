@@ -22,6 +22,11 @@ impl rdb::Spill for Kept {
         buffer.copy_from_slice(&self.0[start..start + buffer.len()]);
         Ok(())
     }
+
+    fn clear(&mut self) -> std::io::Result<()> {
+        self.0.clear();
+        Ok(())
+    }
 }
 
 fn best(mut run: impl FnMut()) -> Duration {
@@ -135,7 +140,7 @@ fn measure(name: &str, bytes: &[u8]) {
         let all = best(|| {
             let mut validator = rdb::Validator::new();
             if spilling {
-                validator = validator.with_spill(Box::new(Kept(Vec::new())));
+                validator = validator.with_spills(Box::new(Kept(Vec::new())), Box::new(Kept(Vec::new())));
             }
             for piece in bytes.chunks(chunk) {
                 if let Err(error) = validator.feed(piece, &mut ()) {

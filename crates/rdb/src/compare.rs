@@ -471,6 +471,11 @@ mod tests {
             buffer.copy_from_slice(&self.0[start..start + buffer.len()]);
             Ok(())
         }
+
+        fn clear(&mut self) -> std::io::Result<()> {
+            self.0.clear();
+            Ok(())
+        }
     }
 
     /// A key by its number; `value` and `expiry` say what it has.

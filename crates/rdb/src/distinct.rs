@@ -10,6 +10,7 @@
 //! across runs at the end.
 
 use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::digest::mix;
 
@@ -26,6 +27,40 @@ pub trait Spill {
     /// # Errors
     /// As [`append`](Self::append).
     fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()>;
+
+    /// Forgets all that was appended: the next bytes are at offset 0 again.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append).
+    fn clear(&mut self) -> std::io::Result<()>;
+}
+
+/// A spill that several searches use, one after the other.
+#[derive(Clone)]
+pub(crate) struct SharedSpill(Arc<Mutex<Box<dyn Spill + Send>>>);
+
+impl SharedSpill {
+    pub(crate) fn new(spill: Box<dyn Spill + Send>) -> Self {
+        Self(Arc::new(Mutex::new(spill)))
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Box<dyn Spill + Send>> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Spill for SharedSpill {
+    fn append(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.inner().append(bytes)
+    }
+
+    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+        self.inner().read_at(offset, buffer)
+    }
+
+    fn clear(&mut self) -> std::io::Result<()> {
+        self.inner().clear()
+    }
 }
 
 /// Keys that are compared with each other without a [`Spill`]; with one, the keys of one sorted run.
@@ -49,7 +84,7 @@ const APPEND_BYTES: usize = 64 * 1024;
 
 /// A key, by its fingerprint.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-struct Entry {
+pub(crate) struct Entry {
     /// The fingerprint; a high half of zero marks a free slot.
     print: [u64; 2],
     /// Absolute offset of the key's first opcode.
@@ -131,6 +166,8 @@ pub(crate) struct Distinct {
     runs: Vec<Run>,
     /// Keys beyond what fits without a spill: nothing is known of them.
     is_exact: bool,
+    /// Keys are kept in `waiting` for another search, see [`Self::gatherer`].
+    gathers: bool,
 }
 
 impl Distinct {
@@ -147,7 +184,54 @@ impl Distinct {
             written: 0,
             runs: Vec::new(),
             is_exact: true,
+            gathers: false,
         }
+    }
+
+    /// A search that compares nothing: its keys are taken by this one, see [`Self::gathered`].
+    pub(crate) fn gatherer(&self) -> Self {
+        Self {
+            seed: self.seed,
+            gathers: true,
+            ..Self::new(None)
+        }
+    }
+
+    /// Swaps the keys that were gathered for an empty list.
+    pub(crate) fn gathered(&mut self, keys: &mut Vec<Entry>) {
+        std::mem::swap(&mut self.waiting, keys);
+    }
+
+    /// Takes keys that a gatherer of this search gathered.
+    pub(crate) fn take(&mut self, keys: &mut Vec<Entry>) -> Result<(), Found> {
+        for entry in keys.drain(..) {
+            if !self.is_exact {
+                return Ok(());
+            }
+            self.add(entry)?;
+        }
+        Ok(())
+    }
+
+    /// Whether keys are of any use to it, for a gatherer.
+    pub(crate) fn set_wanted(&mut self, is_wanted: bool) {
+        self.is_exact = is_wanted;
+    }
+
+    /// Forgets all keys, for the next search.
+    pub(crate) fn reset(&mut self) -> std::io::Result<()> {
+        self.waiting.clear();
+        self.slots.fill(Entry::default());
+        self.used = 0;
+        self.is_exact = true;
+        if !self.runs.is_empty() {
+            self.runs.clear();
+            self.written = 0;
+            if let Some(spill) = &mut self.spill {
+                spill.clear()?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether every key was compared with every other.
@@ -177,6 +261,15 @@ impl Distinct {
             offset,
             db: u64::from(db),
         };
+        if self.gathers {
+            self.waiting.push(entry);
+            return Ok(());
+        }
+        self.add(entry)
+    }
+
+    #[inline]
+    fn add(&mut self, entry: Entry) -> Result<(), Found> {
         if self.slots.len() <= SLOTS {
             return self.place(entry);
         }
@@ -415,6 +508,11 @@ mod tests {
         fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
             let start = offset as usize;
             buffer.copy_from_slice(&self.0[start..start + buffer.len()]);
+            Ok(())
+        }
+
+        fn clear(&mut self) -> std::io::Result<()> {
+            self.0.clear();
             Ok(())
         }
     }

@@ -1,7 +1,8 @@
 //! The members of a list, set, hash or sorted set, gathered into a count and a digest.
 
 use crate::digest::{canonical_integer, mix, of_bytes, of_integer, push_decimal};
-use crate::error::{Defect, ErrorKind, malformed};
+use crate::distinct::SharedSpill;
+use crate::error::{Defect, malformed};
 use crate::event::{Event, Fragment, Part, Sink, send, send_item};
 use crate::fingerprint::Fingerprints;
 
@@ -109,6 +110,16 @@ impl Elements {
         self.score = None;
     }
 
+    /// Where members that memory does not hold are kept.
+    pub(crate) fn keep_members_in(&mut self, spill: SharedSpill) {
+        self.seen.keep_in(spill);
+    }
+
+    /// Whether every member of each value so far was compared with every other of it.
+    pub(crate) fn is_exact(&self) -> bool {
+        self.seen.is_exact()
+    }
+
     /// Makes room to find duplicates among `count` members.
     #[inline]
     pub(crate) fn expect_members(&mut self, count: u64) {
@@ -174,12 +185,17 @@ impl Elements {
         if self.seen.insert(hash) {
             return Ok(());
         }
+        Err(self.duplicate())
+    }
+
+    #[cold]
+    fn duplicate(&mut self) -> Defect {
         let what = match self.shape {
             Shape::Hash | Shape::ExpiringHash => "hash field",
             Shape::ZSet => "sorted set member",
             _ => "set member",
         };
-        Err(Box::new(ErrorKind::Duplicate { what }))
+        self.seen.defect(what)
     }
 
     fn keep_member(&mut self, item: Item<'_>) {
@@ -336,7 +352,7 @@ impl Elements {
 
     /// Checks that the value is whole, and returns its digest.
     #[inline]
-    pub(crate) fn end(&self) -> Result<u128, Defect> {
+    pub(crate) fn end(&mut self) -> Result<u128, Defect> {
         if self.is_open() {
             return Err(match self.shape {
                 Shape::ExpiringHash => malformed("items of a hash are not field, value and expiry in turn"),
@@ -345,6 +361,9 @@ impl Elements {
         }
         if self.count == 0 {
             return Err(malformed("empty value"));
+        }
+        if !self.seen.finish() {
+            return Err(self.duplicate());
         }
         Ok(mix(self.digest, u128::from(self.count)))
     }

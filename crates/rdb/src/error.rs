@@ -155,7 +155,7 @@ impl fmt::Display for ErrorKind {
             Self::LimitExceeded { what, limit } => write!(f, "{what} above the limit of {limit}"),
             Self::Duplicate { what } => write!(f, "duplicate {what}"),
             Self::DuplicateKey { first } => write!(f, "key occurs twice, first at offset {first}, then"),
-            Self::Spill { reason } => write!(f, "cannot keep fingerprints of keys: {reason}"),
+            Self::Spill { reason } => write!(f, "cannot keep fingerprints of keys or members: {reason}"),
         }
     }
 }

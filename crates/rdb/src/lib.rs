@@ -18,6 +18,8 @@
 //!
 //! A [`Sink`] that asks for it is also told the values themselves, see [`Event`].
 //!
+//! [`parallel::validate`] does the work of a validator with several threads, for a file that can be read again.
+//!
 //! The flow of bytes: `validator` (chunks) → `parser` (opcodes, keys) → `object` (a value) → `source` (strings, whole or in
 //! pieces) → `listpack`, `ziplist`, `zipmap`, `intset` (packed items) → `elements` or `stream` (counts and
 //! digest). All of them follow the rule of `reader`: an item is read whole, or nothing has changed.
@@ -40,9 +42,11 @@ mod module;
 mod object;
 mod obstacles;
 mod opcode;
+pub mod parallel;
 mod parser;
 mod reader;
 mod report;
+mod skim;
 mod slot;
 mod source;
 mod stream;
@@ -59,7 +63,7 @@ pub use distinct::{KEYS_IN_MEMORY_MAX, Spill};
 pub use dump::{DumpSummary, DumpValidator};
 pub use error::{Error, ErrorKind, KeyHint};
 pub use event::{Event, KeyStart, KeySummary, Part, Sink, StreamId};
-pub use fingerprint::MEMBERS_REMEMBERED_MAX;
+pub use fingerprint::MEMBERS_IN_MEMORY_MAX;
 pub use function::FunctionSummary;
 pub use module::{MODULES_MAX, ModuleSummary};
 pub use obstacles::{TypeCodes, obstacles};

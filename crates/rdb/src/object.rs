@@ -1,6 +1,7 @@
 //! A value of any type, read from its first byte after the key to its last.
 
 use crate::digest::mix;
+use crate::distinct::{SharedSpill, Spill};
 use crate::elements::{Elements, Item, Shape, Told, score_of_text};
 use crate::error::{Defect, Step, malformed};
 use crate::event::{Part, Sink, pieces, send_item};
@@ -136,6 +137,18 @@ impl Object {
         Ok(())
     }
 
+    /// Where members that memory does not hold are kept.
+    pub(crate) fn keep_members_in(&mut self, spill: Box<dyn Spill + Send>) {
+        let spill = SharedSpill::new(spill);
+        self.elements.keep_members_in(spill.clone());
+        self.stream.keep_names_in(spill);
+    }
+
+    /// Whether every member of each value so far was compared with every other of it.
+    pub(crate) fn is_exact(&self) -> bool {
+        self.elements.is_exact() && self.stream.is_exact()
+    }
+
     /// The type of the value that has begun.
     pub(crate) fn kind(&self) -> Type {
         self.kind
@@ -177,6 +190,7 @@ impl Object {
             Layout::Intset => source.intset(r, &mut self.elements, sink)?,
             Layout::Stream(_) => {
                 self.stream.run(r, source, sink)?;
+                self.stream.end()?;
                 self.value = Value {
                     kind: self.kind,
                     elements: self.stream.live_entries(),

@@ -31,6 +31,13 @@ impl TypeCodes {
     pub fn add(&mut self, key: &KeySummary<'_>) {
         *self.0.entry(key.type_code).or_default() += 1;
     }
+
+    /// Adds what was counted of other keys.
+    pub fn absorb(&mut self, other: &Self) {
+        for (code, keys) in &other.0 {
+            *self.0.entry(*code).or_default() += keys;
+        }
+    }
 }
 
 /// Why the engine of a name in [`TARGETS`] does not load a file as it is, one clause each; none where it does. `None` for

@@ -3,7 +3,7 @@
 use crate::census::{Counted, Counter};
 use crate::crc64::Crc64;
 use crate::digest::canonical_integer;
-use crate::distinct::{Distinct, Found};
+use crate::distinct::{Distinct, Found, Spill};
 use crate::error::{Defect, Error, ErrorKind, KeyHint, Step, Stop, malformed};
 use crate::event::{KeyStart, KeySummary, Sink};
 use crate::function::FunctionSummary;
@@ -15,6 +15,7 @@ use crate::report::{
     AUX_BYTES_MAX, AUX_FIELDS_MAX, Checksum, Distinctness, FUNCTION_BYTES_MAX, FUNCTIONS_MAX, KEY_BYTES_MAX,
     Report, SLOT_IMPORTS_MAX, SlotImport, WARNINGS_MAX, Warning,
 };
+use crate::skim::{self, Skimmed};
 use crate::slot::SLOTS;
 use crate::source::Source;
 
@@ -74,6 +75,8 @@ pub(crate) struct Parser {
     family: Family,
     version: u32,
     pub(crate) accepts_trailing_bytes: bool,
+    /// Somebody else computes the checksum.
+    is_of_a_part: bool,
     trailing_bytes: u64,
     checksum: Checksum,
     source: Source,
@@ -102,6 +105,16 @@ pub(crate) struct Parser {
     counter: Counter,
 }
 
+/// Where entries of a file are that are read apart from the rest.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    base: u64,
+    family: Family,
+    db: u32,
+    written_ms: Option<i64>,
+    compares_keys: bool,
+}
+
 /// The size that the current database was announced with.
 #[derive(Default)]
 struct SizeHint {
@@ -120,6 +133,7 @@ impl Parser {
             family: Family::Redis,
             version: 0,
             accepts_trailing_bytes: false,
+            is_of_a_part: false,
             trailing_bytes: 0,
             checksum: Checksum::Disabled,
             source: Source::new(),
@@ -144,6 +158,11 @@ impl Parser {
             warning_count: 0,
             counter: Counter::default(),
         }
+    }
+
+    /// Where members that memory does not hold are kept.
+    pub(crate) fn keep_members_in(&mut self, spill: Box<dyn Spill + Send>) {
+        self.object.keep_members_in(spill);
     }
 
     pub(crate) fn buffered_bytes(&self) -> usize {
@@ -220,10 +239,26 @@ impl Parser {
 
     /// Parses what can be parsed of a buffer. It starts with the first byte that is not in the checksum yet.
     pub(crate) fn run<S: Sink>(&mut self, bytes: &[u8], sink: &mut S) -> Result<Progress, Error> {
+        self.run_while(bytes, sink, |_, _| true)
+    }
+
+    /// As [`run`](Self::run), as long as `goes_on` wants it after a step; it is told the offset that was reached.
+    #[inline]
+    pub(crate) fn run_while<S: Sink>(
+        &mut self,
+        bytes: &[u8],
+        sink: &mut S,
+        goes_on: impl Fn(&Self, u64) -> bool,
+    ) -> Result<Progress, Error> {
         let mut r = Reader::new(bytes);
         let stop = loop {
             match self.step(&mut r, sink) {
-                Ok(()) => r.commit(),
+                Ok(()) => {
+                    r.commit();
+                    if !goes_on(self, self.base + r.pos() as u64) {
+                        break r.need(1);
+                    }
+                }
                 Err(stop) => break stop,
             }
         };
@@ -234,11 +269,85 @@ impl Parser {
             Ok(done) => done,
             Err(defect) => return Err(self.error(self.base + r.pos() as u64, *defect)),
         };
-        if !matches!(self.state, State::Checksum | State::Done) {
+        if !self.is_of_a_part && !matches!(self.state, State::Checksum | State::Done) {
             self.crc.update(&bytes[..done.consumed]);
         }
         self.base += done.consumed as u64;
         Ok(done)
+    }
+
+    /// Whether the next byte may begin an entry, and none has begun.
+    #[inline]
+    pub(crate) fn is_between_entries(&self) -> bool {
+        self.state == State::Opcode && !self.entry.started
+    }
+
+    /// The entries that `bytes` begins with, told apart without being read: how many they are, and where the last one
+    /// ends. Where that is the first byte, this parser has to read on itself.
+    pub(crate) fn skim(&self, bytes: &[u8]) -> Skimmed {
+        match self.is_between_entries() {
+            true => skim::entries(self.family, bytes),
+            false => Skimmed::default(),
+        }
+    }
+
+    /// Passes over entries that somebody else reads.
+    pub(crate) fn pass_over(&mut self, bytes: &[u8], keys: u64) {
+        self.crc.update(bytes);
+        self.base += bytes.len() as u64;
+        self.keys += keys;
+    }
+
+    /// Where the entries are that come next.
+    pub(crate) fn place(&self) -> Place {
+        Place {
+            base: self.base,
+            family: self.family,
+            db: self.counter.db(),
+            written_ms: self.counter.written_ms,
+            compares_keys: self.distinct.is_exact(),
+        }
+    }
+
+    /// A parser of parts of the file that this one passes over.
+    pub(crate) fn for_parts(&self) -> Self {
+        Self {
+            distinct: self.distinct.gatherer(),
+            is_of_a_part: true,
+            ..Self::new()
+        }
+    }
+
+    /// Reads a part; `false` where it is not exactly so many entries.
+    pub(crate) fn read_part<S: Sink>(
+        &mut self,
+        place: &Place,
+        bytes: &[u8],
+        keys: u64,
+        sink: &mut S,
+    ) -> Result<bool, Error> {
+        self.state = State::Opcode;
+        (self.base, self.family) = (place.base, place.family);
+        if self.counter.db() != place.db {
+            self.counter
+                .select(place.db)
+                .map_err(|defect| self.error(place.base, *defect))?;
+        }
+        self.counter.written_ms = place.written_ms;
+        self.distinct.set_wanted(place.compares_keys);
+        let before = self.keys;
+        let done = self.run(bytes, sink)?;
+        Ok(done.consumed == bytes.len() && self.is_between_entries() && self.keys - before == keys)
+    }
+
+    /// Adds what a parser of parts has found, all but the keys that it gathered. `false`: it has warnings, whose order among
+    /// those of others is not known.
+    pub(crate) fn absorb(report: &mut Report, part: Self) -> bool {
+        report.census.absorb(&part.counter.finish());
+        if !part.object.is_exact() {
+            report.distinctness = Distinctness::FirstKeysOnly;
+        }
+        part.warning_count == 0
     }
 
     /// What the whole file held.
@@ -257,7 +366,7 @@ impl Parser {
             slot_infos: self.slot_infos,
             slot_imports: self.slot_imports,
             excessive_hint: self.excessive_hint,
-            distinctness: if self.distinct.is_exact() {
+            distinctness: if self.distinct.is_exact() && self.object.is_exact() {
                 Distinctness::Proven
             } else {
                 Distinctness::FirstKeysOnly

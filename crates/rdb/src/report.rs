@@ -53,13 +53,14 @@ pub struct SlotImport {
     pub slots: u64,
 }
 
-/// Whether every key was compared with every other.
+/// Whether every key was compared with every other, and every member with every other of its value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Distinctness {
-    /// No key occurs twice in a database.
+    /// No key occurs twice in a database, and no member in a value.
     Proven,
     /// The file holds more than [`KEYS_IN_MEMORY_MAX`](crate::KEYS_IN_MEMORY_MAX) keys and the caller gave no
-    /// [`Spill`](crate::Spill): the first so many are distinct.
+    /// [`Spill`](crate::Spill): the first so many are distinct. Or a value holds more than twice
+    /// [`MEMBERS_IN_MEMORY_MAX`](crate::MEMBERS_IN_MEMORY_MAX) members.
     FirstKeysOnly,
 }
 

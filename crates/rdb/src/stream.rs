@@ -4,10 +4,11 @@
 mod entries;
 
 use crate::digest::mix;
+use crate::distinct::SharedSpill;
 use crate::elements::Item;
 use crate::error::{Defect, ErrorKind, Step, malformed};
 use crate::event::{self, Event, Sink, pieces, send, send_item};
-use crate::fingerprint::{Fingerprints, MEMBERS_REMEMBERED_MAX};
+use crate::fingerprint::Fingerprints;
 use crate::reader::Reader;
 use crate::source::{Packing, Source};
 
@@ -18,6 +19,8 @@ use entries::{Entries, Id, Told, of_id};
 
 /// Entries read by a group that lost count of them.
 const ENTRIES_READ_UNKNOWN: u64 = u64::MAX;
+/// Names of groups, consumers and producers that most streams stay below.
+const NAMES_EXPECTED: u64 = 2048;
 
 #[derive(Clone, Copy, Default, PartialEq)]
 enum Phase {
@@ -251,8 +254,26 @@ impl Stream {
         if self.names.insert(mix(name, u128::from(scope))) {
             Ok(())
         } else {
-            Err(Box::new(ErrorKind::Duplicate { what }))
+            Err(self.names.defect(what))
         }
+    }
+
+    /// Compares names with each other that memory did not hold; to be called once, when the stream has been read.
+    pub(crate) fn end(&mut self) -> Result<(), Defect> {
+        match self.names.finish() {
+            true => Ok(()),
+            false => Err(self.names.defect("name in a stream")),
+        }
+    }
+
+    /// Where names that memory does not hold are kept.
+    pub(crate) fn keep_names_in(&mut self, spill: SharedSpill) {
+        self.names.keep_in(spill);
+    }
+
+    /// Whether every name in each stream so far was compared with every other of it.
+    pub(crate) fn is_exact(&self) -> bool {
+        self.names.is_exact()
     }
 
     fn counters<S: Sink>(&mut self, r: &mut Reader<'_>, sink: &mut S) -> Step<()> {
@@ -288,7 +309,7 @@ impl Stream {
             },
         );
         if groups > 0 || self.generation >= 4 {
-            self.names.begin(MEMBERS_REMEMBERED_MAX as u64 / 64);
+            self.names.begin(NAMES_EXPECTED);
         }
         self.next_group();
         Ok(())

@@ -15,11 +15,8 @@ const BLOCK_BYTES: usize = 256 * 1024;
 ///
 /// Memory stays within about 18 MiB whatever the file holds: bytes are passed on in pieces, except keys
 /// ([`KEY_BYTES_MAX`]), function libraries ([`FUNCTION_BYTES_MAX`]) and strings compressed from at most
-/// 256 KiB; 8 MiB of it serve to find duplicate keys, see [`with_spill`](Self::with_spill).
-///
-/// Duplicate members of a value are found among its first
-/// [`MEMBERS_REMEMBERED_MAX`](crate::MEMBERS_REMEMBERED_MAX), and between these and all others, but not among
-/// those others; duplicate groups, consumers and producers of a stream among its first 2048 names.
+/// 256 KiB; 8 MiB of it serve to find duplicate keys, see [`with_spills`](Self::with_spills). A value of more than
+/// [`MEMBERS_IN_MEMORY_MAX`](crate::MEMBERS_IN_MEMORY_MAX) members takes 8 MiB more.
 pub struct Validator {
     carry: Carry,
     parser: Parser,
@@ -42,12 +39,15 @@ impl Validator {
         }
     }
 
-    /// Keeps what does not fit into memory in `spill`, so that every key is compared with every other: 32 bytes
-    /// per key, at most twice. Without one the first [`KEYS_IN_MEMORY_MAX`](crate::KEYS_IN_MEMORY_MAX) keys are
-    /// compared, and the report says so.
+    /// Keeps what does not fit into memory in `keys` and `members`, so that every key is compared with every other, and
+    /// every member of a value (field, group, consumer, producer) with every other of it: 32 bytes each, at most twice;
+    /// those of members only while their value is read. Without them the first
+    /// [`KEYS_IN_MEMORY_MAX`](crate::KEYS_IN_MEMORY_MAX) keys and the first
+    /// [`MEMBERS_IN_MEMORY_MAX`](crate::MEMBERS_IN_MEMORY_MAX) and so many further members are compared, and the report says so.
     #[must_use]
-    pub fn with_spill(mut self, spill: Box<dyn Spill + Send>) -> Self {
-        self.parser.distinct = Distinct::new(Some(spill));
+    pub fn with_spills(mut self, keys: Box<dyn Spill + Send>, members: Box<dyn Spill + Send>) -> Self {
+        self.parser.distinct = Distinct::new(Some(keys));
+        self.parser.keep_members_in(members);
         self
     }
 

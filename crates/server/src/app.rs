@@ -1,7 +1,10 @@
 //! What every request and every job may use.
 
+use std::sync::OnceLock;
+
 use crate::catalog::Catalog;
 use crate::config::Config;
+use crate::jobs::aside::Aside;
 use crate::jobs::worker::Board;
 use crate::secrets::MasterKey;
 
@@ -15,6 +18,10 @@ pub struct App {
     pub vault: Vault,
     /// Running jobs.
     pub board: Board,
+    /// What is at work beside them.
+    pub aside: Aside,
+    /// The port of the API, once it listens.
+    pub listens_on: OnceLock<u16>,
 }
 
 /// Keys, and the store of what they protect.

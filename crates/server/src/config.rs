@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::backup::import::url::Allowed;
 use crate::ids::{BackupId, GenerationId, InstanceId};
 
 /// The service's settings.
@@ -32,6 +33,8 @@ pub struct Config {
     pub undo_keep_seconds: i64,
     /// How long a job goes on trying while a remote store fails.
     pub store_patience: Duration,
+    /// Beyond public addresses by https, where callers of the API may have files imported from.
+    pub import_allowed: Vec<Allowed>,
     /// Refuse what DCS refuses (single-node backup and restore).
     pub strict_dcs: bool,
 }

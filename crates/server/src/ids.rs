@@ -114,6 +114,12 @@ id!(
     is_uuid
 );
 id!(
+    /// A verify that was asked of the service: a UUID.
+    VerificationId,
+    36,
+    is_uuid
+);
+id!(
     /// A remote object store: a UUID.
     StorageId,
     36,
@@ -138,7 +144,7 @@ macro_rules! random {
         }
     )*};
 }
-random!(hyphenated: InstanceId, BackupId, RestoreId, GenerationId, NodeId, JobId, StorageId);
+random!(hyphenated: InstanceId, BackupId, RestoreId, GenerationId, NodeId, JobId, VerificationId, StorageId);
 random!(simple: ProjectId, UserId);
 
 fn is_hex32(text: &[u8; 32]) -> bool {

@@ -44,7 +44,13 @@ pub const BATCH_INSTANCES_MAX: usize = 50;
 pub const IDEMPOTENCY_SECONDS: i64 = 24 * 3600;
 /// Longest Idempotency-Key, in characters.
 pub const IDEMPOTENCY_KEY_CHARS_MAX: usize = 255;
-/// Gigabytes that are taken of a URL where the operator names no limit: more than most dumps have, less than most disks.
+/// Imports from URLs that callers of the API may have at work at once: each has the memory of a backup, and may take hours.
+pub const IMPORTS_AT_ONCE: usize = 2;
+/// Verifies that the service works on at once; the others wait. Each may start an engine with the memory of a whole backup.
+pub const VERIFIES_AT_ONCE: usize = 1;
+/// Verifies that are remembered of each backup: what the last one found is on the backup's record for ever.
+pub const VERIFICATIONS_KEPT: i64 = 100;
+/// Gigabytes that are taken of a URL where the operator names no limit, and at most where a caller of the API names the URL: more than most dumps have, less than most disks.
 pub const IMPORT_URL_GB_DEFAULT: u64 = 64;
 /// Life of a token: contract §2.1.
 pub const TOKEN_SECONDS: i64 = 24 * 3600;

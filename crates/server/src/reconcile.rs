@@ -14,6 +14,7 @@ use engine::{Control, Kind};
 use crate::app::App;
 use crate::backup::copy_record as copies;
 use crate::backup::record::{self as backups, FailureCode};
+use crate::backup::verification_record as verifications;
 use crate::catalog;
 use crate::ids::{InstanceId, Moment};
 use crate::instance::generation::{self, Generation, State};
@@ -34,6 +35,7 @@ pub fn at_start(app: &App) -> Result<(), catalog::Error> {
         let taken_up = queue::release_all(tx)?;
         backups::fail_interrupted_safety(tx, None, now)?;
         backups::finish_deletions(tx, now)?;
+        verifications::release_all(tx)?;
         Ok::<_, catalog::Error>(taken_up)
     })?;
     if taken_up > 0 {

@@ -107,6 +107,12 @@ pub enum Refusal {
     BeingDeleted,
     /// The stored files of the backup could not be removed; its record stays.
     DeleteFailed,
+    /// The backup is being verified at another level.
+    BeingVerified,
+    /// As many imports are at work as may be.
+    TooManyImports,
+    /// The file of a cluster's instance is several files, which are not taken from URLs.
+    ImportOfCluster,
     /// Single-node instances have no backup and restore in strict mode.
     SingleNode,
     /// Two generations of a cluster must fit in memory: it is not restored in place.

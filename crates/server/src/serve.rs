@@ -19,10 +19,11 @@ use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::identity::record::{self, AccessKey, Account, DOMAIN, Project};
 use crate::ids::{Moment, ProjectId, UserId};
+use crate::jobs::aside::Aside;
 use crate::jobs::worker::{self, Board};
 use crate::secrets::{self, MasterKey};
 use crate::stall::Unstalled;
-use crate::{journal, limits, reconcile, storage};
+use crate::{backup, journal, limits, reconcile, storage};
 
 /// Opens everything below the data directory. Used by `serve` and by the administrator's commands.
 ///
@@ -79,6 +80,8 @@ pub fn open_with(mut config: Config, catalog: &Path, may_make_keys: bool) -> any
             remotes: storage::Remotes::default(),
         },
         board: Board::new(),
+        aside: Aside::default(),
+        listens_on: std::sync::OnceLock::new(),
     })
 }
 
@@ -338,6 +341,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         None => lock(&config.data_dir)?,
     };
     let app = Arc::new(open(config)?);
+    let _set_once = app.listens_on.set(address.port());
     reconcile::at_start(&app)?;
     storage::sweep::local(&app)?;
     write_admin(&app, address)?;
@@ -359,6 +363,10 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         let (app, closing) = (app.clone(), closing.clone());
         move || journal::mirror::run(&app, &closing)
     })?;
+    std::thread::Builder::new().name("verifier".to_owned()).spawn({
+        let (app, closing) = (app.clone(), closing.clone());
+        move || backup::proof::job::run(&app, &closing)
+    })?;
     let scheme = if app.config.tls.is_some() { "https" } else { "http" };
     println!("cachekeep serves {scheme}://{address}");
     println!("credentials: {}", app.config.admin_file().display());
@@ -373,6 +381,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
             "jobs are still running: they begin anew at the next start"
         );
     }
+    app.aside.close(Duration::from_secs(10));
     runtime.shutdown_timeout(Duration::from_secs(2));
     drop(jobs);
     Ok(())

@@ -27,6 +27,8 @@ const GOAL: &str = "<= 0.33x";
 struct Reader {
     name: String,
     words: Vec<String>,
+    /// Where it may run, as taskset names them.
+    processors: &'static str,
     turns: usize,
     wanted: &'static str,
     predicted: &'static str,
@@ -71,6 +73,7 @@ pub fn measure(scale: &Scale) -> Result<Vec<Section>, Stop> {
                 words: [&text(&rdbtools), "-c", "justkeys", &text(&old)]
                     .map(str::to_owned)
                     .to_vec(),
+                processors: "0",
                 turns: SLOW_TURNS,
                 wanted: GOAL,
                 predicted: "0.01x",
@@ -94,6 +97,7 @@ fn peers(scale: &Scale, ours: &str, rdb_crate: &str, file: &str) -> Vec<Reader> 
     let reader = |name: &str, words: &[&str], wanted, predicted| Reader {
         name: name.to_owned(),
         words: words.iter().map(|word| (*word).to_owned()).collect(),
+        processors: "0",
         turns: scale.pairs,
         wanted,
         predicted,
@@ -104,6 +108,24 @@ fn peers(scale: &Scale, ours: &str, rdb_crate: &str, file: &str) -> Vec<Reader> 
         reader(&of_crate, &[rdb_crate, "--format", "nil", file], GOAL, "0.3x"),
         reader("floor: `cat` into a pipe", &["cat", file], "shown", "8x"),
         reader("floor: our CRC64 alone", &[ours, "crc64", file], "shown", "3x"),
+        Reader {
+            processors: "0,1",
+            ..reader(
+                "ours on two processors, `rdb_once threads`",
+                &[ours, "threads", file],
+                "shown",
+                "1.7x",
+            )
+        },
+        Reader {
+            processors: "0,1",
+            ..reader(
+                "ours on two processors, with every key compared with every other",
+                &[ours, "threads-compare", file],
+                "shown",
+                "1.3x",
+            )
+        },
         reader(
             "ours, with every key compared with every other",
             &[ours, "compare", file],
@@ -126,21 +148,21 @@ fn section(
     println!("{title}, {:.1} MB", bytes as f64 / 1e6);
     let validate = [ours, "validate", &file.display().to_string()].map(str::to_owned);
     // Once, so that the file is in the page cache.
-    time(&validate)?;
+    time("0", &validate)?;
     let mut rows = Vec::new();
     for peer in peers {
         let mut pairs = Vec::new();
         for turn in 0..peer.turns {
             let other_first = turn % 2 == 0;
             let before = if other_first {
-                time(&peer.words)?
+                time(peer.processors, &peer.words)?
             } else {
-                time(&validate)?
+                time("0", &validate)?
             };
             let after = if other_first {
-                time(&validate)?
+                time("0", &validate)?
             } else {
-                time(&peer.words)?
+                time(peer.processors, &peer.words)?
             };
             pairs.push(if other_first {
                 (before, after)
@@ -154,18 +176,18 @@ fn section(
         title,
         how: format!(
             "{how}: {:.1} MB. Ours: every structure validated, census, digests and CRC64, by `rdb_once validate`. All on \
-             one processor (`taskset -c 0`), each a process, from its start to its end, the file in the page cache.",
+             one processor (`taskset -c 0`) where two are not named, each a process, from its start to its end, the file in the page cache.",
             bytes as f64 / 1e6
         ),
         rows,
     })
 }
 
-/// Runs a program on the first processor, its output thrown away behind a pipe.
-fn time(words: &[String]) -> Result<Duration, Stop> {
+/// Runs a program on some processors, its output thrown away behind a pipe.
+fn time(processors: &str, words: &[String]) -> Result<Duration, Stop> {
     let started = Instant::now();
     let mut child = Command::new("taskset")
-        .args(["-c", "0"])
+        .args(["-c", processors])
         .args(words)
         .stdout(Stdio::piped())
         .stderr(Stdio::null())

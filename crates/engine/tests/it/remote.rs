@@ -328,7 +328,7 @@ fn another_server_that_checks_signatures_is_served_as_well() {
         .put("x", b"x")
         .unwrap_err();
     assert_eq!(error.kind, Kind::StoreAccess, "{}", engine::chain(&error));
-    back_up_on_a_bad_network(&server, 25);
+    back_up_on_a_bad_network(&server, 125);
 }
 
 fn is_long() -> bool {

@@ -8,6 +8,7 @@ mod corpus;
 mod coverage;
 
 mod damage;
+mod duplicates;
 mod encodings;
 mod engine;
 mod fixtures;
@@ -15,6 +16,7 @@ mod matrix;
 
 mod memory;
 mod obstacles;
+mod parallel;
 mod refusals;
 
 mod values;

@@ -175,8 +175,12 @@ fn internal_code(operation: &str) -> u32 {
         "ListInstances" | "ShowInstance" => 5024,
         "CreateInstance" => 5031,
         "DeleteSingleInstance" | "BatchDeleteInstances" | "RestartOrFlushInstances" | "ResetPassword" => 5006,
-        "ListBackupRecords" | "CkShowBackup" | "ListBackupFileLinks" | "DownloadBackupFile" => 5078,
-        "CopyInstance" => 5090,
+        "ListBackupRecords"
+        | "CkShowBackup"
+        | "CkListVerifications"
+        | "ListBackupFileLinks"
+        | "DownloadBackupFile" => 5078,
+        "CopyInstance" | "CkVerifyBackup" | "CkImportBackup" => 5090,
         "ListRestoreRecords" | "CkShowRestore" => 5079,
         "RestoreInstance" | "CkRestoreInstance" | "CkPlanRestore" | "CkUndoRestore" | "CkCancelRestore" => {
             5092
@@ -350,6 +354,9 @@ fn describe(refusal: &Refusal) -> Answer {
         Refusal::AddressOpen => (400, 4063, "A cluster tells its clients the addresses of its nodes: run the service with --engine-bind of one address.".to_owned()),
         Refusal::SingleNode => (400, 4086, "Single-node instances have no backup and restore (strict mode).".to_owned()),
         Refusal::BeingDeleted => (400, 4026, "The backup is being deleted by another call.".to_owned()),
+        Refusal::BeingVerified => (400, 4026, "The backup is being verified at another level. Try again when that has ended.".to_owned()),
+        Refusal::TooManyImports => (429, 4026, format!("{} imports are at work. Try again when one has ended.", limits::IMPORTS_AT_ONCE)),
+        Refusal::ImportOfCluster => (400, 4063, "The instance is a cluster, and a set of files is not taken from URLs here: the operator imports it (cachekeep import INSTANCE FILE FILE FILE).".to_owned()),
         Refusal::DeleteFailed => (500, 4101, "The backup file could not be deleted; the backup is still listed. Try again, or look into the log.".to_owned()),
         Refusal::Catalog(_) | Refusal::Internal(_) => (500, INTERNAL, "Internal error. The log has the cause under this request's id.".to_owned()),
     };
@@ -396,6 +403,9 @@ mod tests {
             "ListBackupFileLinks",
             "DownloadBackupFile",
             "CopyInstance",
+            "CkVerifyBackup",
+            "CkListVerifications",
+            "CkImportBackup",
             "ListRestoreRecords",
             "CkShowRestore",
             "RestoreInstance",

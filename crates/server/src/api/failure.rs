@@ -48,6 +48,7 @@ mod tests {
             run_as: None,
             undo_keep_seconds: 0,
             store_patience: std::time::Duration::ZERO,
+            import_allowed: Vec::new(),
             strict_dcs: false,
         };
         for (whole, told) in [

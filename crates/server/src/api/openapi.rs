@@ -6,7 +6,7 @@ use utoipa::{PartialSchema, ToSchema};
 use super::error::{ApiError, Version, json_response};
 use super::request::Request;
 use super::routes::{Access, Reply, Route, routes};
-use super::{backups, instance_shown, instances, plans, restores};
+use super::{backups, instance_shown, instances, plans, proofs, restores};
 use crate::limits;
 
 /// What a route answers when it succeeds.
@@ -34,6 +34,10 @@ pub enum Answer {
     Backup,
     /// See the type of the same name.
     BackupLinks,
+    /// See the type of the same name.
+    VerificationStarted,
+    /// See the type of the same name.
+    VerificationList,
     /// A page of instances.
     InstanceList,
     /// One instance.
@@ -60,6 +64,8 @@ impl Answer {
             Answer::BackupStarted => reference("BackupStarted"),
             Answer::Backup => reference("BackupRecord"),
             Answer::BackupLinks => reference("BackupLinks"),
+            Answer::VerificationStarted => reference("VerificationStarted"),
+            Answer::VerificationList => reference("VerificationList"),
             Answer::Instance => reference(instance),
             Answer::BatchResults => reference("BatchResults"),
             Answer::InstanceList => json!({
@@ -81,6 +87,10 @@ pub enum Wish {
     Undo,
     /// Of CopyInstance; may be left out.
     Backup,
+    /// Of a verify; may be left out.
+    Verify,
+    /// Of an import.
+    Import,
     /// Of ListBackupFileLinks.
     Links,
     /// Of CreateInstance.
@@ -100,7 +110,10 @@ pub enum Wish {
 impl Wish {
     /// Whether a call without a body is an error.
     fn is_needed(self) -> bool {
-        !matches!(self, Wish::Nothing | Wish::Undo | Wish::Backup | Wish::Instances)
+        !matches!(
+            self,
+            Wish::Nothing | Wish::Undo | Wish::Backup | Wish::Verify | Wish::Instances
+        )
     }
 
     /// Fields that more than one version, or every client, spells in its own way are described as v2 has them.
@@ -130,6 +143,16 @@ impl Wish {
             Wish::Backup => named(
                 json!({"remark": remark, "backup_format": {"type": ["string", "null"], "enum": ["rdb", "aof", null]}}),
                 &[],
+            ),
+            Wish::Verify => named(
+                json!({"level": {"type": ["string", "null"], "enum": ["stored", "parsed", "proven", null],
+                                 "description": "parsed where none is named"}}),
+                &[],
+            ),
+            Wish::Import => named(
+                json!({"url": text("https:// or http:// of an RDB file, from where the operator allows it; its query is not kept"),
+                       "remark": remark, "accept_functions": flag("Take libraries of functions, which are code, too")}),
+                &["url"],
             ),
             Wish::Links => named(
                 json!({"expiration": {"type": ["integer", "string"], "description": "Seconds, 300 to 86400"}}),
@@ -282,7 +305,7 @@ fn operation(route: &Route) -> Value {
     }
     let is_made_once = matches!(
         route.wish,
-        Wish::Restore | Wish::Undo | Wish::Backup | Wish::Create
+        Wish::Restore | Wish::Undo | Wish::Backup | Wish::Verify | Wish::Import | Wish::Create
     );
     if is_made_once && Version::of(&route.path) == Version::V2 {
         parameters.push(
@@ -343,6 +366,8 @@ fn schemas() -> Value {
         backups::BackupList,
         backups::BackupStarted,
         backups::BackupLinks,
+        proofs::VerificationStarted,
+        proofs::VerificationList,
         instance_shown::InstanceShown,
         instances::BatchResults
     );

@@ -6,7 +6,9 @@ use axum::http::Response;
 use super::error::ApiError;
 use super::openapi::{Answer, Wish};
 use super::request::Request;
-use super::{backups, download, identity, instances, openapi, plans, restores, system, topology};
+use super::{
+    backups, download, identity, imports, instances, openapi, plans, proofs, restores, system, topology,
+};
 
 /// A response.
 pub type Reply = Response<Body>;
@@ -414,6 +416,39 @@ pub fn routes() -> Vec<Route> {
         Wish::Nothing,
         Work::Quick,
         backups::show,
+    );
+    add(
+        "CkVerifyBackup",
+        "POST",
+        &format!("{one}/backups/{{backup_id}}/verify"),
+        project,
+        Answer::VerificationStarted,
+        &[],
+        Wish::Verify,
+        Work::Waits,
+        proofs::create,
+    );
+    add(
+        "CkListVerifications",
+        "GET",
+        &format!("{one}/backups/{{backup_id}}/verifications"),
+        project,
+        Answer::VerificationList,
+        &[],
+        Wish::Nothing,
+        Work::Quick,
+        proofs::list,
+    );
+    add(
+        "CkImportBackup",
+        "POST",
+        &format!("{one}/imports"),
+        project,
+        Answer::BackupStarted,
+        &[],
+        Wish::Import,
+        Work::Waits,
+        imports::create,
     );
     let any_credential = Access::Credential;
     add(

@@ -2,7 +2,10 @@
 
 pub mod command;
 pub mod copy_record;
+pub mod import;
 pub mod job;
 pub mod place;
+pub mod proof;
 pub mod proof_record;
 pub mod record;
+pub mod verification_record;

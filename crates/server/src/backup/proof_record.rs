@@ -17,6 +17,11 @@ pub enum ProofLevel {
 impl ProofLevel {
     const ALL: [ProofLevel; 3] = [ProofLevel::Stored, ProofLevel::Parsed, ProofLevel::Proven];
 
+    /// Reads the word.
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|level| level.word() == word)
+    }
+
     /// The word in the table and on the wire.
     pub fn word(self) -> &'static str {
         match self {
@@ -29,11 +34,7 @@ impl ProofLevel {
 
 impl rusqlite::types::FromSql for ProofLevel {
     fn column_result(value: rusqlite::types::ValueRef<'_>) -> rusqlite::types::FromSqlResult<Self> {
-        let word = value.as_str()?;
-        Self::ALL
-            .into_iter()
-            .find(|level| level.word() == word)
-            .ok_or(rusqlite::types::FromSqlError::InvalidType)
+        Self::from_word(value.as_str()?).ok_or(rusqlite::types::FromSqlError::InvalidType)
     }
 }
 

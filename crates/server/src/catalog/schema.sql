@@ -182,6 +182,32 @@ CREATE TABLE backup_place (
     backup_id TEXT NOT NULL REFERENCES backup(id)
 );
 
+-- Verifies that were asked of the service: the queue and its history. What the newest found is on the backup.
+CREATE TABLE verification (
+    id TEXT NOT NULL PRIMARY KEY,
+    backup_id TEXT NOT NULL REFERENCES backup(id),
+    ordinal BIGINT NOT NULL,                -- grows per backup
+    level TEXT NOT NULL CHECK (level IN ('stored', 'parsed', 'proven')),
+    status TEXT NOT NULL CHECK (status IN ('waiting', 'running', 'holds', 'damaged', 'failed')),
+    attempts BIGINT NOT NULL DEFAULT 0,     -- how often it was begun
+    phase TEXT,
+    bytes_done BIGINT NOT NULL DEFAULT 0,
+    bytes_total BIGINT NOT NULL DEFAULT 0,
+    engine TEXT,                            -- version of the engine that loaded it, for proven
+    load_ms BIGINT,
+    failure TEXT,                           -- what is wrong with the backup, or why nothing could be found out
+    created_at_ms BIGINT NOT NULL,
+    started_at_ms BIGINT,
+    finished_at_ms BIGINT,
+    CHECK (status IN ('waiting', 'running') OR finished_at_ms IS NOT NULL),
+    CHECK (status NOT IN ('damaged', 'failed') OR failure IS NOT NULL)
+);
+CREATE UNIQUE INDEX verification_ordinal_unique ON verification(backup_id, ordinal);
+CREATE UNIQUE INDEX verification_unfinished_unique ON verification(backup_id) WHERE status IN ('waiting', 'running');
+CREATE TRIGGER verification_terminal_is_final BEFORE UPDATE ON verification
+WHEN OLD.status IN ('holds', 'damaged', 'failed')
+BEGIN SELECT RAISE(ABORT, 'verification_terminal_is_final'); END;
+
 -- Clustered by (instance, ordinal): any page is one short scan.
 CREATE TABLE restore (
     instance_id TEXT NOT NULL REFERENCES instance(id),

@@ -174,6 +174,11 @@ pub(crate) fn restore(global: &Global, verb: &RestoreAlone) -> anyhow::Result<()
     let (Some(from), Some(to)) = (&verb.from, &verb.to) else {
         anyhow::bail!("say --from and --to, or one of the verbs that `cachekeep restore --help` lists");
     };
+    anyhow::ensure!(
+        !std::path::Path::new(from).is_file(),
+        "{from} is a file, and a backup is a folder: on a plain RDB an engine starts without us, from an empty directory that holds it as \
+         dump.rdb; `cachekeep import` makes a backup of it"
+    );
     let (root, name) = from
         .trim_end_matches('/')
         .rsplit_once('/')

@@ -5,9 +5,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind, set_hook, take_h
 use std::process::ExitCode;
 
 /// What a shell shows for a program that a closed pipe ended: 128 and SIGPIPE.
-const CLOSED_PIPE: u8 = 141;
+pub(super) const CLOSED_PIPE: u8 = 141;
 
-/// Runs `verb`; where standard output is closed, ends without a word and with all that it holds put away. Rust's `print!`
+/// Runs `verb`; where standard output or the standard error output is closed, ends without a word and with all that it holds put away. Rust's `print!`
 /// panics then. SIGPIPE itself stays ignored: it would end a service or a transfer for any pipe or socket that closes.
 pub fn ends_quietly(verb: fn() -> ExitCode) -> ExitCode {
     let report = take_hook();
@@ -26,5 +26,5 @@ pub fn ends_quietly(verb: fn() -> ExitCode) -> ExitCode {
 fn is_closed_pipe(panic: &(dyn Any + Send)) -> bool {
     panic
         .downcast_ref::<String>()
-        .is_some_and(|text| text.starts_with("failed printing to stdout") && text.contains("Broken pipe"))
+        .is_some_and(|text| text.starts_with("failed printing to std") && text.contains("Broken pipe"))
 }

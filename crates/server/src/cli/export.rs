@@ -12,13 +12,14 @@ mod text;
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, IsTerminal as _, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 
 use super::Global;
+use super::closed_pipe::CLOSED_PIPE;
 use super::inspect::validator;
 use super::source::{Ended, Part, Source};
 use engine_form::EngineForm;
@@ -156,6 +157,8 @@ enum Stop {
     TooBig(String),
     /// A file cannot be read or written.
     Io(String),
+    /// Who read the result wants no more of it.
+    Closed,
 }
 
 impl Stop {
@@ -163,6 +166,7 @@ impl Stop {
         match self {
             Self::Invalid(_) | Self::TooBig(_) => ExitCode::FAILURE,
             Self::Io(_) => ExitCode::from(2),
+            Self::Closed => ExitCode::from(CLOSED_PIPE),
         }
     }
 }
@@ -172,6 +176,7 @@ impl std::fmt::Display for Stop {
         match self {
             Self::Invalid(error) => write!(f, "{error}"),
             Self::TooBig(what) | Self::Io(what) => f.write_str(what),
+            Self::Closed => f.write_str("nobody reads the rest"),
         }
     }
 }
@@ -180,6 +185,10 @@ impl std::fmt::Display for Stop {
 pub(crate) fn run(global: &Global, verb: &Export) -> ExitCode {
     if verb.format == Format::Json && (verb.target.is_some() || verb.lzf != Lzf::Keep) {
         eprintln!("cachekeep: --target and --lzf are for --format rdb and aof");
+        return ExitCode::from(2);
+    }
+    if verb.format == Format::Rdb && verb.to.is_none() && std::io::stdout().is_terminal() {
+        eprintln!("cachekeep: an rdb file is no text for a terminal: say --to FILE, or pipe it");
         return ExitCode::from(2);
     }
     let keys: Vec<Vec<u8>> = verb.keys.iter().cloned().map(String::into_bytes).collect();
@@ -200,7 +209,7 @@ pub(crate) fn run(global: &Global, verb: &Export) -> ExitCode {
             None => {
                 let out = BufWriter::new(std::io::stdout().lock());
                 let written = write_all(verb, &source, &survey, selection, out);
-                if written.is_err() {
+                if written.as_ref().is_err_and(|stop| !matches!(stop, Stop::Closed)) {
                     eprintln!(
                         "cachekeep: what was written to standard output is not complete: throw it away"
                     );
@@ -264,6 +273,7 @@ pub(crate) fn get(global: &Global, verb: &Get) -> ExitCode {
 fn report(file: &Path, done: Result<ExitCode, Stop>) -> ExitCode {
     match done {
         Ok(code) => code,
+        Err(Stop::Closed) => Stop::Closed.code(),
         Err(stop) => {
             eprintln!("cachekeep: {}: {stop}", file.display());
             stop.code()
@@ -280,7 +290,10 @@ fn open(global: &Global, path: &Path, part: Part<'_>) -> Result<Source, Stop> {
 }
 
 fn cannot_write(error: std::io::Error) -> Stop {
-    Stop::Io(format!("cannot write the result: {error}"))
+    match error.kind() {
+        std::io::ErrorKind::BrokenPipe => Stop::Closed,
+        _ => Stop::Io(format!("cannot write the result: {error}")),
+    }
 }
 
 /// What must be known before the first byte is written.

@@ -7,32 +7,29 @@
 
 mod cluster;
 mod folder;
-mod url;
 
 use std::fs::File;
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
-use engine::backup::{ImportPlan, Labels, ShardFile};
-use engine::keys::Recipient;
-use engine::process::{self, EngineSpec, Persistence};
+use engine::backup::{ImportPlan, ShardFile};
+use engine::process::{self, Persistence};
 use engine::replay::{self, Files};
-use engine::{Control, Error, Kind, Secret};
+use engine::{Control, Error, Kind};
 use serde_json::json;
 
 use super::Global;
 use super::admin::{find_instance, open, print_one};
-use super::verify::Room;
 use crate::app::App;
-use crate::backup::record::{self as backups, Finished};
-use crate::identity::record as identity;
+use crate::backup::import::job::{self, Lock};
+use crate::backup::import::url::{self, Asker, Rules, Target};
+use crate::backup::proof::job::{Room, throw_away_engine};
+use crate::backup::record as backups;
 use crate::ids::{BackupId, Moment};
 use crate::instance::Instance;
 use crate::instance::layout::Mode;
-use crate::jobs::worker::{failure_code, with_progress};
-use crate::storage::{self, record as storages};
 
 /// Take files of another server as a backup of an instance: validated to their last byte, stored as any other backup,
 /// restorable as any other. Works on the data directory, while the service runs or not
@@ -50,7 +47,8 @@ use crate::storage::{self, record as storages};
     cachekeep import cache1 appendonly.aof\n  \
     cachekeep import cluster1 node1.rdb node2.rdb node3.rdb --nodes nodes.conf\n  \
     cachekeep import cache1 https://example.com/dump.rdb\n  \
-    cachekeep import cache1 http://files.internal:9000/dump.rdb --allow 10.0.0.0/8:9000"
+    cachekeep import cache1 http://files.internal:9000/dump.rdb --allow 10.0.0.0/8:9000\n  \
+    cachekeep import cluster1 https://example.com/node1.rdb https://example.com/node2.rdb https://example.com/node3.rdb --nodes nodes.conf"
 )]
 pub(crate) struct Import {
     /// Name or id of the instance (the id, where it is deleted)
@@ -88,15 +86,11 @@ pub(crate) fn run(global: &Global, verb: &Import) -> anyhow::Result<()> {
     crate::backup::command::check_remark(verb.remark.as_deref())
         .map_err(|_too_long| anyhow::anyhow!("a remark has at most 128 characters"))?;
     let instance = find_instance(&app, &verb.instance)?;
-    let input = Input::read(verb, &instance)?;
+    let fetched = Fetched::read(&app, verb, &instance)?;
     let id = BackupId::random();
-    let lock_file = app.config.import_lock(&id);
     // Before the record, which without it would be taken for one whose import has died.
-    let lock = File::create(&lock_file).with_context(|| format!("cannot write {}", lock_file.display()))?;
-    lock.try_lock()
-        .with_context(|| format!("cannot lock {}", lock_file.display()))?;
-    let imported = import(&app, &instance, verb, &id, input);
-    let _the_reconciler_removes_it_else = std::fs::remove_file(&lock_file);
+    let lock = Lock::take(&app, &id).map_err(|error| anyhow::anyhow!("{}", engine::chain(&error)))?;
+    let imported = import(&app, &instance, verb, &id, fetched);
     drop(lock);
     let made = imported?;
     let row = app
@@ -129,19 +123,112 @@ enum Input {
     Commands(Files),
 }
 
+/// What is to be imported, and where those of its files are that had to be fetched first.
+struct Fetched {
+    input: Input,
+    /// What the files are called, where that is not their path.
+    name: Option<String>,
+    _room: Option<Room>,
+}
+
+fn of_url(path: &Path) -> Option<&str> {
+    path.to_str().filter(|text| url::is_url(text))
+}
+
+impl Fetched {
+    /// Looks at what is named. What must be looked through before it is taken is fetched into the spool first: files of a
+    /// cluster, and commands. An RDB is taken as it comes.
+    fn read(app: &App, verb: &Import, instance: &Instance) -> anyhow::Result<Self> {
+        let rules = Rules {
+            allowed: verb.allow.clone(),
+            asker: Asker::Operator,
+        };
+        let limit = verb.size_limit_gb * 1_000_000_000;
+        let open = |text: &str| Target::parse(text)?.open(&rules, limit);
+        if instance.layout.mode == Mode::Single
+            && let [path] = &verb.files[..]
+            && let Some(text) = of_url(path)
+        {
+            let mut opened = open(text)?;
+            let mut first = [0];
+            let begun = opened
+                .source
+                .read(&mut first)
+                .with_context(|| format!("{} is not read", opened.name))?;
+            opened.source = Box::new(
+                std::io::Cursor::new(first)
+                    .take(begun as u64)
+                    .chain(opened.source),
+            );
+            if opened.name.ends_with(".aof") || matches!(first[..begun], [b'*' | b'#']) {
+                let room = Room::take(app).map_err(super::alone::told)?;
+                let name = Some(opened.name.clone());
+                let base = Some(put(&room, 0, opened)?);
+                return Ok(Self {
+                    input: Input::Commands(Files {
+                        base,
+                        increments: Vec::new(),
+                    }),
+                    name,
+                    _room: Some(room),
+                });
+            }
+            return Ok(Self {
+                input: Input::Snapshot(opened.source, opened.name, opened.bytes),
+                name: None,
+                _room: None,
+            });
+        }
+        let (mut files, mut names, mut room) = (Vec::new(), Vec::new(), None);
+        for (number, path) in verb.files.iter().enumerate() {
+            let Some(text) = of_url(path) else {
+                files.push(path.clone());
+                names.push(path.display().to_string());
+                continue;
+            };
+            anyhow::ensure!(
+                instance.layout.mode == Mode::Cluster,
+                "{} is no cluster: one file is wanted",
+                instance.name
+            );
+            let opened = open(text)?;
+            names.push(opened.name.clone());
+            if room.is_none() {
+                room = Some(Room::take(app).map_err(super::alone::told)?);
+            }
+            if let Some(room) = &room {
+                files.push(put(room, number, opened)?);
+            }
+        }
+        Ok(Self {
+            input: Input::read(verb, &files, instance)?,
+            name: room.is_some().then(|| names.join(", ")),
+            _room: room,
+        })
+    }
+}
+
+/// Writes what is behind a URL into the room; it has the last part of its name there, for messages.
+fn put(room: &Room, number: usize, mut opened: url::Opened) -> anyhow::Result<PathBuf> {
+    let last = opened.name.rsplit('/').next().unwrap_or_default();
+    let shown: String = last
+        .chars()
+        .filter(|letter| letter.is_ascii_alphanumeric() || matches!(letter, '.' | '-' | '_'))
+        .take(100)
+        .collect();
+    let path = room.directory.join(format!("{number}-{shown}"));
+    let failed = || format!("{} is not fetched", opened.name);
+    let mut file = File::create_new(&path).with_context(failed)?;
+    std::io::copy(&mut opened.source, &mut file).with_context(failed)?;
+    Ok(path)
+}
+
 impl Input {
     /// Looks at what is named; files of a cluster are read for that.
-    fn read(verb: &Import, instance: &Instance) -> anyhow::Result<Self> {
-        let of_url = |path: &PathBuf| path.to_str().filter(|text| url::is_url(text)).map(str::to_owned);
-        if verb.files.len() > 1 || instance.layout.mode == Mode::Cluster {
-            anyhow::ensure!(
-                verb.files.iter().all(|path| of_url(path).is_none()),
-                "a URL is read once, and the files of a cluster are looked through before they are taken: fetch them first"
-            );
-        }
+    fn read(verb: &Import, named: &[PathBuf], instance: &Instance) -> anyhow::Result<Self> {
         if instance.layout.mode == Mode::Cluster {
             let mut files = Vec::new();
-            for path in &verb.files {
+            for path in named {
                 match folder::kept_in(path)? {
                     folder::Kept::Snapshot(file) => files.push(file),
                     folder::Kept::Commands(_) => anyhow::bail!(
@@ -158,7 +245,7 @@ impl Input {
             )?;
             return Ok(Self::Cluster(parts));
         }
-        let [path] = &verb.files[..] else {
+        let [path] = named else {
             anyhow::bail!("{} is no cluster: one file is wanted", instance.name);
         };
         if path.as_os_str() == "-" {
@@ -167,10 +254,6 @@ impl Input {
                 "standard input".to_owned(),
                 0,
             ));
-        }
-        if let Some(text) = of_url(path) {
-            let opened = url::open(&text, &verb.allow, verb.size_limit_gb * 1_000_000_000)?;
-            return Ok(Self::Snapshot(opened.source, opened.name, opened.bytes));
         }
         Ok(match folder::kept_in(path)? {
             folder::Kept::Commands(files) => Self::Commands(files),
@@ -226,21 +309,7 @@ fn replayed(
         return Err(Error::new(Kind::Memory, "replay append-only files", context));
     }
     let room = Room::take(app)?;
-    let run_as = crate::config::engine_user(None)
-        .map_err(|error| Error::new(Kind::EngineStart, "replay append-only files", error.to_string()))?;
-    let spec = EngineSpec {
-        binary: process::find_binary()?,
-        directory: room.directory.join("engine"),
-        run_as,
-        bind: "127.0.0.1".to_owned(),
-        port: 0,
-        admin_password: Secret::new(crate::secrets::random_hex(32)),
-        client_password: Some(Secret::new(crate::secrets::random_hex(32))),
-        max_memory_bytes: 0,
-        persistence: Persistence::Aof,
-        cluster: None,
-        watched: None,
-    };
+    let spec = throw_away_engine(app, &room, process::find_binary()?, Persistence::Aof)?;
     let mut source = replay::run(&spec, files, control)?;
     engine::backup::import(plan, &mut source, store, &app.vault.signer, control)
 }
@@ -250,105 +319,41 @@ fn import(
     instance: &Instance,
     verb: &Import,
     id: &BackupId,
-    input: Input,
+    fetched: Fetched,
 ) -> anyhow::Result<engine::BackupReport> {
-    let name = input.name();
-    let prefix = format!("{}/{}/{id}/1", instance.project_id, instance.id);
-    let (storage, recipient, created_at) = app.catalog.write(|tx| {
-        let storage = storages::default_of(tx, &instance.project_id)?;
-        let recipient = identity::project_recipient(tx, &instance.project_id)?;
-        backups::insert_import(
+    let Fetched { input, name, _room } = fetched;
+    let name = name.unwrap_or_else(|| input.name());
+    let begun = app.catalog.write(|tx| {
+        job::begin(
             tx,
             id,
             &instance.project_id,
             &instance.id,
             verb.remark.as_deref(),
             Moment::now(),
-        )?;
-        backups::begin(tx, id, &prefix, storage.as_ref(), Moment::now())?;
-        let created_at = backups::load(tx, id)?.map_or(Moment::now(), |row| row.created_at);
-        Ok::<_, crate::catalog::Error>((storage, recipient, created_at))
+        )
     })?;
     let control = Control::new(None);
-    let report = |seen: &engine::Progress| {
-        let share = (seen.bytes_done.min(seen.bytes_total) * 9500)
-            .checked_div(seen.bytes_total)
-            .unwrap_or(0);
-        let share = i64::try_from(share).unwrap_or(0);
-        let written = app
-            .catalog
-            .write(|tx| backups::progress(tx, id, share, seen, Moment::now()));
-        if let Err(error) = written {
-            tracing::warn!(error = engine::chain(&error), "the progress is not written");
+    let make = |mut plan: ImportPlan, store: &engine::Store| match input {
+        Input::Snapshot(mut source, _, bytes) => {
+            plan.expected_bytes = bytes;
+            engine::backup::import(&plan, &mut *source, store, &app.vault.signer, &control)
         }
-    };
-    let imported = with_progress(&control, report, || {
-        let recipient = recipient.unwrap_or_default();
-        let plan = ImportPlan {
-            prefix: prefix.clone(),
-            labels: Labels {
-                project: instance.project_id.to_string(),
-                instance: instance.id.to_string(),
-                backup: id.to_string(),
-                attempt: 1,
-                created_at_ms: created_at.0,
-            },
-            recipient: Recipient::parse(&recipient)?,
-            spill_dir: app.config.spool_dir(),
-            source: format!("import of {name}"),
-            expected_bytes: match &input {
-                Input::Snapshot(_, _, bytes) => *bytes,
-                Input::Cluster(_) | Input::Commands(_) => 0,
-            },
-            accept_functions: verb.accept_functions,
-        };
-        let store = storage::open(app, storage.as_ref())?;
-        match input {
-            Input::Snapshot(mut source, ..) => {
-                engine::backup::import(&plan, &mut *source, &store, &app.vault.signer, &control)
-            }
-            Input::Cluster(parts) => {
-                let open = |part: cluster::Part| {
-                    let file = File::open(&part.path).map_err(|e| {
-                        Error::io(Kind::Io, "import file", part.path.display().to_string(), e)
-                    })?;
-                    Ok(ShardFile {
-                        source: Box::new(file),
-                        slots: part.slots,
-                        port: part.port,
-                    })
-                };
-                let files = parts.into_iter().map(open).collect::<Result<Vec<_>, Error>>()?;
-                engine::backup::import_shards(&plan, files, &store, &app.vault.signer, &control)
-            }
-            Input::Commands(files) => replayed(app, verb, &files, &plan, &store, &control),
-        }
-    });
-    match imported {
-        Ok(made) => {
-            let finished = Finished {
-                size_bytes: made.stored_bytes,
-                plain_bytes: made.plain_bytes,
-                keys: made.keys,
-                used_memory_bytes: made.used_memory_bytes,
-                manifest_blake3: made.manifest_blake3.clone(),
-                captured_from: None,
+        Input::Cluster(parts) => {
+            let open = |part: cluster::Part| {
+                let file = File::open(&part.path)
+                    .map_err(|e| Error::io(Kind::Io, "import file", part.path.display().to_string(), e))?;
+                Ok(ShardFile {
+                    source: Box::new(file),
+                    slots: part.slots,
+                    port: part.port,
+                })
             };
-            let kept = app
-                .catalog
-                .write(|tx| backups::succeed(tx, id, &finished, Moment::now()))?;
-            anyhow::ensure!(
-                kept,
-                "the record has ended otherwise meanwhile: import the file again"
-            );
-            Ok(made)
+            let files = parts.into_iter().map(open).collect::<Result<Vec<_>, Error>>()?;
+            engine::backup::import_shards(&plan, files, store, &app.vault.signer, &control)
         }
-        Err(error) => {
-            let code = failure_code(&error, false, false);
-            let why = engine::chain(&error);
-            app.catalog
-                .write(|tx| backups::fail(tx, id, code, &why, Moment::now()))?;
-            anyhow::bail!("{name} is not taken: {why}")
-        }
-    }
+        Input::Commands(files) => replayed(app, verb, &files, &plan, store, &control),
+    };
+    job::run(app, &begun, &name, verb.accept_functions, &control, make)
+        .map_err(|error| anyhow::anyhow!("{name} is not taken: {}", engine::chain(&error)))
 }

@@ -2,6 +2,9 @@
 
 mod survey;
 
+use std::fs::File;
+use std::num::NonZero;
+use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -35,6 +38,10 @@ pub(crate) struct Inspect {
 
 /// Threads that decode a backup beside the one that validates.
 const WORKERS: usize = 2;
+/// Threads that read parts of a file: beyond these the one that cuts it is what all wait for.
+const READERS_MAX: usize = 8;
+/// Files below this are read by one thread.
+const SHARED_BYTES_MIN: u64 = 8 * 1024 * 1024;
 
 /// Runs the verb.
 pub(crate) fn run(global: &Global, verb: &Inspect) -> ExitCode {
@@ -83,7 +90,45 @@ pub(super) fn validator() -> rdb::Validator {
         .accept_trailing_bytes()
 }
 
+/// Validates a file with every processor. `None`: it has to be read by one thread, from its start, to say what is wrong with
+/// it or which prefixes it has.
+fn by_threads(file: &File, readers: usize) -> std::io::Result<Option<(rdb::Report, Survey)>> {
+    let folder = std::env::temp_dir();
+    let spill = || -> std::io::Result<Box<dyn rdb::Spill + Send>> {
+        Ok(Box::new(
+            engine::SpillFile::create(&folder).map_err(std::io::Error::other)?,
+        ))
+    };
+    let Ok(keys) = spill() else {
+        return Ok(None);
+    };
+    let spills = rdb::parallel::Spills { keys, members: spill };
+    let mut at = 0;
+    let read = |buffer: &mut [u8]| {
+        let count = file.read_at(buffer, at)?;
+        at += count as u64;
+        Ok(count)
+    };
+    let sinks = (0..=readers).map(|_| Survey::default()).collect();
+    let Some((report, seen)) = rdb::parallel::validate(sinks, Some(spills), read)? else {
+        return Ok(None);
+    };
+    let mut all = Survey::default();
+    let is_whole = seen.into_iter().all(|one| all.absorb(one));
+    Ok(is_whole.then_some((report, all)))
+}
+
 fn examine(source: &mut Source, targets: &[&str]) -> std::io::Result<Value> {
+    let readers = std::thread::available_parallelism()
+        .map_or(1, NonZero::get)
+        .min(READERS_MAX);
+    if readers > 1
+        && let Source::File(file) = source
+        && file.metadata()?.len() >= SHARED_BYTES_MIN
+        && let Some((report, seen)) = by_threads(file, readers)?
+    {
+        return Ok(valid(&report, seen, targets));
+    }
     let mut validator = validator();
     // Keys and the header are told even of a broken file.
     let mut seen = Survey::default();

@@ -28,6 +28,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::backup::import::url::Allowed;
 use crate::config::{self, Config};
 
 /// Runs Redis instances, backs them up, restores them, and keeps a truthful record of every restore.
@@ -204,6 +205,10 @@ struct Serve {
     /// Seconds that a job goes on trying while a remote store fails; a capture goes on into its spool meanwhile
     #[arg(long, default_value_t = 300, value_name = "SECONDS")]
     store_patience: u64,
+    /// Let callers of the API import from URLs with this address too, by http and on any port, where ADDRESS[/BITS][:PORT] covers
+    /// it; never from a port of the service's own. Without it only from public addresses, by https on port 443
+    #[arg(long, value_name = "ADDRESS")]
+    import_allow: Vec<Allowed>,
     /// As DCS itself: single-node instances have no backup and restore (DCS.4086), save_days end at 7, deleted
     /// instances are not listed, answers of v2 and v1.0 have no ext
     #[arg(long)]
@@ -353,6 +358,7 @@ fn configure(global: &Global, serve: Serve) -> anyhow::Result<Config> {
         run_as: config::engine_user(serve.engine_user.as_deref())?,
         undo_keep_seconds: serve.undo_keep,
         store_patience: std::time::Duration::from_secs(serve.store_patience),
+        import_allowed: serve.import_allow,
         strict_dcs: serve.strict_dcs,
     })
 }

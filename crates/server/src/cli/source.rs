@@ -67,6 +67,11 @@ impl Source {
             }
             (opened, _) => {
                 let file = opened?;
+                if part.shard.is_some() {
+                    return Err(io::Error::other(
+                        "--shard is for the backup of a cluster, and this is a file",
+                    ));
+                }
                 match file.metadata()?.is_file() {
                     true => Ok(Self::File(file)),
                     false => Ok(Self::Stream(Box::new(file))),
@@ -83,6 +88,11 @@ impl Source {
                 "it is of a cluster and has a file for each shard: say which with --shard 0 to --shard {}",
                 shards - 1
             )));
+        }
+        if shards == 0 && part.shard.is_some_and(|shard| shard > 0) {
+            return Err(io::Error::other(
+                "it is of no cluster, and has one file: leave --shard out",
+            ));
         }
         if !part.keys.is_empty()
             && let Some(file) = chosen(global, app, &archive, &identity, part.keys)?

@@ -1,6 +1,7 @@
 //! Durable work: a row per unit, claimed with a growing fence, run by the same loop whether it is new, retried or
 //! left behind by a crash.
 
+pub mod aside;
 pub mod queue;
 pub mod worker;
 

@@ -8,6 +8,7 @@ use xtask::resp::Reply;
 use xtask::scratch::Scratch;
 
 use crate::cluster::{Client, ask, ports, says};
+use crate::import_url::FileServer;
 use crate::service::Service;
 
 fn told(output: &Output) -> String {
@@ -55,9 +56,24 @@ fn one_file_of_each_shard_is_taken_where_they_hold_every_slot_once() {
             told(&refused)
         );
     }
+    let server = FileServer::start(&to);
+    let url = |path: &str| {
+        let name = path.rsplit('/').next().unwrap();
+        format!("http://127.0.0.1:{}/{name}", server.port)
+    };
+    let urls = [one, two, three].map(url);
     for words in [
         &[three, one, two, "--nodes", nodes][..],
         &[two, one, three, "--accept-empty-slots"],
+        &[
+            &urls[1],
+            &urls[0],
+            &urls[2],
+            "--nodes",
+            nodes,
+            "--allow",
+            "127.0.0.1",
+        ],
     ] {
         let made = service.run_json(&[&["import", "sharded"], words].concat());
         let id = made["backup_id"].as_str().unwrap();

@@ -26,18 +26,20 @@ fn dump(folder: &Path) {
     std::fs::copy(server.folder().join("dump.rdb"), folder.join("dump.rdb")).unwrap();
 }
 
-/// Python's web server over a folder, with the certificate that lies there.
-struct FileServer {
+/// Python's web server over a folder.
+pub struct FileServer {
     child: Child,
-    port: u16,
+    pub port: u16,
 }
 
 impl FileServer {
-    fn start(folder: &Path) -> Self {
-        let program = "import http.server, ssl, sys\n\
+    /// With the certificate that lies in the folder, where there is one.
+    pub fn start(folder: &Path) -> Self {
+        let program = "import http.server, os, ssl, sys\n\
             server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), http.server.SimpleHTTPRequestHandler)\n\
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)\n\
-            context.load_cert_chain('cert.pem', 'key.pem')\n\
+            if os.path.exists('cert.pem'):\n \
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)\n \
+ context.load_cert_chain('cert.pem', 'key.pem')\n \
             server.socket = context.wrap_socket(server.socket, server_side=True)\n\
             print(server.server_port, flush=True)\n\
             server.serve_forever()\n";
@@ -290,7 +292,11 @@ fn urls_are_for_instances_of_one_file() {
     let service = Service::start();
     service.caller().make_instance("one-file");
     let refused = service.run(&["import", "one-file", "https://127.0.0.1/a", "https://127.0.0.1/b"]);
-    assert!(told(&refused).contains("fetch them first"), "{}", told(&refused));
+    assert!(
+        told(&refused).contains("one file is wanted"),
+        "{}",
+        told(&refused)
+    );
     let refused = service.run(&["import", "one-file", "ftp://127.0.0.1/a"]);
     assert!(
         told(&refused).contains("only https:// and http://"),
@@ -309,4 +315,29 @@ fn urls_are_for_instances_of_one_file() {
         "{}",
         told(&refused)
     );
+}
+
+#[test]
+fn commands_behind_a_url_are_looked_through_and_replayed() {
+    let service = Service::start();
+    service.caller().make_instance("replaying");
+    let outside = Scratch::new("far").unwrap();
+    let set = |key: &str| format!("*3\r\n$3\r\nSET\r\n${}\r\n{key}\r\n$1\r\nv\r\n", key.len());
+    std::fs::write(outside.path().join("commands"), [set("a"), set("b")].concat()).unwrap();
+    let hostile = [set("a"), "*2\r\n$8\r\nSHUTDOWN\r\n$3\r\nNOW\r\n".to_owned()].concat();
+    std::fs::write(outside.path().join("hostile.aof"), hostile).unwrap();
+    let server = FileServer::start(outside.path());
+    let import = |file: &str| {
+        let url = format!("http://127.0.0.1:{}/{file}", server.port);
+        service.run(&["import", "replaying", &url, "--allow", "127.0.0.1", "-o", "json"])
+    };
+    let taken = import("commands");
+    assert!(taken.status.success(), "{}", told(&taken));
+    let made: Value = serde_json::from_slice(&taken.stdout).unwrap();
+    assert_eq!(made["keys"], 2);
+    let refused = import("hostile.aof");
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(told(&refused).contains("SHUTDOWN"), "{}", told(&refused));
+    let spool = std::fs::read_dir(service.data().join("spool")).unwrap();
+    assert_eq!(spool.count(), 0, "what was fetched is gone");
 }

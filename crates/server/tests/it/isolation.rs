@@ -32,7 +32,7 @@ enum Row {
 }
 
 /// Every route: method, path behind the prefix of the version, what it takes, a legal body.
-const ROWS: [(&str, &str, Row, &str); 50] = [
+const ROWS: [(&str, &str, Row, &str); 53] = [
     ("GET", "/", Row::Open, ""),
     ("GET", "/v2", Row::Open, ""),
     ("GET", "/v2/", Row::Open, ""),
@@ -179,6 +179,24 @@ const ROWS: [(&str, &str, Row, &str); 50] = [
         "{ck}/instances/{instance_id}/backups/{backup_id}",
         Row::Backup,
         "",
+    ),
+    (
+        "POST",
+        "{ck}/instances/{instance_id}/backups/{backup_id}/verify",
+        Row::Backup,
+        r#"{"level":"stored"}"#,
+    ),
+    (
+        "GET",
+        "{ck}/instances/{instance_id}/backups/{backup_id}/verifications",
+        Row::Backup,
+        "",
+    ),
+    (
+        "POST",
+        "{ck}/instances/{instance_id}/imports",
+        Row::Instance,
+        r#"{"url":"https://127.0.0.1/stolen"}"#,
     ),
     // As above with the query that reaches deleted instances.
     (

@@ -52,10 +52,11 @@ impl Sums {
     }
 }
 
-/// Ordered by size first.
+/// Ordered by size, and then the earlier in the file before the later: so it is no matter who counts which key.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Big {
     bytes: u64,
+    offset: Reverse<u64>,
     db: u32,
     name: Vec<u8>,
     kind: rdb::Type,
@@ -107,6 +108,7 @@ impl rdb::Sink for Survey {
         if is_big {
             self.biggest.push(Reverse(Big {
                 bytes: key.bytes,
+                offset: Reverse(key.offset),
                 db: key.db,
                 name: key.key[..key.key.len().min(NAME_BYTES_MAX)].to_vec(),
                 kind: key.kind,
@@ -121,6 +123,29 @@ impl rdb::Sink for Survey {
 }
 
 impl Survey {
+    /// Adds what was counted of other keys. `false`: there are more prefixes than are counted apart, and which ones are is not
+    /// what it would be if one had counted all keys.
+    pub(super) fn absorb(&mut self, other: Self) -> bool {
+        self.keys += other.keys;
+        self.expires += other.expires;
+        self.expiring_fields += other.expiring_fields;
+        self.type_codes.absorb(&other.type_codes);
+        for (sum, keys) in self.sizes.iter_mut().zip(other.sizes) {
+            *sum += keys;
+        }
+        for (prefix, more) in other.prefixes {
+            let sums = self.prefixes.entry(prefix).or_default();
+            sums.keys += more.keys;
+            sums.elements = sums.elements.saturating_add(more.elements);
+            sums.bytes += more.bytes;
+        }
+        self.biggest.extend(other.biggest);
+        while self.biggest.len() > BIGGEST_KEYS {
+            self.biggest.pop();
+        }
+        self.prefixes.len() <= PREFIXES_MAX && self.other.keys + other.other.keys == 0
+    }
+
     /// The prefixes with the most bytes.
     pub(super) fn prefixes(&self) -> Value {
         let mut prefixes: Vec<(&[u8], Sums)> = self

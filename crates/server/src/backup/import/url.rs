@@ -2,11 +2,12 @@
 //!
 //! A name can lead anywhere, and so can a redirect: to a metadata service, to our own API, to an engine. So every address that
 //! a connection is made to is looked at first, that of each redirect too, and the connection is made to exactly the address
-//! that was looked at. Read without a word are public addresses by https on its own port; everything else is allowed by
-//! address with `--allow`.
+//! that was looked at. Read without a word are public addresses by https on its own port; everything else the operator
+//! allows by address: with `import --allow` for a file that he names himself, with `serve --import-allow` for those that
+//! callers of the API name. These never reach our own ports, and are not told which address a name has.
 
 use std::io::{self, Read};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +31,7 @@ const HTTPS_PORT: u16 = 443;
 
 /// Addresses that the operator allows, with one port or all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Allowed {
+pub struct Allowed {
     network: IpAddr,
     bits: u8,
     port: Option<u16>,
@@ -107,17 +108,63 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
     a >> 13 == 1 && !(a == 0x2001 && (b < 0x200 || b == 0xdb8)) && a != 0x2002 && !(a == 0x3fff && b < 0x1000)
 }
 
+/// Whose word a connection is made on.
+#[derive(Debug, Clone)]
+pub enum Asker {
+    /// The operator, who named the URL himself and may be told everything.
+    Operator,
+    /// A caller of the API: our own ports on this machine are kept from him, whatever is allowed.
+    Caller {
+        /// Ports of the API and of engines.
+        ours: Vec<u16>,
+    },
+}
+
+/// What may be connected to.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    /// Beyond public addresses by https.
+    pub allowed: Vec<Allowed>,
+    /// Who asks.
+    pub asker: Asker,
+}
+
+/// Whether an address is one of this machine.
+fn is_local(address: IpAddr) -> bool {
+    let address = address.to_canonical();
+    address.is_loopback() || address.is_unspecified() || UdpSocket::bind((address, 0)).is_ok()
+}
+
 /// Looks names up, and lets through only what may be connected to.
 #[derive(Debug)]
 struct Guard {
     lookup: DefaultResolver,
-    allowed: Vec<Allowed>,
+    rules: Rules,
 }
 
 impl Guard {
     /// Why an address is not connected to.
     fn refusal(&self, is_https: bool, address: IpAddr, port: u16) -> Option<String> {
-        if self.allowed.iter().any(|allowed| allowed.covers(address, port)) {
+        match &self.rules.asker {
+            Asker::Operator => self.told(is_https, address, port),
+            Asker::Caller { ours } => {
+                let is_ours = || ours.contains(&port) && is_local(address);
+                let why = match self.told(is_https, address, port) {
+                    None if is_ours() => format!("{address}:{port} is a port of the service's own"),
+                    why => why?,
+                };
+                tracing::warn!(why, "a URL that a caller of the API named is not connected to");
+                let shown = "it leads to an address that is not public, or not by https on port 443, and that the operator has not \
+                             allowed (cachekeep serve --import-allow)";
+                Some(shown.to_owned())
+            }
+        }
+    }
+
+    /// In the operator's words.
+    fn told(&self, is_https: bool, address: IpAddr, port: u16) -> Option<String> {
+        let mut allowed = self.rules.allowed.iter();
+        if allowed.any(|allowed| allowed.covers(address, port)) {
             return None;
         }
         let shown = match address {
@@ -186,91 +233,123 @@ impl<R: Read> Read for Limited<R> {
 }
 
 /// A file behind a URL, opened.
-pub(super) struct Opened {
-    pub(super) source: Box<dyn Read>,
+pub struct Opened {
+    /// Its bytes.
+    pub source: Box<dyn Read>,
     /// The URL without its query, which may hold a signature.
-    pub(super) name: String,
+    pub name: String,
     /// 0 where the server does not say.
-    pub(super) bytes: u64,
+    pub bytes: u64,
+}
+
+/// A URL that may be asked for, as far as that is known without a look-up.
+#[derive(Debug, Clone)]
+pub struct Target {
+    uri: Uri,
+    /// See [`Opened::name`].
+    pub name: String,
 }
 
 /// Whether an argument is meant as a URL and not as a path.
-pub(super) fn is_url(argument: &str) -> bool {
+pub fn is_url(argument: &str) -> bool {
     argument.split_once("://").is_some_and(|(scheme, _)| {
         !scheme.is_empty() && scheme.chars().all(|letter| letter.is_ascii_alphanumeric())
     })
 }
 
-/// Asks for a file of at most `limit` bytes. No credentials are sent, no cookies kept, no proxy of the environment is asked.
-///
-/// # Errors
-/// Another scheme, credentials in the URL, an address that is not allowed, an answer other than 200, a size above the limit.
-pub(super) fn open(text: &str, allowed: &[Allowed], limit: u64) -> anyhow::Result<Opened> {
-    let scheme = text.split_once("://").map_or("", |(scheme, _)| scheme);
-    anyhow::ensure!(
-        matches!(scheme, "https" | "http"),
-        "only https:// and http:// are read"
-    );
-    let uri: Uri = text.parse().context("this is no URL")?;
-    let authority = uri.authority().context("this is no URL")?;
-    anyhow::ensure!(
-        !authority.as_str().contains('@'),
-        "a URL with a name and password in it is not read: pipe what curl fetches into `cachekeep import ... -`"
-    );
-    let name = format!("{scheme}://{authority}{}", uri.path());
-    let tls = TlsConfig::builder()
-        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .root_certs(RootCerts::PlatformVerifier)
-        .build();
-    let config = ureq::Agent::config_builder()
-        .http_status_as_error(false)
-        .proxy(None)
-        .max_redirects(REDIRECTS_MAX)
-        .timeout_resolve(Some(CONNECT_MAX))
-        .timeout_connect(Some(CONNECT_MAX))
-        .timeout_recv_response(Some(STALL_MAX))
-        .timeout_per_read(Some(STALL_MAX))
-        .timeout_recv_body(Some(TRANSFER_MAX))
-        .tls_config(tls)
-        .build();
-    let guard = Guard {
-        lookup: DefaultResolver::default(),
-        allowed: allowed.to_vec(),
-    };
-    let agent = ureq::Agent::with_parts(config, DefaultConnector::default(), guard);
-    let answer = agent
-        .get(&uri)
-        .call()
-        .with_context(|| format!("{name} is not read"))?;
-    let status = answer.status().as_u16();
-    anyhow::ensure!(status == 200, "{name} is not read: the server answers {status}");
-    let bytes = answer.body().content_length().unwrap_or(0);
-    anyhow::ensure!(
-        bytes <= limit,
-        "{name} is not read: {} ({bytes} bytes)",
-        too_large(limit)
-    );
-    let source = Limited {
-        from: answer.into_body().into_reader(),
-        left: limit,
-        limit,
-    };
-    Ok(Opened {
-        source: Box::new(source),
-        name,
-        bytes,
-    })
+impl Target {
+    /// Reads a URL.
+    ///
+    /// # Errors
+    /// Another scheme than http and https, no URL, credentials in it.
+    pub fn parse(text: &str) -> anyhow::Result<Self> {
+        let scheme = text.split_once("://").map_or("", |(scheme, _)| scheme);
+        anyhow::ensure!(
+            matches!(scheme, "https" | "http"),
+            "only https:// and http:// are read"
+        );
+        let uri: Uri = text.parse().context("this is no URL")?;
+        let authority = uri.authority().context("this is no URL")?;
+        anyhow::ensure!(
+            !authority.as_str().contains('@'),
+            "a URL with a name and password in it is not read: pipe what curl fetches into `cachekeep import ... -`"
+        );
+        let name = format!("{scheme}://{authority}{}", uri.path());
+        Ok(Self { uri, name })
+    }
+
+    /// Asks for a file of at most `limit` bytes. No credentials are sent, no cookies kept, no proxy of the environment is
+    /// asked.
+    ///
+    /// # Errors
+    /// An address that is not allowed, an answer other than 200, a size above the limit.
+    pub fn open(&self, rules: &Rules, limit: u64) -> anyhow::Result<Opened> {
+        let name = &self.name;
+        let tls = TlsConfig::builder()
+            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .root_certs(RootCerts::PlatformVerifier)
+            .build();
+        let config = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .proxy(None)
+            .max_redirects(REDIRECTS_MAX)
+            .timeout_resolve(Some(CONNECT_MAX))
+            .timeout_connect(Some(CONNECT_MAX))
+            .timeout_recv_response(Some(STALL_MAX))
+            .timeout_per_read(Some(STALL_MAX))
+            .timeout_recv_body(Some(TRANSFER_MAX))
+            .tls_config(tls)
+            .build();
+        let guard = Guard {
+            lookup: DefaultResolver::default(),
+            rules: rules.clone(),
+        };
+        let agent = ureq::Agent::with_parts(config, DefaultConnector::default(), guard);
+        let answer = agent
+            .get(&self.uri)
+            .call()
+            .with_context(|| format!("{name} is not read"))?;
+        let status = answer.status().as_u16();
+        anyhow::ensure!(status == 200, "{name} is not read: the server answers {status}");
+        let bytes = answer.body().content_length().unwrap_or(0);
+        anyhow::ensure!(
+            bytes <= limit,
+            "{name} is not read: {} ({bytes} bytes)",
+            too_large(limit)
+        );
+        let source = Limited {
+            from: answer.into_body().into_reader(),
+            left: limit,
+            limit,
+        };
+        Ok(Opened {
+            source: Box::new(source),
+            name: name.clone(),
+            bytes,
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn rules(allowed: &[&str], asker: Asker) -> Rules {
+        Rules {
+            allowed: allowed.iter().map(|text| text.parse().unwrap()).collect(),
+            asker,
+        }
+    }
+
     fn guard(allowed: &[&str]) -> Guard {
         Guard {
             lookup: DefaultResolver::default(),
-            allowed: allowed.iter().map(|text| text.parse().unwrap()).collect(),
+            rules: rules(allowed, Asker::Operator),
         }
+    }
+
+    fn open(text: &str) -> anyhow::Result<Opened> {
+        Target::parse(text)?.open(&rules(&[], Asker::Operator), 1)
     }
 
     #[test]
@@ -402,7 +481,7 @@ mod tests {
             "[::ffff:7f00:1]",
         ] {
             for scheme in ["http", "https"] {
-                let outcome = open(&format!("{scheme}://{host}:1/dump.rdb"), &[], 1);
+                let outcome = open(&format!("{scheme}://{host}:1/dump.rdb"));
                 let why = format!("{:#}", outcome.err().unwrap());
                 // Where the look-up does not know the spelling, nothing was connected to either.
                 let is_refused = [
@@ -427,8 +506,32 @@ mod tests {
             ("https://user:secret@example.com/x", "a name and password"),
             ("https://127.0.0.1@example.com/x", "a name and password"),
         ] {
-            let told = format!("{:#}", open(url, &[], 1).err().unwrap());
+            let told = format!("{:#}", open(url).err().unwrap());
             assert!(told.contains(why) && !told.contains("secret"), "{told}");
         }
+    }
+
+    #[test]
+    fn callers_of_the_api_reach_no_port_of_ours_and_are_told_no_address() {
+        let ours = vec![6379, 8635];
+        let asked = |allowed: &[&str], address: &str, port| {
+            let guard = Guard {
+                lookup: DefaultResolver::default(),
+                rules: rules(allowed, Asker::Caller { ours: ours.clone() }),
+            };
+            guard.refusal(false, address.parse().unwrap(), port)
+        };
+        let everything = ["0.0.0.0/0", "[::]/0"];
+        for local in ["127.0.0.1", "127.9.9.9", "::1", "0.0.0.0", "::ffff:127.0.0.1"] {
+            let told = asked(&everything, local, 6379).unwrap();
+            assert!(
+                !told.contains(local) && told.contains("--import-allow"),
+                "{local}: {told}"
+            );
+            assert_eq!(asked(&everything, local, 9000), None);
+        }
+        assert_eq!(asked(&everything, "192.0.2.1", 6379), None);
+        let told = asked(&[], "10.1.2.3", 443).unwrap();
+        assert!(!told.contains("10.1.2.3"), "{told}");
     }
 }

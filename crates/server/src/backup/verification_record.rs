@@ -1,0 +1,258 @@
+//! Verifies that were asked of the service: their states, changed only here and by compare-and-set, and their SQL.
+//!
+//! ```text
+//! Waiting <──> Running ──> Holds | Damaged | Failed
+//! ```
+//!
+//! The rows are the queue. A verify changes nothing but its outcome, so one that the end of the service interrupts waits
+//! again.
+
+use super::proof_record::ProofLevel;
+use crate::catalog::{Error, Tx};
+use crate::ids::{BackupId, Moment, VerificationId};
+use crate::instance::OwnedInstance;
+use crate::limits;
+
+/// See the module.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// Accepted.
+    Waiting,
+    /// Somebody looks.
+    Running,
+    /// The backup holds at this level.
+    Holds,
+    /// It does not.
+    Damaged,
+    /// Nothing could be found out; that says nothing of the backup.
+    Failed,
+}
+
+impl Status {
+    const ALL: [Status; 5] = [
+        Status::Waiting,
+        Status::Running,
+        Status::Holds,
+        Status::Damaged,
+        Status::Failed,
+    ];
+
+    /// The word in the table and on the wire.
+    pub fn word(self) -> &'static str {
+        match self {
+            Status::Waiting => "waiting",
+            Status::Running => "running",
+            Status::Holds => "holds",
+            Status::Damaged => "damaged",
+            Status::Failed => "failed",
+        }
+    }
+}
+
+impl rusqlite::types::FromSql for Status {
+    fn column_result(value: rusqlite::types::ValueRef<'_>) -> rusqlite::types::FromSqlResult<Self> {
+        let word = value.as_str()?;
+        Self::ALL
+            .into_iter()
+            .find(|status| status.word() == word)
+            .ok_or(rusqlite::types::FromSqlError::InvalidType)
+    }
+}
+
+/// A row of the table.
+#[derive(Debug, Clone)]
+pub struct Verification {
+    /// Its id.
+    pub id: VerificationId,
+    /// What is looked at.
+    pub backup_id: BackupId,
+    /// How much.
+    pub level: ProofLevel,
+    /// See [`Status`].
+    pub status: Status,
+    /// How often it was begun.
+    pub attempts: i64,
+    /// What is going on now.
+    pub phase: Option<String>,
+    /// Bytes of that which are done.
+    pub bytes_done: i64,
+    /// Bytes of that in all; 0 where that is not known.
+    pub bytes_total: i64,
+    /// Version of the engine that loaded it, or did not.
+    pub engine: Option<String>,
+    /// How long that engine loaded.
+    pub load_ms: Option<i64>,
+    /// What is wrong with the backup, or why nothing could be found out.
+    pub failure: Option<String>,
+    /// Accepted.
+    pub created_at: Moment,
+    /// Begun, the last time.
+    pub started_at: Option<Moment>,
+    /// Ended.
+    pub finished_at: Option<Moment>,
+}
+
+macro_rules! columns {
+    () => {
+        "id, backup_id, level, status, attempts, phase, bytes_done, bytes_total, engine, load_ms, failure, created_at_ms, \
+         started_at_ms, finished_at_ms"
+    };
+}
+
+fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Verification> {
+    Ok(Verification {
+        id: row.get(0)?,
+        backup_id: row.get(1)?,
+        level: row.get(2)?,
+        status: row.get(3)?,
+        attempts: row.get(4)?,
+        phase: row.get(5)?,
+        bytes_done: row.get(6)?,
+        bytes_total: row.get(7)?,
+        engine: row.get(8)?,
+        load_ms: row.get(9)?,
+        failure: row.get(10)?,
+        created_at: row.get(11)?,
+        started_at: row.get(12)?,
+        finished_at: row.get(13)?,
+    })
+}
+
+/// Adds a verify in state Waiting; the oldest ones of the backup beyond [`limits::VERIFICATIONS_KEPT`] are forgotten.
+///
+/// # Errors
+/// `Constraint` where the backup has one that has not ended: the caller has looked before.
+pub fn insert(
+    tx: &Tx<'_>,
+    backup: &BackupId,
+    level: ProofLevel,
+    now: Moment,
+) -> Result<VerificationId, Error> {
+    tx.execute(
+        "DELETE FROM verification WHERE backup_id = ?1 AND ordinal <= (SELECT max(ordinal) - ?2 FROM verification WHERE backup_id = ?1) \
+         AND status NOT IN ('waiting', 'running')",
+        (backup, limits::VERIFICATIONS_KEPT - 1),
+    )?;
+    let id = VerificationId::random();
+    tx.execute(
+        "INSERT INTO verification (id, backup_id, ordinal, level, status, created_at_ms) VALUES (?1, ?2, \
+         (SELECT coalesce(max(ordinal), 0) + 1 FROM verification WHERE backup_id = ?2), ?3, 'waiting', ?4)",
+        (&id, backup, level.word(), now),
+    )?;
+    Ok(id)
+}
+
+/// The verify of a backup that has not ended.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn unfinished_of(tx: &Tx<'_>, backup: &BackupId) -> Result<Option<Verification>, Error> {
+    tx.one(
+        concat!(
+            "SELECT ",
+            columns!(),
+            " FROM verification WHERE backup_id = ?1 AND status IN ('waiting', 'running')"
+        ),
+        (backup,),
+        row,
+    )
+}
+
+/// All verifies of a backup that are remembered, newest first.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn list(tx: &Tx<'_>, of: &OwnedInstance, backup: &BackupId) -> Result<Vec<Verification>, Error> {
+    tx.all(
+        concat!(
+            "SELECT ",
+            columns!(),
+            " FROM verification WHERE backup_id = ?1 \
+             AND EXISTS (SELECT 1 FROM backup WHERE backup.id = ?1 AND backup.instance_id = ?2) ORDER BY ordinal DESC"
+        ),
+        (backup, &of.id),
+        row,
+    )
+}
+
+/// Waiting → Running, for the oldest one.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn claim(tx: &Tx<'_>, now: Moment) -> Result<Option<Verification>, Error> {
+    let oldest = tx.one(
+        "SELECT id FROM verification WHERE status = 'waiting' ORDER BY created_at_ms, id LIMIT 1",
+        (),
+        |row| row.get::<_, VerificationId>(0),
+    )?;
+    let Some(id) = oldest else {
+        return Ok(None);
+    };
+    tx.execute(
+        "UPDATE verification SET status = 'running', attempts = attempts + 1, started_at_ms = ?2 \
+         WHERE id = ?1 AND status = 'waiting'",
+        (&id, now),
+    )?;
+    tx.one(
+        concat!("SELECT ", columns!(), " FROM verification WHERE id = ?1"),
+        (&id,),
+        row,
+    )
+}
+
+/// Writes how far a running one is.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn progress(tx: &Tx<'_>, id: &VerificationId, seen: &engine::Progress) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE verification SET phase = ?2, bytes_done = ?3, bytes_total = ?4 WHERE id = ?1 AND status = 'running'",
+        (id, seen.phase, seen.bytes_done, seen.bytes_total),
+    )?;
+    Ok(())
+}
+
+/// How a verify ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Holds, Damaged or Failed.
+    pub status: Status,
+    /// See [`Verification::engine`].
+    pub engine: Option<String>,
+    /// See [`Verification::load_ms`].
+    pub load_ms: Option<i64>,
+    /// See [`Verification::failure`].
+    pub failure: Option<String>,
+}
+
+/// Running → Holds, Damaged or Failed.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn end(tx: &Tx<'_>, id: &VerificationId, ended: &Ended, now: Moment) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE verification SET status = ?2, phase = NULL, engine = ?3, load_ms = ?4, failure = ?5, finished_at_ms = ?6 \
+         WHERE id = ?1 AND status = 'running'",
+        (
+            id,
+            ended.status.word(),
+            &ended.engine,
+            ended.load_ms,
+            &ended.failure,
+            now,
+        ),
+    )?;
+    Ok(())
+}
+
+/// Running → Waiting, for all: at the start, and when the service stops.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn release_all(tx: &Tx<'_>) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE verification SET status = 'waiting', phase = NULL, bytes_done = 0, bytes_total = 0 WHERE status = 'running'",
+        (),
+    )?;
+    Ok(())
+}
