@@ -107,9 +107,11 @@ fn our_ports(app: &App) -> Result<Vec<u16>, Refusal> {
         .flat_map(|node| [Some(node.port), node.bus_port, node.side_port])
         .flatten();
     let of_instances = instances.iter().map(|instance| instance.port);
+    let of_sentinels = instances.iter().flat_map(|instance| &instance.sentinels);
     let own = app.listens_on.get().copied();
     let all = of_nodes
         .chain(of_instances)
+        .chain(of_sentinels.map(|sentinel| sentinel.port))
         .chain(own)
         .chain(app.config.engine_ports.clone());
     Ok(all.collect())

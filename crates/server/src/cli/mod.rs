@@ -205,8 +205,8 @@ struct Serve {
     /// Seconds that a job goes on trying while a remote store fails; a capture goes on into its spool meanwhile
     #[arg(long, default_value_t = 300, value_name = "SECONDS")]
     store_patience: u64,
-    /// Let callers of the API import from URLs with this address too, by http and on any port, where ADDRESS[/BITS][:PORT] covers
-    /// it; never from a port of the service's own. Without it only from public addresses, by https on port 443
+    /// Let callers of the API import from URLs: `public` for public addresses by https on port 443, ADDRESS[/BITS][:PORT] for
+    /// these by http too; never from a port of the service's own. May be given again [default: no URL]
     #[arg(long, value_name = "ADDRESS")]
     import_allow: Vec<Allowed>,
     /// As DCS itself: single-node instances have no backup and restore (DCS.4086), save_days end at 7, deleted

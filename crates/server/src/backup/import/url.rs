@@ -2,9 +2,9 @@
 //!
 //! A name can lead anywhere, and so can a redirect: to a metadata service, to our own API, to an engine. So every address that
 //! a connection is made to is looked at first, that of each redirect too, and the connection is made to exactly the address
-//! that was looked at. Read without a word are public addresses by https on its own port; everything else the operator
-//! allows by address: with `import --allow` for a file that he names himself, with `serve --import-allow` for those that
-//! callers of the API name. These never reach our own ports, and are not told which address a name has.
+//! that was looked at. A file that the operator names himself is read from public addresses by https on its own port, and from
+//! what he allows by address with `import --allow`. What callers of the API name is read only from what `serve --import-allow`
+//! says, where `public` means the same addresses; never from our own ports, and callers are not told which address a name has.
 
 use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
@@ -29,20 +29,33 @@ const CONNECT_MAX: Duration = Duration::from_secs(10);
 const TRANSFER_MAX: Duration = Duration::from_secs(28 * 3600);
 const HTTPS_PORT: u16 = 443;
 
-/// Addresses that the operator allows, with one port or all.
+/// Addresses that the operator allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Allowed {
-    network: IpAddr,
-    bits: u8,
-    port: Option<u16>,
+pub enum Allowed {
+    /// Public ones, by https on its own port.
+    Public,
+    /// Those of a network, with one port or all, by http too.
+    Network {
+        /// Any address of it.
+        network: IpAddr,
+        /// That all of its addresses begin with.
+        bits: u8,
+        /// All, where there is none.
+        port: Option<u16>,
+    },
 }
 
 impl FromStr for Allowed {
     type Err = String;
 
-    /// `ADDRESS[/BITS][:PORT]`; an IPv6 address in brackets.
+    /// `public`, or `ADDRESS[/BITS][:PORT]` with an IPv6 address in brackets.
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text} is not ADDRESS[/BITS][:PORT], as 10.0.0.0/8:9000 or [fd00::]/8");
+        if text == "public" {
+            return Ok(Self::Public);
+        }
+        let wrong = || {
+            format!("{text} is neither public nor ADDRESS[/BITS][:PORT], as 10.0.0.0/8:9000 or [fd00::]/8")
+        };
         let (address, rest) = match text.strip_prefix('[') {
             Some(bracketed) => bracketed.split_once(']').ok_or_else(wrong)?,
             None => text.split_at(text.find(['/', ':']).unwrap_or(text.len())),
@@ -58,24 +71,28 @@ impl FromStr for Allowed {
             None if bits.is_empty() => most,
             None => return Err(wrong()),
         };
-        Ok(Self { network, bits, port })
+        Ok(Self::Network { network, bits, port })
     }
 }
 
 impl Allowed {
-    fn covers(&self, address: IpAddr, port: u16) -> bool {
-        let is_inside = match (self.network, address) {
+    fn covers(&self, is_https: bool, address: IpAddr, port: u16) -> bool {
+        let (network, bits, only) = match *self {
+            Self::Public => return is_https && port == HTTPS_PORT && is_public(address),
+            Self::Network { network, bits, port } => (network, bits, port),
+        };
+        let is_inside = match (network, address) {
             (IpAddr::V4(network), IpAddr::V4(address)) => {
-                let beyond = 32 - u32::from(self.bits);
+                let beyond = 32 - u32::from(bits);
                 (u64::from(network.to_bits()) >> beyond) == (u64::from(address.to_bits()) >> beyond)
             }
             (IpAddr::V6(network), IpAddr::V6(address)) => {
                 let differing = network.to_bits() ^ address.to_bits();
-                differing.leading_zeros() >= u32::from(self.bits)
+                differing.leading_zeros() >= u32::from(bits)
             }
             _ => false,
         };
-        is_inside && self.port.is_none_or(|allowed| allowed == port)
+        is_inside && only.is_none_or(|only| only == port)
     }
 }
 
@@ -123,7 +140,7 @@ pub enum Asker {
 /// What may be connected to.
 #[derive(Debug, Clone)]
 pub struct Rules {
-    /// Beyond public addresses by https.
+    /// For the operator beyond public addresses by https.
     pub allowed: Vec<Allowed>,
     /// Who asks.
     pub asker: Asker,
@@ -149,22 +166,27 @@ impl Guard {
             Asker::Operator => self.told(is_https, address, port),
             Asker::Caller { ours } => {
                 let is_ours = || ours.contains(&port) && is_local(address);
-                let why = match self.told(is_https, address, port) {
-                    None if is_ours() => format!("{address}:{port} is a port of the service's own"),
-                    why => why?,
+                let why = match self.is_allowed(is_https, address, port) {
+                    true if !is_ours() => return None,
+                    true => format!("{address}:{port} is a port of the service's own"),
+                    false => format!("{address}:{port} is not allowed"),
                 };
                 tracing::warn!(why, "a URL that a caller of the API named is not connected to");
-                let shown = "it leads to an address that is not public, or not by https on port 443, and that the operator has not \
-                             allowed (cachekeep serve --import-allow)";
+                let shown = "it leads to an address that the operator of this service has not allowed \
+                             (cachekeep serve --import-allow)";
                 Some(shown.to_owned())
             }
         }
     }
 
+    fn is_allowed(&self, is_https: bool, address: IpAddr, port: u16) -> bool {
+        let mut allowed = self.rules.allowed.iter();
+        allowed.any(|allowed| allowed.covers(is_https, address, port))
+    }
+
     /// In the operator's words.
     fn told(&self, is_https: bool, address: IpAddr, port: u16) -> Option<String> {
-        let mut allowed = self.rules.allowed.iter();
-        if allowed.any(|allowed| allowed.covers(address, port)) {
+        if self.is_allowed(is_https, address, port) {
             return None;
         }
         let shown = match address {
@@ -418,13 +440,15 @@ mod tests {
             allowed
                 .parse::<Allowed>()
                 .unwrap()
-                .covers(address.parse().unwrap(), port)
+                .covers(port == 443, address.parse().unwrap(), port)
         };
         assert!(covers("10.0.0.0/8", "10.9.8.7", 80) && !covers("10.0.0.0/8", "11.0.0.1", 80));
         assert!(covers("10.0.0.1:9000", "10.0.0.1", 9000) && !covers("10.0.0.1:9000", "10.0.0.1", 9001));
         assert!(!covers("10.0.0.1", "10.0.0.2", 80) && !covers("10.0.0.1", "::ffff:10.0.0.1", 80));
         assert!(covers("0.0.0.0/0", "127.0.0.1", 1) && !covers("0.0.0.0/0", "::1", 1));
         assert!(covers("[::]/0:443", "::1", 443) && covers("[fd00::]/8", "fd12::1", 1));
+        assert!(covers("public", "1.1.1.1", 443) && !covers("public", "1.1.1.1", 80));
+        assert!(!covers("public", "10.0.0.1", 443) && !covers("public", "::1", 443));
         assert!(!covers("[fd00::]/8:1", "fd12::1", 2) && !covers("[fd00::]/8", "fe80::1", 1));
         for wrong in [
             "",
@@ -531,7 +555,11 @@ mod tests {
             assert_eq!(asked(&everything, local, 9000), None);
         }
         assert_eq!(asked(&everything, "192.0.2.1", 6379), None);
-        let told = asked(&[], "10.1.2.3", 443).unwrap();
-        assert!(!told.contains("10.1.2.3"), "{told}");
+        // Nothing without the operator's word, not even what is public.
+        for address in ["10.1.2.3", "1.1.1.1"] {
+            let told = asked(&[], address, 443).unwrap();
+            assert!(!told.contains(address), "{told}");
+        }
+        assert!(asked(&["public"], "1.1.1.1", 443).is_some(), "not by http");
     }
 }
