@@ -332,19 +332,13 @@ fn what_a_caller_names_leads_nowhere_it_must_not_and_its_record_says_so() {
     let own: u16 = service.address().rsplit(':').next().unwrap().parse().unwrap();
     for (url, why) in [
         (server.url("/cut"), "read"),
-        (
-            server.url(&format!("/to/{engine}")),
-            "the operator has not allowed",
-        ),
-        (server.url(&format!("/to/{own}")), "the operator has not allowed"),
-        (
-            format!("http://127.0.0.1:{engine}/"),
-            "the operator has not allowed",
-        ),
-        (format!("http://localhost:{own}/"), "the operator has not allowed"),
+        (server.url(&format!("/to/{engine}")), "service has not allowed"),
+        (server.url(&format!("/to/{own}")), "service has not allowed"),
+        (format!("http://127.0.0.1:{engine}/"), "service has not allowed"),
+        (format!("http://localhost:{own}/"), "service has not allowed"),
         (
             "http://169.254.169.254/latest".to_owned(),
-            "the operator has not allowed",
+            "service has not allowed",
         ),
     ] {
         let backup = import(&caller, &instance, &url);
