@@ -13,6 +13,7 @@ mod instance;
 mod jobs;
 mod journal;
 mod limits;
+mod memory;
 mod reconcile;
 mod refusal;
 mod restore;
@@ -23,5 +24,6 @@ mod storage;
 mod tls;
 
 fn main() -> std::process::ExitCode {
+    memory::give_large_buffers_back();
     cli::main()
 }

@@ -514,6 +514,26 @@ fn what_a_watched_primary_cannot_be_is_refused() {
     }
 }
 
+#[test]
+fn strict_mode_backs_up_and_restores_what_dcs_does_a_primary_with_a_replica() {
+    let service = Service::start_with(&["--strict-dcs"], &[]);
+    let caller = service.caller();
+    let (instance, port) = make(&caller, "as-dcs-does", WITH_ONE, &json!({}));
+    let mut client = open("127.0.0.1", port).unwrap();
+    client.call(&["SET", "a", "1"]).unwrap();
+    let backup = caller.make_backup(&instance, "one");
+    client.call(&["SET", "a", "2"]).unwrap();
+    let wish = json!({"backup_id": backup});
+    let path = format!("/instances/{instance}/restores");
+    let answer = caller.v2("POST", &path, Some(&wish)).expect(200).json();
+    let restore = answer["restore_id"].as_str().unwrap();
+    caller.wait_end(&instance, "restores", restore);
+    let listed = caller.get(&path).expect(200).json();
+    let record = &listed["restore_record_response"][0];
+    assert_eq!((&record["status"], record.get("ext")), (&json!("succeed"), None));
+    assert_eq!(says("127.0.0.1", port, &["GET", "a"]), "1");
+}
+
 /// Which node a backup is of.
 fn captured_from(caller: &Caller, instance: &str, backup: &str) -> String {
     let path = format!("/instances/{instance}/backups/{backup}");
