@@ -28,12 +28,18 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     Target {
         name: "rdb",
         about: "an RDB file, whole and in pieces",
         run: rdb_side::file,
         seeds: rdb_side::file_seeds,
+    },
+    Target {
+        name: "threads",
+        about: "an RDB file read by two threads, beside one",
+        run: rdb_side::threads,
+        seeds: rdb_side::threads_seeds,
     },
     Target {
         name: "listpack",

@@ -2,12 +2,13 @@
 
 use std::io::Write as _;
 
+use rdb::parallel::{Spills, validate_in_parts_of};
 use rdb::{
     Compression, DumpValidator, Error, ErrorKind, Event, Family, KeyStart, KeySummary, Part, Report, Sink,
-    Target, Validator, Writer,
+    Spill, Target, Validator, Writer,
 };
 
-use crate::fixtures;
+use crate::{INPUT_BYTES_MAX, fixtures};
 
 /// A value of every kind that is written down here is in a file of this version, which knows the most.
 const HEADER: &[u8] = b"REDIS0013";
@@ -180,6 +181,60 @@ pub(crate) fn file_seeds() -> Vec<Vec<u8>> {
     for (code, value) in values() {
         seeds.push(around(code, &value));
     }
+    seeds
+}
+
+/// Bytes of a part in which every input lies whole: what one thread accepts, two must accept.
+const PART_BYTES: usize = 2 * INPUT_BYTES_MAX;
+/// Bytes of a part with which an input is cut often. An item may be larger than that, so that only the other direction holds:
+/// what two threads accept, one accepts, and they say the same of it.
+const SMALL_PART_BYTES: usize = 2048;
+
+type NoSpill = fn() -> std::io::Result<Box<dyn Spill + Send>>;
+
+struct Nothing;
+
+impl Sink for Nothing {
+    fn key(&mut self, _: &KeySummary<'_>) {}
+}
+
+fn by_two(input: &[u8], part_bytes: usize) -> Option<Report> {
+    let mut rest = input;
+    let read = |buffer: &mut [u8]| std::io::Read::read(&mut rest, buffer);
+    // No input has so many keys that a spill is needed.
+    let spills = None::<Spills<NoSpill>>;
+    let done = validate_in_parts_of(part_bytes, vec![Nothing, Nothing], spills, read);
+    let done = done.unwrap_or_else(|error| panic!("nothing to fail here: {error}"));
+    done.map(|(report, _)| report)
+}
+
+/// What is valid for one thread is valid for two, and they report the same.
+pub(crate) fn threads(input: &[u8]) {
+    let mut validator = Validator::new().accept_trailing_bytes();
+    let fed = validator.feed(input, &mut Nothing);
+    let one = fed.and_then(|()| validator.finish()).ok();
+    let is_plain = one.as_ref().is_some_and(|report| report.warning_count == 0);
+    let two = by_two(input, PART_BYTES);
+    assert_eq!(
+        two.is_some(),
+        is_plain,
+        "two threads take a file otherwise than one"
+    );
+    for told in [two, by_two(input, SMALL_PART_BYTES)].into_iter().flatten() {
+        assert_eq!(Some(told), one);
+    }
+}
+
+/// As those of [`file`], and one that is cut into many parts of either size.
+pub(crate) fn threads_seeds() -> Vec<Vec<u8>> {
+    let mut seeds = file_seeds();
+    let mut long = HEADER.to_vec();
+    for number in 0..1500_u32 {
+        let key = format!("key:{number:05}");
+        long.extend([&[0, key.len() as u8], key.as_bytes(), &[5], b"value"].concat());
+    }
+    long.extend([&[255][..], &[0; 8]].concat());
+    seeds.push(long);
     seeds
 }
 
