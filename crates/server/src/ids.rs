@@ -176,7 +176,7 @@ pub struct Moment(pub i64);
 impl Moment {
     /// The clock. Called at the edges only (a request, a job's step); inner code is handed the moment.
     pub fn now() -> Self {
-        Self(jiff::Timestamp::now().as_millisecond())
+        Self(crate::clock::wall_ms())
     }
 
     /// `2026-01-02T03:04:05.678Z`: exactly three decimals, UTC.

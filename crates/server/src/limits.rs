@@ -121,6 +121,23 @@ pub const SWEEP_EVERY: Duration = Duration::from_secs(10 * 60);
 pub const STORE_TRIED_AGAIN_AFTER: Duration = Duration::from_secs(10);
 /// Useless places that the sweeper takes up at once; the rest comes in the next round.
 pub const PLACES_AT_ONCE: u64 = 1000;
+/// A wall clock that is further off than this from one reading to the next was set: a time service that slews it moves it by
+/// half a millisecond a second.
+pub const CLOCK_LEEWAY_MS: u64 = 60_000;
+/// So long schedules and retention do not follow a wall clock that was set: who sets it wrongly has a day to notice, and a
+/// restart makes them follow it at once.
+pub const LEAP_BELIEVED_AFTER: Duration = Duration::from_secs(24 * 3600);
+/// Tries of a scheduled run: contract §8.2.
+pub const TRIES_OF_A_RUN: i64 = 3;
+/// Runs that were missed further back than this are not looked for.
+pub const MISSED_RUNS_LOOKED_BACK_MS: i64 = 31 * 24 * 3_600_000;
+/// Of the runs of a schedule that were missed so many get a record, the newest ones.
+pub const MISSED_RUNS_TOLD: usize = 7;
+/// Scheduled backups that have not ended at any time: one place less than there are jobs at once ([`JOBS_AT_ONCE`]), so that
+/// people find one though a thousand instances are due at the same hour, and their instances are free until their turn comes.
+pub const SCHEDULED_AT_ONCE: usize = 3;
+/// Expired backups that are taken away in one look: the rest goes in the next one.
+pub const EXPIRED_AT_ONCE: u64 = 1000;
 /// How often a running job writes its progress to the catalogue.
 pub const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 /// Rows of one entry of the journal: a restore record has 1 KiB, and both are held in memory.

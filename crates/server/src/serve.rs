@@ -23,7 +23,7 @@ use crate::jobs::aside::Aside;
 use crate::jobs::worker::{self, Board};
 use crate::secrets::{self, MasterKey};
 use crate::stall::Unstalled;
-use crate::{backup, journal, limits, reconcile, storage};
+use crate::{backup, journal, limits, reconcile, schedule, storage};
 
 /// Opens everything below the data directory. Used by `serve` and by the administrator's commands.
 ///
@@ -366,6 +366,10 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     std::thread::Builder::new().name("verifier".to_owned()).spawn({
         let (app, closing) = (app.clone(), closing.clone());
         move || backup::proof::job::run(&app, &closing)
+    })?;
+    std::thread::Builder::new().name("scheduler".to_owned()).spawn({
+        let (app, closing) = (app.clone(), closing.clone());
+        move || schedule::job::run(&app, &closing)
     })?;
     let scheme = if app.config.tls.is_some() { "https" } else { "http" };
     println!("cachekeep serves {scheme}://{address}");

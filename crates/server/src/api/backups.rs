@@ -278,6 +278,10 @@ pub struct BackupDetails {
     pub storage: String,
     /// A copy of it in another store; null without one.
     pub copy: Option<BackupCopy>,
+    /// The run of a schedule that it was made by; null where somebody asked for it.
+    pub run: Option<BackupRun>,
+    /// When retention may take it; null: it stays until somebody deletes it.
+    pub expires_at: Option<String>,
     /// What the verify that counts found; null before the first.
     pub proof: Option<BackupProof>,
     /// Why it failed; the log has more of it, for the operator.
@@ -291,6 +295,17 @@ pub struct BackupCopy {
     pub storage: String,
     /// When every byte of it was read back and found to be that of the backup; null while it is being made.
     pub copied_at: Option<String>,
+}
+
+/// One try of a run of a schedule.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct BackupRun {
+    /// The schedule, or the backup policy.
+    pub schedule_id: String,
+    /// When the run was due.
+    pub due_at: String,
+    /// The how manieth try it is, from 1 on.
+    pub try_number: i64,
 }
 
 /// What a verify found.
@@ -370,6 +385,12 @@ impl BackupRecord {
                         .unwrap_or_else(|| crate::storage::LOCAL.to_owned()),
                     copied_at: copy.at.map(crate::ids::Moment::iso),
                 }),
+                run: row.run.as_ref().map(|run| BackupRun {
+                    schedule_id: run.schedule.clone(),
+                    due_at: run.due.iso(),
+                    try_number: run.number,
+                }),
+                expires_at: row.expires_at.map(crate::ids::Moment::iso),
                 proof: row.proof.as_ref().map(|proof| BackupProof {
                     level: proof.level.word(),
                     holds: proof.failure.is_none(),

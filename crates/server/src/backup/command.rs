@@ -144,7 +144,7 @@ fn remove_data(app: &App, backup: &Backup) -> Result<(), engine::Error> {
 }
 
 /// Removes the copy of a backup of a remote store from the local folder; what stays is swept later.
-fn remove_local_copy(app: &App, backup: &Backup) {
+pub(super) fn remove_local_copy(app: &App, backup: &Backup) {
     if let Some(copy) = &backup.copy
         && copy.storage_id.is_none()
         && copy.at.is_some()

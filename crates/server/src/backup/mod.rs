@@ -2,10 +2,12 @@
 
 pub mod command;
 pub mod copy_record;
+pub mod expiry;
 pub mod import;
 pub mod job;
 pub mod place;
 pub mod proof;
 pub mod proof_record;
 pub mod record;
+pub mod run_record;
 pub mod verification_record;

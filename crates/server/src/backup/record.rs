@@ -2,6 +2,7 @@
 
 use super::copy_record::{self, Copied};
 use super::proof_record::{self, Proof};
+use super::run_record::{self, RunOf};
 use crate::catalog::{Error, Tx};
 use crate::ids::{BackupId, GenerationId, InstanceId, Moment, ProjectId, StorageId};
 use crate::instance::OwnedInstance;
@@ -124,8 +125,7 @@ impl Format {
     }
 }
 
-/// Why a record failed: the documented codes of the wire that something here gives. (8: a scheduled run found the
-/// instance busy.)
+/// Why a record failed: the documented codes of the wire that something here gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureCode {
     /// The tool did not start, or stopped before data moved.
@@ -142,6 +142,8 @@ pub enum FailureCode {
     NotReadable = 6,
     /// Loading failed: data, format, memory.
     NotLoaded = 7,
+    /// A scheduled run found the instance busy.
+    Busy = 8,
 }
 
 impl FailureCode {
@@ -200,6 +202,10 @@ pub struct Backup {
     pub proof: Option<Proof>,
     /// A copy of the archive in another store.
     pub copy: Option<Copied>,
+    /// The run of a schedule that it was made by.
+    pub run: Option<RunOf>,
+    /// From when on retention may take it; `None`: it stays.
+    pub expires_at: Option<Moment>,
     /// What is going on now.
     pub phase: Option<String>,
     /// Plain bytes expected while it runs; an estimate from the memory that the data takes.
@@ -238,7 +244,8 @@ macro_rules! columns {
          remark, error_code, failure, prefix, manifest_blake3, generation_id, phase, bytes_total, created_at_ms, execution_at_ms, updated_at_ms, \
          storage_id, (SELECT name FROM storage WHERE storage.id = storage_id), \
          proof_level, proof_at_ms, proof_engine, proof_load_ms, proof_failure, \
-         copy_prefix, copy_storage_id, (SELECT name FROM storage WHERE storage.id = copy_storage_id), copy_at_ms, captured_from"
+         copy_prefix, copy_storage_id, (SELECT name FROM storage WHERE storage.id = copy_storage_id), copy_at_ms, captured_from, \
+         schedule_id, due_at_ms, try_number, expires_at_ms"
     };
 }
 
@@ -273,6 +280,8 @@ fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Backup> {
         proof: proof_record::read(row, 25)?,
         copy: copy_record::read(row, 30)?,
         captured_from: row.get(34)?,
+        run: run_record::read(row, 35)?,
+        expires_at: row.get(38)?,
     })
 }
 

@@ -159,13 +159,21 @@ CREATE TABLE backup (
     copy_storage_id TEXT REFERENCES storage(id), -- in which store; null: the local folder; set with copy_prefix
     copy_at_ms BIGINT,                      -- when every byte of it was read back; null: it is being made
     bytes_total BIGINT NOT NULL DEFAULT 0,  -- plain bytes expected, for who watches it
+    schedule_id TEXT,                       -- whose run it is; null: no schedule asked for it. It may be gone by now
+    due_at_ms BIGINT,                       -- when that run was due
+    try_number BIGINT,                      -- from 1 on
+    expires_at_ms BIGINT,                   -- retention may take it from then on; null: it stays until somebody deletes it
     created_at_ms BIGINT NOT NULL,
     execution_at_ms BIGINT,
     updated_at_ms BIGINT NOT NULL,
     CHECK (status <> 'succeeded' OR kind = 'generation' OR (prefix IS NOT NULL AND manifest_blake3 IS NOT NULL)),
-    CHECK (status <> 'failed' OR error_code IS NOT NULL)
+    CHECK (status <> 'failed' OR error_code IS NOT NULL),
+    CHECK (schedule_id IS NULL OR (due_at_ms IS NOT NULL AND try_number IS NOT NULL))
 );
 CREATE UNIQUE INDEX backup_instance_ordinal_unique ON backup(instance_id, ordinal);
+-- A run is made once, whatever the clock says: see schedule/mod.rs.
+CREATE UNIQUE INDEX backup_schedule_try_unique ON backup(schedule_id, due_at_ms, try_number) WHERE schedule_id IS NOT NULL;
+CREATE INDEX backup_expires_index ON backup(expires_at_ms) WHERE status = 'succeeded';
 CREATE INDEX backup_unfinished_index ON backup(kind) WHERE status IN ('waiting', 'running');
 CREATE INDEX backup_generation_index ON backup(generation_id) WHERE generation_id IS NOT NULL;
 CREATE TRIGGER backup_terminal_is_final BEFORE UPDATE OF status ON backup

@@ -1,13 +1,16 @@
-//! The DCS backup policy: checked and kept as given; contract §8.1.
+//! The DCS backup policy: checked, kept as given, and what is due by it; contract §8.1 and §8.2.
 
 use serde_json::{Map, Value, json};
 
 use crate::ids::{Moment, ProjectId};
 use crate::refusal::Refusal;
+use crate::schedule::Plan;
+use crate::schedule::cron::Cron;
 
 /// Days that an automatic backup may be kept; DCS itself allows 7.
 const SAVE_DAYS_MAX: i64 = 3650;
 const SAVE_DAYS_MAX_STRICT: i64 = 7;
+const DAY_MS: i64 = 24 * 3_600_000;
 
 /// Checks a policy of a request and returns it in the form that is stored and shown.
 ///
@@ -77,6 +80,54 @@ pub fn accept(
     Ok(shown.to_string())
 }
 
+/// When backups are due by a policy in its stored form; `None` where none ever is.
+pub fn plan(stored: &str) -> Option<Plan> {
+    let stored: Value = serde_json::from_str(stored).ok()?;
+    let policy = &stored["policy"];
+    if policy["backup_type"] != "auto" {
+        return None;
+    }
+    let weekly = &policy["periodical_backup_plan"];
+    let days: Vec<u8> = weekly["backup_at"]
+        .as_array()?
+        .iter()
+        .filter_map(|day| u8::try_from(day.as_u64()?).ok())
+        .collect();
+    let period = weekly["begin_at"].as_str()?;
+    let (from, to) = period.split_once('-')?;
+    let (from, to) = (hour(from)?, hour(to)?);
+    // From one day into the next, or a whole day.
+    let hours = if to > from { to - from } else { to + 24 - from };
+    let updated_at: jiff::Timestamp = stored["updated_at"].as_str()?.parse().ok()?;
+    Some(Plan {
+        schedule: stored["backup_policy_id"].as_str()?.to_owned(),
+        cron: Cron::weekly(
+            &days,
+            from,
+            weekly["timezone_offset"].as_str().map_or(0, offset_seconds),
+        )
+        .ok()?,
+        window_ms: i64::from(hours) * 3_600_000,
+        since: Moment(updated_at.as_millisecond()),
+        keep_ms: policy["save_days"].as_i64().map(|days| days * DAY_MS),
+        period: Some(period.to_owned()),
+    })
+}
+
+/// Of `+0530`.
+fn offset_seconds(zone: &str) -> i32 {
+    let part = |from: usize| zone.get(from..from + 2).and_then(|text| text.parse::<i32>().ok());
+    let seconds = part(1).unwrap_or(0) * 3600 + part(3).unwrap_or(0) * 60;
+    if zone.starts_with('-') { -seconds } else { seconds }
+}
+
+/// A whole hour: `00:00` to `24:00`.
+fn hour(text: &str) -> Option<u8> {
+    let (hour, minute) = text.split_once(':')?;
+    let hour: u8 = (hour.len() == 2).then(|| hour.parse().ok())??;
+    (hour <= 24 && minute == "00").then_some(hour)
+}
+
 fn plan_of(plan: &Map<String, Value>) -> Result<Value, Refusal> {
     if plan.get("period_type").and_then(Value::as_str) != Some("weekly") {
         return Err(Refusal::PolicyPeriod);
@@ -97,11 +148,6 @@ fn plan_of(plan: &Map<String, Value>) -> Result<Value, Refusal> {
         .get("begin_at")
         .and_then(Value::as_str)
         .ok_or(Refusal::PolicyBegin)?;
-    let hour = |text: &str| {
-        let (hour, minute) = text.split_once(':')?;
-        let hour: u8 = (hour.len() == 2).then(|| hour.parse().ok())??;
-        (hour <= 24 && minute == "00").then_some(hour)
-    };
     let bounds = window
         .split_once('-')
         .and_then(|(from, to)| Some((hour(from)?, hour(to)?)));

@@ -329,6 +329,22 @@ pub fn all_living(tx: &Tx<'_>) -> Result<Vec<Instance>, Error> {
     )
 }
 
+/// Instances that serve or may again and have a backup policy: for the scheduler.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn with_policy(tx: &Tx<'_>) -> Result<Vec<Instance>, Error> {
+    tx.all(
+        concat!(
+            "SELECT ",
+            columns!(),
+            " FROM instance WHERE backup_policy IS NOT NULL AND status NOT IN ('deleting', 'deleted') ORDER BY id"
+        ),
+        (),
+        row,
+    )
+}
+
 /// Own addresses of watched nodes at this port, whoever's they are.
 ///
 /// # Errors

@@ -173,6 +173,9 @@ const PLACES_OF_COPIES: [&str; 6] = [
     "copy.settled",
 ];
 
+/// Places of what the scheduler does by itself: they are hit in `tests/it/schedule.rs`.
+const PLACES_OF_SCHEDULES: [&str; 2] = ["backup_expiry.after_commit", "schedule.accepted"];
+
 #[test]
 fn every_place_in_the_sources_has_its_operation() {
     let mut named = BTreeSet::new();
@@ -183,7 +186,8 @@ fn every_place_in_the_sources_has_its_operation() {
     let single = PLACES.iter().map(|(name, _)| *name);
     let elsewhere = crate::cluster::places()
         .chain(crate::ha::places())
-        .chain(PLACES_OF_COPIES);
+        .chain(PLACES_OF_COPIES)
+        .chain(PLACES_OF_SCHEDULES);
     let listed: BTreeSet<String> = single.chain(elsewhere).map(str::to_owned).collect();
     assert_eq!(named, listed);
     assert!(listed.len() >= 40);

@@ -41,6 +41,7 @@ mod rebuild;
 mod rebuild_losses;
 mod records;
 mod rotation;
+mod schedule;
 mod service;
 mod signatures;
 mod signer;

@@ -119,8 +119,29 @@ impl Service {
 
     /// Starts the service on the data that there is; its log begins anew.
     pub fn start_again(&mut self) {
-        self.child = spawn(&self.folder, &[], &[]);
+        self.start_again_with(&[]);
+    }
+
+    /// As [`Service::start_again`], with variables.
+    pub fn start_again_with(&mut self, variables: &[(&str, &str)]) {
+        self.child = spawn(&self.folder, &[], variables);
         self.wait_until_it_serves();
+    }
+
+    /// Starts the service on the data that there is with a place armed at which it dies, and waits for that.
+    pub fn start_to_its_end(&mut self, place: &str, variables: &[(&str, &str)]) {
+        let mark = self.folder.path().join("mark");
+        let _none_yet = std::fs::remove_file(&mark);
+        let armed = [
+            ("CACHEKEEP_FAILPOINT", format!("{place}:kill")),
+            ("CACHEKEEP_FAILPOINT_MARK", mark.to_str().unwrap().to_owned()),
+        ];
+        let armed = armed.iter().map(|(name, value)| (*name, value.as_str()));
+        let variables: Vec<(&str, &str)> = variables.iter().copied().chain(armed).collect();
+        self.child = spawn(&self.folder, &[], &variables);
+        wait("the end of the service", || self.child.try_wait().unwrap());
+        let marks = std::fs::read_to_string(&mark).unwrap_or_default();
+        assert!(marks.contains(place), "{place} was not reached: {}", self.log());
     }
 
     /// The test makes something fail that the operator must hear of: such a line has to be in the log.
@@ -196,6 +217,19 @@ impl Service {
         assert!(output.status.success(), "{words:?}: {errors}");
         serde_json::from_slice(&output.stdout)
             .unwrap_or_else(|error| panic!("{words:?}: {error}: {}", String::from_utf8_lossy(&output.stdout)))
+    }
+
+    /// Who logs in with the first password now: for services whose clock is not ours, for which nobody can sign.
+    pub fn logged_in(&self) -> Caller {
+        let user = json!({"name": self.admin("user"), "password": self.admin("password")});
+        let scope = json!({"project": {"id": self.admin("project_id")}});
+        let body = json!({"auth": {"identity": {"methods": ["password"], "password": {"user": user}}, "scope": scope}});
+        let answer = self
+            .connect()
+            .send(&Request::json("POST", "/v3/auth/tokens", &body))
+            .expect(201);
+        let token = answer.header("x-subject-token").unwrap().to_owned();
+        self.caller_with(self.admin("project_id"), Credential::Token(token))
     }
 
     /// Another project with a user and a key, and who signs with that key.

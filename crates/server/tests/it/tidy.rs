@@ -163,7 +163,7 @@ fn the_clock_is_read_at_the_edges_and_in_jobs_only() {
         "reconcile.rs",
         "jobs/worker.rs",
         "journal/mirror.rs",
-        "ids.rs",
+        "clock.rs",
     ];
     let found = places(|name, line| {
         let may = readers.iter().any(|place| name.starts_with(place)) || name.ends_with("/job.rs");

@@ -1,0 +1,168 @@
+//! The clocks: the wall clock, and the steady one that schedules and retention go by.
+//!
+//! A wall clock may be set, by a person or by a time service that was wrong; what it then says is not what has passed.
+//! A backup must not be taken for old because of that, nor a run be made twice or not at all. So the steady clock is the wall
+//! clock only as long as both go alike (ADR 59).
+
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use crate::ids::Moment;
+use crate::limits;
+
+/// What a test does to the clocks: the file that `CACHEKEEP_CLOCK_FILE` names holds two numbers of milliseconds, which are
+/// added to the wall clock and to the time since the start of the machine. No operator needs that.
+#[derive(Debug, Clone, Copy, Default)]
+struct Shift {
+    wall_ms: i64,
+    passed_ms: i64,
+}
+
+fn shift() -> Shift {
+    static FILE: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let file = FILE.get_or_init(|| std::env::var_os("CACHEKEEP_CLOCK_FILE").map(PathBuf::from));
+    let told = file.as_ref().and_then(|file| std::fs::read_to_string(file).ok());
+    let numbers: Vec<i64> = told
+        .iter()
+        .flat_map(|text| text.split_whitespace())
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    match numbers[..] {
+        [wall_ms, passed_ms] => Shift { wall_ms, passed_ms },
+        _ => Shift::default(),
+    }
+}
+
+/// Milliseconds since 1970 by the wall clock. Inner code is handed a moment: see [`Moment::now`].
+pub fn wall_ms() -> i64 {
+    jiff::Timestamp::now()
+        .as_millisecond()
+        .saturating_add(shift().wall_ms)
+}
+
+/// Time since the machine was started, sleep included: no clock that anybody sets.
+pub fn passed() -> Duration {
+    let at = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let ms = at
+        .tv_sec
+        .saturating_mul(1000)
+        .saturating_add(at.tv_nsec / 1_000_000)
+        .saturating_add(shift().passed_ms);
+    Duration::from_millis(u64::try_from(ms).unwrap_or(0))
+}
+
+/// The steady clock. It follows the wall clock while that goes as time passes; where the wall clock leaps, it goes on as time
+/// passes until the leap has stood for [`limits::LEAP_BELIEVED_AFTER`].
+#[derive(Debug)]
+pub struct Steady {
+    told: Moment,
+    at: Duration,
+    doubted_since: Option<Duration>,
+}
+
+/// What a look at the steady clock found out besides the time.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Leap {
+    /// Nothing.
+    None,
+    /// The wall clock has leapt by so many milliseconds.
+    Doubted(i64),
+    /// A leap by so many milliseconds has stood long enough.
+    Believed(i64),
+}
+
+impl Steady {
+    /// Begins with what the wall clock says: there is nothing yet to doubt it by.
+    pub fn start(wall: Moment, passed: Duration) -> Self {
+        Self {
+            told: wall,
+            at: passed,
+            doubted_since: None,
+        }
+    }
+
+    /// The time, by what the wall clock says and how much time has passed since the machine was started.
+    pub fn read(&mut self, wall: Moment, passed: Duration) -> (Moment, Leap) {
+        let since = i64::try_from(passed.saturating_sub(self.at).as_millis()).unwrap_or(0);
+        let carried = Moment(self.told.0.saturating_add(since));
+        self.at = passed;
+        let by = wall.0.saturating_sub(carried.0);
+        if by.unsigned_abs() <= limits::CLOCK_LEEWAY_MS {
+            self.doubted_since = None;
+            self.told = wall;
+            return (wall, Leap::None);
+        }
+        self.told = carried;
+        match self.doubted_since {
+            None => {
+                self.doubted_since = Some(passed);
+                (carried, Leap::Doubted(by))
+            }
+            Some(since) if passed.saturating_sub(since) >= limits::LEAP_BELIEVED_AFTER => {
+                self.doubted_since = None;
+                self.told = wall;
+                (wall, Leap::Believed(by))
+            }
+            Some(_) => (carried, Leap::None),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: i64 = 3_600_000;
+
+    fn hours(count: i64) -> Duration {
+        Duration::from_millis(u64::try_from(count * HOUR).unwrap())
+    }
+
+    #[test]
+    fn a_leap_is_not_followed_before_it_has_stood_for_a_day() {
+        let mut clock = Steady::start(Moment(0), hours(1));
+        assert_eq!(clock.read(Moment(HOUR), hours(2)), (Moment(HOUR), Leap::None));
+        for leap in [25 * HOUR, -25 * HOUR, -1_000_000 * HOUR] {
+            let mut at = 2;
+            let mut clock = Steady::start(Moment(HOUR), hours(at));
+            assert_eq!(
+                clock.read(Moment(HOUR + leap), hours(at)),
+                (Moment(HOUR), Leap::Doubted(leap))
+            );
+            for stood in 1..24 {
+                at += 1;
+                let told = clock.read(Moment((stood + 1) * HOUR + leap), hours(at));
+                assert_eq!(told, (Moment((stood + 1) * HOUR), Leap::None), "{leap}");
+            }
+            at += 1;
+            let wall = Moment(25 * HOUR + leap);
+            assert_eq!(clock.read(wall, hours(at)), (wall, Leap::Believed(leap)));
+        }
+    }
+
+    #[test]
+    fn a_hundred_leaps_and_back_leave_no_trace() {
+        let mut clock = Steady::start(Moment(0), Duration::ZERO);
+        let mut passed = 0;
+        for turn in 0..100 {
+            passed += HOUR / 2;
+            let leap = [25, -25, 1, -1][turn % 4] * HOUR;
+            let at = Duration::from_millis(u64::try_from(passed).unwrap());
+            assert_eq!(clock.read(Moment(passed + leap), at).0, Moment(passed));
+            passed += HOUR / 2;
+            let at = Duration::from_millis(u64::try_from(passed).unwrap());
+            assert_eq!(clock.read(Moment(passed), at), (Moment(passed), Leap::None));
+        }
+    }
+
+    #[test]
+    fn what_a_time_service_corrects_bit_by_bit_is_followed() {
+        let mut clock = Steady::start(Moment(0), Duration::ZERO);
+        for step in 1..1000 {
+            let wall = Moment(step * 5_000 + step * 40);
+            let at = Duration::from_millis(u64::try_from(step * 5_000).unwrap());
+            assert_eq!(clock.read(wall, at), (wall, Leap::None));
+        }
+    }
+}

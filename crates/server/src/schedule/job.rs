@@ -1,0 +1,184 @@
+//! The scheduler: every few seconds it begins what is due and takes away what has expired. One thread; what it begins are jobs
+//! like those that people ask for.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::{Plan, Try, decide};
+use crate::app::App;
+use crate::backup::expiry;
+use crate::backup::record::FailureCode;
+use crate::backup::run_record::{self as runs, Run};
+use crate::catalog::{self, Tx};
+use crate::clock::{self, Leap, Steady};
+use crate::ids::{InstanceId, Moment};
+use crate::instance::layout::Mode;
+use crate::instance::{Instance, Status, policy, record as instances};
+use crate::jobs::{JobKind, queue};
+use crate::limits;
+
+/// For ever; one thread calls this.
+pub fn run(app: &Arc<App>, closing: &AtomicBool) {
+    let up_since = Moment::now();
+    let mut steady = Steady::start(up_since, clock::passed());
+    let mut seen = 0;
+    while !closing.load(Ordering::SeqCst) {
+        let now = read(&mut steady);
+        if let Err(error) = begin_due(app, up_since, now).and_then(|()| expiry::take_expired(app, now)) {
+            tracing::error!(
+                error = engine::chain(&error),
+                "the scheduler could not use the catalogue"
+            );
+        }
+        seen = app.board.wait_to_tidy(seen, limits::RECONCILE_EVERY);
+    }
+}
+
+fn read(steady: &mut Steady) -> Moment {
+    let (now, leap) = steady.read(Moment::now(), clock::passed());
+    match leap {
+        Leap::None => {}
+        Leap::Doubted(by_ms) => tracing::warn!(
+            by_ms,
+            now = now.iso(),
+            "the clock was set: schedules and retention go on by the time that has passed; a restart of the service, or a day, \
+             makes them follow it"
+        ),
+        Leap::Believed(by_ms) => tracing::warn!(
+            by_ms,
+            now = now.iso(),
+            "schedules and retention follow the clock that was set a day ago"
+        ),
+    }
+    now
+}
+
+/// Begins every run that is due.
+fn begin_due(app: &App, up_since: Moment, now: Moment) -> Result<(), catalog::Error> {
+    let due = app.catalog.read(|tx| {
+        let mut due = BTreeMap::new();
+        for instance in instances::with_policy(tx)? {
+            for plan in plans(app, &instance) {
+                let decision = decide(&plan, newest(tx, &plan)?, up_since, now);
+                if let Some((at, number)) = decision.begin {
+                    // Those whose turn comes first after a retry are not always the same ones.
+                    due.insert(
+                        (at, number, instance.id.clone(), plan.schedule.clone()),
+                        (instance.id.clone(), plan),
+                    );
+                } else if !decision.missed.is_empty() {
+                    due.insert(
+                        (now, 0, instance.id.clone(), plan.schedule.clone()),
+                        (instance.id.clone(), plan),
+                    );
+                }
+            }
+        }
+        Ok::<_, catalog::Error>(due)
+    })?;
+    let mut is_begun = false;
+    for (instance, plan) in due.into_values() {
+        is_begun |= app
+            .catalog
+            .write(|tx| begin(app, tx, &instance, &plan.schedule, up_since, now))?;
+    }
+    if is_begun {
+        match engine::failpoint::hit("schedule.accepted") {
+            Ok(()) => app.board.wake(),
+            Err(error) => tracing::warn!(
+                error = engine::chain(&error),
+                "the worker finds what is due by itself"
+            ),
+        }
+    }
+    Ok(())
+}
+
+/// What is planned for an instance.
+fn plans(app: &App, instance: &Instance) -> Vec<Plan> {
+    // Strict mode backs up what DCS backs up.
+    if app.config.strict_dcs && instance.layout.mode == Mode::Single {
+        return Vec::new();
+    }
+    let by_policy = instance.backup_policy.as_deref().and_then(policy::plan);
+    by_policy.into_iter().collect()
+}
+
+fn newest(tx: &Tx<'_>, plan: &Plan) -> Result<Option<Try>, catalog::Error> {
+    let newest = runs::newest(tx, &plan.schedule)?;
+    Ok(newest.map(|(due, number, status)| Try { due, number, status }))
+}
+
+/// Writes what is due of one schedule: decided anew, of what the catalogue says now. `true`: a job was added.
+fn begin(
+    app: &App,
+    tx: &Tx<'_>,
+    instance: &InstanceId,
+    schedule: &str,
+    up_since: Moment,
+    now: Moment,
+) -> Result<bool, catalog::Error> {
+    let Some(instance) = instances::load(tx, instance)? else {
+        return Ok(false);
+    };
+    let plan = plans(app, &instance)
+        .into_iter()
+        .find(|plan| plan.schedule == schedule);
+    let Some(plan) = plan.filter(|_| !matches!(instance.status, Status::Deleting | Status::Deleted)) else {
+        return Ok(false);
+    };
+    let decision = decide(&plan, newest(tx, &plan)?, up_since, now);
+    let run = |due: Moment, number: i64| Run {
+        schedule: &plan.schedule,
+        due,
+        number,
+        period: plan.period.as_deref(),
+        expires: plan.keep_ms.map(|keep| Moment(now.0.saturating_add(keep))),
+    };
+    let skip = |due: Moment, number: i64, code: FailureCode, why: &str| {
+        tracing::warn!(instance.id = %instance.id, schedule = plan.schedule, due = due.iso(), why, "an automatic backup did not run");
+        runs::insert_skipped(
+            tx,
+            &instance.project_id,
+            &instance.id,
+            &run(due, number),
+            code,
+            why,
+            now,
+        )
+    };
+    for due in decision.missed {
+        // No further try: that moment has passed.
+        let why = "it was not begun in time: the service was not running, or had too many others to make";
+        skip(due, limits::TRIES_OF_A_RUN, FailureCode::NotStarted, why)?;
+    }
+    let Some((due, number)) = decision.begin else {
+        return Ok(false);
+    };
+    if let Some((kind, _)) = queue::active(tx, &instance.id)? {
+        let why = format!("the instance was busy: {}", kind.word());
+        skip(due, number, FailureCode::Busy, &why)?;
+        return Ok(false);
+    }
+    if instance.status != Status::Running {
+        let why = "the instance was not running";
+        skip(due, number, FailureCode::NotStarted, why)?;
+        return Ok(false);
+    }
+    if runs::unfinished(tx)? >= limits::SCHEDULED_AT_ONCE {
+        // It is begun when one of those has ended.
+        return Ok(false);
+    }
+    let id = runs::insert(tx, &instance.project_id, &instance.id, &run(due, number), now)?;
+    // Its deadline is counted by the wall clock, as that of every job.
+    queue::insert(
+        tx,
+        &instance.id,
+        JobKind::Backup,
+        Some(id.as_str()),
+        Moment::now(),
+    )?;
+    tracing::info!(instance.id = %instance.id, backup.id = %id, schedule = plan.schedule, due = due.iso(), number, "an automatic backup begins");
+    Ok(true)
+}
