@@ -215,11 +215,8 @@ pub(crate) fn threads(input: &[u8]) {
     let one = fed.and_then(|()| validator.finish()).ok();
     let is_plain = one.as_ref().is_some_and(|report| report.warning_count == 0);
     let two = by_two(input, PART_BYTES);
-    assert_eq!(
-        two.is_some(),
-        is_plain,
-        "two threads take a file otherwise than one"
-    );
+    // Warnings that another thread comes upon have lost their order.
+    assert!(two.is_some() || !is_plain, "two threads refuse what one accepts");
     for told in [two, by_two(input, SMALL_PART_BYTES)].into_iter().flatten() {
         assert_eq!(Some(told), one);
     }

@@ -41,7 +41,7 @@ pub struct Spills<F> {
 /// Keys are told to a sink in the order of the file, but which sink is told a key is chance. Memory: that of a validator for
 /// each thread, and two parts of 1 MiB.
 ///
-/// `None`: the file is not valid, or has warnings, or a spill failed.
+/// `None`: the file is not valid, or has warnings that another thread came upon, whose order is lost, or a spill failed.
 ///
 /// # Errors
 /// Those of `read`, and of the making of spills.
