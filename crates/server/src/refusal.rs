@@ -32,6 +32,13 @@ pub enum Refusal {
         /// The limit of the instance that it was to go into.
         limit_mb: u64,
     },
+    /// The engine of the instance loads no file as the backup's: which engine, and why.
+    EngineCannotLoad {
+        /// `redis 7.0.15`
+        engine: String,
+        /// A clause.
+        why: String,
+    },
     /// The backup has keys in this database, and a cluster has only database 0.
     OtherDatabases(u32),
     /// The remark is too long.

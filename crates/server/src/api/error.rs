@@ -309,6 +309,11 @@ fn describe(refusal: &Refusal) -> Answer {
             4036,
             format!("The backup's data takes {data_mb} MB of memory and the instance has {limit_mb} MB: restore it into a larger one."),
         ),
+        Refusal::EngineCannotLoad { engine, why } => (
+            400,
+            4087,
+            format!("The instance's engine {engine} does not load this backup: {why}. Restore it into an instance of a newer engine."),
+        ),
         Refusal::OtherDatabases(db) => (
             400,
             4087,
@@ -325,7 +330,7 @@ fn describe(refusal: &Refusal) -> Answer {
         Refusal::BodyNotJson => (400, 4005, "The request body is not a JSON object.".to_owned()),
         Refusal::NameInvalid => (400, 4010, "Invalid name: 4 to 64 characters, a letter first, then letters, digits, _ and -.".to_owned()),
         Refusal::DescriptionTooLong => (400, 4011, format!("The description is longer than {} characters.", limits::DESCRIPTION_CHARS_MAX)),
-        Refusal::EngineUnsupported => (400, 4007, "Only the engine Redis is offered.".to_owned()),
+        Refusal::EngineUnsupported => (400, 4007, "The engine is Redis, or Valkey where the service has that.".to_owned()),
         Refusal::EngineVersionUnsupported => (400, 4008, "This engine version is not offered: list the flavors for those that are.".to_owned()),
         Refusal::SpecUnknown => (400, 4009, "Unknown spec_code: list the flavors for those that are offered.".to_owned()),
         Refusal::CapacityInvalid => (400, 4012, "Invalid capacity: it must be that of the flavor.".to_owned()),

@@ -5,10 +5,11 @@ use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use super::error::Version;
+use super::failure;
 use super::instances::CREATED_BY;
 use super::request::Request;
-use super::{failure, system};
 use crate::catalog::Tx;
+use crate::config::minor;
 use crate::instance::command;
 use crate::instance::layout::Mode;
 use crate::instance::record::persistence_word;
@@ -184,6 +185,8 @@ pub struct Features {
 /// What we tell beyond DCS about an instance.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct InstanceDetails {
+    /// `redis` or `valkey`
+    pub engine: &'static str,
     /// The engine's whole version.
     pub engine_version: String,
     /// `aof`, `rdb`, `none`
@@ -232,7 +235,7 @@ impl InstanceShown {
             status: status_word(tx, instance)?,
             sub_status: "normal",
             engine: "Redis",
-            engine_version: system::offered_version(&instance.engine_version),
+            engine_version: minor(&instance.engine_version),
             capacity: capacity_mb / 1024,
             capacity_minor: match capacity_mb {
                 128 => Some(".125".to_owned()),
@@ -313,6 +316,7 @@ impl InstanceShown {
             transparent_client_ip_enable: false,
             bandwidth_info: None,
             ext: request.tells_more().then(|| InstanceDetails {
+                engine: instance.engine.word(),
                 engine_version: instance.engine_version.clone(),
                 persistence: persistence_word(instance.persistence),
                 generation_id: generation.map(|found| found.id.to_string()),

@@ -66,19 +66,8 @@ pub fn create(request: &Request) -> Result<Reply, ApiError> {
 fn decode_create(request: &Request) -> Result<Create, Refusal> {
     let fields = request.body()?;
     let app = &request.app;
-    if !fields
-        .text("engine")?
-        .ok_or(Refusal::EngineUnsupported)?
-        .eq_ignore_ascii_case("redis")
-    {
-        return Err(Refusal::EngineUnsupported);
-    }
-    if let Some(version) = fields.text("engine_version")?
-        && system::offered_version(&app.config.engine_version) != version
-        && app.config.engine_version != version
-    {
-        return Err(Refusal::EngineVersionUnsupported);
-    }
+    let brand = fields.text("engine")?.ok_or(Refusal::EngineUnsupported)?;
+    let engine = system::engine(&app.config, &brand, fields.text("engine_version")?.as_deref())?;
     let spec = match fields.text("spec_code")? {
         Some(spec) => spec,
         None => fields.text("product_id")?.ok_or(Refusal::SpecUnknown)?,
@@ -138,6 +127,7 @@ fn decode_create(request: &Request) -> Result<Create, Refusal> {
         description,
         capacity_mb: flavor.capacity_mb,
         spec_code: flavor.spec_code.clone(),
+        engine,
         layout,
         port,
         password,

@@ -213,8 +213,17 @@ fn instance_wish(create: bool) -> Value {
         return json!({"type": "object", "minProperties": 1, "properties": properties});
     }
     for (name, schema) in [
-        ("engine", json!({"type": "string", "enum": ["Redis", "redis"]})),
-        ("engine_version", text("One of the flavors'")),
+        (
+            "engine",
+            json!({"type": "string", "enum": ["Redis", "redis", "Valkey", "valkey"],
+                          "description": "Redis means any engine of the version, Valkey only that (not in strict mode)"}),
+        ),
+        (
+            "engine_version",
+            text(
+                "One of the flavors', or with its engine as redis-7.0 [default: the service's first engine]",
+            ),
+        ),
         (
             "capacity",
             json!({"type": ["number", "string", "null"], "description": "GB, that of the flavor"}),

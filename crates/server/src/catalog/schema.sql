@@ -51,6 +51,7 @@ CREATE TABLE instance (
     name TEXT NOT NULL,
     description TEXT,
     status TEXT NOT NULL CHECK (status IN ('creating', 'running', 'error', 'create_failed', 'deleting', 'deleted')),
+    engine TEXT NOT NULL DEFAULT 'redis' CHECK (engine IN ('redis', 'valkey')),
     engine_version TEXT NOT NULL,
     capacity_mb BIGINT NOT NULL,
     spec_code TEXT NOT NULL,

@@ -31,7 +31,8 @@ pub(crate) enum InstanceVerb {
         cachekeep instance create --name cache2 --capacity 0.5 --port 21100 --no-password\n  \
         cachekeep instance create --name cache3 --password-stdin < password.txt\n  \
         cachekeep instance create --name ha1 --replicas 1\n  \
-        cachekeep instance create --name cluster1 --shards 3 --replicas 1\n\n\
+        cachekeep instance create --name cluster1 --shards 3 --replicas 1\n  \
+        cachekeep instance create --name cache4 --engine valkey-8.1\n\n\
         Sizes in GB: 0.125 0.25 0.5 1 2 4 8 16 24 32 48 64; of clusters, all shards together: 4 8 16 24 32 48 64"
     )]
     Create {
@@ -47,6 +48,9 @@ pub(crate) enum InstanceVerb {
         /// Replicas of each primary, 0 to 4; without --shards a primary with so many and three Sentinels [default: 0]
         #[arg(long, value_parser = clap::value_parser!(u16).range(0..=4))]
         replicas: Option<u16>,
+        /// Its engine, of those that `serve` has found: redis-7.0, valkey-8.1, or a version alone [default: the service's first]
+        #[arg(long, value_name = "ENGINE")]
+        engine: Option<String>,
         /// Client port; a cluster's nodes have this one and those after it [default: free ones]
         #[arg(long)]
         port: Option<u16>,
@@ -247,6 +251,7 @@ pub(crate) fn instance(global: &Global, verb: &InstanceVerb) -> anyhow::Result<E
             capacity,
             shards,
             replicas,
+            engine,
             port,
             password,
             password_stdin,
@@ -263,6 +268,7 @@ pub(crate) fn instance(global: &Global, verb: &InstanceVerb) -> anyhow::Result<E
                 name,
                 capacity: *capacity,
                 layout: layout(*shards, *replicas),
+                engine: engine.as_deref(),
                 port: *port,
                 password,
                 persistence: *persistence,
@@ -326,6 +332,8 @@ pub(crate) struct NewInstance<'a> {
     pub(crate) name: &'a str,
     /// Size in GB; `None`: the least that people mean, see [`least_capacity`].
     pub(crate) capacity: Option<f64>,
+    /// Of which engine and version; `None`: the service's first.
+    pub(crate) engine: Option<&'a str>,
     /// Of how many nodes.
     pub(crate) layout: Layout,
     /// The client port.
@@ -363,7 +371,8 @@ impl NewInstance<'_> {
                 "no such size: 0.125, 0.25, 0.5, 1, 2, 4, 8, 16, 24, 32, 48 or 64 GB; clusters begin at 4",
             )?;
         let wish = json!({
-            "name": self.name, "description": self.description, "engine": "Redis", "capacity": capacity,
+            "name": self.name, "description": self.description, "engine": "Redis", "engine_version": self.engine,
+            "capacity": capacity,
             "spec_code": flavor.spec_code, "spec_param": {"sharding_count": layout.shards}, "az_codes": ["local"],
             "port": self.port, "password": self.password, "no_password_access": self.password.is_none(),
             "persistence": match self.persistence { Persistence::Aof => "aof", Persistence::Rdb => "rdb", Persistence::None => "none" },

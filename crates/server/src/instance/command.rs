@@ -1,5 +1,6 @@
 //! What people ask of an instance: every refusal typed, record and job in one transaction.
 
+use engine::process::Program;
 use serde_json::Value;
 
 use super::layout::{Layout, Mode, Place};
@@ -25,6 +26,8 @@ pub struct Create {
     pub capacity_mb: i64,
     /// The flavor.
     pub spec_code: String,
+    /// Of which engine.
+    pub engine: Program,
     /// Of how many nodes.
     pub layout: Layout,
     /// The asked client port.
@@ -140,7 +143,8 @@ fn insert_one(
         name,
         description: wish.description.clone(),
         status: Status::Creating,
-        engine_version: app.config.engine_version.clone(),
+        engine: wish.engine.brand,
+        engine_version: wish.engine.version.clone(),
         capacity_mb: wish.capacity_mb,
         spec_code: wish.spec_code.clone(),
         layout: wish.layout,

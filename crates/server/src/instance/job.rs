@@ -264,7 +264,7 @@ pub fn spec(app: &App, instance: &Instance, generation: &GenerationId) -> Result
 /// (a limit would evict or refuse while a verification reads big values).
 ///
 /// # Errors
-/// [`Kind::Key`].
+/// [`Kind::Key`]; [`Kind::EngineStart`] where its engine is not on this machine any more.
 pub(super) fn node_spec(
     app: &App,
     instance: &Instance,
@@ -272,7 +272,7 @@ pub(super) fn node_spec(
     seat: Option<cluster::Seat>,
 ) -> Result<EngineSpec, Error> {
     Ok(EngineSpec {
-        binary: app.config.engine_binary.clone(),
+        binary: binary(app, instance)?,
         directory,
         run_as: app.config.run_as,
         bind: instance.bind.clone(),
@@ -284,6 +284,15 @@ pub(super) fn node_spec(
         cluster: seat,
         watched: None,
     })
+}
+
+/// The program of the instance's engines and Sentinels.
+///
+/// # Errors
+/// As [`Config::program`](crate::config::Config::program).
+pub(super) fn binary(app: &App, instance: &Instance) -> Result<PathBuf, Error> {
+    let program = app.config.program(instance.engine, &instance.engine_version)?;
+    Ok(program.binary.clone())
 }
 
 /// The memory limit of the instance, in bytes: of all its shards together.

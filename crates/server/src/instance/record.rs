@@ -1,6 +1,6 @@
 //! The instance row, its states and their SQL.
 
-use engine::process::Persistence;
+use engine::process::{Brand, Persistence};
 
 use super::layout::{self, Layout, Place};
 use crate::catalog::{Error, Tx};
@@ -91,7 +91,9 @@ pub struct Instance {
     pub description: Option<String>,
     /// See [`Status`].
     pub status: Status,
-    /// `7.0.15`: the engine found at creation.
+    /// Whose engine it is.
+    pub engine: Brand,
+    /// `7.0.15`: as found at creation. It stays with this and its patches.
     pub engine_version: String,
     /// Size in MiB: the engine's `maxmemory`.
     pub capacity_mb: i64,
@@ -151,7 +153,7 @@ macro_rules! columns {
     () => {
         "id, project_id, name, description, status, engine_version, capacity_mb, spec_code, bind, port, persistence, \
          admin_password_sealed, client_password_sealed, attributes, backup_policy, failure, created_at_ms, updated_at_ms, \
-         cache_mode, shards, replicas, sentinels"
+         cache_mode, shards, replicas, sentinels, engine"
     };
 }
 
@@ -182,6 +184,7 @@ fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Instance> {
             replicas: row.get(20)?,
         },
         sentinels: layout::from_json(&row.get::<_, String>(21)?)?,
+        engine: Brand::from_word(&row.get::<_, String>(22)?).ok_or(rusqlite::Error::InvalidQuery)?,
     })
 }
 
@@ -193,8 +196,8 @@ pub fn insert(tx: &Tx<'_>, instance: &Instance) -> Result<(), Error> {
     tx.execute(
         "INSERT INTO instance (id, project_id, name, description, status, engine_version, capacity_mb, spec_code, bind, \
          port, persistence, admin_password_sealed, client_password_sealed, attributes, backup_policy, created_at_ms, \
-         updated_at_ms, cache_mode, shards, replicas, sentinels) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)",
+         updated_at_ms, cache_mode, shards, replicas, sentinels, engine) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22)",
         rusqlite::params![
             instance.id,
             instance.project_id,
@@ -217,6 +220,7 @@ pub fn insert(tx: &Tx<'_>, instance: &Instance) -> Result<(), Error> {
             instance.layout.shards,
             instance.layout.replicas,
             layout::to_json(&instance.sentinels),
+            instance.engine.word(),
         ],
     )?;
     Ok(())

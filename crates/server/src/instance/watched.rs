@@ -73,7 +73,7 @@ fn start_sentinels(app: &App, instance: &Instance) -> Result<(), Error> {
     job::prepare_folder(&app.config.sentinels_dir(&instance.id))?;
     for place in &instance.sentinels {
         let spec = SentinelSpec {
-            binary: app.config.engine_binary.clone(),
+            binary: job::binary(app, instance)?,
             program: PathBuf::from("/proc/self/exe"),
             directory: home_of(app, instance, place),
             run_as: app.config.run_as,
