@@ -10,6 +10,7 @@
 //! to the foreground group only, and engines ignore `SIGHUP`. After a restart of ours [`find`] adopts it by its
 //! working directory. Nothing is remembered in files that could lie: `/proc` is the truth.
 
+mod certificate;
 mod lifetime;
 mod program;
 mod settings;
@@ -29,8 +30,10 @@ use crate::failpoint;
 use crate::node::{Address, Endpoint, Node, Secret};
 use crate::sentinel::{self, SentinelSpec, Watched};
 
+pub use certificate::{AUTHORITY_LIFE, Authority, Certificate};
+pub(crate) use certificate::{settings as certificate_settings, write as write_certificate};
 pub use lifetime::Vitals;
-pub(crate) use lifetime::{is_of_cluster, port_of, take_port};
+pub(crate) use lifetime::{is_of_cluster, port_of, port_setting, take_port};
 pub use program::{Brand, Program, find_binary, programs, version};
 pub(crate) use settings::{hex_digest, password_hash};
 use table::Process;
@@ -88,6 +91,8 @@ pub struct EngineSpec {
     pub max_memory_bytes: u64,
     /// What survives a restart.
     pub persistence: Persistence,
+    /// With one, whoever connects by TCP speaks TLS: clients, replicas, other nodes. `None`: nobody does.
+    pub certificate: Option<Certificate>,
     /// As a node of a cluster it is found here by the others; `None`: it is of none.
     pub cluster: Option<Seat>,
     /// As a primary or replica that Sentinels watch it is found here; `None`: nobody watches it.
@@ -204,6 +209,9 @@ fn spawn(spec: &EngineSpec, role: settings::Role) -> Result<Process, Error> {
     let settings = settings::text(spec, role)?;
     assert!(settings.len() <= SETTINGS_BYTES_MAX, "settings outgrew the pipe");
     create_directory(&spec.directory, spec.run_as)?;
+    if let Some(certificate) = &spec.certificate {
+        certificate::write(&spec.directory, certificate, spec.run_as)?;
+    }
     if role == settings::Role::Standby
         && let Some(seat) = &spec.cluster
         && let Some(slots) = seat.standby_slots

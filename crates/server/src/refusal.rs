@@ -23,6 +23,8 @@ pub enum Refusal {
     DeleteWhileCreating,
     /// The backup is not restorable: not finished, failed, expired, found damaged, or its data is gone.
     NotRestorable,
+    /// Nobody speaks TLS with the instance, so it has no certificate.
+    NoTls,
     /// The backup has no file to hand out: it is a retired generation.
     NoFile,
     /// The backup holds more than the other instance may: megabytes of memory there and here.

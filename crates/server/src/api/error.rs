@@ -301,6 +301,7 @@ fn describe(refusal: &Refusal) -> Answer {
         }
         Refusal::NotRunning => (400, 4049, "The instance is not running: ShowInstance says why; it is being brought back, try again or restart it.".to_owned()),
         Refusal::WrongState => (400, 4026, "This cannot be done while the instance is not running: ShowInstance says why; it is being brought back, a restart may help.".to_owned()),
+        Refusal::NoTls => (400, 4026, "The instance does not speak TLS, so it has no certificate: TLS is asked for when an instance is made (enable_ssl).".to_owned()),
         Refusal::DeleteWhileCreating => (400, 4099, "The instance is being created. Delete it afterwards.".to_owned()),
         Refusal::NotRestorable => (400, 4087, "The backup is not in a state to be used: only a backup that succeeded and whose data is kept.".to_owned()),
         Refusal::NoFile => (400, 4087, "This backup is a kept generation of the instance and has no file: restore it, or take a backup to download.".to_owned()),

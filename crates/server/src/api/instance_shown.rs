@@ -124,7 +124,7 @@ pub struct InstanceShown {
     pub user_id: Option<String>,
     /// Who asks.
     pub user_name: Option<String>,
-    /// Not offered.
+    /// Whether clients have to speak TLS.
     pub enable_ssl: bool,
     /// Not offered.
     pub enable_publicip: bool,
@@ -176,7 +176,7 @@ pub struct Features {
     pub support_acl: bool,
     /// Not offered.
     pub support_transparent_client_ip: bool,
-    /// Not offered.
+    /// TLS can be asked for when an instance is made.
     pub support_ssl: bool,
     /// Not offered.
     pub support_audit_log: bool,
@@ -278,7 +278,7 @@ impl InstanceShown {
             launched_at: instance.created_at.iso(),
             user_id: text(CREATED_BY),
             user_name: text(CREATED_BY),
-            enable_ssl: false,
+            enable_ssl: instance.authority.is_some(),
             enable_publicip: false,
             publicip_id: None,
             publicip_address: None,
@@ -287,7 +287,7 @@ impl InstanceShown {
             features: Features {
                 support_acl: false,
                 support_transparent_client_ip: false,
-                support_ssl: false,
+                support_ssl: true,
                 support_audit_log: false,
             },
             instance_backup_policy: instance

@@ -32,8 +32,8 @@ const KEPT: [&str; 8] = [
     "maintain_end",
 ];
 
-/// Fields whose wish would be refused to a client that is told otherwise: a command renamed for safety, a user's name, TLS.
-const NOT_OFFERED: [&str; 3] = ["access_user", "rename_commands", "enable_ssl"];
+/// Fields whose wish would be refused to a client that is told otherwise: a command renamed for safety, a user's name.
+const NOT_OFFERED: [&str; 2] = ["access_user", "rename_commands"];
 
 /// The attribute that names who made the instance; no field of a body.
 pub const CREATED_BY: &str = "created_by";
@@ -132,6 +132,7 @@ fn decode_create(request: &Request) -> Result<Create, Refusal> {
         port,
         password,
         persistence,
+        is_tls: fields.boolean("enable_ssl")?.unwrap_or(false),
         attributes: Value::Object(attributes).to_string(),
         policy: fields.get("instance_backup_policy").cloned(),
         count,
@@ -363,9 +364,13 @@ pub fn update(request: &Request) -> Result<Reply, ApiError> {
     }
     let port = fields.integer("port")?;
     let (name, description) = (fields.text("name")?, fields.text("description")?);
+    let is_tls = fields.boolean("enable_ssl")?;
     command::update(&request.app, project, &id, request.now, |instance| {
         if port.is_some_and(|port| port != i64::from(instance.port)) {
             return Err(Refusal::Parameter("port"));
+        }
+        if is_tls.is_some_and(|is_tls| is_tls != instance.authority.is_some()) {
+            return Err(Refusal::Parameter("enable_ssl"));
         }
         let policy = match fields.get("instance_backup_policy") {
             Some(given) => {

@@ -2,6 +2,7 @@
 
 pub mod auth;
 pub mod backups;
+pub mod certificates;
 pub mod download;
 pub mod error;
 pub mod failure;

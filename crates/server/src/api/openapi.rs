@@ -219,6 +219,10 @@ fn instance_wish(create: bool) -> Value {
                           "description": "Redis means any engine of the version, Valkey only that (not in strict mode)"}),
         ),
         (
+            "enable_ssl",
+            json!({"type": ["boolean", "null"], "description": "Clients have to speak TLS, nodes and Sentinels do among each other"}),
+        ),
+        (
             "engine_version",
             text(
                 "One of the flavors', or with its engine as redis-7.0 [default: the service's first engine]",

@@ -7,7 +7,8 @@ use super::error::ApiError;
 use super::openapi::{Answer, Wish};
 use super::request::Request;
 use super::{
-    backups, download, identity, imports, instances, openapi, plans, proofs, restores, system, topology,
+    backups, certificates, download, identity, imports, instances, openapi, plans, proofs, restores, system,
+    topology,
 };
 
 /// A response.
@@ -321,6 +322,28 @@ pub fn routes() -> Vec<Route> {
                 Work::Waits,
                 topology::nodes_of_all,
             );
+            add(
+                "ShowInstanceSslDetail",
+                "GET",
+                &format!("{one}/ssl"),
+                200,
+                Answer::Object,
+                &[],
+                Wish::Nothing,
+                Work::Quick,
+                certificates::show,
+            );
+            add(
+                "DownloadSslCert",
+                "POST",
+                &format!("{one}/ssl-certs/download"),
+                200,
+                Answer::Object,
+                &[],
+                Wish::Nothing,
+                Work::Quick,
+                certificates::download,
+            );
             // The documented sample of UpdateInstance spells it in the singular: contract C30.
             add(
                 "UpdateInstanceSingular",
@@ -554,6 +577,18 @@ pub fn routes() -> Vec<Route> {
         wish: Wish::Nothing,
         handler: download::serve,
         work: Work::Streams,
+    });
+    table.push(Route {
+        name: "DownloadCertificate",
+        method: "GET",
+        path: "/download/{project}/{instance}/{file}".to_owned(),
+        access: open,
+        success: 200,
+        answer: Answer::Bytes,
+        query: &["Expires", "Signature"],
+        wish: Wish::Nothing,
+        handler: certificates::serve,
+        work: Work::Quick,
     });
     table
 }

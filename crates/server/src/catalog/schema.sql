@@ -64,6 +64,8 @@ CREATE TABLE instance (
     persistence TEXT NOT NULL CHECK (persistence IN ('none', 'rdb', 'aof')),
     admin_password_sealed BLOB NOT NULL,
     client_password_sealed BLOB,            -- null: no password for clients
+    tls_authority TEXT,                     -- PEM: whom clients are to trust; null: nobody speaks TLS
+    tls_authority_key_sealed BLOB,          -- set with it
     attributes TEXT NOT NULL,               -- JSON: what DCS clients give and want back unchanged
     backup_policy TEXT,                     -- JSON: the policy object of contract §8.1
     restore_ordinal BIGINT NOT NULL DEFAULT 0, -- ordinal of the newest restore record
@@ -71,7 +73,8 @@ CREATE TABLE instance (
     failure TEXT,                           -- why the status is error or create_failed
     created_at_ms BIGINT NOT NULL,
     updated_at_ms BIGINT NOT NULL,
-    deleted_at_ms BIGINT
+    deleted_at_ms BIGINT,
+    CHECK ((tls_authority IS NULL) = (tls_authority_key_sealed IS NULL))
 );
 CREATE INDEX instance_project_index ON instance(project_id, created_at_ms);
 CREATE UNIQUE INDEX instance_port_unique ON instance(bind, port) WHERE deleted_at_ms IS NULL;

@@ -32,7 +32,7 @@ pub(crate) enum InstanceVerb {
         cachekeep instance create --name cache3 --password-stdin < password.txt\n  \
         cachekeep instance create --name ha1 --replicas 1\n  \
         cachekeep instance create --name cluster1 --shards 3 --replicas 1\n  \
-        cachekeep instance create --name cache4 --engine valkey-8.1\n\n\
+        cachekeep instance create --name cache4 --engine valkey-8.1 --tls\n\n\
         Sizes in GB: 0.125 0.25 0.5 1 2 4 8 16 24 32 48 64; of clusters, all shards together: 4 8 16 24 32 48 64"
     )]
     Create {
@@ -48,6 +48,9 @@ pub(crate) enum InstanceVerb {
         /// Replicas of each primary, 0 to 4; without --shards a primary with so many and three Sentinels [default: 0]
         #[arg(long, value_parser = clap::value_parser!(u16).range(0..=4))]
         replicas: Option<u16>,
+        /// Clients have to speak TLS, and nodes and Sentinels do among each other; `instance certificate` is what clients trust
+        #[arg(long)]
+        tls: bool,
         /// Its engine, of those that `serve` has found: redis-7.0, valkey-8.1, or a version alone [default: the service's first]
         #[arg(long, value_name = "ENGINE")]
         engine: Option<String>,
@@ -79,6 +82,18 @@ pub(crate) enum InstanceVerb {
     Show {
         /// Name or id
         instance: String,
+    },
+    /// Write the certificate of the authority that clients of an instance with TLS are to trust
+    #[command(
+        after_help = "Example:\n  cachekeep instance certificate cache1 --to ca.pem\n  \
+        redis-cli --tls --cacert ca.pem -p 21000"
+    )]
+    Certificate {
+        /// Name or id
+        instance: String,
+        /// Into this file [default: standard output]
+        #[arg(long, value_name = "FILE")]
+        to: Option<PathBuf>,
     },
     /// Stop and start the engine (ends a running backup as failed)
     #[command(after_help = "Example:\n  cachekeep instance restart cache1")]
@@ -251,6 +266,7 @@ pub(crate) fn instance(global: &Global, verb: &InstanceVerb) -> anyhow::Result<E
             capacity,
             shards,
             replicas,
+            tls,
             engine,
             port,
             password,
@@ -268,6 +284,7 @@ pub(crate) fn instance(global: &Global, verb: &InstanceVerb) -> anyhow::Result<E
                 name,
                 capacity: *capacity,
                 layout: layout(*shards, *replicas),
+                is_tls: *tls,
                 engine: engine.as_deref(),
                 port: *port,
                 password,
@@ -285,6 +302,21 @@ pub(crate) fn instance(global: &Global, verb: &InstanceVerb) -> anyhow::Result<E
                 page["instances"].as_array().map_or(&[], Vec::as_slice),
                 &page,
             );
+        }
+        InstanceVerb::Certificate { instance, to } => {
+            let target = Target::find(global, instance)?;
+            let link = target.call("POST", "/ssl-certs/download", "", Some(&json!({})))?;
+            let (_, mut source) = target.client.open(&plain(&link["link"]))?;
+            let mut text = String::new();
+            source
+                .read_to_string(&mut text)
+                .context("the certificate broke off: run it again")?;
+            match to {
+                Some(file) => {
+                    std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?
+                }
+                None => print!("{text}"),
+            }
         }
         InstanceVerb::Show { instance } => {
             print_one(
@@ -332,6 +364,8 @@ pub(crate) struct NewInstance<'a> {
     pub(crate) name: &'a str,
     /// Size in GB; `None`: the least that people mean, see [`least_capacity`].
     pub(crate) capacity: Option<f64>,
+    /// Whether clients speak TLS.
+    pub(crate) is_tls: bool,
     /// Of which engine and version; `None`: the service's first.
     pub(crate) engine: Option<&'a str>,
     /// Of how many nodes.
@@ -371,7 +405,7 @@ impl NewInstance<'_> {
                 "no such size: 0.125, 0.25, 0.5, 1, 2, 4, 8, 16, 24, 32, 48 or 64 GB; clusters begin at 4",
             )?;
         let wish = json!({
-            "name": self.name, "description": self.description, "engine": "Redis", "engine_version": self.engine,
+            "name": self.name, "description": self.description, "engine": "Redis", "engine_version": self.engine, "enable_ssl": self.is_tls,
             "capacity": capacity,
             "spec_code": flavor.spec_code, "spec_param": {"sharding_count": layout.shards}, "az_codes": ["local"],
             "port": self.port, "password": self.password, "no_password_access": self.password.is_none(),

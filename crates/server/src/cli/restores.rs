@@ -56,6 +56,9 @@ pub(crate) enum RestoreVerb {
         /// Of a new instance: replicas of each primary, 0 to 4; without --shards a primary with so many [default: 0]
         #[arg(long, requires = "new", value_parser = clap::value_parser!(u16).range(0..=4))]
         replicas: Option<u16>,
+        /// Of a new instance: clients have to speak TLS
+        #[arg(long, requires = "new")]
+        tls: bool,
         /// Of a new instance: its engine, as of `instance create` [default: that of the backup's instance]
         #[arg(long, requires = "new", value_name = "ENGINE")]
         engine: Option<String>,
@@ -178,6 +181,7 @@ pub(crate) fn restore(global: &Global, verb: &RestoreVerb) -> anyhow::Result<Exi
             new,
             shards,
             replicas,
+            tls,
             engine,
             capacity,
             password_stdin,
@@ -201,6 +205,7 @@ pub(crate) fn restore(global: &Global, verb: &RestoreVerb) -> anyhow::Result<Exi
                 name,
                 capacity: Some(capacity.unwrap_or_else(|| capacity_of(&source, layout))),
                 layout,
+                is_tls: *tls,
                 engine: engine.as_deref().or(of_source.as_deref()),
                 port: None,
                 password: match (no_password, password_stdin) {

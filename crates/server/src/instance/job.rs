@@ -281,6 +281,7 @@ pub(super) fn node_spec(
         client_password: client_password(app, instance)?,
         max_memory_bytes: 0,
         persistence: instance.persistence,
+        certificate: super::command::certificate(app, instance, &[])?,
         cluster: seat,
         watched: None,
     })

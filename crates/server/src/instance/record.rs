@@ -78,6 +78,15 @@ pub fn persistence_from_word(word: &str) -> Option<Persistence> {
         .find(|p| persistence_word(*p) == word)
 }
 
+/// An authority as the row has it.
+#[derive(Debug, Clone)]
+pub struct SealedAuthority {
+    /// Its certificate, PEM.
+    pub certificate: String,
+    /// Its private key, sealed for `instance.tls:<id>`.
+    pub key_sealed: Vec<u8>,
+}
+
 /// A row of the table.
 #[derive(Debug, Clone)]
 pub struct Instance {
@@ -113,6 +122,8 @@ pub struct Instance {
     pub admin_password_sealed: Vec<u8>,
     /// Password of the clients' default user, sealed for `instance.client:<id>`.
     pub client_password_sealed: Option<Vec<u8>>,
+    /// Who signs its engines' certificates; `None`: nobody speaks TLS.
+    pub authority: Option<SealedAuthority>,
     /// JSON: what DCS clients give at creation and want back.
     pub attributes: String,
     /// JSON: the backup policy as shown.
@@ -153,7 +164,7 @@ macro_rules! columns {
     () => {
         "id, project_id, name, description, status, engine_version, capacity_mb, spec_code, bind, port, persistence, \
          admin_password_sealed, client_password_sealed, attributes, backup_policy, failure, created_at_ms, updated_at_ms, \
-         cache_mode, shards, replicas, sentinels, engine"
+         cache_mode, shards, replicas, sentinels, engine, tls_authority, tls_authority_key_sealed"
     };
 }
 
@@ -185,6 +196,13 @@ fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Instance> {
         },
         sentinels: layout::from_json(&row.get::<_, String>(21)?)?,
         engine: Brand::from_word(&row.get::<_, String>(22)?).ok_or(rusqlite::Error::InvalidQuery)?,
+        authority: match (row.get(23)?, row.get(24)?) {
+            (Some(certificate), Some(key_sealed)) => Some(SealedAuthority {
+                certificate,
+                key_sealed,
+            }),
+            _ => None,
+        },
     })
 }
 
@@ -196,8 +214,8 @@ pub fn insert(tx: &Tx<'_>, instance: &Instance) -> Result<(), Error> {
     tx.execute(
         "INSERT INTO instance (id, project_id, name, description, status, engine_version, capacity_mb, spec_code, bind, \
          port, persistence, admin_password_sealed, client_password_sealed, attributes, backup_policy, created_at_ms, \
-         updated_at_ms, cache_mode, shards, replicas, sentinels, engine) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22)",
+         updated_at_ms, cache_mode, shards, replicas, sentinels, engine, tls_authority, tls_authority_key_sealed) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24)",
         rusqlite::params![
             instance.id,
             instance.project_id,
@@ -221,6 +239,8 @@ pub fn insert(tx: &Tx<'_>, instance: &Instance) -> Result<(), Error> {
             instance.layout.replicas,
             layout::to_json(&instance.sentinels),
             instance.engine.word(),
+            instance.authority.as_ref().map(|authority| &authority.certificate),
+            instance.authority.as_ref().map(|authority| &authority.key_sealed),
         ],
     )?;
     Ok(())

@@ -80,6 +80,7 @@ fn start_sentinels(app: &App, instance: &Instance) -> Result<(), Error> {
             address: instance.bind.clone(),
             port: place.port,
             admin_password: job::admin_password(app, instance)?,
+            certificate: super::command::certificate(app, instance, &[])?,
         };
         if process::find(&spec.directory, &spec.admin_password)?.is_none() {
             process::start_sentinel(&spec).or_else(|error| {

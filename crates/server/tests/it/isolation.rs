@@ -32,7 +32,7 @@ enum Row {
 }
 
 /// Every route: method, path behind the prefix of the version, what it takes, a legal body.
-const ROWS: [(&str, &str, Row, &str); 53] = [
+const ROWS: [(&str, &str, Row, &str); 56] = [
     ("GET", "/", Row::Open, ""),
     ("GET", "/v2", Row::Open, ""),
     ("GET", "/v2/", Row::Open, ""),
@@ -54,6 +54,19 @@ const ROWS: [(&str, &str, Row, &str); 53] = [
         "/download/{project}/{instance}/{backup}/{file}",
         Row::Link,
         "",
+    ),
+    ("GET", "/download/{project}/{instance}/{file}", Row::Link, ""),
+    (
+        "GET",
+        "/v2/{project_id}/instances/{instance_id}/ssl",
+        Row::Instance,
+        "",
+    ),
+    (
+        "POST",
+        "/v2/{project_id}/instances/{instance_id}/ssl-certs/download",
+        Row::Instance,
+        "{}",
     ),
     ("GET", "{v}/instances", Row::Project, ""),
     ("GET", "{v}/instances?instance_id={instance_id}", Row::Project, ""),

@@ -47,4 +47,5 @@ mod signatures;
 mod signer;
 mod storage;
 mod tidy;
+mod tls;
 mod verify;
