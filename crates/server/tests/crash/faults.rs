@@ -338,15 +338,20 @@ fn a_stranger_on_the_port_of_an_engine_that_died_is_waited_out() {
 }
 
 /// A small file system that can be filled up.
-struct FullDisk {
+pub struct FullDisk {
     disk: SmallDisk,
     ballast: PathBuf,
 }
 
 impl FullDisk {
-    fn new(disk: SmallDisk) -> Self {
+    pub fn new(disk: SmallDisk) -> Self {
         let ballast = disk.path().join("ballast");
         Self { disk, ballast }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.disk.path()
     }
 
     fn free_bytes(&self) -> u64 {
@@ -361,13 +366,13 @@ impl FullDisk {
     }
 
     /// Leaves this much room.
-    fn leave(&self, bytes: u64) {
+    pub fn leave(&self, bytes: u64) {
         let free = self.free_bytes();
         let ballast = vec![1; usize::try_from(free.saturating_sub(bytes)).unwrap()];
         std::fs::write(&self.ballast, ballast).unwrap();
     }
 
-    fn give_back(&self) {
+    pub fn give_back(&self) {
         std::fs::remove_file(&self.ballast).unwrap();
     }
 }
