@@ -233,7 +233,7 @@ mod tests {
         for line in [
             &b""[..],
             b"tail\0-f\0/x/redis-server\0",
-            b"redis-cli\0-p\06379\0",
+            b"redis-cli\0-h\0localhost\0",
             b"/x/ld-linux-x86-64.so.2\0/x/usr/bin/redis-cli\0",
             b"redis-server.sh\0",
         ] {

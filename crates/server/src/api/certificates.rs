@@ -78,9 +78,5 @@ pub fn serve(request: &Request) -> Result<Reply, ApiError> {
     let found = request.app.catalog.read(|tx| record::find(tx, &project, &id))?;
     let authority = found.and_then(|instance| instance.authority.clone());
     let authority = authority.ok_or_else(download::gone)?;
-    Ok(download::small_file(
-        FILE,
-        "application/x-pem-file",
-        authority.certificate.into_bytes(),
-    ))
+    Ok(download::small_file(FILE, authority.certificate.into_bytes()))
 }

@@ -216,9 +216,9 @@ pub(super) fn check_proof(request: &Request, path: &str) -> Result<(), ApiError>
 }
 
 /// A small file to be saved under this name.
-pub(super) fn small_file(name: &str, kind: &str, bytes: Vec<u8>) -> Reply {
+pub(super) fn small_file(name: &str, bytes: Vec<u8>) -> Reply {
     let mut response = Response::new(Body::from(bytes));
-    set(&mut response, header::CONTENT_TYPE, kind);
+    set(&mut response, header::CONTENT_TYPE, "application/octet-stream");
     set(&mut response, header::CACHE_CONTROL, "no-store");
     set(
         &mut response,
@@ -290,7 +290,7 @@ fn stream(
 }
 
 /// The receiving end as an HTTP body.
-struct Chunks(mpsc::Receiver<Result<Bytes, std::io::Error>>);
+pub(super) struct Chunks(pub(super) mpsc::Receiver<Result<Bytes, std::io::Error>>);
 
 impl axum::body::HttpBody for Chunks {
     type Data = Bytes;

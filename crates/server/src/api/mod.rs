@@ -5,6 +5,7 @@ pub mod backups;
 pub mod certificates;
 pub mod download;
 pub mod error;
+pub mod events;
 pub mod failure;
 pub mod identity;
 pub mod imports;

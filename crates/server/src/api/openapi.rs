@@ -18,6 +18,8 @@ pub enum Answer {
     Object,
     /// A file.
     Bytes,
+    /// A stream of events.
+    Events,
     /// See the type of the same name.
     RestoreList,
     /// See the type of the same name.
@@ -54,7 +56,7 @@ impl Answer {
         };
         let reference = |name: &str| json!({"$ref": format!("#/components/schemas/{name}")});
         Some(match self {
-            Answer::Nothing | Answer::Bytes => return None,
+            Answer::Nothing | Answer::Bytes | Answer::Events => return None,
             Answer::Object => json!({"type": "object"}),
             Answer::RestoreList => reference("RestoreList"),
             Answer::RestoreStarted => reference("RestoreStarted"),
@@ -332,6 +334,9 @@ fn operation(route: &Route) -> Value {
         Some(schema) => success["content"] = json!({"application/json": {"schema": schema}}),
         None if route.answer == Answer::Bytes => {
             success["content"] = json!({"application/octet-stream": {}});
+        }
+        None if route.answer == Answer::Events => {
+            success["content"] = json!({"text/event-stream": {}});
         }
         None => {}
     }

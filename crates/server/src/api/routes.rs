@@ -7,8 +7,8 @@ use super::error::ApiError;
 use super::openapi::{Answer, Wish};
 use super::request::Request;
 use super::{
-    backups, certificates, download, identity, imports, instances, openapi, plans, proofs, restores, system,
-    topology,
+    backups, certificates, download, events, identity, imports, instances, openapi, plans, proofs, restores,
+    system, topology,
 };
 
 /// A response.
@@ -39,6 +39,8 @@ pub enum Work {
     Hashes,
     /// Hands out a file: as `Waits`, and its thread goes on with the body.
     Streams,
+    /// Goes on telling what becomes of something: as `Waits`, and holds a place for watchers until it has ended.
+    Watches,
 }
 
 /// One row of the table: also the source of `/openapi.json`.
@@ -406,6 +408,17 @@ pub fn routes() -> Vec<Route> {
         Wish::Nothing,
         Work::Quick,
         restores::show,
+    );
+    add(
+        "CkWatchRestore",
+        "GET",
+        &format!("{one}/restores/{{restore_id}}/events"),
+        project,
+        Answer::Events,
+        &[],
+        Wish::Nothing,
+        Work::Watches,
+        events::restore,
     );
     add(
         "CkUndoRestore",

@@ -246,6 +246,7 @@ CREATE TABLE restore (
     bytes_done BIGINT NOT NULL DEFAULT 0,
     bytes_total BIGINT NOT NULL DEFAULT 0,
     keys_done BIGINT NOT NULL DEFAULT 0,    -- of the phase, for who watches it
+    shards TEXT NOT NULL DEFAULT '[]',      -- JSON: keys and bytes of each shard that is loaded and verified, for who watches it
     keys_applied BIGINT NOT NULL DEFAULT 0,
     keys_compared BIGINT NOT NULL DEFAULT 0,
     keys_expired BIGINT NOT NULL DEFAULT 0,

@@ -32,7 +32,7 @@ enum Row {
 }
 
 /// Every route: method, path behind the prefix of the version, what it takes, a legal body.
-const ROWS: [(&str, &str, Row, &str); 56] = [
+const ROWS: [(&str, &str, Row, &str); 57] = [
     ("GET", "/", Row::Open, ""),
     ("GET", "/v2", Row::Open, ""),
     ("GET", "/v2/", Row::Open, ""),
@@ -166,6 +166,12 @@ const ROWS: [(&str, &str, Row, &str); 56] = [
     (
         "GET",
         "{ck}/instances/{instance_id}/restores/{restore_id}",
+        Row::Restore,
+        "",
+    ),
+    (
+        "GET",
+        "{ck}/instances/{instance_id}/restores/{restore_id}/events",
         Row::Restore,
         "",
     ),

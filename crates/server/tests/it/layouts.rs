@@ -148,6 +148,8 @@ fn digest_of_files(caller: &Caller, source: &Held, engine: &str) -> String {
         };
         let told = wait("an engine on the file", || {
             let mut connection = Connection::open(&by_hand).ok()?;
+            // This is refused while it loads, and the digest is not.
+            connection.ask(&["DBSIZE"]).ok()?;
             Some(connection.ask(&["DEBUG", "DIGEST"]).ok()?.text()?.to_owned())
         });
         process.kill().unwrap();

@@ -16,6 +16,7 @@ mod corpus;
 mod diff;
 mod downloads;
 mod errors;
+mod events;
 mod export;
 mod ha;
 mod ha_restore;
