@@ -82,6 +82,17 @@ impl Program {
     }
 }
 
+impl Program {
+    fn is_new_enough(&self) -> bool {
+        let major = self
+            .version
+            .split('.')
+            .next()
+            .and_then(|number| number.parse().ok());
+        major.is_none_or(|major: u32| major >= MAJOR_MIN)
+    }
+}
+
 /// Reads `Redis server v=7.0.15 sha=...`.
 fn read(told: &str) -> Option<(Brand, String)> {
     let mut words = told.split_whitespace();
@@ -90,17 +101,36 @@ fn read(told: &str) -> Option<(Brand, String)> {
     Some((brand, version.to_owned()))
 }
 
+/// The first version of Redis whose port can be changed while it runs; every Valkey is newer. Source: redis 7.0 release notes.
+const MAJOR_MIN: u32 = 7;
+
+/// The program, unless it is too old to be switched to or from while it runs.
+fn managed(binary: &Path) -> Result<Program, Error> {
+    let program = Program::ask(binary)?;
+    match program.is_new_enough() {
+        true => Ok(program),
+        false => {
+            let context = format!(
+                "{} is {program}: engines from {MAJOR_MIN}.0 on can be run here, older ones cannot change their port while they run; \
+                 their files can be imported",
+                binary.display()
+            );
+            Err(Error::new(Kind::EngineStart, "find engines", context))
+        }
+    }
+}
+
 /// Every engine that is there, the one that is meant where nobody says first: [`find_binary`], then those that are
 /// `named`, each a program or a directory with programs, then what else the usual directories have. Of several of the
 /// same brand and version the first.
 ///
 /// # Errors
-/// As [`find_binary`]; [`Kind::EngineStart`] for a name that is no engine, or a directory without one.
+/// As [`find_binary`]; [`Kind::EngineStart`] for a name that is no engine or one that is too old, or a directory without any.
 pub fn programs(named: &[PathBuf]) -> Result<Vec<Program>, Error> {
-    let mut found = vec![Program::ask(&find_binary()?)?];
+    let mut found = vec![managed(&find_binary()?)?];
     for place in named {
         if !place.is_dir() {
-            found.push(Program::ask(place)?);
+            found.push(managed(place)?);
             continue;
         }
         let of_place = in_directory(place);
@@ -112,7 +142,7 @@ pub fn programs(named: &[PathBuf]) -> Result<Vec<Program>, Error> {
     }
     // What nobody named may be broken without harm.
     let usual = NAMES.iter().filter_map(|name| on_path(name));
-    found.extend(usual.filter_map(|binary| Program::ask(&binary).ok()));
+    found.extend(usual.filter_map(|binary| managed(&binary).ok()));
     let mut all: Vec<Program> = Vec::new();
     for program in found {
         let is_same = |known: &Program| (known.brand, &known.version) == (program.brand, &program.version);
@@ -123,7 +153,7 @@ pub fn programs(named: &[PathBuf]) -> Result<Vec<Program>, Error> {
     Ok(all)
 }
 
-/// The engines among the files of a directory, in the order of their names. Nothing else in it is run.
+/// The engines that can be run among the files of a directory, in the order of their names. Nothing else in it is run.
 fn in_directory(place: &Path) -> Vec<Program> {
     let mut files: Vec<PathBuf> = std::fs::read_dir(place)
         .into_iter()
@@ -133,7 +163,7 @@ fn in_directory(place: &Path) -> Vec<Program> {
         .map(|entry| entry.path())
         .collect();
     files.sort();
-    files.iter().filter_map(|file| Program::ask(file).ok()).collect()
+    files.iter().filter_map(|file| managed(file).ok()).collect()
 }
 
 /// `redis-server`, `valkey-server-8`, `redis-7.2`, `valkey8`.
@@ -192,7 +222,7 @@ pub fn version(binary: &Path) -> Result<String, Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Brand, may_be_server, read};
+    use super::{Brand, Program, may_be_server, read};
 
     #[test]
     fn both_brands_say_what_they_are_and_others_are_none() {
@@ -202,6 +232,19 @@ mod tests {
         assert_eq!(read(valkey), Some((Brand::Valkey, "8.1.1".to_owned())));
         for other in ["", "redis-cli 7.0.15", "Redis server", "OpenSSL v=3"] {
             assert_eq!(read(other), None, "{other}");
+        }
+        for (version, is_new_enough) in [
+            ("6.2.14", false),
+            ("7.0.15", true),
+            ("10.1.0", true),
+            ("255.255.255", true),
+        ] {
+            let program = Program {
+                binary: "redis-server".into(),
+                brand: Brand::Redis,
+                version: version.to_owned(),
+            };
+            assert_eq!(program.is_new_enough(), is_new_enough, "{version}");
         }
         for name in ["redis-server", "valkey-server-8", "redis-7.2", "valkey8"] {
             assert!(may_be_server(name), "{name}");
