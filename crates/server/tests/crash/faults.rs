@@ -2,6 +2,8 @@
 //! data serves, nothing is left behind, and the next operation works.
 
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Write as _;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -363,6 +365,18 @@ impl FullDisk {
         let text = String::from_utf8(output.stdout).unwrap();
         let (blocks, size) = text.trim().split_once(' ').unwrap();
         blocks.parse::<u64>().unwrap() * size.parse::<u64>().unwrap()
+    }
+
+    /// Leaves no room, whoever else is writing.
+    pub fn fill(&self) {
+        let mut ballast = File::create(&self.ballast).unwrap();
+        let piece = vec![1; 64 * 1024];
+        let full = loop {
+            if let Err(error) = ballast.write_all(&piece) {
+                break error;
+            }
+        };
+        assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
     }
 
     /// Leaves this much room.
