@@ -23,6 +23,15 @@ pub enum Refusal {
     DeleteWhileCreating,
     /// The backup is not restorable: not finished, failed, expired, found damaged, or its data is gone.
     NotRestorable,
+    /// The flavor is of another number of nodes.
+    OtherNodes,
+    /// The instance holds more than the flavor may: megabytes of memory.
+    DataTooLarge {
+        /// What it holds.
+        data_mb: u64,
+        /// The flavor's limit.
+        limit_mb: u64,
+    },
     /// Nobody speaks TLS with the instance, so it has no certificate.
     NoTls,
     /// The backup has no file to hand out: it is a retired generation.

@@ -144,6 +144,7 @@ impl ApiError {
                         Refusal::BackupUnknown => (status, v1) = (404, 111_404_001),
                         Refusal::NotRunning => v1 = 111_400_026,
                         Refusal::Busy(JobKind::Password) => v1 = 111_400_115,
+                        Refusal::Busy(JobKind::Resize) => v1 = 111_400_113,
                         _ => {}
                     }
                 }
@@ -293,6 +294,7 @@ fn describe(refusal: &Refusal) -> Answer {
                 JobKind::Restore => (4097, "being restored"),
                 JobKind::Restart => (4111, "being restarted"),
                 JobKind::Password => (4121, "having its password reset"),
+                JobKind::Resize => (4113, "being resized"),
                 JobKind::Create => (4118, "being created"),
                 JobKind::Flush => (4026, "being flushed"),
                 JobKind::Delete => (4026, "being deleted"),
@@ -301,6 +303,12 @@ fn describe(refusal: &Refusal) -> Answer {
         }
         Refusal::NotRunning => (400, 4049, "The instance is not running: ShowInstance says why; it is being brought back, try again or restart it.".to_owned()),
         Refusal::WrongState => (400, 4026, "This cannot be done while the instance is not running: ShowInstance says why; it is being brought back, a restart may help.".to_owned()),
+        Refusal::OtherNodes => (400, 4026, "The flavor has other nodes than the instance: the number of nodes cannot be changed. Restore a backup of the instance into a new one of that flavor.".to_owned()),
+        Refusal::DataTooLarge { data_mb, limit_mb } => (
+            400,
+            4036,
+            format!("The instance holds {data_mb} MB, and the flavor has {limit_mb} MB: choose a larger one, or remove keys first."),
+        ),
         Refusal::NoTls => (400, 4026, "The instance does not speak TLS, so it has no certificate: TLS is asked for when an instance is made (enable_ssl).".to_owned()),
         Refusal::DeleteWhileCreating => (400, 4099, "The instance is being created. Delete it afterwards.".to_owned()),
         Refusal::NotRestorable => (400, 4087, "The backup is not in a state to be used: only a backup that succeeded and whose data is kept.".to_owned()),

@@ -28,6 +28,7 @@ pub fn status_word(tx: &Tx<'_>, instance: &Instance) -> Result<&'static str, Ref
         (_, Some(JobKind::Restore)) => "RESTORING",
         (_, Some(JobKind::Restart)) => "RESTARTING",
         (_, Some(JobKind::Flush)) => "FLUSHING",
+        (_, Some(JobKind::Resize)) => "EXTENDING",
         (Status::Error, _) => "ERROR",
         // A backup leaves the status as it is: contract §6.3.
         (Status::Running, _) => "RUNNING",
@@ -46,7 +47,7 @@ pub struct InstanceShown {
     pub name: String,
     /// Free text.
     pub description: Option<String>,
-    /// `CREATING`, `CREATEFAILED`, `RUNNING`, `RESTARTING`, `RESTORING`, `FLUSHING`, `ERROR`; `DELETING` and `DELETED`
+    /// `CREATING`, `CREATEFAILED`, `RUNNING`, `RESTARTING`, `RESTORING`, `FLUSHING`, `EXTENDING`, `ERROR`; `DELETING` and `DELETED`
     /// in a list with deleted ones
     pub status: &'static str,
     /// `normal`
@@ -141,7 +142,7 @@ pub struct InstanceShown {
     /// The policy as stored, or null.
     #[schema(value_type = Option<Object>)]
     pub instance_backup_policy: Option<Value>,
-    /// `BACKUPING` while a backup runs, `RESTORING`, `RESTARTING`, `FLUSHING`; null when idle.
+    /// `BACKUPING` while a backup runs, `RESTORING`, `RESTARTING`, `FLUSHING`, `EXTENDING`; null when idle.
     pub task: Option<&'static str>,
     /// `ip:port` of each node, separated by commas; a list on v1.0.
     pub backend_addrs: String,
@@ -300,6 +301,7 @@ impl InstanceShown {
                 (_, Some(JobKind::Restart)) => Some("RESTARTING"),
                 (_, Some(JobKind::Flush)) => Some("FLUSHING"),
                 (_, Some(JobKind::Password)) => Some("RESETPASSWORD"),
+                (_, Some(JobKind::Resize)) => Some("EXTENDING"),
                 _ => None,
             },
             backend_addrs: addresses.join(","),

@@ -74,12 +74,11 @@ fn decode_create(request: &Request) -> Result<Create, Refusal> {
     };
     let flavor = Flavor::find(&spec).ok_or(Refusal::SpecUnknown)?;
     let layout = layout(&fields, &flavor)?;
-    if let Some(capacity) = fields.number("capacity")? {
-        let off = (capacity * 1024.0 - flavor.capacity_mb as f64).abs();
-        // The text "NaN" reads as a number too, and is the capacity of nothing.
-        if off.is_nan() || off > 1.0 {
-            return Err(Refusal::CapacityInvalid);
-        }
+    if fields
+        .number("capacity")?
+        .is_some_and(|capacity| !flavor.is_of_size(capacity))
+    {
+        return Err(Refusal::CapacityInvalid);
     }
     let open = fields.boolean("no_password_access")?.unwrap_or(false);
     let password = match (fields.text("password")?, open) {
@@ -496,6 +495,35 @@ fn result_of(id: &str, done: &Result<(), Refusal>) -> BatchResult {
         instance: id.to_owned(),
         result: if done.is_ok() { "success" } else { "failed" },
     }
+}
+
+/// `POST …/instances/{instance_id}/resize`, on v1.0 `…/extend`
+///
+/// # Errors
+/// Contract §9.2; other nodes than the instance has.
+pub fn resize(request: &Request) -> Result<Reply, ApiError> {
+    let id = request.instance_id()?;
+    let fields = request.body()?;
+    let project = request.project()?;
+    let capacity = fields.number("new_capacity")?;
+    let spec = match fields.text("spec_code")? {
+        Some(spec) => spec,
+        // v1.0 names the size alone: the flavor of that size and the instance's nodes.
+        None => {
+            let capacity = capacity.ok_or(Refusal::Parameter("new_capacity"))?;
+            let instance = request.app.catalog.read(|tx| command::find(tx, project, &id))?;
+            Flavor::of_size(capacity, instance.layout)
+                .ok_or(Refusal::CapacityInvalid)?
+                .spec_code
+        }
+    };
+    let flavor = Flavor::find(&spec).ok_or(Refusal::SpecUnknown)?;
+    if capacity.is_some_and(|capacity| !flavor.is_of_size(capacity)) {
+        return Err(Refusal::CapacityInvalid.into());
+    }
+    let wanted = (flavor.spec_code.as_str(), flavor.capacity_mb, flavor.layout);
+    command::resize(&request.app, project, &id, wanted, request.now)?;
+    Ok(no_content())
 }
 
 /// `POST …/instances/{instance_id}/password/reset`

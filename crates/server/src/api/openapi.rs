@@ -105,6 +105,8 @@ pub enum Wish {
     Act,
     /// Of ResetPassword.
     Password,
+    /// Of ResizeInstance.
+    Resize,
     /// Of a log-in.
     Token,
 }
@@ -165,6 +167,11 @@ impl Wish {
             Wish::Act => named(
                 json!({"instances": ids, "action": {"type": "string", "enum": ["restart", "soft_restart", "flush"]}}),
                 &["instances", "action"],
+            ),
+            Wish::Resize => named(
+                json!({"spec_code": text("A flavor of the same nodes; not on v1.0"),
+                       "new_capacity": {"type": ["number", "string"], "description": "GB, that of the flavor"}}),
+                &[],
             ),
             Wish::Password => named(
                 json!({"new_password": text("8 to 32 characters of three kinds"),

@@ -279,6 +279,22 @@ pub fn routes() -> Vec<Route> {
             Work::Waits,
             instances::reset_password,
         );
+        let (name, path) = if v1 {
+            ("ExtendInstance", "extend")
+        } else {
+            ("ResizeInstance", "resize")
+        };
+        add(
+            name,
+            "POST",
+            &format!("{one}/{path}"),
+            204,
+            Answer::Nothing,
+            &[],
+            Wish::Resize,
+            Work::Waits,
+            instances::resize,
+        );
         add(
             "ListFlavors",
             "GET",

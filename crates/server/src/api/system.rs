@@ -71,6 +71,21 @@ impl Flavor {
             .find(|flavor| flavor.spec_code == spec || format!("{}-h", flavor.spec_code) == spec)
     }
 
+    /// The one of so many GB, of an instance with these nodes.
+    pub fn of_size(capacity: f64, layout: Layout) -> Option<Flavor> {
+        let has_nodes =
+            |flavor: &Flavor| (flavor.layout.mode, flavor.layout.replicas) == (layout.mode, layout.replicas);
+        Self::all()
+            .into_iter()
+            .find(|flavor| has_nodes(flavor) && flavor.is_of_size(capacity))
+    }
+
+    /// Whether it is of so many GB.
+    pub fn is_of_size(&self, capacity: f64) -> bool {
+        // The text "NaN" reads as a number too, and is the capacity of nothing.
+        (capacity * 1024.0 - self.capacity_mb as f64).abs() <= 1.0
+    }
+
     /// The capacity in GB as DCS writes it.
     pub fn capacity(&self) -> String {
         if self.capacity_mb >= 1024 {

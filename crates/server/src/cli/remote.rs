@@ -101,6 +101,18 @@ pub(crate) enum InstanceVerb {
         /// Name or id
         instance: String,
     },
+    /// Give it another size: the engines' memory limit, at once and without a break for clients
+    #[command(
+        after_help = "Example:\n  cachekeep instance resize cache1 --capacity 2\n\nThe number of nodes cannot be changed: \
+        `cachekeep restore create cache1 --backup latest --new NAME --shards N` makes an instance with others."
+    )]
+    Resize {
+        /// Name or id
+        instance: String,
+        /// New size in GB
+        #[arg(long)]
+        capacity: f64,
+    },
     /// Remove all keys
     #[command(
         after_help = "Example:\n  cachekeep backup create cache1 --wait && cachekeep instance flush cache1"
@@ -325,6 +337,16 @@ pub(crate) fn instance(global: &Global, verb: &InstanceVerb) -> anyhow::Result<E
             );
         }
         InstanceVerb::Restart { instance } => act(global, instance, "restart")?,
+        InstanceVerb::Resize { instance, capacity } => {
+            let target = Target::find(global, instance)?;
+            let shown = target.call("GET", "", "", None)?;
+            let now = Flavor::find(&plain(&shown["spec_code"]))
+                .context("the instance is of no flavor that is known here")?;
+            let flavor = Flavor::of_size(*capacity, now.layout).context(NO_SUCH_SIZE)?;
+            let wish = json!({"spec_code": flavor.spec_code, "new_capacity": capacity});
+            target.call("POST", "/resize", "", Some(&wish))?;
+            print_one(global, &wait_until(&target, "RUNNING")?);
+        }
         InstanceVerb::Flush { instance } => act(global, instance, "flush")?,
         InstanceVerb::Delete { instance } => {
             let target = Target::find(global, instance)?;
@@ -380,6 +402,9 @@ pub(crate) struct NewInstance<'a> {
     pub(crate) description: Option<&'a str>,
 }
 
+const NO_SUCH_SIZE: &str =
+    "no such size: 0.125, 0.25, 0.5, 1, 2, 4, 8, 16, 24, 32, 48 or 64 GB; clusters begin at 4";
+
 /// The size of an instance in GB where none is asked for.
 pub(crate) fn least_capacity(layout: Layout) -> f64 {
     match layout.mode {
@@ -397,13 +422,7 @@ impl NewInstance<'_> {
         let client = Client::find(global)?;
         let layout = self.layout;
         let capacity = self.capacity.unwrap_or(least_capacity(layout));
-        let flavor = Flavor::all()
-            .into_iter()
-            .filter(|flavor| flavor.layout.mode == layout.mode && flavor.layout.replicas == layout.replicas)
-            .find(|flavor| (flavor.capacity_mb as f64 - capacity * 1024.0).abs() < 1.0)
-            .context(
-                "no such size: 0.125, 0.25, 0.5, 1, 2, 4, 8, 16, 24, 32, 48 or 64 GB; clusters begin at 4",
-            )?;
+        let flavor = Flavor::of_size(capacity, layout).context(NO_SUCH_SIZE)?;
         let wish = json!({
             "name": self.name, "description": self.description, "engine": "Redis", "engine_version": self.engine, "enable_ssl": self.is_tls,
             "capacity": capacity,

@@ -498,6 +498,40 @@ pub fn reset_password(
     Ok(())
 }
 
+/// Accepts another flavor of the same nodes: another limit of memory. The job gives it to the engines; clients notice nothing.
+///
+/// # Errors
+/// Unknown instance, busy, not running; [`Refusal::OtherNodes`], [`Refusal::DataTooLarge`].
+pub fn resize(
+    app: &App,
+    project: &ProjectId,
+    id: &InstanceId,
+    (spec_code, capacity_mb, layout): (&str, i64, Layout),
+    now: Moment,
+) -> Result<(), Refusal> {
+    app.catalog.write(|tx| {
+        let instance = find(tx, project, id)?;
+        check_idle(tx, id)?;
+        if instance.status != Status::Running {
+            return Err(Refusal::WrongState);
+        }
+        // A cluster may be of another number of shards than its flavor is by default.
+        if (layout.mode, layout.replicas) != (instance.layout.mode, instance.layout.replicas) {
+            return Err(Refusal::OtherNodes);
+        }
+        let data_mb = app.board.memory_of(id) >> 20;
+        let limit_mb = u64::try_from(capacity_mb).unwrap_or(0);
+        if data_mb >= limit_mb {
+            return Err(Refusal::DataTooLarge { data_mb, limit_mb });
+        }
+        record::resize(tx, id, spec_code, capacity_mb, now)?;
+        queue::insert(tx, id, JobKind::Resize, None, now)?;
+        Ok::<_, Refusal>(())
+    })?;
+    app.board.wake();
+    Ok(())
+}
+
 /// The clients' password in clear, for who made the instance through the command line.
 ///
 /// # Errors

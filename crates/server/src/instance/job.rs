@@ -33,15 +33,16 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
     match claim.kind {
         JobKind::Create => create(app, claim, &instance, control),
         JobKind::Delete => delete(app, claim, &instance),
-        JobKind::Restart | JobKind::Flush | JobKind::Password => {
+        JobKind::Restart | JobKind::Flush | JobKind::Password | JobKind::Resize => {
             let done = match claim.kind {
                 JobKind::Restart => restart(app, claim, &instance, control)?,
                 JobKind::Flush => flush(app, claim, &instance, control)?,
-                _ => nodes::serving(app, &instance)
+                kind => nodes::serving(app, &instance)
                     .and_then(|engines| {
-                        engines
-                            .iter()
-                            .try_for_each(|engine| give_password(app, &instance, engine))
+                        engines.iter().try_for_each(|engine| match kind {
+                            JobKind::Resize => engine.set_max_memory(share_bytes(&instance)),
+                            _ => give_password(app, &instance, engine),
+                        })
                     })
                     .map_err(NotDone::Failed),
             };
@@ -303,6 +304,11 @@ pub fn max_memory_bytes(instance: &Instance) -> u64 {
         .saturating_mul(1024 * 1024)
 }
 
+/// The memory limit of one of its engines.
+fn share_bytes(instance: &Instance) -> u64 {
+    max_memory_bytes(instance) / u64::from(instance.layout.shards.max(1))
+}
+
 /// Finds the generation's engine or starts it, waits until it has loaded, and gives it its limit, password and
 /// port. With `port` `None` it stays without one.
 ///
@@ -341,8 +347,7 @@ pub(super) fn make_ready(
 ) -> Result<(), Error> {
     engine.wait_loaded(control)?;
     let mut node = engine.control()?;
-    let share = max_memory_bytes(instance) / u64::from(instance.layout.shards.max(1));
-    node.config_set("maxmemory", &share.to_string())?;
+    node.config_set("maxmemory", &share_bytes(instance).to_string())?;
     give_password(app, instance, engine)?;
     if let Some(port) = port
         && engine.current_port()? != port

@@ -460,6 +460,24 @@ pub fn update(tx: &Tx<'_>, id: &InstanceId, changes: &Changes, now: Moment) -> R
     Ok(())
 }
 
+/// Gives the instance another flavor of the same nodes.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn resize(
+    tx: &Tx<'_>,
+    id: &InstanceId,
+    spec_code: &str,
+    capacity_mb: i64,
+    now: Moment,
+) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE instance SET spec_code = ?2, capacity_mb = ?3, updated_at_ms = ?4 WHERE id = ?1",
+        (id, spec_code, capacity_mb, now),
+    )?;
+    Ok(())
+}
+
 /// Stores the clients' new password (sealed; `None` for none) and the attributes that show it.
 ///
 /// # Errors

@@ -32,7 +32,7 @@ enum Row {
 }
 
 /// Every route: method, path behind the prefix of the version, what it takes, a legal body.
-const ROWS: [(&str, &str, Row, &str); 57] = [
+const ROWS: [(&str, &str, Row, &str); 59] = [
     ("GET", "/", Row::Open, ""),
     ("GET", "/v2", Row::Open, ""),
     ("GET", "/v2/", Row::Open, ""),
@@ -112,6 +112,18 @@ const ROWS: [(&str, &str, Row, &str); 57] = [
         "{v}/instances/{instance_id}/password/reset",
         Row::Instance,
         r#"{"new_password":"Abcdefg1"}"#,
+    ),
+    (
+        "POST",
+        "/v2/{project_id}/instances/{instance_id}/resize",
+        Row::Instance,
+        r#"{"spec_code":"redis.single.xu1.tiny.256","new_capacity":0.25}"#,
+    ),
+    (
+        "POST",
+        "/v1.0/{project_id}/instances/{instance_id}/extend",
+        Row::Instance,
+        r#"{"new_capacity":0.25}"#,
     ),
     (
         "GET",

@@ -41,6 +41,7 @@ mod readme;
 mod rebuild;
 mod rebuild_losses;
 mod records;
+mod resize;
 mod rotation;
 mod schedule;
 mod service;
