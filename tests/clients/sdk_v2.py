@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 import threading
 
+import redis
 import requests
 from huaweicloudsdkcore.auth.credentials import BasicCredentials
 from huaweicloudsdkcore.exceptions.exceptions import ClientRequestException
@@ -475,6 +476,34 @@ def test_master_standby(flavors):
         wait_gone(instance_id)
 
 
+def test_tls(flavors):
+    with checks.part("an instance with TLS is made, its certificate is downloaded and trusted, and it gets another size"):
+        flavor = next(offered for offered in flavors if offered.spec_code == "redis.single.xu1.tiny.128")
+        instance_id = create("sdk-tls", flavor, enable_ssl=True)
+        seen = wait_running(instance_id)
+        checks.same("it says so", seen.enable_ssl, True)
+        detail = client.show_instance_ssl_detail(v2.ShowInstanceSslDetailRequest(instance_id=instance_id))
+        checks.same("its detail", (detail.enabled, detail.ip, detail.port), (True, seen.ip, str(seen.port)))
+        link = client.download_ssl_cert(v2.DownloadSslCertRequest(instance_id=instance_id))
+        certificate = requests.get(link.link, timeout=60, verify=False).text
+        with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
+            file.write(certificate)
+            file.flush()
+            trusting = redis.Redis(host=seen.ip, port=seen.port, password=PASSWORD, ssl=True, ssl_ca_certs=file.name)
+            checks.that("a client that trusts it is answered", trusting.ping())
+        in_clear = redis.Redis(host=seen.ip, port=seen.port, password=PASSWORD, socket_timeout=5)
+        try:
+            checks.that("a client in clear is not", False, in_clear.ping())
+        except redis.exceptions.RedisError:
+            checks.that("a client in clear is not", True)
+        body = v2.ResizeInstanceBody(spec_code="redis.single.xu1.large.1", new_capacity=1)
+        client.resize_instance(v2.ResizeInstanceRequest(instance_id=instance_id, body=body))
+        seen = wait_running(instance_id)
+        checks.same("its size", (seen.capacity, seen.max_memory, seen.spec_code), (1, 1024, "redis.single.xu1.large.1"))
+        client.delete_single_instance(v2.DeleteSingleInstanceRequest(instance_id=instance_id))
+        wait_gone(instance_id)
+
+
 def wait_gone(instance_id):
     def status():
         try:
@@ -512,6 +541,7 @@ def main():
             wait_gone(instance_id)
             refused("a deleted instance", lambda: restores(instance_id), 404, "DCS.3022")
     test_master_standby(flavors)
+    test_tls(flavors)
     checks.finish()
 
 

@@ -10,7 +10,9 @@
 //! to the foreground group only, and engines ignore `SIGHUP`. After a restart of ours [`find`] adopts it by its
 //! working directory. Nothing is remembered in files that could lie: `/proc` is the truth.
 
+mod certificate;
 mod lifetime;
+mod program;
 mod settings;
 mod table;
 
@@ -28,8 +30,11 @@ use crate::failpoint;
 use crate::node::{Address, Endpoint, Node, Secret};
 use crate::sentinel::{self, SentinelSpec, Watched};
 
+pub use certificate::{AUTHORITY_LIFE, Authority, Certificate};
+pub(crate) use certificate::{settings as certificate_settings, write as write_certificate};
 pub use lifetime::Vitals;
-pub(crate) use lifetime::{is_of_cluster, port_of, take_port};
+pub(crate) use lifetime::{is_of_cluster, port_of, port_setting, take_port};
+pub use program::{Brand, Program, find_binary, programs, version};
 pub(crate) use settings::{hex_digest, password_hash};
 use table::Process;
 
@@ -86,6 +91,8 @@ pub struct EngineSpec {
     pub max_memory_bytes: u64,
     /// What survives a restart.
     pub persistence: Persistence,
+    /// With one, whoever connects by TCP speaks TLS: clients, replicas, other nodes. `None`: nobody does.
+    pub certificate: Option<Certificate>,
     /// As a node of a cluster it is found here by the others; `None`: it is of none.
     pub cluster: Option<Seat>,
     /// As a primary or replica that Sentinels watch it is found here; `None`: nobody watches it.
@@ -98,67 +105,6 @@ pub struct Engine {
     process: Process,
     directory: PathBuf,
     admin_password: Secret,
-}
-
-/// The server program: `$CACHEKEEP_REDIS_SERVER`, else the first `redis-server` or `valkey-server` of `$PATH` and
-/// the usual directories.
-///
-/// # Errors
-/// [`Kind::EngineStart`] where there is none.
-pub fn find_binary() -> Result<PathBuf, Error> {
-    let absent = |context: String| Error::new(Kind::EngineStart, "find redis-server", context);
-    if let Some(named) = std::env::var_os("CACHEKEEP_REDIS_SERVER") {
-        let named = PathBuf::from(named);
-        return if named.is_file() {
-            Ok(named)
-        } else {
-            Err(absent(format!(
-                "CACHEKEEP_REDIS_SERVER names {}, which is no file",
-                named.display()
-            )))
-        };
-    }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let usual = ["/usr/bin", "/usr/local/bin", "/usr/sbin", "/usr/local/sbin"].map(PathBuf::from);
-    let places: Vec<PathBuf> = std::env::split_paths(&path).chain(usual).collect();
-    for program in ["redis-server", "valkey-server"] {
-        for place in &places {
-            let candidate = place.join(program);
-            if candidate.is_file() {
-                return Ok(candidate);
-            }
-        }
-    }
-    Err(absent(
-        "not on this machine: install redis-server 7.0 or later (apt install redis-server), or name the program \
-         in CACHEKEEP_REDIS_SERVER"
-            .to_owned(),
-    ))
-}
-
-/// What `<binary> --version` says after `v=`: `7.0.15`.
-///
-/// # Errors
-/// [`Kind::EngineStart`] where it does not run or says something else.
-pub fn version(binary: &Path) -> Result<String, Error> {
-    let failed = |what: &str| {
-        Error::new(
-            Kind::EngineStart,
-            "read engine version",
-            format!("{}: {what}", binary.display()),
-        )
-    };
-    let output = Command::new(binary)
-        .arg("--version")
-        .stdin(Stdio::null())
-        .env_clear()
-        .output()
-        .map_err(|e| failed("does not run").because(e))?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    text.split_whitespace()
-        .find_map(|word| word.strip_prefix("v="))
-        .map(str::to_owned)
-        .ok_or_else(|| failed("says no version"))
 }
 
 /// Starts the engine that serves clients.
@@ -263,6 +209,9 @@ fn spawn(spec: &EngineSpec, role: settings::Role) -> Result<Process, Error> {
     let settings = settings::text(spec, role)?;
     assert!(settings.len() <= SETTINGS_BYTES_MAX, "settings outgrew the pipe");
     create_directory(&spec.directory, spec.run_as)?;
+    if let Some(certificate) = &spec.certificate {
+        certificate::write(&spec.directory, certificate, spec.run_as)?;
+    }
     if role == settings::Role::Standby
         && let Some(seat) = &spec.cluster
         && let Some(slots) = seat.standby_slots

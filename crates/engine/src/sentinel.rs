@@ -21,7 +21,7 @@ use std::time::Duration;
 use crate::error::{Error, Kind};
 use crate::failpoint;
 use crate::node::{Node, Reply, Secret};
-use crate::process::{self, ADMIN_USER, LOG, SOCKET, hex_digest, password_hash};
+use crate::process::{self, ADMIN_USER, Certificate, LOG, SOCKET, hex_digest, password_hash};
 
 /// By this name clients ask Sentinels for the primary: the one in Sentinel's own documentation, and many clients' default.
 pub const NAME: &str = "mymaster";
@@ -90,6 +90,8 @@ pub struct SentinelSpec {
     pub port: u16,
     /// Password of the user `cachekeep`, as of the instance's engines.
     pub admin_password: Secret,
+    /// As of the engines that it watches: with one, it and those who ask it speak TLS.
+    pub certificate: Option<Certificate>,
 }
 
 /// Users of a watched node besides the usual ones, each with its rules.
@@ -112,6 +114,9 @@ pub(crate) fn password_of(user: &str, admin: &Secret, generation: &str) -> Secre
 /// Writes what a Sentinel needs in its directory. Its settings only where it has none: it keeps its memory there.
 pub(crate) fn prepare(spec: &SentinelSpec) -> Result<(), Error> {
     write(&spec.directory, SCRIPT, SCRIPT_TEXT, 0o700, spec.run_as)?;
+    if let Some(certificate) = &spec.certificate {
+        process::write_certificate(&spec.directory, certificate, spec.run_as)?;
+    }
     let path = spec.directory.join(SETTINGS);
     let text = match std::fs::read_to_string(&path) {
         // Where it works it has written too, as a path that it may not be able to go to.
@@ -153,9 +158,19 @@ fn settings(spec: &SentinelSpec) -> String {
     let admin = password_hash(&spec.admin_password);
     let peer = password_of(PEER_USER, &spec.admin_password, "all");
     let mut text = String::new();
-    for line in [
+    let (port, tls) = match &spec.certificate {
+        None => (format!("port {}", spec.port), Vec::new()),
+        Some(_) => {
+            let own = process::certificate_settings().into_iter();
+            (
+                "port 0".to_owned(),
+                own.chain([format!("tls-port {}", spec.port)]).collect(),
+            )
+        }
+    };
+    let mut lines = vec![
         format!("bind {}", spec.address),
-        format!("port {}", spec.port),
+        port,
         format!("unixsocket {SOCKET}"),
         "unixsocketperm 700".to_owned(),
         format!("logfile {LOG}"),
@@ -169,7 +184,9 @@ fn settings(spec: &SentinelSpec) -> String {
         format!("sentinel announce-ip {}", spec.address),
         // We name its script with each generation; nobody else may name anything.
         "sentinel deny-scripts-reconfig no".to_owned(),
-    ] {
+    ];
+    lines.extend(tls);
+    for line in lines {
         let _infallible = writeln!(text, "{line}");
     }
     text

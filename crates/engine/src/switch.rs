@@ -126,7 +126,7 @@ fn tidy(old: &Engine) {
 fn exchange(plan: &SwitchPlan<'_>, old: &mut Node, new: &mut Node) -> Result<SwitchReport, Error> {
     let door = Door::Port(plan.port);
     let served = door.is_open(old)?;
-    let commands = door.give_up();
+    let commands = door.give_up(old)?;
     let begun_at = Instant::now();
     let mut next = commands.iter();
     let mut tell_next = |old: &mut Node| next.next().map_or(Ok(()), |command| tell(old, command));
@@ -180,7 +180,7 @@ fn tell(node: &mut Node, command: &Command) -> Result<(), Error> {
 /// # Errors
 /// As [`Node::ask`]; [`Kind::Refused`].
 pub fn step_aside(door: &Door, node: &mut Node) -> Result<(), Error> {
-    let commands = door.step_aside();
+    let commands = door.step_aside(node)?;
     commands.iter().try_for_each(|command| tell(node, command))?;
     given_up(node, commands.len()).map(drop)
 }

@@ -66,7 +66,7 @@ pub use event::{Event, KeyStart, KeySummary, Part, Sink, StreamId};
 pub use fingerprint::MEMBERS_IN_MEMORY_MAX;
 pub use function::FunctionSummary;
 pub use module::{MODULES_MAX, ModuleSummary};
-pub use obstacles::{TypeCodes, obstacles};
+pub use obstacles::{TypeCodes, obstacle_of_version, obstacles};
 pub use opcode::{Family, Type, VALKEY_VERSION, VERSION_MAX};
 pub use report::{
     AUX_BYTES_MAX, AUX_FIELDS_MAX, Checksum, Distinctness, FUNCTION_BYTES_MAX, FUNCTIONS_MAX, KEY_BYTES_MAX,

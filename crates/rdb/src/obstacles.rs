@@ -40,6 +40,26 @@ impl TypeCodes {
     }
 }
 
+/// Why the engine of a name in [`TARGETS`] loads no file of this family and version, whatever is in it; `None` where it may, and
+/// for another name.
+pub fn obstacle_of_version(engine: &str, family: Family, version: u32) -> Option<String> {
+    let target = Target::by_name(engine)?;
+    let magic = family.magic();
+    let last = match (family, target.family()) {
+        (Family::Redis, Family::Valkey) => VERSION_SHARED,
+        (Family::Redis, Family::Redis) => target.version(),
+        (Family::Valkey, Family::Valkey) => VALKEY_VERSION,
+        (Family::Valkey, Family::Redis) => {
+            return Some(format!("files with the magic {magic} are of another family"));
+        }
+    };
+    let since = TARGETS
+        .iter()
+        .find(|(_, of, reads)| *of == family && *reads >= version);
+    let since = since.map_or_else(String::new, |(name, ..)| format!("; {name} does"));
+    (version > last).then(|| format!("it reads {magic} files up to version {last}, this is {version}{since}"))
+}
+
 /// Why the engine of a name in [`TARGETS`] does not load a file as it is, one clause each; none where it does. `None` for
 /// another name.
 ///
@@ -47,24 +67,7 @@ impl TypeCodes {
 pub fn obstacles(engine: &str, report: &Report, codes: &TypeCodes) -> Option<Vec<String>> {
     let target = Target::by_name(engine)?;
     let mut found = Vec::new();
-    let (magic, version) = (&report.magic, report.rdb_version);
-    let last = match (report.family, target.family()) {
-        (Family::Redis, Family::Valkey) => VERSION_SHARED,
-        (Family::Redis, Family::Redis) => target.version(),
-        (Family::Valkey, Family::Valkey) => VALKEY_VERSION,
-        (Family::Valkey, Family::Redis) => 0,
-    };
-    if last == 0 {
-        found.push(format!("files with the magic {magic} are of another family"));
-    } else if version > last {
-        let since = TARGETS
-            .iter()
-            .find(|(_, family, reads)| *family == report.family && *reads >= version);
-        let since = since.map_or_else(String::new, |(name, ..)| format!("; {name} does"));
-        found.push(format!(
-            "it reads {magic} files up to version {last}, this is {version}{since}"
-        ));
-    }
+    found.extend(obstacle_of_version(engine, report.family, report.rdb_version));
     for (code, keys) in &codes.0 {
         if !target.reads(report.family, *code) {
             found.push(format!(

@@ -44,7 +44,7 @@ impl Family {
     }
 
     /// The family that writes a version number: what tells families apart where there is no magic.
-    pub(crate) fn of_version(version: u32) -> Self {
+    pub fn of_version(version: u32) -> Self {
         if version >= VALKEY_VERSION {
             Self::Valkey
         } else {

@@ -5,6 +5,9 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use engine::process::{Brand, Program};
+use engine::{Error, Kind};
+
 use crate::backup::import::url::Allowed;
 use crate::ids::{BackupId, GenerationId, InstanceId};
 
@@ -23,10 +26,8 @@ pub struct Config {
     pub engine_bind: IpAddr,
     /// Ports for instances that ask for none.
     pub engine_ports: RangeInclusive<u16>,
-    /// The engine's program.
-    pub engine_binary: PathBuf,
-    /// Its version.
-    pub engine_version: String,
+    /// The engines that instances can be of: where nobody asks for one, the first. Empty where no engine is ever started.
+    pub engines: Vec<Program>,
     /// Whom engines run as; `None`: as ourselves.
     pub run_as: Option<(u32, u32)>,
     /// How long a replaced generation is kept for undo.
@@ -92,10 +93,35 @@ impl Config {
         self.instance_dir(instance).join("sentinels")
     }
 
+    /// The program of an instance's engine: that very version, else another patch of it.
+    ///
+    /// # Errors
+    /// [`Kind::EngineStart`]: it was there when the instance was made, and is not any more.
+    pub fn program(&self, brand: Brand, version: &str) -> Result<&Program, Error> {
+        let of_brand = || self.engines.iter().filter(|program| program.brand == brand);
+        let is_patch = |program: &&Program| minor(&program.version) == minor(version);
+        let exact = of_brand().find(|program| program.version == version);
+        exact.or_else(|| of_brand().find(is_patch)).ok_or_else(|| {
+            let there: Vec<String> = self.engines.iter().map(ToString::to_string).collect();
+            let context = format!(
+                "the instance is of {} {version}, and this machine has {}: install that engine, or name its program with \
+                 serve --engine",
+                brand.word(),
+                there.join(", ")
+            );
+            Error::new(Kind::EngineStart, "find engine", context)
+        })
+    }
+
     /// What the first start tells its owner.
     pub fn admin_file(&self) -> PathBuf {
         self.data_dir.join("admin.json")
     }
+}
+
+/// `7.0.15` is a patch of `7.0`.
+pub fn minor(version: &str) -> String {
+    version.splitn(3, '.').take(2).collect::<Vec<_>>().join(".")
 }
 
 /// The data directory where none is named: `~/.local/share/cachekeep`.

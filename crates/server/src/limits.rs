@@ -27,6 +27,10 @@ pub const HEAD_BYTES_MAX: usize = 64 * 1024;
 pub const WRITE_STALL_MAX: Duration = Duration::from_secs(60);
 /// Downloads at once: each holds a thread, a segment of 8 MiB as stored and as decoded, and 2 MiB for its client.
 pub const DOWNLOADS_AT_ONCE: usize = 8;
+/// Callers that watch a restore at once: each holds a connection and reads a row twice a second.
+pub const WATCHERS_AT_ONCE: usize = 64;
+/// Between two events of a restore that is watched: as often as its progress is written.
+pub const EVENT_EVERY: Duration = PROGRESS_EVERY;
 /// How long a download waits for its turn before it is told to come again.
 pub const DOWNLOAD_WAIT_MAX: Duration = Duration::from_secs(5);
 /// How long a log-in waits for its turn before it is told to come again: some hundred are before it then.

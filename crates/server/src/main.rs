@@ -15,6 +15,7 @@ mod jobs;
 mod journal;
 mod limits;
 mod memory;
+mod rate;
 mod reconcile;
 mod refusal;
 mod restore;

@@ -23,6 +23,17 @@ pub enum Refusal {
     DeleteWhileCreating,
     /// The backup is not restorable: not finished, failed, expired, found damaged, or its data is gone.
     NotRestorable,
+    /// The flavor is of another number of nodes.
+    OtherNodes,
+    /// The instance holds more than the flavor may: megabytes of memory.
+    DataTooLarge {
+        /// What it holds.
+        data_mb: u64,
+        /// The flavor's limit.
+        limit_mb: u64,
+    },
+    /// Nobody speaks TLS with the instance, so it has no certificate.
+    NoTls,
     /// The backup has no file to hand out: it is a retired generation.
     NoFile,
     /// The backup holds more than the other instance may: megabytes of memory there and here.
@@ -31,6 +42,13 @@ pub enum Refusal {
         data_mb: u64,
         /// The limit of the instance that it was to go into.
         limit_mb: u64,
+    },
+    /// The engine of the instance loads no file as the backup's: which engine, and why.
+    EngineCannotLoad {
+        /// `redis 7.0.15`
+        engine: String,
+        /// A clause.
+        why: String,
     },
     /// The backup has keys in this database, and a cluster has only database 0.
     OtherDatabases(u32),

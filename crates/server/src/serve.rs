@@ -374,7 +374,8 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let scheme = if app.config.tls.is_some() { "https" } else { "http" };
     println!("cachekeep serves {scheme}://{address}");
     println!("credentials: {}", app.config.admin_file().display());
-    tracing::info!(%address, data_dir = %app.config.data_dir.display(), engine = app.config.engine_version, "serving");
+    let engines: Vec<String> = app.config.engines.iter().map(ToString::to_string).collect();
+    tracing::info!(%address, data_dir = %app.config.data_dir.display(), engines = engines.join(", "), "serving");
     runtime.block_on(accept(app.clone(), listener, tls))?;
     closing.store(true, Ordering::SeqCst);
     app.board.close();

@@ -7,6 +7,7 @@ use crate::control::Control;
 use crate::error::{Error, Kind};
 use crate::failpoint;
 use crate::node::{Node, Reply};
+use crate::process::port_setting;
 
 /// Between two introductions of the same node: the first may be on its way.
 const MEET_AGAIN: Duration = Duration::from_secs(1);
@@ -173,7 +174,11 @@ pub fn wait_whole(members: &[Member], control: &Control) -> Result<(), Error> {
 pub fn announce(members: &[Member]) -> Result<(), Error> {
     for member in members {
         let mut node = member.engine.control()?;
-        node.config_set("cluster-announce-port", &member.seat.port.to_string())?;
+        let port = member.seat.port.to_string();
+        if port_setting(&mut node)? == "tls-port" {
+            node.config_set("cluster-announce-tls-port", &port)?;
+        }
+        node.config_set("cluster-announce-port", &port)?;
         failpoint::hit("cluster.one_announced")?;
     }
     Ok(())

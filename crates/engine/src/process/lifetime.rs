@@ -131,8 +131,11 @@ impl Engine {
     pub fn make_electable(&self) -> Result<(), Error> {
         let mut node = self.control()?;
         let mut set = || {
-            // Whatever it follows one day is checked in depth.
-            node.config_set("sanitize-dump-payload", "yes")?;
+            // Whatever it follows one day is checked in depth, by engines that leave that to us: Valkey has no such setting
+            // since 9.1.
+            if node.config_get("sanitize-dump-payload")?.is_some() {
+                node.config_set("sanitize-dump-payload", "yes")?;
+            }
             node.config_set("replica-priority", "100")
         };
         set().map_err(|e| self.explain(e))
@@ -466,9 +469,19 @@ pub(crate) fn is_of_cluster(node: &mut Node) -> Result<bool, Error> {
     Ok(node.config_get("cluster-enabled")?.as_deref() == Some("yes"))
 }
 
+/// The setting of the port that clients come in at: an engine with a certificate has none but for TLS.
+pub(crate) fn port_setting(node: &mut Node) -> Result<&'static str, Error> {
+    let certificate = node.config_get("tls-cert-file")?;
+    Ok(match certificate.is_some_and(|file| !file.is_empty()) {
+        true => "tls-port",
+        false => "port",
+    })
+}
+
 /// The port of a node; 0 = none.
 pub(crate) fn port_of(node: &mut Node) -> Result<u16, Error> {
-    node.config_get("port")?
+    let setting = port_setting(node)?;
+    node.config_get(setting)?
         .and_then(|text| text.parse().ok())
         .ok_or_else(|| {
             Error::new(
@@ -481,8 +494,8 @@ pub(crate) fn port_of(node: &mut Node) -> Result<u16, Error> {
 
 /// See [`Engine::set_port`].
 pub(crate) fn take_port(node: &mut Node, port: u16) -> Result<(), Error> {
-    let text = port.to_string();
-    match node.ask(&[b"CONFIG", b"SET", b"port", text.as_bytes()])? {
+    let (setting, text) = (port_setting(node)?, port.to_string());
+    match node.ask(&[b"CONFIG", b"SET", setting.as_bytes(), text.as_bytes()])? {
         Reply::Error(text) if text.contains("listen on this port") => Err(Error::new(
             Kind::PortTaken,
             "take port",

@@ -68,6 +68,11 @@ pub(super) fn text(spec: &EngineSpec, role: Role) -> Result<String, Error> {
     line(format_args!("protected-mode no"));
     // Always: a port is taken with CONFIG SET, which can say that it is not free.
     line(format_args!("port 0"));
+    if spec.certificate.is_some() {
+        for words in super::certificate_settings() {
+            line(format_args!("{words}"));
+        }
+    }
     line(format_args!("unixsocket {SOCKET}"));
     line(format_args!("unixsocketperm 700"));
     line(format_args!("logfile {LOG}"));
@@ -149,6 +154,11 @@ pub(super) fn text(spec: &EngineSpec, role: Role) -> Result<String, Error> {
         line(format_args!("cluster-port {bus_port}"));
         line(format_args!("cluster-announce-ip {address}"));
         line(format_args!("cluster-announce-port {port}"));
+        if spec.certificate.is_some() {
+            // Beside the plain one, which nobody can use: it is the one that we are told when we ask, without TLS.
+            line(format_args!("cluster-announce-tls-port {port}"));
+            line(format_args!("tls-cluster yes"));
+        }
         line(format_args!("cluster-announce-bus-port {bus_port}"));
         let node_timeout = match role {
             Role::Serving => NODE_TIMEOUT,

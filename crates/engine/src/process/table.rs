@@ -154,13 +154,24 @@ fn is_engine(pid: u32) -> bool {
     let Ok(line) = std::fs::read(format!("/proc/{pid}/cmdline")) else {
         return false;
     };
+    is_line_of_engine(&line)
+}
+
+/// Of a command line as the kernel shows it: words that each end with a NUL.
+fn is_line_of_engine(line: &[u8]) -> bool {
+    let mut words = line.split(|&byte| byte == 0);
+    let first = file_name(words.next().unwrap_or_default());
     // An engine rewrites its command line to "<program> <address>:<port>".
-    let first = line
-        .split(|&byte| byte == 0 || byte == b' ')
-        .next()
-        .unwrap_or_default();
-    let program = first.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
-    PROGRAMS.iter().any(|name| name.as_bytes() == program)
+    let name = first.split(|&byte| byte == b' ').next().unwrap_or_default();
+    let is_program = |name: &[u8]| PROGRAMS.iter().any(|known| known.as_bytes() == name);
+    // A program beside a libc of its own is started by the loader of that, which stays the first word: the program is one
+    // of those behind it, and the engine rewrites only what comes after.
+    let is_loader = first.starts_with(b"ld-") && first.windows(3).any(|part| part == b".so");
+    is_program(name) || (is_loader && words.any(|word| is_program(file_name(word))))
+}
+
+fn file_name(path: &[u8]) -> &[u8] {
+    path.rsplit(|&byte| byte == b'/').next().unwrap_or_default()
 }
 
 fn home(pid: u32) -> Option<Home> {
@@ -202,4 +213,31 @@ fn stat(pid: u32) -> Option<Stat> {
         parent,
         group,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_line_of_engine;
+
+    #[test]
+    fn engines_are_known_however_they_were_started_and_nothing_else_is() {
+        for line in [
+            &b"redis-server *:6379"[..],
+            b"/usr/bin/valkey-server 127.0.0.1:7000 [cluster]\0\0",
+            b"redis-server\0-\0",
+            b"/x/ld-linux-x86-64.so.2\0--library-path\0/x\0--argv0\0valkey-serve\0/x/usr/bin/valkey-server\0-\0",
+            b"/lib/ld-musl-x86_64.so.1\0/opt/redis-server\0-\0",
+        ] {
+            assert!(is_line_of_engine(line), "{}", String::from_utf8_lossy(line));
+        }
+        for line in [
+            &b""[..],
+            b"tail\0-f\0/x/redis-server\0",
+            b"redis-cli\0-h\0localhost\0",
+            b"/x/ld-linux-x86-64.so.2\0/x/usr/bin/redis-cli\0",
+            b"redis-server.sh\0",
+        ] {
+            assert!(!is_line_of_engine(line), "{}", String::from_utf8_lossy(line));
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Kind};
 use crate::node::{Node, Reply};
-use crate::process::{port_of, take_port};
+use crate::process::{port_of, port_setting, take_port};
 
 /// What lets clients in at the address and port that they know.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,33 +89,39 @@ impl Door {
     /// What a node does as one to let nobody in any more and to end those that are: nobody is served between the first
     /// word of it and the last. Only the clients' user is ended: our own connections, a backup in progress among them, are
     /// none of theirs. A node that goes on listening lets no client in at its own address either.
-    pub(super) fn give_up(&self) -> Vec<Command> {
+    ///
+    /// # Errors
+    /// As [`Node::command`].
+    pub(super) fn give_up(&self, node: &mut Node) -> Result<Vec<Command>, Error> {
         let off = match self {
             Door::Port(_) => None,
             Door::Address { .. } | Door::Aside => Some(command(&["ACL", "SETUSER", "default", "off"])),
         };
-        self.as_one(off)
+        self.as_one(off, node)
     }
 
     /// As [`Door::give_up`], by a node that goes on as a replica: clients may come in at its own address.
-    pub(super) fn step_aside(&self) -> Vec<Command> {
-        self.as_one(None)
+    ///
+    /// # Errors
+    /// As [`Node::command`].
+    pub(super) fn step_aside(&self, node: &mut Node) -> Result<Vec<Command>, Error> {
+        self.as_one(None, node)
     }
 
-    fn as_one(&self, further: Option<Command>) -> Vec<Command> {
+    fn as_one(&self, further: Option<Command>, node: &mut Node) -> Result<Vec<Command>, Error> {
         let close = match self {
-            Door::Port(_) => Some(command(&["CONFIG", "SET", "port", "0"])),
+            Door::Port(_) => Some(command(&["CONFIG", "SET", port_setting(node)?, "0"])),
             Door::Address { own, .. } => Some(command(&["CONFIG", "SET", "bind", own])),
             Door::Aside => None,
         };
         let end =
             ["normal", "pubsub"].map(|kind| command(&["CLIENT", "KILL", "TYPE", kind, "USER", "default"]));
         let middle = close.into_iter().chain(further).chain(end);
-        [command(&["MULTI"])]
+        Ok([command(&["MULTI"])]
             .into_iter()
             .chain(middle)
             .chain([command(&["EXEC"])])
-            .collect()
+            .collect())
     }
 }
 

@@ -7,7 +7,7 @@
 use std::net::{IpAddr, TcpListener};
 use std::time::{Duration, Instant};
 
-use super::door::addresses;
+use super::door::{Command, addresses};
 use super::{Door, SwitchReport, give_back, given_up, take_over, tell, tidy};
 use crate::error::{Error, Kind};
 use crate::failpoint;
@@ -64,8 +64,18 @@ pub fn run_together(old: &[Place], new: &[Place]) -> Result<SwitchReport, Error>
         }
     }
     failpoint::hit("switch.before_all_told")?;
+    let mut commands = Vec::new();
+    for (place, node) in &mut givers {
+        match place.door.give_up(node) {
+            Ok(words) => commands.push(words),
+            Err(e) => {
+                unless_dead(place, e)?;
+                commands.push(Vec::new());
+            }
+        }
+    }
     let begun_at = Instant::now();
-    let moved = exchange(new, &mut givers, &mut takers).and_then(|clients_ended| {
+    let moved = exchange(new, &mut givers, &commands, &mut takers).and_then(|clients_ended| {
         failpoint::hit("switch.all_taken")?;
         Ok(clients_ended)
     });
@@ -149,19 +159,20 @@ fn check_free(new: &[Place], givers: &[(&Place, Node)], takers: &mut [Node]) -> 
 }
 
 /// Takes the ports off the one generation, and when all are free gives them to the other. Returns how many clients were ended.
-fn exchange(new: &[Place], givers: &mut [(&Place, Node)], takers: &mut [Node]) -> Result<u64, Error> {
-    for (place, node) in givers.iter_mut() {
-        let told = place
-            .door
-            .give_up()
-            .iter()
-            .try_for_each(|command| tell(node, command));
+fn exchange(
+    new: &[Place],
+    givers: &mut [(&Place, Node)],
+    commands: &[Vec<Command>],
+    takers: &mut [Node],
+) -> Result<u64, Error> {
+    for ((place, node), commands) in givers.iter_mut().zip(commands) {
+        let told = commands.iter().try_for_each(|command| tell(node, command));
         told.or_else(|e| unless_dead(place, e))?;
     }
     failpoint::hit("switch.all_told")?;
     let mut clients_ended = 0;
-    for (place, node) in givers.iter_mut() {
-        match given_up(node, place.door.give_up().len()) {
+    for ((place, node), commands) in givers.iter_mut().zip(commands) {
+        match given_up(node, commands.len()) {
             Ok(count) => clients_ended += count,
             Err(e) => unless_dead(place, e)?,
         }
@@ -188,7 +199,7 @@ fn turn_back(old: &[Place], new: &[Place], failure: Error) -> Error {
     for place in new {
         let closed = place.engine.control().and_then(|mut node| {
             if place.door.is_open(&mut node)? {
-                let commands = place.door.give_up();
+                let commands = place.door.give_up(&mut node)?;
                 commands.iter().try_for_each(|command| tell(&mut node, command))?;
                 given_up(&mut node, commands.len())?;
             }

@@ -35,6 +35,7 @@ fn prove(bench: &Bench, manifest_blake3: &str) -> Error {
         client_password: None,
         max_memory_bytes: 0,
         persistence: Persistence::Rdb,
+        certificate: None,
         cluster: None,
         watched: None,
     };

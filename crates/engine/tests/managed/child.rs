@@ -89,6 +89,7 @@ fn behave() {
                 client_password: None,
                 max_memory_bytes: 0,
                 persistence: Persistence::Aof,
+                certificate: None,
                 cluster: None,
                 watched: None,
             };

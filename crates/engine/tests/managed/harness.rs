@@ -40,6 +40,7 @@ impl Home {
             client_password: None,
             max_memory_bytes: 0,
             persistence: Persistence::Aof,
+            certificate: None,
             cluster: None,
             watched: None,
         }

@@ -78,6 +78,11 @@ pub fn link(request: &Request, instance: &Instance, backup: &Backup, file: &str,
         "/download/{}/{}/{}/{file}",
         instance.project_id, instance.id, backup.id
     );
+    signed(request, &path, until)
+}
+
+/// The link to this path of ours, good for anybody until `until`.
+pub(super) fn signed(request: &Request, path: &str, until: Moment) -> String {
     let expires = until.0 / 1000;
     let proof = request
         .app
@@ -92,16 +97,6 @@ pub fn link(request: &Request, instance: &Instance, backup: &Backup, file: &str,
 /// # Errors
 /// 403 for a wrong or expired proof, 404 once the backup is gone.
 pub fn serve(request: &Request) -> Result<Reply, ApiError> {
-    let denied = || ApiError::Gateway {
-        status: 403,
-        code: "APIGW.0302",
-        message: "The link is wrong or has expired.".to_owned(),
-    };
-    let gone = || ApiError::Gateway {
-        status: 404,
-        code: "APIGW.0101",
-        message: "The file is gone.".to_owned(),
-    };
     let path = format!(
         "/download/{}/{}/{}/{}",
         request.param("project"),
@@ -109,22 +104,8 @@ pub fn serve(request: &Request) -> Result<Reply, ApiError> {
         request.param("backup"),
         request.param("file")
     );
-    let query = |name: &str| {
-        request
-            .query
-            .split('&')
-            .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
-            .unwrap_or_default()
-    };
-    let expires: i64 = query("Expires").parse().map_err(|_| denied())?;
+    check_proof(request, &path)?;
     let app = &request.app;
-    let proven = app
-        .vault
-        .master
-        .mac_holds(PURPOSE, &format!("{path}\n{expires}"), query("Signature"));
-    if !proven || expires * 1000 <= request.now.0 {
-        return Err(denied());
-    }
     let id = BackupId::parse(request.param("backup")).ok_or_else(gone)?;
     let instance = InstanceId::parse(request.param("instance")).ok_or_else(gone)?;
     let project = ProjectId::parse(request.param("project")).ok_or_else(gone)?;
@@ -202,6 +183,51 @@ pub fn serve(request: &Request) -> Result<Reply, ApiError> {
     Ok(response)
 }
 
+/// The answer where what a link leads to is not there any more.
+pub(super) fn gone() -> ApiError {
+    ApiError::Gateway {
+        status: 404,
+        code: "APIGW.0101",
+        message: "The file is gone.".to_owned(),
+    }
+}
+
+/// Refuses unless the query is that of a link to this path which has not expired.
+pub(super) fn check_proof(request: &Request, path: &str) -> Result<(), ApiError> {
+    let denied = || ApiError::Gateway {
+        status: 403,
+        code: "APIGW.0302",
+        message: "The link is wrong or has expired.".to_owned(),
+    };
+    let query = |name: &str| {
+        request
+            .query
+            .split('&')
+            .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+            .unwrap_or_default()
+    };
+    let expires: i64 = query("Expires").parse().map_err(|_| denied())?;
+    let master = &request.app.vault.master;
+    let proven = master.mac_holds(PURPOSE, &format!("{path}\n{expires}"), query("Signature"));
+    match proven && expires.saturating_mul(1000) > request.now.0 {
+        true => Ok(()),
+        false => Err(denied()),
+    }
+}
+
+/// A small file to be saved under this name.
+pub(super) fn small_file(name: &str, bytes: Vec<u8>) -> Reply {
+    let mut response = Response::new(Body::from(bytes));
+    set(&mut response, header::CONTENT_TYPE, "application/octet-stream");
+    set(&mut response, header::CACHE_CONTROL, "no-store");
+    set(
+        &mut response,
+        header::CONTENT_DISPOSITION,
+        &format!("attachment; filename=\"{name}\""),
+    );
+    response
+}
+
 fn set(response: &mut Reply, name: header::HeaderName, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
         response.headers_mut().insert(name, value);
@@ -264,7 +290,7 @@ fn stream(
 }
 
 /// The receiving end as an HTTP body.
-struct Chunks(mpsc::Receiver<Result<Bytes, std::io::Error>>);
+pub(super) struct Chunks(pub(super) mpsc::Receiver<Result<Bytes, std::io::Error>>);
 
 impl axum::body::HttpBody for Chunks {
     type Data = Bytes;

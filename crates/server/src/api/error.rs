@@ -144,6 +144,7 @@ impl ApiError {
                         Refusal::BackupUnknown => (status, v1) = (404, 111_404_001),
                         Refusal::NotRunning => v1 = 111_400_026,
                         Refusal::Busy(JobKind::Password) => v1 = 111_400_115,
+                        Refusal::Busy(JobKind::Resize) => v1 = 111_400_113,
                         _ => {}
                     }
                 }
@@ -293,6 +294,7 @@ fn describe(refusal: &Refusal) -> Answer {
                 JobKind::Restore => (4097, "being restored"),
                 JobKind::Restart => (4111, "being restarted"),
                 JobKind::Password => (4121, "having its password reset"),
+                JobKind::Resize => (4113, "being resized"),
                 JobKind::Create => (4118, "being created"),
                 JobKind::Flush => (4026, "being flushed"),
                 JobKind::Delete => (4026, "being deleted"),
@@ -301,6 +303,13 @@ fn describe(refusal: &Refusal) -> Answer {
         }
         Refusal::NotRunning => (400, 4049, "The instance is not running: ShowInstance says why; it is being brought back, try again or restart it.".to_owned()),
         Refusal::WrongState => (400, 4026, "This cannot be done while the instance is not running: ShowInstance says why; it is being brought back, a restart may help.".to_owned()),
+        Refusal::OtherNodes => (400, 4026, "The flavor has other nodes than the instance: the number of nodes cannot be changed. Restore a backup of the instance into a new one of that flavor.".to_owned()),
+        Refusal::DataTooLarge { data_mb, limit_mb } => (
+            400,
+            4036,
+            format!("The instance holds {data_mb} MB, and the flavor has {limit_mb} MB: choose a larger one, or remove keys first."),
+        ),
+        Refusal::NoTls => (400, 4026, "The instance does not speak TLS, so it has no certificate: TLS is asked for when an instance is made (enable_ssl).".to_owned()),
         Refusal::DeleteWhileCreating => (400, 4099, "The instance is being created. Delete it afterwards.".to_owned()),
         Refusal::NotRestorable => (400, 4087, "The backup is not in a state to be used: only a backup that succeeded and whose data is kept.".to_owned()),
         Refusal::NoFile => (400, 4087, "This backup is a kept generation of the instance and has no file: restore it, or take a backup to download.".to_owned()),
@@ -308,6 +317,11 @@ fn describe(refusal: &Refusal) -> Answer {
             400,
             4036,
             format!("The backup's data takes {data_mb} MB of memory and the instance has {limit_mb} MB: restore it into a larger one."),
+        ),
+        Refusal::EngineCannotLoad { engine, why } => (
+            400,
+            4087,
+            format!("The instance's engine {engine} does not load this backup: {why}. Restore it into an instance of a newer engine."),
         ),
         Refusal::OtherDatabases(db) => (
             400,
@@ -325,7 +339,7 @@ fn describe(refusal: &Refusal) -> Answer {
         Refusal::BodyNotJson => (400, 4005, "The request body is not a JSON object.".to_owned()),
         Refusal::NameInvalid => (400, 4010, "Invalid name: 4 to 64 characters, a letter first, then letters, digits, _ and -.".to_owned()),
         Refusal::DescriptionTooLong => (400, 4011, format!("The description is longer than {} characters.", limits::DESCRIPTION_CHARS_MAX)),
-        Refusal::EngineUnsupported => (400, 4007, "Only the engine Redis is offered.".to_owned()),
+        Refusal::EngineUnsupported => (400, 4007, "The engine is Redis, or Valkey where the service has that.".to_owned()),
         Refusal::EngineVersionUnsupported => (400, 4008, "This engine version is not offered: list the flavors for those that are.".to_owned()),
         Refusal::SpecUnknown => (400, 4009, "Unknown spec_code: list the flavors for those that are offered.".to_owned()),
         Refusal::CapacityInvalid => (400, 4012, "Invalid capacity: it must be that of the flavor.".to_owned()),

@@ -5,10 +5,11 @@ use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use super::error::Version;
+use super::failure;
 use super::instances::CREATED_BY;
 use super::request::Request;
-use super::{failure, system};
 use crate::catalog::Tx;
+use crate::config::minor;
 use crate::instance::command;
 use crate::instance::layout::Mode;
 use crate::instance::record::persistence_word;
@@ -27,6 +28,7 @@ pub fn status_word(tx: &Tx<'_>, instance: &Instance) -> Result<&'static str, Ref
         (_, Some(JobKind::Restore)) => "RESTORING",
         (_, Some(JobKind::Restart)) => "RESTARTING",
         (_, Some(JobKind::Flush)) => "FLUSHING",
+        (_, Some(JobKind::Resize)) => "EXTENDING",
         (Status::Error, _) => "ERROR",
         // A backup leaves the status as it is: contract §6.3.
         (Status::Running, _) => "RUNNING",
@@ -45,7 +47,7 @@ pub struct InstanceShown {
     pub name: String,
     /// Free text.
     pub description: Option<String>,
-    /// `CREATING`, `CREATEFAILED`, `RUNNING`, `RESTARTING`, `RESTORING`, `FLUSHING`, `ERROR`; `DELETING` and `DELETED`
+    /// `CREATING`, `CREATEFAILED`, `RUNNING`, `RESTARTING`, `RESTORING`, `FLUSHING`, `EXTENDING`, `ERROR`; `DELETING` and `DELETED`
     /// in a list with deleted ones
     pub status: &'static str,
     /// `normal`
@@ -123,7 +125,7 @@ pub struct InstanceShown {
     pub user_id: Option<String>,
     /// Who asks.
     pub user_name: Option<String>,
-    /// Not offered.
+    /// Whether clients have to speak TLS.
     pub enable_ssl: bool,
     /// Not offered.
     pub enable_publicip: bool,
@@ -140,7 +142,7 @@ pub struct InstanceShown {
     /// The policy as stored, or null.
     #[schema(value_type = Option<Object>)]
     pub instance_backup_policy: Option<Value>,
-    /// `BACKUPING` while a backup runs, `RESTORING`, `RESTARTING`, `FLUSHING`; null when idle.
+    /// `BACKUPING` while a backup runs, `RESTORING`, `RESTARTING`, `FLUSHING`, `EXTENDING`; null when idle.
     pub task: Option<&'static str>,
     /// `ip:port` of each node, separated by commas; a list on v1.0.
     pub backend_addrs: String,
@@ -175,7 +177,7 @@ pub struct Features {
     pub support_acl: bool,
     /// Not offered.
     pub support_transparent_client_ip: bool,
-    /// Not offered.
+    /// TLS can be asked for when an instance is made.
     pub support_ssl: bool,
     /// Not offered.
     pub support_audit_log: bool,
@@ -184,6 +186,8 @@ pub struct Features {
 /// What we tell beyond DCS about an instance.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct InstanceDetails {
+    /// `redis` or `valkey`
+    pub engine: &'static str,
     /// The engine's whole version.
     pub engine_version: String,
     /// `aof`, `rdb`, `none`
@@ -232,7 +236,7 @@ impl InstanceShown {
             status: status_word(tx, instance)?,
             sub_status: "normal",
             engine: "Redis",
-            engine_version: system::offered_version(&instance.engine_version),
+            engine_version: minor(&instance.engine_version),
             capacity: capacity_mb / 1024,
             capacity_minor: match capacity_mb {
                 128 => Some(".125".to_owned()),
@@ -275,7 +279,7 @@ impl InstanceShown {
             launched_at: instance.created_at.iso(),
             user_id: text(CREATED_BY),
             user_name: text(CREATED_BY),
-            enable_ssl: false,
+            enable_ssl: instance.authority.is_some(),
             enable_publicip: false,
             publicip_id: None,
             publicip_address: None,
@@ -284,7 +288,7 @@ impl InstanceShown {
             features: Features {
                 support_acl: false,
                 support_transparent_client_ip: false,
-                support_ssl: false,
+                support_ssl: true,
                 support_audit_log: false,
             },
             instance_backup_policy: instance
@@ -297,6 +301,7 @@ impl InstanceShown {
                 (_, Some(JobKind::Restart)) => Some("RESTARTING"),
                 (_, Some(JobKind::Flush)) => Some("FLUSHING"),
                 (_, Some(JobKind::Password)) => Some("RESETPASSWORD"),
+                (_, Some(JobKind::Resize)) => Some("EXTENDING"),
                 _ => None,
             },
             backend_addrs: addresses.join(","),
@@ -313,6 +318,7 @@ impl InstanceShown {
             transparent_client_ip_enable: false,
             bandwidth_info: None,
             ext: request.tells_more().then(|| InstanceDetails {
+                engine: instance.engine.word(),
                 engine_version: instance.engine_version.clone(),
                 persistence: persistence_word(instance.persistence),
                 generation_id: generation.map(|found| found.id.to_string()),

@@ -32,8 +32,8 @@ const KEPT: [&str; 8] = [
     "maintain_end",
 ];
 
-/// Fields whose wish would be refused to a client that is told otherwise: a command renamed for safety, a user's name, TLS.
-const NOT_OFFERED: [&str; 3] = ["access_user", "rename_commands", "enable_ssl"];
+/// Fields whose wish would be refused to a client that is told otherwise: a command renamed for safety, a user's name.
+const NOT_OFFERED: [&str; 2] = ["access_user", "rename_commands"];
 
 /// The attribute that names who made the instance; no field of a body.
 pub const CREATED_BY: &str = "created_by";
@@ -66,31 +66,19 @@ pub fn create(request: &Request) -> Result<Reply, ApiError> {
 fn decode_create(request: &Request) -> Result<Create, Refusal> {
     let fields = request.body()?;
     let app = &request.app;
-    if !fields
-        .text("engine")?
-        .ok_or(Refusal::EngineUnsupported)?
-        .eq_ignore_ascii_case("redis")
-    {
-        return Err(Refusal::EngineUnsupported);
-    }
-    if let Some(version) = fields.text("engine_version")?
-        && system::offered_version(&app.config.engine_version) != version
-        && app.config.engine_version != version
-    {
-        return Err(Refusal::EngineVersionUnsupported);
-    }
+    let brand = fields.text("engine")?.ok_or(Refusal::EngineUnsupported)?;
+    let engine = system::engine(&app.config, &brand, fields.text("engine_version")?.as_deref())?;
     let spec = match fields.text("spec_code")? {
         Some(spec) => spec,
         None => fields.text("product_id")?.ok_or(Refusal::SpecUnknown)?,
     };
     let flavor = Flavor::find(&spec).ok_or(Refusal::SpecUnknown)?;
     let layout = layout(&fields, &flavor)?;
-    if let Some(capacity) = fields.number("capacity")? {
-        let off = (capacity * 1024.0 - flavor.capacity_mb as f64).abs();
-        // The text "NaN" reads as a number too, and is the capacity of nothing.
-        if off.is_nan() || off > 1.0 {
-            return Err(Refusal::CapacityInvalid);
-        }
+    if fields
+        .number("capacity")?
+        .is_some_and(|capacity| !flavor.is_of_size(capacity))
+    {
+        return Err(Refusal::CapacityInvalid);
     }
     let open = fields.boolean("no_password_access")?.unwrap_or(false);
     let password = match (fields.text("password")?, open) {
@@ -138,10 +126,12 @@ fn decode_create(request: &Request) -> Result<Create, Refusal> {
         description,
         capacity_mb: flavor.capacity_mb,
         spec_code: flavor.spec_code.clone(),
+        engine,
         layout,
         port,
         password,
         persistence,
+        is_tls: fields.boolean("enable_ssl")?.unwrap_or(false),
         attributes: Value::Object(attributes).to_string(),
         policy: fields.get("instance_backup_policy").cloned(),
         count,
@@ -373,9 +363,13 @@ pub fn update(request: &Request) -> Result<Reply, ApiError> {
     }
     let port = fields.integer("port")?;
     let (name, description) = (fields.text("name")?, fields.text("description")?);
+    let is_tls = fields.boolean("enable_ssl")?;
     command::update(&request.app, project, &id, request.now, |instance| {
         if port.is_some_and(|port| port != i64::from(instance.port)) {
             return Err(Refusal::Parameter("port"));
+        }
+        if is_tls.is_some_and(|is_tls| is_tls != instance.authority.is_some()) {
+            return Err(Refusal::Parameter("enable_ssl"));
         }
         let policy = match fields.get("instance_backup_policy") {
             Some(given) => {
@@ -501,6 +495,35 @@ fn result_of(id: &str, done: &Result<(), Refusal>) -> BatchResult {
         instance: id.to_owned(),
         result: if done.is_ok() { "success" } else { "failed" },
     }
+}
+
+/// `POST …/instances/{instance_id}/resize`, on v1.0 `…/extend`
+///
+/// # Errors
+/// Contract §9.2; other nodes than the instance has.
+pub fn resize(request: &Request) -> Result<Reply, ApiError> {
+    let id = request.instance_id()?;
+    let fields = request.body()?;
+    let project = request.project()?;
+    let capacity = fields.number("new_capacity")?;
+    let spec = match fields.text("spec_code")? {
+        Some(spec) => spec,
+        // v1.0 names the size alone: the flavor of that size and the instance's nodes.
+        None => {
+            let capacity = capacity.ok_or(Refusal::Parameter("new_capacity"))?;
+            let instance = request.app.catalog.read(|tx| command::find(tx, project, &id))?;
+            Flavor::of_size(capacity, instance.layout)
+                .ok_or(Refusal::CapacityInvalid)?
+                .spec_code
+        }
+    };
+    let flavor = Flavor::find(&spec).ok_or(Refusal::SpecUnknown)?;
+    if capacity.is_some_and(|capacity| !flavor.is_of_size(capacity)) {
+        return Err(Refusal::CapacityInvalid.into());
+    }
+    let wanted = (flavor.spec_code.as_str(), flavor.capacity_mb, flavor.layout);
+    command::resize(&request.app, project, &id, wanted, request.now)?;
+    Ok(no_content())
 }
 
 /// `POST …/instances/{instance_id}/password/reset`

@@ -2,8 +2,10 @@
 
 pub mod auth;
 pub mod backups;
+pub mod certificates;
 pub mod download;
 pub mod error;
+pub mod events;
 pub mod failure;
 pub mod identity;
 pub mod imports;

@@ -18,6 +18,8 @@ pub enum Answer {
     Object,
     /// A file.
     Bytes,
+    /// A stream of events.
+    Events,
     /// See the type of the same name.
     RestoreList,
     /// See the type of the same name.
@@ -54,7 +56,7 @@ impl Answer {
         };
         let reference = |name: &str| json!({"$ref": format!("#/components/schemas/{name}")});
         Some(match self {
-            Answer::Nothing | Answer::Bytes => return None,
+            Answer::Nothing | Answer::Bytes | Answer::Events => return None,
             Answer::Object => json!({"type": "object"}),
             Answer::RestoreList => reference("RestoreList"),
             Answer::RestoreStarted => reference("RestoreStarted"),
@@ -103,6 +105,8 @@ pub enum Wish {
     Act,
     /// Of ResetPassword.
     Password,
+    /// Of ResizeInstance.
+    Resize,
     /// Of a log-in.
     Token,
 }
@@ -164,6 +168,11 @@ impl Wish {
                 json!({"instances": ids, "action": {"type": "string", "enum": ["restart", "soft_restart", "flush"]}}),
                 &["instances", "action"],
             ),
+            Wish::Resize => named(
+                json!({"spec_code": text("A flavor of the same nodes; not on v1.0"),
+                       "new_capacity": {"type": ["number", "string"], "description": "GB, that of the flavor"}}),
+                &[],
+            ),
             Wish::Password => named(
                 json!({"new_password": text("8 to 32 characters of three kinds"),
                        "no_password_access": flag("Clients need no password from now on")}),
@@ -213,8 +222,21 @@ fn instance_wish(create: bool) -> Value {
         return json!({"type": "object", "minProperties": 1, "properties": properties});
     }
     for (name, schema) in [
-        ("engine", json!({"type": "string", "enum": ["Redis", "redis"]})),
-        ("engine_version", text("One of the flavors'")),
+        (
+            "engine",
+            json!({"type": "string", "enum": ["Redis", "redis", "Valkey", "valkey"],
+                          "description": "Redis means any engine of the version, Valkey only that (not in strict mode)"}),
+        ),
+        (
+            "enable_ssl",
+            json!({"type": ["boolean", "null"], "description": "Clients have to speak TLS, nodes and Sentinels do among each other"}),
+        ),
+        (
+            "engine_version",
+            text(
+                "One of the flavors', or with its engine as redis-7.0 [default: the service's first engine]",
+            ),
+        ),
         (
             "capacity",
             json!({"type": ["number", "string", "null"], "description": "GB, that of the flavor"}),
@@ -319,6 +341,9 @@ fn operation(route: &Route) -> Value {
         Some(schema) => success["content"] = json!({"application/json": {"schema": schema}}),
         None if route.answer == Answer::Bytes => {
             success["content"] = json!({"application/octet-stream": {}});
+        }
+        None if route.answer == Answer::Events => {
+            success["content"] = json!({"text/event-stream": {}});
         }
         None => {}
     }

@@ -41,6 +41,7 @@ struct Edge {
     unproven: Semaphore,
     logins: Arc<Semaphore>,
     downloads: Arc<Semaphore>,
+    watchers: Arc<Semaphore>,
 }
 
 /// The whole service as an axum router.
@@ -52,6 +53,7 @@ pub fn build(app: Arc<App>) -> Router {
         unproven: Semaphore::new(limits::UNPROVEN_BODIES_BYTES_MAX / 1024),
         logins: Arc::new(Semaphore::new(limits::PASSWORD_HASHES_AT_ONCE)),
         downloads: Arc::new(Semaphore::new(limits::DOWNLOADS_AT_ONCE)),
+        watchers: Arc::new(Semaphore::new(limits::WATCHERS_AT_ONCE)),
     });
     let mut router = Router::new();
     let mut places: Vec<(String, Place)> = Vec::new();
@@ -183,6 +185,7 @@ async fn handle(
         Work::Quick | Work::Waits => None,
         Work::Hashes => Some(slot(&edge.logins, limits::LOGIN_WAIT_MAX).await?),
         Work::Streams => Some(slot(&edge.downloads, limits::DOWNLOAD_WAIT_MAX).await?),
+        Work::Watches => Some(slot(&edge.watchers, limits::DOWNLOAD_WAIT_MAX).await?),
     };
     let app = edge.app.clone();
     let request = Request {

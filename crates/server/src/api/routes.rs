@@ -7,7 +7,8 @@ use super::error::ApiError;
 use super::openapi::{Answer, Wish};
 use super::request::Request;
 use super::{
-    backups, download, identity, imports, instances, openapi, plans, proofs, restores, system, topology,
+    backups, certificates, download, events, identity, imports, instances, openapi, plans, proofs, restores,
+    system, topology,
 };
 
 /// A response.
@@ -38,6 +39,8 @@ pub enum Work {
     Hashes,
     /// Hands out a file: as `Waits`, and its thread goes on with the body.
     Streams,
+    /// Goes on telling what becomes of something: as `Waits`, and holds a place for watchers until it has ended.
+    Watches,
 }
 
 /// One row of the table: also the source of `/openapi.json`.
@@ -276,6 +279,22 @@ pub fn routes() -> Vec<Route> {
             Work::Waits,
             instances::reset_password,
         );
+        let (name, path) = if v1 {
+            ("ExtendInstance", "extend")
+        } else {
+            ("ResizeInstance", "resize")
+        };
+        add(
+            name,
+            "POST",
+            &format!("{one}/{path}"),
+            204,
+            Answer::Nothing,
+            &[],
+            Wish::Resize,
+            Work::Waits,
+            instances::resize,
+        );
         add(
             "ListFlavors",
             "GET",
@@ -320,6 +339,28 @@ pub fn routes() -> Vec<Route> {
                 Wish::Nothing,
                 Work::Waits,
                 topology::nodes_of_all,
+            );
+            add(
+                "ShowInstanceSslDetail",
+                "GET",
+                &format!("{one}/ssl"),
+                200,
+                Answer::Object,
+                &[],
+                Wish::Nothing,
+                Work::Quick,
+                certificates::show,
+            );
+            add(
+                "DownloadSslCert",
+                "POST",
+                &format!("{one}/ssl-certs/download"),
+                200,
+                Answer::Object,
+                &[],
+                Wish::Nothing,
+                Work::Quick,
+                certificates::download,
             );
             // The documented sample of UpdateInstance spells it in the singular: contract C30.
             add(
@@ -383,6 +424,17 @@ pub fn routes() -> Vec<Route> {
         Wish::Nothing,
         Work::Quick,
         restores::show,
+    );
+    add(
+        "CkWatchRestore",
+        "GET",
+        &format!("{one}/restores/{{restore_id}}/events"),
+        project,
+        Answer::Events,
+        &[],
+        Wish::Nothing,
+        Work::Watches,
+        events::restore,
     );
     add(
         "CkUndoRestore",
@@ -554,6 +606,18 @@ pub fn routes() -> Vec<Route> {
         wish: Wish::Nothing,
         handler: download::serve,
         work: Work::Streams,
+    });
+    table.push(Route {
+        name: "DownloadCertificate",
+        method: "GET",
+        path: "/download/{project}/{instance}/{file}".to_owned(),
+        access: open,
+        success: 200,
+        answer: Answer::Bytes,
+        query: &["Expires", "Signature"],
+        wish: Wish::Nothing,
+        handler: certificates::serve,
+        work: Work::Quick,
     });
     table
 }

@@ -1,11 +1,14 @@
 //! What is offered, discovery, and health.
 
+use engine::process::{Brand, Program};
 use serde_json::{Value, json};
 
 use super::error::{ApiError, Version, json_response};
 use super::request::Request;
 use super::routes::Reply;
+use crate::config::{Config, minor};
 use crate::instance::layout::{Layout, Mode, REPLICAS, STANDBYS};
+use crate::refusal::Refusal;
 
 /// Sizes of clusters in GB, and how many shards DCS gives each.
 const CLUSTERS: [(i64, u16); 7] = [(4, 3), (8, 3), (16, 3), (24, 3), (32, 4), (48, 6), (64, 8)];
@@ -68,6 +71,21 @@ impl Flavor {
             .find(|flavor| flavor.spec_code == spec || format!("{}-h", flavor.spec_code) == spec)
     }
 
+    /// The one of so many GB, of an instance with these nodes.
+    pub fn of_size(capacity: f64, layout: Layout) -> Option<Flavor> {
+        let has_nodes =
+            |flavor: &Flavor| (flavor.layout.mode, flavor.layout.replicas) == (layout.mode, layout.replicas);
+        Self::all()
+            .into_iter()
+            .find(|flavor| has_nodes(flavor) && flavor.is_of_size(capacity))
+    }
+
+    /// Whether it is of so many GB.
+    pub fn is_of_size(&self, capacity: f64) -> bool {
+        // The text "NaN" reads as a number too, and is the capacity of nothing.
+        (capacity * 1024.0 - self.capacity_mb as f64).abs() <= 1.0
+    }
+
     /// The capacity in GB as DCS writes it.
     pub fn capacity(&self) -> String {
         if self.capacity_mb >= 1024 {
@@ -78,13 +96,41 @@ impl Flavor {
     }
 }
 
-/// `7.0.15` is offered as `7.0`.
-pub fn offered_version(engine_version: &str) -> String {
-    engine_version
-        .splitn(3, '.')
-        .take(2)
-        .collect::<Vec<_>>()
-        .join(".")
+/// The engine that is asked for by brand and version, in words that name any of these: `redis`, `valkey`; `7.0`, `7.0.15`,
+/// and where versions alone do not tell, `valkey-8.1`. DCS knows no other brand than Redis, so that means any.
+///
+/// # Errors
+/// [`Refusal::EngineUnsupported`], [`Refusal::EngineVersionUnsupported`].
+pub fn engine(config: &Config, brand: &str, version: Option<&str>) -> Result<Program, Refusal> {
+    let brand = match Brand::from_word(brand) {
+        None => return Err(Refusal::EngineUnsupported),
+        Some(Brand::Valkey) if config.strict_dcs => return Err(Refusal::EngineUnsupported),
+        Some(Brand::Redis) => None,
+        Some(Brand::Valkey) => Some(Brand::Valkey),
+    };
+    let is_version = |program: &&Program| {
+        let minor = minor(&program.version);
+        let named = format!("{}-{minor}", program.brand.word());
+        version.is_none_or(|asked| [&program.version, &minor, &named].contains(&&asked.to_lowercase()))
+    };
+    let of_brand = |program: &&Program| brand.is_none_or(|brand| brand == program.brand);
+    let found = config.engines.iter().filter(of_brand).find(is_version);
+    found.cloned().ok_or(match version {
+        None => Refusal::EngineUnsupported,
+        Some(_) => Refusal::EngineVersionUnsupported,
+    })
+}
+
+/// The versions that can be asked for, each once: `7.0`.
+fn offered_versions(config: &Config) -> Vec<String> {
+    let mut versions = Vec::new();
+    for program in &config.engines {
+        let minor = minor(&program.version);
+        if !versions.contains(&minor) {
+            versions.push(minor);
+        }
+    }
+    versions
 }
 
 /// What DCS tells of a flavor by name and value.
@@ -101,7 +147,7 @@ fn attributes(flavor: &Flavor) -> Value {
 /// # Errors
 /// None.
 pub fn flavors(request: &Request) -> Result<Reply, ApiError> {
-    let version = offered_version(&request.app.config.engine_version);
+    let versions = offered_versions(&request.app.config);
     let zone = &request.app.config.region;
     let wanted = |name: &str, value: &str| {
         request
@@ -115,13 +161,13 @@ pub fn flavors(request: &Request) -> Result<Reply, ApiError> {
                 && wanted("capacity", &flavor.capacity())
                 && wanted("cache_mode", flavor.layout.mode.word())
                 && wanted("engine", "redis")
-                && wanted("engine_version", &version)
+                && versions.iter().any(|version| wanted("engine_version", version))
                 && wanted("cpu_type", "x86_64")
         })
         .map(|flavor| {
             json!({
                 "spec_code": flavor.spec_code, "cache_mode": flavor.layout.mode.word(), "engine": "redis",
-                "engine_version": version,
+                "engine_version": versions.join(";"),
                 "product_type": "generic", "cpu_type": "x86_64", "storage_type": "DRAM",
                 "capacity": [flavor.capacity()], "billing_mode": ["Hourly"], "tenant_ip_count": 1,
                 "replica_count": 1 + flavor.layout.replicas, "pricing_type": "tier", "is_dec": false,
@@ -139,13 +185,13 @@ pub fn flavors(request: &Request) -> Result<Reply, ApiError> {
 /// # Errors
 /// None.
 pub fn products(request: &Request) -> Result<Reply, ApiError> {
-    let version = offered_version(&request.app.config.engine_version);
+    let versions = offered_versions(&request.app.config).join(";");
     let offered: Vec<Value> = Flavor::all()
         .iter()
         .map(|flavor| {
             json!({
                 "product_id": flavor.spec_code, "spec_code": flavor.spec_code, "cache_mode": flavor.layout.mode.word(),
-                "engine": "redis", "engine_versions": version, "product_type": "generic", "cpu_type": "x86_64", "storage_type": "DRAM",
+                "engine": "redis", "engine_versions": versions, "product_type": "generic", "cpu_type": "x86_64", "storage_type": "DRAM",
                 "spec_details": "[]", "currency": "", "charging_type": "Hourly", "prod_type": flavor.layout.mode.word(),
             })
         })

@@ -51,6 +51,7 @@ CREATE TABLE instance (
     name TEXT NOT NULL,
     description TEXT,
     status TEXT NOT NULL CHECK (status IN ('creating', 'running', 'error', 'create_failed', 'deleting', 'deleted')),
+    engine TEXT NOT NULL DEFAULT 'redis' CHECK (engine IN ('redis', 'valkey')),
     engine_version TEXT NOT NULL,
     capacity_mb BIGINT NOT NULL,
     spec_code TEXT NOT NULL,
@@ -63,6 +64,8 @@ CREATE TABLE instance (
     persistence TEXT NOT NULL CHECK (persistence IN ('none', 'rdb', 'aof')),
     admin_password_sealed BLOB NOT NULL,
     client_password_sealed BLOB,            -- null: no password for clients
+    tls_authority TEXT,                     -- PEM: whom clients are to trust; null: nobody speaks TLS
+    tls_authority_key_sealed BLOB,          -- set with it
     attributes TEXT NOT NULL,               -- JSON: what DCS clients give and want back unchanged
     backup_policy TEXT,                     -- JSON: the policy object of contract §8.1
     restore_ordinal BIGINT NOT NULL DEFAULT 0, -- ordinal of the newest restore record
@@ -70,7 +73,8 @@ CREATE TABLE instance (
     failure TEXT,                           -- why the status is error or create_failed
     created_at_ms BIGINT NOT NULL,
     updated_at_ms BIGINT NOT NULL,
-    deleted_at_ms BIGINT
+    deleted_at_ms BIGINT,
+    CHECK ((tls_authority IS NULL) = (tls_authority_key_sealed IS NULL))
 );
 CREATE INDEX instance_project_index ON instance(project_id, created_at_ms);
 CREATE UNIQUE INDEX instance_port_unique ON instance(bind, port) WHERE deleted_at_ms IS NULL;
@@ -90,7 +94,7 @@ CREATE INDEX generation_state_index ON generation(state);
 CREATE TABLE job (
     id TEXT NOT NULL PRIMARY KEY,
     instance_id TEXT NOT NULL REFERENCES instance(id),
-    kind TEXT NOT NULL CHECK (kind IN ('create', 'delete', 'restart', 'flush', 'password', 'backup', 'restore')),
+    kind TEXT NOT NULL CHECK (kind IN ('create', 'delete', 'restart', 'flush', 'password', 'resize', 'backup', 'restore')),
     subject_id TEXT,                        -- the backup's or restore's id; the process that a restart or flush acts on
     state TEXT NOT NULL CHECK (state IN ('waiting', 'running', 'done')),
     fence BIGINT NOT NULL DEFAULT 0,        -- grows with each claim; part of object names and of every settle
@@ -242,6 +246,7 @@ CREATE TABLE restore (
     bytes_done BIGINT NOT NULL DEFAULT 0,
     bytes_total BIGINT NOT NULL DEFAULT 0,
     keys_done BIGINT NOT NULL DEFAULT 0,    -- of the phase, for who watches it
+    shards TEXT NOT NULL DEFAULT '[]',      -- JSON: keys and bytes of each shard that is loaded and verified, for who watches it
     keys_applied BIGINT NOT NULL DEFAULT 0,
     keys_compared BIGINT NOT NULL DEFAULT 0,
     keys_expired BIGINT NOT NULL DEFAULT 0,

@@ -169,7 +169,7 @@ struct RestoreNoun {
 #[command(after_help = "Environment:\n  \
         CACHEKEEP_LOG           what is logged: error, warn, info (default), debug, or target=level pairs\n  \
         CACHEKEEP_MASTER_KEY    64 hex digits that replace <data-dir>/keys/master.key\n  \
-        CACHEKEEP_REDIS_SERVER  the engine's program [default: redis-server of the PATH]\n\n\
+        CACHEKEEP_REDIS_SERVER  the engine of instances that ask for none [default: redis-server of the PATH]\n\n\
         Examples:\n  \
         cachekeep serve\n  \
         cachekeep serve --data-dir /srv/cachekeep --listen 0.0.0.0:8635 --tls-cert cert.pem --tls-key key.pem\n  \
@@ -196,6 +196,10 @@ struct Serve {
     /// Ports for instances that ask for none: FIRST-LAST
     #[arg(long, default_value = "21000-21999", value_name = "RANGE", value_parser = port_range)]
     engine_ports: (u16, u16),
+    /// Another engine that instances can be of: its server program, or a directory with several. May be given again [default:
+    /// the redis-server and the valkey-server of the PATH]
+    #[arg(long, value_name = "PROGRAM")]
+    engine: Vec<PathBuf>,
     /// User that engines run as where the service is root [default: redis, else nobody]
     #[arg(long, value_name = "USER")]
     engine_user: Option<String>,
@@ -342,8 +346,7 @@ fn configure(global: &Global, serve: Serve) -> anyhow::Result<Config> {
         serve.undo_keep >= 0,
         "--undo-keep takes a number of seconds, 0 or more"
     );
-    let engine_binary = engine::process::find_binary()?;
-    let engine_version = engine::process::version(&engine_binary)?;
+    let engines = engine::process::programs(&serve.engine)?;
     let data_dir = global.data_dir();
     let data_dir = std::path::absolute(&data_dir).unwrap_or(data_dir);
     Ok(Config {
@@ -353,8 +356,7 @@ fn configure(global: &Global, serve: Serve) -> anyhow::Result<Config> {
         region: serve.region,
         engine_bind: serve.engine_bind,
         engine_ports: serve.engine_ports.0..=serve.engine_ports.1,
-        engine_binary,
-        engine_version,
+        engines,
         run_as: config::engine_user(serve.engine_user.as_deref())?,
         undo_keep_seconds: serve.undo_keep,
         store_patience: std::time::Duration::from_secs(serve.store_patience),

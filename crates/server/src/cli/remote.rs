@@ -31,7 +31,8 @@ pub(crate) enum InstanceVerb {
         cachekeep instance create --name cache2 --capacity 0.5 --port 21100 --no-password\n  \
         cachekeep instance create --name cache3 --password-stdin < password.txt\n  \
         cachekeep instance create --name ha1 --replicas 1\n  \
-        cachekeep instance create --name cluster1 --shards 3 --replicas 1\n\n\
+        cachekeep instance create --name cluster1 --shards 3 --replicas 1\n  \
+        cachekeep instance create --name cache4 --engine valkey-8.1 --tls\n\n\
         Sizes in GB: 0.125 0.25 0.5 1 2 4 8 16 24 32 48 64; of clusters, all shards together: 4 8 16 24 32 48 64"
     )]
     Create {
@@ -47,6 +48,12 @@ pub(crate) enum InstanceVerb {
         /// Replicas of each primary, 0 to 4; without --shards a primary with so many and three Sentinels [default: 0]
         #[arg(long, value_parser = clap::value_parser!(u16).range(0..=4))]
         replicas: Option<u16>,
+        /// Clients have to speak TLS, and nodes and Sentinels do among each other; `instance certificate` is what clients trust
+        #[arg(long)]
+        tls: bool,
+        /// Its engine, of those that `serve` has found: redis-7.0, valkey-8.1, or a version alone [default: the service's first]
+        #[arg(long, value_name = "ENGINE")]
+        engine: Option<String>,
         /// Client port; a cluster's nodes have this one and those after it [default: free ones]
         #[arg(long)]
         port: Option<u16>,
@@ -76,11 +83,35 @@ pub(crate) enum InstanceVerb {
         /// Name or id
         instance: String,
     },
+    /// Write the certificate of the authority that clients of an instance with TLS are to trust
+    #[command(
+        after_help = "Example:\n  cachekeep instance certificate cache1 --to ca.pem\n  \
+        redis-cli --tls --cacert ca.pem -p 21000"
+    )]
+    Certificate {
+        /// Name or id
+        instance: String,
+        /// Into this file [default: standard output]
+        #[arg(long, value_name = "FILE")]
+        to: Option<PathBuf>,
+    },
     /// Stop and start the engine (ends a running backup as failed)
     #[command(after_help = "Example:\n  cachekeep instance restart cache1")]
     Restart {
         /// Name or id
         instance: String,
+    },
+    /// Give it another size: the engines' memory limit, at once and without a break for clients
+    #[command(
+        after_help = "Example:\n  cachekeep instance resize cache1 --capacity 2\n\nThe number of nodes cannot be changed: \
+        `cachekeep restore create cache1 --backup latest --new NAME --shards N` makes an instance with others."
+    )]
+    Resize {
+        /// Name or id
+        instance: String,
+        /// New size in GB
+        #[arg(long)]
+        capacity: f64,
     },
     /// Remove all keys
     #[command(
@@ -247,6 +278,8 @@ pub(crate) fn instance(global: &Global, verb: &InstanceVerb) -> anyhow::Result<E
             capacity,
             shards,
             replicas,
+            tls,
+            engine,
             port,
             password,
             password_stdin,
@@ -263,6 +296,8 @@ pub(crate) fn instance(global: &Global, verb: &InstanceVerb) -> anyhow::Result<E
                 name,
                 capacity: *capacity,
                 layout: layout(*shards, *replicas),
+                is_tls: *tls,
+                engine: engine.as_deref(),
                 port: *port,
                 password,
                 persistence: *persistence,
@@ -280,6 +315,21 @@ pub(crate) fn instance(global: &Global, verb: &InstanceVerb) -> anyhow::Result<E
                 &page,
             );
         }
+        InstanceVerb::Certificate { instance, to } => {
+            let target = Target::find(global, instance)?;
+            let link = target.call("POST", "/ssl-certs/download", "", Some(&json!({})))?;
+            let (_, mut source) = target.client.open(&plain(&link["link"]))?;
+            let mut text = String::new();
+            source
+                .read_to_string(&mut text)
+                .context("the certificate broke off: run it again")?;
+            match to {
+                Some(file) => {
+                    std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?
+                }
+                None => print!("{text}"),
+            }
+        }
         InstanceVerb::Show { instance } => {
             print_one(
                 global,
@@ -287,6 +337,16 @@ pub(crate) fn instance(global: &Global, verb: &InstanceVerb) -> anyhow::Result<E
             );
         }
         InstanceVerb::Restart { instance } => act(global, instance, "restart")?,
+        InstanceVerb::Resize { instance, capacity } => {
+            let target = Target::find(global, instance)?;
+            let shown = target.call("GET", "", "", None)?;
+            let now = Flavor::find(&plain(&shown["spec_code"]))
+                .context("the instance is of no flavor that is known here")?;
+            let flavor = Flavor::of_size(*capacity, now.layout).context(NO_SUCH_SIZE)?;
+            let wish = json!({"spec_code": flavor.spec_code, "new_capacity": capacity});
+            target.call("POST", "/resize", "", Some(&wish))?;
+            print_one(global, &wait_until(&target, "RUNNING")?);
+        }
         InstanceVerb::Flush { instance } => act(global, instance, "flush")?,
         InstanceVerb::Delete { instance } => {
             let target = Target::find(global, instance)?;
@@ -326,6 +386,10 @@ pub(crate) struct NewInstance<'a> {
     pub(crate) name: &'a str,
     /// Size in GB; `None`: the least that people mean, see [`least_capacity`].
     pub(crate) capacity: Option<f64>,
+    /// Whether clients speak TLS.
+    pub(crate) is_tls: bool,
+    /// Of which engine and version; `None`: the service's first.
+    pub(crate) engine: Option<&'a str>,
     /// Of how many nodes.
     pub(crate) layout: Layout,
     /// The client port.
@@ -337,6 +401,9 @@ pub(crate) struct NewInstance<'a> {
     /// Free text.
     pub(crate) description: Option<&'a str>,
 }
+
+const NO_SUCH_SIZE: &str =
+    "no such size: 0.125, 0.25, 0.5, 1, 2, 4, 8, 16, 24, 32, 48 or 64 GB; clusters begin at 4";
 
 /// The size of an instance in GB where none is asked for.
 pub(crate) fn least_capacity(layout: Layout) -> f64 {
@@ -355,15 +422,10 @@ impl NewInstance<'_> {
         let client = Client::find(global)?;
         let layout = self.layout;
         let capacity = self.capacity.unwrap_or(least_capacity(layout));
-        let flavor = Flavor::all()
-            .into_iter()
-            .filter(|flavor| flavor.layout.mode == layout.mode && flavor.layout.replicas == layout.replicas)
-            .find(|flavor| (flavor.capacity_mb as f64 - capacity * 1024.0).abs() < 1.0)
-            .context(
-                "no such size: 0.125, 0.25, 0.5, 1, 2, 4, 8, 16, 24, 32, 48 or 64 GB; clusters begin at 4",
-            )?;
+        let flavor = Flavor::of_size(capacity, layout).context(NO_SUCH_SIZE)?;
         let wish = json!({
-            "name": self.name, "description": self.description, "engine": "Redis", "capacity": capacity,
+            "name": self.name, "description": self.description, "engine": "Redis", "engine_version": self.engine, "enable_ssl": self.is_tls,
+            "capacity": capacity,
             "spec_code": flavor.spec_code, "spec_param": {"sharding_count": layout.shards}, "az_codes": ["local"],
             "port": self.port, "password": self.password, "no_password_access": self.password.is_none(),
             "persistence": match self.persistence { Persistence::Aof => "aof", Persistence::Rdb => "rdb", Persistence::None => "none" },

@@ -56,6 +56,12 @@ pub(crate) enum RestoreVerb {
         /// Of a new instance: replicas of each primary, 0 to 4; without --shards a primary with so many [default: 0]
         #[arg(long, requires = "new", value_parser = clap::value_parser!(u16).range(0..=4))]
         replicas: Option<u16>,
+        /// Of a new instance: clients have to speak TLS
+        #[arg(long, requires = "new")]
+        tls: bool,
+        /// Of a new instance: its engine, as of `instance create` [default: that of the backup's instance]
+        #[arg(long, requires = "new", value_name = "ENGINE")]
+        engine: Option<String>,
         /// Of a new instance: size in GB, as of `instance create` [default: that of the backup's instance]
         #[arg(long, requires = "new")]
         capacity: Option<f64>,
@@ -175,6 +181,8 @@ pub(crate) fn restore(global: &Global, verb: &RestoreVerb) -> anyhow::Result<Exi
             new,
             shards,
             replicas,
+            tls,
+            engine,
             capacity,
             password_stdin,
             no_password,
@@ -192,10 +200,13 @@ pub(crate) fn restore(global: &Global, verb: &RestoreVerb) -> anyhow::Result<Exi
                 return target.finish(global, "restore", &start(&target)?, *wait);
             };
             let layout = remote::layout(*shards, *replicas);
+            let of_source = engine_of(&source);
             let new = NewInstance {
                 name,
                 capacity: Some(capacity.unwrap_or_else(|| capacity_of(&source, layout))),
                 layout,
+                is_tls: *tls,
+                engine: engine.as_deref().or(of_source.as_deref()),
                 port: None,
                 password: match (no_password, password_stdin) {
                     (true, _) => None,
@@ -289,6 +300,16 @@ pub(crate) fn restore(global: &Global, verb: &RestoreVerb) -> anyhow::Result<Exi
             target.finish(global, "restore", &started, *wait)
         }
     }
+}
+
+/// The name of the engine that an instance is of, unless that is not told.
+fn engine_of(source: &Target) -> Option<String> {
+    let shown = source.call("GET", "", "", None).ok()?;
+    let (engine, version) = (
+        shown["ext"]["engine"].as_str()?,
+        shown["engine_version"].as_str()?,
+    );
+    Some(format!("{engine}-{version}"))
 }
 
 /// The size in GB of the instance that a backup is of, where it is still there; at least what the layout begins with.

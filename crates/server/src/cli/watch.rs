@@ -7,6 +7,7 @@ use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
 use serde_json::Value;
 
 use super::Global;
+use crate::rate::Rate;
 
 /// How often the record is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -43,7 +44,7 @@ pub(crate) fn follow(
             .as_str()
             .and_then(|text| text.parse().ok())
             .unwrap_or(0.0);
-        let message = rate.describe(&record);
+        let message = describe(&mut rate, &record);
         bar.set_position((progress * 100.0) as u64);
         bar.set_message(message.clone());
         let ended = status == "succeed" || status == "failed";
@@ -63,43 +64,28 @@ pub(crate) fn follow(
     }
 }
 
-/// The rate of the present phase, from acknowledged bytes only.
-#[derive(Default)]
-struct Rate {
-    phase: String,
-    since: Option<(Instant, i64)>,
-}
-
-impl Rate {
-    fn describe(&mut self, record: &Value) -> String {
-        let ext = &record["ext"];
-        let phase = ext["phase"].as_str().unwrap_or_default();
-        let done = ext["bytes_done"].as_i64().unwrap_or(0);
-        let total = ext["bytes_total"].as_i64().unwrap_or(0);
-        let keys = ext["keys_done"].as_i64().unwrap_or(0);
-        if phase != self.phase {
-            phase.clone_into(&mut self.phase);
-            self.since = Some((Instant::now(), done));
-        }
-        let mut text = phase.to_owned();
-        if done > 0 {
-            text.push_str(&format!(" {}", HumanBytes(done.unsigned_abs())));
-        }
-        if keys > 0 {
-            text.push_str(&format!(" {} keys", HumanCount(keys.unsigned_abs())));
-        }
-        if let Some((at, from)) = self.since
-            && done > from
-            && at.elapsed() > Duration::from_millis(300)
-        {
-            let rate = (done - from) as f64 / at.elapsed().as_secs_f64();
-            text.push_str(&format!(" {}/s", HumanBytes(rate as u64)));
-            if total > done {
-                text.push_str(&format!(" ETA {:.0} s", (total - done) as f64 / rate));
-            }
-        }
-        text
+/// What is being done, how far it is and how fast it gets on.
+fn describe(rate: &mut Rate, record: &Value) -> String {
+    let ext = &record["ext"];
+    let phase = ext["phase"].as_str().unwrap_or_default();
+    let done = ext["bytes_done"].as_i64().unwrap_or(0);
+    let total = ext["bytes_total"].as_i64().unwrap_or(0);
+    let keys = ext["keys_done"].as_i64().unwrap_or(0);
+    let mut text = phase.to_owned();
+    if done > 0 {
+        text.push_str(&format!(" {}", HumanBytes(done.unsigned_abs())));
     }
+    if keys > 0 {
+        text.push_str(&format!(" {} keys", HumanCount(keys.unsigned_abs())));
+    }
+    let (bytes_per_second, eta_seconds) = rate.of(phase, done, total, Instant::now());
+    if let Some(rate) = bytes_per_second {
+        text.push_str(&format!(" {}/s", HumanBytes(rate as u64)));
+    }
+    if let Some(seconds) = eta_seconds {
+        text.push_str(&format!(" ETA {seconds:.0} s"));
+    }
+    text
 }
 
 #[cfg(test)]
@@ -112,17 +98,19 @@ mod tests {
     fn a_phase_that_gets_on_shows_its_rate_and_when_it_will_end() {
         let mut rate = Rate::default();
         let seen = |done: u64| json!({"ext": {"phase": "capturing", "bytes_done": done, "bytes_total": 10_000_000, "keys_done": 1234}});
-        let first = rate.describe(&seen(1_000_000));
+        let first = describe(&mut rate, &seen(1_000_000));
         assert!(
             first.starts_with("capturing ") && first.contains("1,234 keys"),
             "{first}"
         );
         assert!(!first.contains("ETA"), "nothing is known yet: {first}");
         std::thread::sleep(Duration::from_millis(400));
-        let second = rate.describe(&seen(5_000_000));
+        let second = describe(&mut rate, &seen(5_000_000));
         assert!(second.contains("/s ETA ") && second.ends_with(" s"), "{second}");
-        let ended = rate
-            .describe(&json!({"ext": {"phase": null, "bytes_done": 10_000_000, "bytes_total": 10_000_000}}));
+        let ended = describe(
+            &mut rate,
+            &json!({"ext": {"phase": null, "bytes_done": 10_000_000, "bytes_total": 10_000_000}}),
+        );
         assert!(!ended.contains("ETA"), "{ended}");
     }
 }

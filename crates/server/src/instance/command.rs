@@ -1,9 +1,11 @@
 //! What people ask of an instance: every refusal typed, record and job in one transaction.
 
+use engine::Secret;
+use engine::process::{Authority, Certificate, Program};
 use serde_json::Value;
 
 use super::layout::{Layout, Mode, Place};
-use super::record::{self, Changes, Instance, OwnedId, OwnedInstance, Status};
+use super::record::{self, Changes, Instance, OwnedId, OwnedInstance, SealedAuthority, Status};
 use super::{generation, policy};
 use crate::app::App;
 use crate::catalog::{self, Tx};
@@ -25,12 +27,16 @@ pub struct Create {
     pub capacity_mb: i64,
     /// The flavor.
     pub spec_code: String,
+    /// Of which engine.
+    pub engine: Program,
     /// Of how many nodes.
     pub layout: Layout,
     /// The asked client port.
     pub port: Option<u16>,
     /// Password of the clients; `None`: none needed.
     pub password: Option<String>,
+    /// Whether clients, nodes and Sentinels speak TLS.
+    pub is_tls: bool,
     /// What survives a crash.
     pub persistence: engine::process::Persistence,
     /// JSON kept for DCS clients.
@@ -135,12 +141,17 @@ fn insert_one(
         format!("{}-{number:03}", wish.name)
     };
     let admin = secrets::random_hex(32);
+    let authority = match wish.is_tls {
+        true => Some(make_authority(app, &id)?),
+        false => None,
+    };
     let instance = Instance {
         project_id: project.clone(),
         name,
         description: wish.description.clone(),
         status: Status::Creating,
-        engine_version: app.config.engine_version.clone(),
+        engine: wish.engine.brand,
+        engine_version: wish.engine.version.clone(),
         capacity_mb: wish.capacity_mb,
         spec_code: wish.spec_code.clone(),
         layout: wish.layout,
@@ -153,6 +164,7 @@ fn insert_one(
             .master
             .seal(&format!("instance.admin:{id}"), admin.as_bytes()),
         client_password_sealed: seal_client_password(app, &id, wish.password.as_deref()),
+        authority,
         attributes: wish.attributes.clone(),
         backup_policy: policy,
         failure: None,
@@ -261,6 +273,48 @@ impl<'a> FreePorts<'a> {
             false => Err(Refusal::PortsExhausted),
         }
     }
+}
+
+/// What an instance's authority is called to people.
+fn authority_name(id: &InstanceId) -> String {
+    format!("cachekeep instance {id}")
+}
+
+fn make_authority(app: &App, id: &InstanceId) -> Result<SealedAuthority, Refusal> {
+    let made =
+        Authority::make(&authority_name(id)).map_err(|error| Refusal::Internal(engine::chain(&error)))?;
+    let key = made.key.expose().as_bytes();
+    Ok(SealedAuthority {
+        key_sealed: app.vault.master.seal(&format!("instance.tls:{id}"), key),
+        certificate: made.certificate,
+    })
+}
+
+/// A certificate for an engine or Sentinel of the instance that is reached at these addresses besides the instance's; `None`:
+/// nobody speaks TLS.
+///
+/// # Errors
+/// [`engine::Kind::Key`] where the sealed column does not open.
+pub(super) fn certificate(
+    app: &App,
+    instance: &Instance,
+    addresses: &[&str],
+) -> Result<Option<Certificate>, engine::Error> {
+    let Some(sealed) = &instance.authority else {
+        return Ok(None);
+    };
+    let place = format!("instance.tls:{}", instance.id);
+    let authority = Authority {
+        certificate: sealed.certificate.clone(),
+        key: Secret::new(app.vault.master.open(&place, &sealed.key_sealed)?),
+    };
+    let mut all = vec!["localhost".to_owned(), instance.bind.clone()];
+    if app.config.engine_bind.is_unspecified() {
+        all.push("127.0.0.1".to_owned());
+    }
+    all.extend(addresses.iter().map(|address| (*address).to_owned()));
+    all.dedup();
+    authority.certify(&authority_name(&instance.id), &all).map(Some)
 }
 
 fn seal_client_password(app: &App, id: &InstanceId, password: Option<&str>) -> Option<Vec<u8>> {
@@ -438,6 +492,40 @@ pub fn reset_password(
         }
         record::set_client_password(tx, id, sealed.as_deref(), now)?;
         queue::insert(tx, id, JobKind::Password, None, now)?;
+        Ok::<_, Refusal>(())
+    })?;
+    app.board.wake();
+    Ok(())
+}
+
+/// Accepts another flavor of the same nodes: another limit of memory. The job gives it to the engines; clients notice nothing.
+///
+/// # Errors
+/// Unknown instance, busy, not running; [`Refusal::OtherNodes`], [`Refusal::DataTooLarge`].
+pub fn resize(
+    app: &App,
+    project: &ProjectId,
+    id: &InstanceId,
+    (spec_code, capacity_mb, layout): (&str, i64, Layout),
+    now: Moment,
+) -> Result<(), Refusal> {
+    app.catalog.write(|tx| {
+        let instance = find(tx, project, id)?;
+        check_idle(tx, id)?;
+        if instance.status != Status::Running {
+            return Err(Refusal::WrongState);
+        }
+        // A cluster may be of another number of shards than its flavor is by default.
+        if (layout.mode, layout.replicas) != (instance.layout.mode, instance.layout.replicas) {
+            return Err(Refusal::OtherNodes);
+        }
+        let data_mb = app.board.memory_of(id) >> 20;
+        let limit_mb = u64::try_from(capacity_mb).unwrap_or(0);
+        if data_mb >= limit_mb {
+            return Err(Refusal::DataTooLarge { data_mb, limit_mb });
+        }
+        record::resize(tx, id, spec_code, capacity_mb, now)?;
+        queue::insert(tx, id, JobKind::Resize, None, now)?;
         Ok::<_, Refusal>(())
     })?;
     app.board.wake();

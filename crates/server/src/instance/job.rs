@@ -33,15 +33,16 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
     match claim.kind {
         JobKind::Create => create(app, claim, &instance, control),
         JobKind::Delete => delete(app, claim, &instance),
-        JobKind::Restart | JobKind::Flush | JobKind::Password => {
+        JobKind::Restart | JobKind::Flush | JobKind::Password | JobKind::Resize => {
             let done = match claim.kind {
                 JobKind::Restart => restart(app, claim, &instance, control)?,
                 JobKind::Flush => flush(app, claim, &instance, control)?,
-                _ => nodes::serving(app, &instance)
+                kind => nodes::serving(app, &instance)
                     .and_then(|engines| {
-                        engines
-                            .iter()
-                            .try_for_each(|engine| give_password(app, &instance, engine))
+                        engines.iter().try_for_each(|engine| match kind {
+                            JobKind::Resize => engine.set_max_memory(share_bytes(&instance)),
+                            _ => give_password(app, &instance, engine),
+                        })
                     })
                     .map_err(NotDone::Failed),
             };
@@ -264,7 +265,7 @@ pub fn spec(app: &App, instance: &Instance, generation: &GenerationId) -> Result
 /// (a limit would evict or refuse while a verification reads big values).
 ///
 /// # Errors
-/// [`Kind::Key`].
+/// [`Kind::Key`]; [`Kind::EngineStart`] where its engine is not on this machine any more.
 pub(super) fn node_spec(
     app: &App,
     instance: &Instance,
@@ -272,7 +273,7 @@ pub(super) fn node_spec(
     seat: Option<cluster::Seat>,
 ) -> Result<EngineSpec, Error> {
     Ok(EngineSpec {
-        binary: app.config.engine_binary.clone(),
+        binary: binary(app, instance)?,
         directory,
         run_as: app.config.run_as,
         bind: instance.bind.clone(),
@@ -281,9 +282,19 @@ pub(super) fn node_spec(
         client_password: client_password(app, instance)?,
         max_memory_bytes: 0,
         persistence: instance.persistence,
+        certificate: super::command::certificate(app, instance, &[])?,
         cluster: seat,
         watched: None,
     })
+}
+
+/// The program of the instance's engines and Sentinels.
+///
+/// # Errors
+/// As [`Config::program`](crate::config::Config::program).
+pub(super) fn binary(app: &App, instance: &Instance) -> Result<PathBuf, Error> {
+    let program = app.config.program(instance.engine, &instance.engine_version)?;
+    Ok(program.binary.clone())
 }
 
 /// The memory limit of the instance, in bytes: of all its shards together.
@@ -291,6 +302,11 @@ pub fn max_memory_bytes(instance: &Instance) -> u64 {
     u64::try_from(instance.capacity_mb)
         .unwrap_or(0)
         .saturating_mul(1024 * 1024)
+}
+
+/// The memory limit of one of its engines.
+fn share_bytes(instance: &Instance) -> u64 {
+    max_memory_bytes(instance) / u64::from(instance.layout.shards.max(1))
 }
 
 /// Finds the generation's engine or starts it, waits until it has loaded, and gives it its limit, password and
@@ -331,8 +347,7 @@ pub(super) fn make_ready(
 ) -> Result<(), Error> {
     engine.wait_loaded(control)?;
     let mut node = engine.control()?;
-    let share = max_memory_bytes(instance) / u64::from(instance.layout.shards.max(1));
-    node.config_set("maxmemory", &share.to_string())?;
+    node.config_set("maxmemory", &share_bytes(instance).to_string())?;
     give_password(app, instance, engine)?;
     if let Some(port) = port
         && engine.current_port()? != port

@@ -91,6 +91,11 @@ pub(super) fn watched_spec(
     let spec = job::node_spec(app, instance, directory(app, generation, place), None)?;
     Ok(EngineSpec {
         bind: place.address.clone().unwrap_or(spec.bind),
+        certificate: super::command::certificate(
+            app,
+            instance,
+            &place.address.iter().map(String::as_str).collect::<Vec<_>>(),
+        )?,
         watched: watched::watched(generation, place, follows),
         ..spec
     })

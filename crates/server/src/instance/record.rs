@@ -1,6 +1,6 @@
 //! The instance row, its states and their SQL.
 
-use engine::process::Persistence;
+use engine::process::{Brand, Persistence};
 
 use super::layout::{self, Layout, Place};
 use crate::catalog::{Error, Tx};
@@ -78,6 +78,15 @@ pub fn persistence_from_word(word: &str) -> Option<Persistence> {
         .find(|p| persistence_word(*p) == word)
 }
 
+/// An authority as the row has it.
+#[derive(Debug, Clone)]
+pub struct SealedAuthority {
+    /// Its certificate, PEM.
+    pub certificate: String,
+    /// Its private key, sealed for `instance.tls:<id>`.
+    pub key_sealed: Vec<u8>,
+}
+
 /// A row of the table.
 #[derive(Debug, Clone)]
 pub struct Instance {
@@ -91,7 +100,9 @@ pub struct Instance {
     pub description: Option<String>,
     /// See [`Status`].
     pub status: Status,
-    /// `7.0.15`: the engine found at creation.
+    /// Whose engine it is.
+    pub engine: Brand,
+    /// `7.0.15`: as found at creation. It stays with this and its patches.
     pub engine_version: String,
     /// Size in MiB: the engine's `maxmemory`.
     pub capacity_mb: i64,
@@ -111,6 +122,8 @@ pub struct Instance {
     pub admin_password_sealed: Vec<u8>,
     /// Password of the clients' default user, sealed for `instance.client:<id>`.
     pub client_password_sealed: Option<Vec<u8>>,
+    /// Who signs its engines' certificates; `None`: nobody speaks TLS.
+    pub authority: Option<SealedAuthority>,
     /// JSON: what DCS clients give at creation and want back.
     pub attributes: String,
     /// JSON: the backup policy as shown.
@@ -151,7 +164,7 @@ macro_rules! columns {
     () => {
         "id, project_id, name, description, status, engine_version, capacity_mb, spec_code, bind, port, persistence, \
          admin_password_sealed, client_password_sealed, attributes, backup_policy, failure, created_at_ms, updated_at_ms, \
-         cache_mode, shards, replicas, sentinels"
+         cache_mode, shards, replicas, sentinels, engine, tls_authority, tls_authority_key_sealed"
     };
 }
 
@@ -182,6 +195,14 @@ fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Instance> {
             replicas: row.get(20)?,
         },
         sentinels: layout::from_json(&row.get::<_, String>(21)?)?,
+        engine: Brand::from_word(&row.get::<_, String>(22)?).ok_or(rusqlite::Error::InvalidQuery)?,
+        authority: match (row.get(23)?, row.get(24)?) {
+            (Some(certificate), Some(key_sealed)) => Some(SealedAuthority {
+                certificate,
+                key_sealed,
+            }),
+            _ => None,
+        },
     })
 }
 
@@ -193,8 +214,8 @@ pub fn insert(tx: &Tx<'_>, instance: &Instance) -> Result<(), Error> {
     tx.execute(
         "INSERT INTO instance (id, project_id, name, description, status, engine_version, capacity_mb, spec_code, bind, \
          port, persistence, admin_password_sealed, client_password_sealed, attributes, backup_policy, created_at_ms, \
-         updated_at_ms, cache_mode, shards, replicas, sentinels) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)",
+         updated_at_ms, cache_mode, shards, replicas, sentinels, engine, tls_authority, tls_authority_key_sealed) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24)",
         rusqlite::params![
             instance.id,
             instance.project_id,
@@ -217,6 +238,9 @@ pub fn insert(tx: &Tx<'_>, instance: &Instance) -> Result<(), Error> {
             instance.layout.shards,
             instance.layout.replicas,
             layout::to_json(&instance.sentinels),
+            instance.engine.word(),
+            instance.authority.as_ref().map(|authority| &authority.certificate),
+            instance.authority.as_ref().map(|authority| &authority.key_sealed),
         ],
     )?;
     Ok(())
@@ -432,6 +456,24 @@ pub fn update(tx: &Tx<'_>, id: &InstanceId, changes: &Changes, now: Moment) -> R
         "UPDATE instance SET name = coalesce(?2, name), description = coalesce(?3, description), \
          attributes = coalesce(?4, attributes), backup_policy = coalesce(?5, backup_policy), updated_at_ms = ?6 WHERE id = ?1",
         (id, &changes.name, &changes.description, &changes.attributes, &changes.backup_policy, now),
+    )?;
+    Ok(())
+}
+
+/// Gives the instance another flavor of the same nodes.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn resize(
+    tx: &Tx<'_>,
+    id: &InstanceId,
+    spec_code: &str,
+    capacity_mb: i64,
+    now: Moment,
+) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE instance SET spec_code = ?2, capacity_mb = ?3, updated_at_ms = ?4 WHERE id = ?1",
+        (id, spec_code, capacity_mb, now),
     )?;
     Ok(())
 }

@@ -73,13 +73,14 @@ fn start_sentinels(app: &App, instance: &Instance) -> Result<(), Error> {
     job::prepare_folder(&app.config.sentinels_dir(&instance.id))?;
     for place in &instance.sentinels {
         let spec = SentinelSpec {
-            binary: app.config.engine_binary.clone(),
+            binary: job::binary(app, instance)?,
             program: PathBuf::from("/proc/self/exe"),
             directory: home_of(app, instance, place),
             run_as: app.config.run_as,
             address: instance.bind.clone(),
             port: place.port,
             admin_password: job::admin_password(app, instance)?,
+            certificate: super::command::certificate(app, instance, &[])?,
         };
         if process::find(&spec.directory, &spec.admin_password)?.is_none() {
             process::start_sentinel(&spec).or_else(|error| {

@@ -16,6 +16,8 @@ pub enum JobKind {
     Flush,
     /// Give the engine the instance's new password.
     Password,
+    /// Give the engines the instance's new limit of memory.
+    Resize,
     /// Capture and store.
     Backup,
     /// Load beside and switch, or switch back.
@@ -31,6 +33,7 @@ impl JobKind {
             JobKind::Restart => "restart",
             JobKind::Flush => "flush",
             JobKind::Password => "password",
+            JobKind::Resize => "resize",
             JobKind::Backup => "backup",
             JobKind::Restore => "restore",
         }
@@ -43,6 +46,7 @@ impl JobKind {
             JobKind::Restart,
             JobKind::Flush,
             JobKind::Password,
+            JobKind::Resize,
             JobKind::Backup,
             JobKind::Restore,
         ]

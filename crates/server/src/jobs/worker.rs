@@ -310,7 +310,7 @@ fn time_left(app: &App, claim: &Claim) -> Result<Duration, catalog::Error> {
     };
     let limit = limits::operation_time(expected_bytes);
     let age = match claim.kind {
-        JobKind::Create | JobKind::Delete | JobKind::Password => 0,
+        JobKind::Create | JobKind::Delete | JobKind::Password | JobKind::Resize => 0,
         JobKind::Restart | JobKind::Flush | JobKind::Backup | JobKind::Restore => {
             u64::try_from(Moment::now().0 - claim.created_at.0).unwrap_or(0)
         }
@@ -372,9 +372,12 @@ fn run_one(app: &App, claim: &Claim, control: &Control) {
     let ended = match claim.kind {
         JobKind::Backup => backup::job::run(app, claim, control),
         JobKind::Restore => restore::job::run(app, claim, control),
-        JobKind::Create | JobKind::Delete | JobKind::Restart | JobKind::Flush | JobKind::Password => {
-            instance::job::run(app, claim, control)
-        }
+        JobKind::Create
+        | JobKind::Delete
+        | JobKind::Restart
+        | JobKind::Flush
+        | JobKind::Password
+        | JobKind::Resize => instance::job::run(app, claim, control),
     };
     let duration_ms = began.elapsed().as_millis();
     match ended {

@@ -10,6 +10,7 @@ use crate::app::App;
 use crate::backup::place;
 use crate::backup::record::{self as backups, Backup, Kind};
 use crate::catalog::Tx;
+use crate::config::minor;
 use crate::idempotency::{self, Once};
 use crate::ids::{BackupId, InstanceId, Moment, ProjectId, RestoreId};
 use crate::instance::generation::{self, State};
@@ -60,40 +61,56 @@ pub fn submit(
     Ok(restore)
 }
 
-/// Refuses what only the backup itself can tell: keys in databases that a cluster does not have. The store is asked, which
-/// takes time, so before the transaction; where it does not answer, the job finds out.
+/// Refuses what only the backup itself can tell: keys in databases that a cluster does not have, and a file that another engine
+/// than the one that wrote it does not load. The store is asked, which takes time, so before the transaction; where it does
+/// not answer, the job finds out.
 pub(super) fn look_into(
     app: &App,
     project: &ProjectId,
     id: &InstanceId,
     request: &RestoreRequest,
 ) -> Result<(), Refusal> {
-    let backup = app.catalog.read(|tx| {
+    let (instance, backup, to_cluster) = app.catalog.read(|tx| {
         let instance = instances::find(tx, project, id)?;
         let source = source(tx, project, &instance, request)?;
         let to_cluster = !instance.layout.mode.is_whole() && source.layout.mode.is_whole();
-        match to_cluster {
-            true => Ok(backups::find(tx, &source, &request.backup_id)?),
-            false => Ok::<_, Refusal>(None),
-        }
+        let engine = |of: &Instance| (of.engine, minor(&of.engine_version));
+        let backup = match to_cluster || engine(&source) != engine(&instance) {
+            true => backups::find(tx, &source, &request.backup_id)?,
+            false => None,
+        };
+        Ok::<_, Refusal>((instance, backup, to_cluster))
     })?;
     let Some(backup) = backup.filter(Backup::is_kept) else {
         return Ok(());
     };
-    let details = place::open(app, &backup, Some(Patience::SHORT), &always).and_then(|archive| {
+    let seen = place::open(app, &backup, Some(Patience::SHORT), &always).and_then(|archive| {
+        let refused = engine_refuses(&instance, archive.manifest().rdb_version);
+        if refused.is_some() || !to_cluster {
+            return Ok(refused);
+        }
         let identity = super::job::archive_identity(app, &archive)?;
-        archive.details(&identity)
+        Ok(other_database(&archive.details(&identity)?).map(Refusal::OtherDatabases))
     });
-    match details {
-        Ok(details) => match other_database(&details) {
-            Some(db) => Err(Refusal::OtherDatabases(db)),
-            None => Ok(()),
-        },
+    match seen {
+        Ok(Some(refused)) => Err(refused),
+        Ok(None) => Ok(()),
         Err(error) => {
             tracing::warn!(backup.id = %backup.id, error = engine::chain(&error), "a backup's census cannot be read yet");
             Ok(())
         }
     }
+}
+
+/// The refusal where the instance's engine loads no file of this version. Of an engine that we do not know, it is not known.
+fn engine_refuses(instance: &Instance, rdb_version: u32) -> Option<Refusal> {
+    let why = rdb::obstacle_of_version(
+        &format!("{}-{}", instance.engine.word(), minor(&instance.engine_version)),
+        rdb::Family::of_version(rdb_version),
+        rdb_version,
+    )?;
+    let engine = format!("{} {}", instance.engine.word(), instance.engine_version);
+    Some(Refusal::EngineCannotLoad { engine, why })
 }
 
 /// The first database with keys that a cluster does not have.
@@ -130,7 +147,7 @@ fn accept(
 ) -> Result<RestoreId, Refusal> {
     let accepted = check(app, tx, project, id, request)?;
     if let Some(planned) = &request.plan
-        && *planned != super::plan::id_of(app, tx, &accepted, request)?
+        && *planned != super::plan::id_of(tx, &accepted, request)?
     {
         return Err(Refusal::PlanOutdated);
     }

@@ -14,4 +14,5 @@
 pub mod command;
 pub mod job;
 pub mod plan;
+pub mod progress_record;
 pub mod record;

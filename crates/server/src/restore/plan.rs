@@ -13,6 +13,7 @@ use super::record::{self, Measured, Method};
 use crate::app::App;
 use crate::backup::place;
 use crate::catalog::Tx;
+use crate::config::minor;
 use crate::ids::{InstanceId, Moment, ProjectId, RestoreId};
 use crate::instance::generation;
 use crate::instance::layout::{Layout, Mode};
@@ -108,7 +109,7 @@ pub fn plan(
     command::look_into(app, project, id, request)?;
     let (accepted, plan_id, free, ends_undo_of, measured) = app.catalog.read(|tx| {
         let accepted = command::check(app, tx, project, id, request)?;
-        let plan_id = id_of(app, tx, &accepted, request)?;
+        let plan_id = id_of(tx, &accepted, request)?;
         let free = command::free_memory(tx, &accepted.instance)?;
         let kept = generation::retired(tx, id)?;
         let given_up = kept
@@ -142,7 +143,8 @@ pub fn plan(
     let bytes = manifest.as_ref().map_or(0, |manifest| manifest.plain_bytes);
     let mut gaps = manifest.as_ref().map_or_else(Vec::new, |manifest| {
         gaps(
-            &app.config.engine_version,
+            instance.engine.word(),
+            &instance.engine_version,
             &manifest.engine_version,
             manifest.rdb_version,
         )
@@ -174,10 +176,10 @@ pub fn plan(
         },
         engines: (
             manifest.as_ref().map_or_else(
-                || app.config.engine_version.clone(),
+                || instance.engine_version.clone(),
                 |manifest| manifest.engine_version.clone(),
             ),
-            app.config.engine_version.clone(),
+            instance.engine_version.clone(),
         ),
         rdb_version: manifest.as_ref().map_or(0, |manifest| manifest.rdb_version),
         gaps,
@@ -195,12 +197,7 @@ pub fn plan(
 ///
 /// # Errors
 /// The catalogue failed.
-pub(super) fn id_of(
-    app: &App,
-    tx: &Tx<'_>,
-    accepted: &Accepted,
-    request: &RestoreRequest,
-) -> Result<String, Refusal> {
+pub(super) fn id_of(tx: &Tx<'_>, accepted: &Accepted, request: &RestoreRequest) -> Result<String, Refusal> {
     let Accepted {
         instance,
         source,
@@ -215,7 +212,7 @@ pub(super) fn id_of(
             backup.id, backup.manifest_blake3, backup.generation_id
         ),
         format!("{} {}", method.word(), request.verify_full),
-        format!("by {}", app.config.engine_version),
+        format!("by {} {}", instance.engine.word(), instance.engine_version),
     ];
     let existing = generation::existing(tx, &instance.id)?;
     facts.extend(
@@ -270,29 +267,20 @@ fn shards(layout: Layout, manifest: &Manifest, is_cut: bool) -> Vec<ShardPlan> {
 }
 
 /// What the versions of the engines stand in the way with.
-fn gaps(ours: &str, theirs: &str, rdb_version: u32) -> Vec<String> {
-    let minor = |version: &str| -> Option<(u32, u32)> {
+fn gaps(brand: &str, ours: &str, theirs: &str, rdb_version: u32) -> Vec<String> {
+    let family = rdb::Family::of_version(rdb_version);
+    let engine = format!("{brand}-{}", minor(ours));
+    if let Some(why) = rdb::obstacle_of_version(&engine, family, rdb_version) {
+        return vec![format!(
+            "the engine {ours} of the instance does not load the backup, which was made by {theirs}: {why}"
+        )];
+    }
+    let number = |version: &str| -> Option<(u32, u32)> {
         let mut numbers = version.split('.').map(|number| number.parse().ok());
         Some((numbers.next()??, numbers.next()??))
     };
-    let Some((major, of_major)) = minor(ours) else {
-        return Vec::new();
-    };
-    let name = format!("-{major}.{of_major}");
-    // Of either family: the version alone does not tell which one it is.
-    let reads = rdb::TARGETS
-        .iter()
-        .filter(|(known, ..)| known.ends_with(&name))
-        .map(|(_, _, version)| *version)
-        .max();
-    if let Some(reads) = reads.filter(|reads| rdb_version > *reads) {
-        return vec![format!(
-            "the engine {ours} of the instance reads RDB files up to version {reads}, and the backup is one of version \
-             {rdb_version}, made by {theirs}: it will not be loaded"
-        )];
-    }
-    match minor(theirs) {
-        Some(newer) if newer > (major, of_major) => vec![format!(
+    match (number(ours), number(theirs)) {
+        (Some(ours_is), Some(newer)) if newer > ours_is => vec![format!(
             "the backup was made by {theirs}, a newer engine than the instance's {ours}: what only that one knows will not be loaded"
         )],
         _ => Vec::new(),
@@ -341,10 +329,11 @@ mod tests {
 
     #[test]
     fn a_version_that_cannot_be_loaded_and_one_that_may_not_are_told_apart() {
-        assert!(gaps("7.0.15", "7.0.15", 10).is_empty());
-        assert!(gaps("7.0.15", "6.2.1", 9).is_empty());
-        assert!(gaps("7.0.15", "7.4.0", 12)[0].contains("up to version 10"));
-        assert!(gaps("7.4.0", "8.0.1", 12)[0].contains("newer engine"));
-        assert!(gaps("unknown", "8.0.1", 12).is_empty());
+        assert!(gaps("redis", "7.0.15", "7.0.15", 10).is_empty());
+        assert!(gaps("redis", "7.0.15", "6.2.1", 9).is_empty());
+        assert!(gaps("redis", "7.0.15", "7.4.0", 12)[0].contains("up to version 10"));
+        assert!(gaps("redis", "7.4.0", "8.0.1", 12)[0].contains("newer engine"));
+        assert!(gaps("valkey", "8.1.1", "7.4.0", 12)[0].contains("up to version 11"));
+        assert!(gaps("redis", "unknown", "8.0.1", 12).is_empty());
     }
 }

@@ -102,6 +102,13 @@ impl Catalogue {
         ))
     }
 
+    /// The nodes of a generation, as it has them.
+    pub fn nodes(&self, generation: &str) -> serde_json::Value {
+        let sql = "SELECT nodes FROM generation WHERE id = ?1";
+        let text: String = self.0.query_row(sql, (generation,), |row| row.get(0)).unwrap();
+        serde_json::from_str(&text).unwrap()
+    }
+
     fn pairs(&self, sql: &str) -> Vec<(String, String)> {
         let mut statement = self.0.prepare(sql).unwrap();
         let rows = statement.query_map((), |row| Ok((row.get(0)?, row.get(1)?)));

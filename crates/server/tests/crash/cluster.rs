@@ -9,7 +9,8 @@ use crate::checker::{self, Catalogue};
 use crate::lifecycle::wait_until;
 use crate::world::{PASSWORD, Run, World, text};
 
-const SPEC: &str = "redis.cluster.xu1.large.r2.4";
+/// Three shards with a replica each.
+pub const SPEC: &str = "redis.cluster.xu1.large.r2.4";
 
 /// Every place that only the making of a cluster passes.
 const MADE: [&str; 3] = [
@@ -142,15 +143,15 @@ fn nothing_is_left_of_a_cluster_after_a_kill_at_any_step_of_its_removal_or_a_fai
 }
 
 /// A cluster of three shards with some keys in each; or another instance beside it, see [`Cluster::turn_to`].
-struct Cluster {
-    world: World,
-    id: String,
+pub struct Cluster {
+    pub world: World,
+    pub id: String,
     ports: Vec<u16>,
     /// Engines of the other instances.
     others: usize,
-    backup: String,
+    pub backup: String,
     /// What the backup holds.
-    captured: Vec<String>,
+    pub captured: Vec<String>,
 }
 
 /// A hash tag of each shard's slots.
@@ -158,7 +159,11 @@ const TAGS: [&str; 3] = ["3", "1", "0"];
 
 impl Cluster {
     fn new(spec: &str, persistence: &str) -> Self {
-        let world = World::start(&[]);
+        Self::on(World::start(&[]), spec, persistence)
+    }
+
+    /// In this world, which has no instance yet.
+    pub fn on(world: World, spec: &str, persistence: &str) -> Self {
         world.ask_for_instance("one", spec, persistence).unwrap();
         let mut cluster = Self {
             world,
@@ -207,13 +212,13 @@ impl Cluster {
     }
 
     /// Sets the key in each shard.
-    fn set(&self, key: &str, value: &str) {
+    pub fn set(&self, key: &str, value: &str) {
         for (client, tag) in self.primaries().iter_mut().zip(TAGS) {
             client.ask(&["SET", &format!("{key}:{{{tag}}}"), value]).unwrap();
         }
     }
 
-    fn digests(&self) -> Vec<String> {
+    pub fn digests(&self) -> Vec<String> {
         let digest = |mut client: Connection| {
             let reply = client.ask(&["DEBUG", "DIGEST"]).unwrap();
             reply.text().unwrap().to_owned()
@@ -222,7 +227,7 @@ impl Cluster {
     }
 
     /// Waits until every node is there again and the cluster whole, as the reconciler brings about.
-    fn wait_whole(&self) {
+    pub fn wait_whole(&self) {
         wait_until("the cluster", || {
             let whole = |port: &u16| {
                 let mut client = Connection::open(&Target::local(*port, Some(PASSWORD))).ok()?;

@@ -2,6 +2,8 @@
 //! data serves, nothing is left behind, and the next operation works.
 
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Write as _;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -338,15 +340,20 @@ fn a_stranger_on_the_port_of_an_engine_that_died_is_waited_out() {
 }
 
 /// A small file system that can be filled up.
-struct FullDisk {
+pub struct FullDisk {
     disk: SmallDisk,
     ballast: PathBuf,
 }
 
 impl FullDisk {
-    fn new(disk: SmallDisk) -> Self {
+    pub fn new(disk: SmallDisk) -> Self {
         let ballast = disk.path().join("ballast");
         Self { disk, ballast }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.disk.path()
     }
 
     fn free_bytes(&self) -> u64 {
@@ -360,14 +367,26 @@ impl FullDisk {
         blocks.parse::<u64>().unwrap() * size.parse::<u64>().unwrap()
     }
 
+    /// Leaves no room, whoever else is writing.
+    pub fn fill(&self) {
+        let mut ballast = File::create(&self.ballast).unwrap();
+        let piece = vec![1; 64 * 1024];
+        let full = loop {
+            if let Err(error) = ballast.write_all(&piece) {
+                break error;
+            }
+        };
+        assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    }
+
     /// Leaves this much room.
-    fn leave(&self, bytes: u64) {
+    pub fn leave(&self, bytes: u64) {
         let free = self.free_bytes();
         let ballast = vec![1; usize::try_from(free.saturating_sub(bytes)).unwrap()];
         std::fs::write(&self.ballast, ballast).unwrap();
     }
 
-    fn give_back(&self) {
+    pub fn give_back(&self) {
         std::fs::remove_file(&self.ballast).unwrap();
     }
 }

@@ -29,17 +29,21 @@ pub fn places() -> impl Iterator<Item = &'static str> {
 }
 
 /// An instance with some keys and a backup of them.
-struct Watched {
-    world: World,
-    id: String,
+pub struct Watched {
+    pub world: World,
+    pub id: String,
     port: u16,
-    backup: String,
-    captured: String,
+    pub backup: String,
+    pub captured: String,
 }
 
 impl Watched {
     fn new(persistence: &str) -> Self {
-        let world = World::start(&[]);
+        Self::on(World::start(&[]), persistence)
+    }
+
+    /// In this world, which has no instance yet.
+    pub fn on(world: World, persistence: &str) -> Self {
         world.ask_for_instance("one", SPEC, persistence).unwrap();
         let mut made = Self {
             world,
@@ -74,11 +78,11 @@ impl Watched {
         Connection::open(&Target::local(self.port, Some(PASSWORD))).unwrap()
     }
 
-    fn set(&self, key: &str, value: &str) {
+    pub fn set(&self, key: &str, value: &str) {
         self.client().ask(&["SET", key, value]).unwrap();
     }
 
-    fn digest(&self) -> String {
+    pub fn digest(&self) -> String {
         let reply = self.client().ask(&["DEBUG", "DIGEST"]).unwrap();
         reply.text().unwrap().to_owned()
     }
@@ -89,7 +93,7 @@ impl Watched {
     }
 
     /// Waits until the replica follows the primary that has the clients' address, and every Sentinel watches that one.
-    fn wait_whole(&self, label: &str) {
+    pub fn wait_whole(&self, label: &str) {
         let is_whole = || {
             let nodes = self.shown("/logical-nodes");
             let nodes = nodes["nodes"].as_array()?;

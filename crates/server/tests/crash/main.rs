@@ -13,6 +13,7 @@
 mod checker;
 mod cluster;
 mod deadline;
+mod failure_table;
 mod faults;
 mod ha;
 mod kill_points;

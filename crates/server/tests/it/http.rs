@@ -193,13 +193,33 @@ fn read_answer(stream: &mut BufReader<TcpStream>, head_only: bool) -> Answer {
     let length = answer
         .header("content-length")
         .map(|text| text.parse::<usize>().unwrap());
+    if answer.header("content-type") == Some("text/event-stream") {
+        answer.body = read_chunks(stream);
+        return answer;
+    }
     assert!(
         answer.header("transfer-encoding").is_none(),
-        "no answer of ours is chunked"
+        "no answer of ours is chunked but those whose end is not known"
     );
     if !head_only && status != 204 {
         answer.body = vec![0; length.unwrap_or(0)];
         stream.read_exact(&mut answer.body).expect("a whole body");
     }
     answer
+}
+
+/// A body that comes in chunks, to its end.
+fn read_chunks(stream: &mut BufReader<TcpStream>) -> Vec<u8> {
+    let mut body = Vec::new();
+    loop {
+        let mut line = String::new();
+        stream.read_line(&mut line).expect("a chunk");
+        let length = usize::from_str_radix(line.trim_end(), 16).expect("a chunk's length");
+        let mut chunk = vec![0; length + 2];
+        stream.read_exact(&mut chunk).expect("a whole chunk");
+        if length == 0 {
+            return body;
+        }
+        body.extend_from_slice(&chunk[..length]);
+    }
 }

@@ -32,7 +32,7 @@ enum Row {
 }
 
 /// Every route: method, path behind the prefix of the version, what it takes, a legal body.
-const ROWS: [(&str, &str, Row, &str); 53] = [
+const ROWS: [(&str, &str, Row, &str); 59] = [
     ("GET", "/", Row::Open, ""),
     ("GET", "/v2", Row::Open, ""),
     ("GET", "/v2/", Row::Open, ""),
@@ -54,6 +54,19 @@ const ROWS: [(&str, &str, Row, &str); 53] = [
         "/download/{project}/{instance}/{backup}/{file}",
         Row::Link,
         "",
+    ),
+    ("GET", "/download/{project}/{instance}/{file}", Row::Link, ""),
+    (
+        "GET",
+        "/v2/{project_id}/instances/{instance_id}/ssl",
+        Row::Instance,
+        "",
+    ),
+    (
+        "POST",
+        "/v2/{project_id}/instances/{instance_id}/ssl-certs/download",
+        Row::Instance,
+        "{}",
     ),
     ("GET", "{v}/instances", Row::Project, ""),
     ("GET", "{v}/instances?instance_id={instance_id}", Row::Project, ""),
@@ -99,6 +112,18 @@ const ROWS: [(&str, &str, Row, &str); 53] = [
         "{v}/instances/{instance_id}/password/reset",
         Row::Instance,
         r#"{"new_password":"Abcdefg1"}"#,
+    ),
+    (
+        "POST",
+        "/v2/{project_id}/instances/{instance_id}/resize",
+        Row::Instance,
+        r#"{"spec_code":"redis.single.xu1.tiny.256","new_capacity":0.25}"#,
+    ),
+    (
+        "POST",
+        "/v1.0/{project_id}/instances/{instance_id}/extend",
+        Row::Instance,
+        r#"{"new_capacity":0.25}"#,
     ),
     (
         "GET",
@@ -153,6 +178,12 @@ const ROWS: [(&str, &str, Row, &str); 53] = [
     (
         "GET",
         "{ck}/instances/{instance_id}/restores/{restore_id}",
+        Row::Restore,
+        "",
+    ),
+    (
+        "GET",
+        "{ck}/instances/{instance_id}/restores/{restore_id}/events",
         Row::Restore,
         "",
     ),

@@ -5,11 +5,13 @@ use std::fmt::Write;
 use serde_json::{Value, json};
 use xtask::fill::{self, Options};
 use xtask::object_server::ObjectServer;
-use xtask::resp::{Connection, Reply, Target};
+use xtask::resp::{Connection, Place, Reply, Target};
+use xtask::scratch::Scratch;
 
 use crate::cluster::{Client, ask, ports, says};
 use crate::cluster_restore::{restore, undo};
-use crate::service::{Caller, Credential, Service};
+use crate::http::Request;
+use crate::service::{Caller, Credential, Service, wait};
 use crate::storage::{self, BUCKET};
 
 const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/layout-matrix.md");
@@ -23,6 +25,7 @@ const CLUSTER_OF_TWO: &str = "redis.cluster.xu1.large.r2.4";
 
 /// An instance that runs, and what it holds.
 struct Held {
+    engine: String,
     layout: &'static str,
     id: String,
     ports: Vec<u16>,
@@ -30,9 +33,23 @@ struct Held {
     captured: String,
 }
 
+impl std::fmt::Display for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} of {}", self.layout, self.engine)
+    }
+}
+
 impl Held {
     fn new(caller: &Caller, layout: &'static str, spec: &str, shards: u16) -> Self {
-        let extra = json!({"spec_param": {"sharding_count": shards}});
+        Self::of_engine(caller, "", layout, spec, shards)
+    }
+
+    /// Of the engine of that name, like `valkey-8.1`; without one of the service's first.
+    fn of_engine(caller: &Caller, engine: &str, layout: &'static str, spec: &str, shards: u16) -> Self {
+        let mut extra = json!({"spec_param": {"sharding_count": shards}});
+        if !engine.is_empty() {
+            extra["engine_version"] = json!(engine);
+        }
         let name = format!("of-{}", spec.replace('.', "-"));
         let id = ask(caller, &name, spec, &extra);
         let shown = caller.wait_idle(&id);
@@ -41,6 +58,7 @@ impl Held {
             _ => ports(&shown),
         };
         Self {
+            engine: self::engine(ports[0]),
             layout,
             id,
             ports,
@@ -68,9 +86,12 @@ fn primaries(ports: &[u16]) -> Vec<u16> {
 fn digest(ports: &[u16]) -> String {
     let all = primaries(ports);
     assert_eq!(all.len() % 2, 1);
+    sum(all.into_iter().map(|port| says(port, &["DEBUG", "DIGEST"])))
+}
+
+fn sum(digests: impl Iterator<Item = String>) -> String {
     let mut sum = [0; 20];
-    for port in all {
-        let told = says(port, &["DEBUG", "DIGEST"]);
+    for told in digests {
         assert_ne!(told, "0".repeat(40), "a shard without keys");
         for (at, byte) in sum.iter_mut().enumerate() {
             *byte ^= u8::from_str_radix(&told[2 * at..2 * at + 2], 16).unwrap();
@@ -80,6 +101,62 @@ fn digest(ports: &[u16]) -> String {
         write!(text, "{byte:02x}").unwrap();
         text
     })
+}
+
+/// As [`digest`], of the backup's files in engines of the target's kind that were started on them by hand: not every engine makes the
+/// same digest of the same data.
+fn digest_of_files(caller: &Caller, source: &Held, engine: &str) -> String {
+    let program = std::path::Path::new(FETCHED).join(engine.replace(' ', "-"));
+    let links = format!("/instances/{}/backups/{}/links", source.id, source.backup);
+    let links = caller
+        .v2("POST", &links, Some(&json!({"expiration": 300})))
+        .expect(200)
+        .json();
+    let links = links["links"].as_array().unwrap();
+    let digests = links.iter().map(|link| {
+        let link = link["link"].as_str().unwrap();
+        let folder = Scratch::new("by-hand").unwrap();
+        let (_, path) = link.split_once("//").unwrap().1.split_once('/').unwrap();
+        let file = caller
+            .send(Request::new("GET", &format!("/{path}")))
+            .expect(200)
+            .body;
+        std::fs::write(folder.path().join("dump.rdb"), file).unwrap();
+        let socket = folder.path().join("socket");
+        let mut process = std::process::Command::new(&program)
+            .args([
+                "--port",
+                "0",
+                "--save",
+                "",
+                "--enable-debug-command",
+                "yes",
+                "--logfile",
+                "log",
+                "--dir",
+            ])
+            .arg(folder.path())
+            .arg("--unixsocket")
+            .arg(&socket)
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let by_hand = Target {
+            place: Place::Unix(socket),
+            user: None,
+            password: None,
+        };
+        let told = wait("an engine on the file", || {
+            let mut connection = Connection::open(&by_hand).ok()?;
+            // This is refused while it loads, and the digest is not.
+            connection.ask(&["DBSIZE"]).ok()?;
+            Some(connection.ask(&["DEBUG", "DIGEST"]).ok()?.text()?.to_owned())
+        });
+        process.kill().unwrap();
+        process.wait().unwrap();
+        told
+    });
+    sum(digests)
 }
 
 fn check_functions(ports: &[u16]) {
@@ -98,40 +175,50 @@ fn fill_single(held: &Held, keys: u64, dbs: u64) {
     fill::fill(&Target::local(held.ports[0], None), &options).unwrap();
 }
 
-#[test]
-fn every_layout_is_restored_into_every_other_with_data_that_is_equal_by_the_engines_own_digests() {
-    let service = Service::start();
-    let caller = service.caller();
-    let mut all = [
-        Held::new(&caller, "single", SINGLE, 1),
-        Held::new(&caller, "primary + 2 replicas", WATCHED, 1),
-        Held::new(&caller, "3 shards", CLUSTER, 3),
-        Held::new(&caller, "5 shards x 1 replica", CLUSTER_OF_TWO, 5),
-    ];
+/// The engines of the table, besides that of the machine: those that `cargo xtask setup engines` has fetched.
+const FETCHED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../.tools/engines");
+const ENGINES: [&str; 4] = ["redis-7.0", "redis-8.0", "valkey-8.1", "valkey-9.1"];
+
+/// One instance of each layout, of the same engine.
+fn one_of_each(caller: &Caller, engine: &str) -> [Held; 4] {
+    [
+        Held::of_engine(caller, engine, "single", SINGLE, 1),
+        Held::of_engine(caller, engine, "primary + 2 replicas", WATCHED, 1),
+        Held::of_engine(caller, engine, "3 shards", CLUSTER, 3),
+        Held::of_engine(caller, engine, "5 shards x 1 replica", CLUSTER_OF_TWO, 5),
+    ]
+}
+
+/// Fills an instance of each layout, and backs each up.
+fn captured(caller: &Caller, engine: &str) -> [Held; 4] {
+    let mut all = one_of_each(caller, engine);
     fill_single(&all[0], 3000, 1);
-    all[0].capture(&caller);
+    all[0].capture(caller);
     // The others get every type of data, and both libraries, by restores themselves.
     for at in [1, 2, 3] {
         let wish = json!({"backup_id": all[0].backup, "source_instance_id": all[0].id});
-        let done = restore(&caller, &all[at].id, &wish);
+        let done = restore(caller, &all[at].id, &wish);
         assert_eq!(done["status"], "succeed", "{done}");
         assert_eq!(digest(&all[at].ports), all[0].captured);
-        all[at].capture(&caller);
+        all[at].capture(caller);
         assert_ne!(all[at].captured, all[0].captured);
     }
-    let engine = engine(all[0].ports[0]);
+    all
+}
+
+/// Restores each backup into each target and undoes that; the lines of the table.
+fn restore_each_into_each(caller: &Caller, sources: &[Held], targets: &[Held]) -> Vec<String> {
     let mut lines = Vec::new();
-    for source in &all {
-        for target in &all {
+    for source in sources {
+        for target in targets {
             let before = digest(&target.ports);
             let wish = json!({"backup_id": source.backup, "source_instance_id": source.id, "verify": "full"});
-            let done = restore(&caller, &target.id, &wish);
+            let done = restore(caller, &target.id, &wish);
+            let which = format!("{source} to {target}");
             assert_eq!(
                 (&done["status"], &done["ext"]["target_state"]),
                 (&json!("succeed"), &json!("replaced")),
-                "{} to {}: {done}",
-                source.layout,
-                target.layout
+                "{which}: {done}",
             );
             assert_eq!(
                 (
@@ -141,22 +228,137 @@ fn every_layout_is_restored_into_every_other_with_data_that_is_equal_by_the_engi
                 ),
                 (&json!(source.id), &json!(source.layout), &json!(target.layout))
             );
-            let found = digest(&target.ports);
-            assert_eq!(found, source.captured, "{} to {}", source.layout, target.layout);
+            let expected = match source.engine == target.engine {
+                true => source.captured.clone(),
+                false => digest_of_files(caller, source, &target.engine),
+            };
+            assert_eq!(digest(&target.ports), expected, "{which}");
             check_functions(&primaries(&target.ports));
             let mark = Client::new(&target.ports).call(&["GET", "mark"]);
             assert_eq!(mark.text(), Some(format!("marked by {}", source.layout).as_str()));
+            // It stays with the engine that it was made with.
+            assert_eq!(engine(target.ports[0]), target.engine);
             // What was there before is kept, whatever the layout of the backup.
-            let undone = undo(&caller, &target.id, &done);
+            let undone = undo(caller, &target.id, &done);
             assert_eq!(undone["status"], "succeed", "{undone}");
             assert_eq!(digest(&target.ports), before);
-            lines.push(format!(
-                "| {engine} | {} | {} | equal |",
-                source.layout, target.layout
-            ));
+            lines.push(line(source, target, "equal"));
         }
     }
-    compare_with_document(&engine, &lines);
+    lines
+}
+
+fn line(source: &Held, target: &Held, how: &str) -> String {
+    format!(
+        "| {} | {} | {} | {} | {how} |",
+        source.engine, source.layout, target.engine, target.layout
+    )
+}
+
+#[test]
+fn every_layout_is_restored_into_every_other_with_data_that_is_equal_by_the_engines_own_digests() {
+    let service = Service::start();
+    let caller = service.caller();
+    let all = captured(&caller, "");
+    compare_with_document(&restore_each_into_each(&caller, &all, &all));
+}
+
+/// `CACHEKEEP_TEST_LONG=1`: 20 minutes.
+#[test]
+fn every_engine_restores_the_backups_of_those_whose_files_it_loads_and_refuses_the_others_with_the_reason() {
+    let is_there = |engine: &&&str| std::path::Path::new(FETCHED).join(engine).is_file();
+    let engines: Vec<&str> = ENGINES.iter().filter(is_there).copied().collect();
+    if !std::env::var("CACHEKEEP_TEST_LONG").is_ok_and(|long| long == "1") {
+        return one_restore_into_another_engine(&engines);
+    }
+    assert_eq!(engines, ENGINES, "cargo xtask setup engines");
+    let only = std::env::var("CACHEKEEP_TEST_SOURCE").ok();
+    for from in engines
+        .iter()
+        .filter(|from| only.as_deref().is_none_or(|only| only == **from))
+    {
+        let service = Service::start_with(&["--engine", FETCHED], &[]);
+        let caller = service.caller();
+        let sources = captured(&caller, from);
+        let mut lines = restore_each_into_each(&caller, &sources, &sources);
+        for source in &sources {
+            caller
+                .v2("DELETE", &format!("/instances/{}", source.id), None)
+                .expect(204);
+        }
+        for to in engines.iter().filter(|to| *to != from) {
+            let targets = one_of_each(&caller, to);
+            match refusal(&caller, &sources[0], &targets[0]) {
+                None => {
+                    for target in &targets {
+                        Client::new(&target.ports).fill(200);
+                    }
+                    lines.extend(restore_each_into_each(&caller, &sources, &targets));
+                }
+                Some(_) => {
+                    for source in &sources {
+                        for target in &targets {
+                            let why = refusal(&caller, source, target).unwrap();
+                            lines.push(line(source, target, &format!("refused: {why}")));
+                        }
+                    }
+                }
+            }
+            for target in &targets {
+                caller
+                    .v2("DELETE", &format!("/instances/{}", target.id), None)
+                    .expect(204);
+            }
+        }
+        compare_with_document(&lines);
+    }
+}
+
+/// Why the plan of this restore is refused for the engine's sake; `None`: it is not.
+fn refusal(caller: &Caller, source: &Held, target: &Held) -> Option<String> {
+    let wish = json!({"backup_id": source.backup, "source_instance_id": source.id});
+    let answer = caller.ck(
+        "POST",
+        &format!("/instances/{}/restores/plan", target.id),
+        Some(&wish),
+    );
+    let text = answer.json()["error_msg"].as_str()?.to_owned();
+    answer.refused("400 DCS.4087");
+    // The restore itself is refused alike, and leaves no record.
+    let path = format!("/instances/{}/restores", target.id);
+    caller.ck("POST", &path, Some(&wish)).refused("400 DCS.4087");
+    assert_eq!(caller.get(&path).expect(200).json()["total_num"], json!(0));
+    let why = text.split_once("does not load this backup: ")?.1;
+    Some(why.split_once(". Restore it into")?.0.to_owned())
+}
+
+/// A cluster's backup into a primary with replicas of the other engine, there and back; what of that is not loaded is refused.
+fn one_restore_into_another_engine(engines: &[&str]) {
+    let Some(other) = engines.iter().find(|engine| engine.starts_with("valkey")) else {
+        // Only the machine's own engine is here.
+        return;
+    };
+    let service = Service::start_with(&["--engine", FETCHED], &[]);
+    let caller = service.caller();
+    let mut source = Held::new(&caller, "3 shards", CLUSTER, 3);
+    let mut target = Held::of_engine(&caller, other, "primary + 2 replicas", WATCHED, 1);
+    Client::new(&source.ports).fill(500);
+    Client::new(&target.ports).fill(50);
+    source.capture(&caller);
+    target.capture(&caller);
+    let wish = json!({"backup_id": source.backup, "source_instance_id": source.id, "verify": "full"});
+    let done = restore(&caller, &target.id, &wish);
+    assert_eq!(done["status"], "succeed", "{done}");
+    assert_eq!(digest(&target.ports), source.captured);
+    assert_eq!(engine(target.ports[0]), target.engine);
+    let undone = undo(&caller, &target.id, &done);
+    assert_eq!(undone["status"], "succeed", "{undone}");
+    assert_eq!(digest(&target.ports), target.captured);
+    assert!(
+        refusal(&caller, &target, &source)
+            .unwrap()
+            .contains("up to version 10")
+    );
 }
 
 /// `redis 7.0`, `valkey 8.1`.
@@ -170,21 +372,30 @@ fn engine(port: u16) -> String {
     format!("{family} {}", version.rsplit_once('.').unwrap().0)
 }
 
-/// The lines of other engines stay: the test is run once with each.
-fn compare_with_document(engine: &str, lines: &[String]) {
+/// Source, target and layouts: all but how it went.
+fn subject(line: &str) -> &str {
+    let end = line.match_indices(" | ").nth(3).map_or(line.len(), |(at, _)| at);
+    &line[..end]
+}
+
+/// The lines of other engines stay.
+fn compare_with_document(lines: &[String]) {
     let written = std::fs::read_to_string(DOCUMENT).unwrap_or_default();
     if std::env::var_os(WRITE).is_some() {
+        let is_stale = |old: &&str| lines.iter().any(|new| subject(new) == subject(old));
         let of_others = written
             .lines()
-            .filter(|line| line.ends_with("| equal |") && !line.starts_with(&format!("| {engine} |")));
+            .filter(|line| line.matches(" | ").count() == 4 && !line.starts_with("| backup by"))
+            .filter(|line| !is_stale(line));
         let mut all: Vec<&str> = of_others.chain(lines.iter().map(String::as_str)).collect();
         all.sort_unstable();
-        let head = "# Which layout's backup another layout holds\n\n\
+        let head = "# Which engine's and layout's backup another one holds\n\n\
             Made by `crates/server/tests/it/layouts.rs`: data of every type, with expiry times and two libraries of functions, backed up from\n\
-            each layout and restored into an instance of each. *equal*: the engines' own `DEBUG DIGEST`, all primaries together, is that of\n\
-            the source when it was captured; then the restore was undone, and the digest was the one from before. `CACHEKEEP_REDIS_SERVER`\n\
-            names the engine that the test runs with, `CACHEKEEP_WRITE_MATRIX=1` writes its lines here.\n\n\
-            | engine | backup of | restored into | |\n|---|---|---|---|\n";
+            each layout and restored into an instance of each, of the same engine and of others. *equal*: the engines' own `DEBUG DIGEST`,\n\
+            all primaries together, is that of the source when it was captured; then the restore was undone, and the digest was the one from\n\
+            before. *refused*: before anything was done, with this reason. `CACHEKEEP_WRITE_MATRIX=1` writes the lines here, \n\
+            `CACHEKEEP_TEST_LONG=1` those of all engines (`cargo xtask setup engines`).\n\n\
+            | backup by | of | restored by | into | |\n|---|---|---|---|---|\n";
         std::fs::write(DOCUMENT, format!("{head}{}\n", all.join("\n"))).unwrap();
     }
     let written = std::fs::read_to_string(DOCUMENT).unwrap_or_default();

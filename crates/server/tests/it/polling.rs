@@ -237,7 +237,7 @@ fn creations_that_break_a_rule_are_refused_with_its_code() {
         ("maintain_begin", json!("22:00:00"), "DCS.4106"),
         ("access_user", json!("app"), "DCS.4063"),
         ("rename_commands", json!({"FLUSHALL": ""}), "DCS.4063"),
-        ("enable_ssl", json!(true), "DCS.4063"),
+        ("enable_ssl", json!("perhaps"), "DCS.4063"),
     ] {
         let mut wish = good.clone();
         wish[name] = value.clone();

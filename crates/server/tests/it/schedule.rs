@@ -264,7 +264,7 @@ fn what_was_due_while_the_service_was_away_is_made_in_its_window_and_told_after_
     set_policy(&caller, &short, &daily("02:00-03:00", 7));
     service.kill();
     clock.pass_to("2027-03-03T04:30:00Z");
-    service.start_again_with(&[clock.variable()]);
+    service.start_again_with(&[], &[clock.variable()]);
     let missed = |day: u32| {
         json!([
             "failed",
@@ -289,7 +289,7 @@ fn what_was_due_while_the_service_was_away_is_made_in_its_window_and_told_after_
     service.kill();
     clock.pass_to("2027-03-04T02:30:00Z");
     service.start_to_its_end("schedule.accepted", &[clock.variable()]);
-    service.start_again_with(&[clock.variable()]);
+    service.start_again_with(&[], &[clock.variable()]);
     let due = json!(["succeed", null, "2027-03-04T02:00:00.000Z", 1]);
     assert_eq!(told(&wait_records(&service, &long, 4))[3], due);
     assert_eq!(told(&wait_records(&service, &short, 4))[3], due);
@@ -304,7 +304,7 @@ fn what_was_due_while_the_service_was_away_is_made_in_its_window_and_told_after_
     service.kill();
     clock.pass_to("2027-03-11T03:00:00Z");
     service.start_to_its_end("backup_expiry.after_commit", &[clock.variable()]);
-    service.start_again_with(&[clock.variable()]);
+    service.start_again_with(&[], &[clock.variable()]);
     let rows = records(&service, &long);
     assert_eq!(
         (&rows[2]["status"], &rows[3]["status"]),

@@ -119,12 +119,12 @@ impl Service {
 
     /// Starts the service on the data that there is; its log begins anew.
     pub fn start_again(&mut self) {
-        self.start_again_with(&[]);
+        self.start_again_with(&[], &[]);
     }
 
-    /// As [`Service::start_again`], with variables.
-    pub fn start_again_with(&mut self, variables: &[(&str, &str)]) {
-        self.child = spawn(&self.folder, &[], variables);
+    /// As [`Service::start_again`], with further words of the command line and with variables.
+    pub fn start_again_with(&mut self, words: &[&str], variables: &[(&str, &str)]) {
+        self.child = spawn(&self.folder, words, variables);
         self.wait_until_it_serves();
     }
 

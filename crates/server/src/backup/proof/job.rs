@@ -187,6 +187,7 @@ pub fn throw_away_engine(
         client_password: Some(Secret::new(secrets::random_hex(32))),
         max_memory_bytes: 0,
         persistence,
+        certificate: None,
         cluster: None,
         watched: None,
     })

@@ -14,6 +14,7 @@ use crate::instance::layout::Mode;
 use crate::instance::{nodes, watched};
 use crate::jobs::worker::{Stop, step};
 use crate::limits;
+use crate::restore::progress_record;
 use crate::restore::record::{self, TargetState};
 
 impl Work<'_> {
@@ -44,7 +45,7 @@ impl Work<'_> {
         self.control.enter("loading", shards.plain_bytes());
         let (mut applied, mut compared, mut expired) = (0, 0, 0);
         let mut loaded = rdb::Census::default();
-        let mut durable = Vec::new();
+        let (mut durable, mut verified) = (Vec::new(), Vec::new());
         for (shard, place) in nodes::firsts(new).enumerate() {
             let spec = nodes::standby_spec(self.app, &self.instance, new, place)?;
             let (engine, expectation) =
@@ -56,6 +57,10 @@ impl Work<'_> {
             compared += seen.keys_compared;
             expired += expectation.expired_keys;
             loaded.absorb(&expectation.report.census);
+            verified.push((seen.keys_loaded, expectation.report.bytes));
+            step(self.app, self.claim, |tx| {
+                progress_record::shards_verified(tx, &self.restore.id, &verified)
+            })?;
             failpoint::hit("restore.shard_verified")?;
         }
         shards.check(&loaded)?;
