@@ -1,10 +1,12 @@
-//! Looks through an append-only file before an engine replays it.
+//! Looks through an append-only file before an engine loads it; [`load`] then has one do that.
 //!
 //! An engine that loads such a file runs every command in it with all rights: one that says `CONFIG SET dir` or
 //! `MODULE LOAD` is obeyed. So only commands that change data are let through, by name; serialised values (`RESTORE`) are
 //! validated as those of snapshots are; and an RDB at the start is validated to its last byte.
 //!
 //! Source of the form: redis src/aof.c, loadSingleAppendOnlyFile. Memory: a serialised value, 16 MiB at most, and a validator.
+
+pub mod load;
 
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;

@@ -359,6 +359,27 @@ impl Node {
         self.stream.flush().map_err(|e| self.broken("send command", e))
     }
 
+    /// Sends bytes that are whole commands, or pieces of some that are sent one after the other.
+    ///
+    /// # Errors
+    /// As [`Node::send`].
+    pub(crate) fn send_raw(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.stream
+            .write_all(bytes)
+            .and_then(|()| self.stream.flush())
+            .map_err(|e| self.broken("send command", e))
+    }
+
+    /// Passes over replies of `+OK` that have arrived, at most so many, and returns how many they were: what most of many
+    /// replies are costs nothing this way.
+    pub(crate) fn skip_ok(&mut self, most: usize) -> usize {
+        const OK: &[u8] = b"+OK\r\n";
+        let arrived = &self.buffer[self.start..self.end];
+        let count = arrived.chunks_exact(OK.len()).take(most).take_while(|reply| *reply == OK).count();
+        self.start += count * OK.len();
+        count
+    }
+
     /// Reads one whole reply into memory.
     ///
     /// # Errors

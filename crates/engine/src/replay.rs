@@ -1,148 +1,501 @@
-//! An engine that is started to replay append-only files, and thrown away once its snapshot was taken.
+//! Replay: a backup applied as commands to servers that are not ours.
 //!
-//! It loads as any engine loads its own files, so keys expire as little as there; as a standby it expires nothing
-//! afterwards either, and has no port for clients. What it is given was looked through before, see [`crate::aof`].
+//! ```text
+//! validate all of it ── look at the target ── judge: which keys are there already (unless they are replaced)
+//!      ── apply: entries ─feeder─> batches ─lane of each node─> answers ─ledger─> what is committed, journal
+//!      ── remove what else the target has (where that is asked for)
+//! ```
+//!
+//! Nothing is sent before the last byte was accepted, and nothing is sent that is not what was accepted. Whatever ends an attempt (a crash of ours, a connection
+//! that breaks, a failover of theirs) the next one goes on at the position that is committed, by the same path: what was sent
+//! behind it is sent again. That does no harm where keys are replaced; where they are not, it is known of every key whether
+//! it was there before anything was sent, and so whether one that is found there later is ours.
+//!
+//! Memory: that of a validator and of the reading of an archive, 16 MiB under way to the nodes, 4 MiB twice for an entry; and
+//! a bit for each key where keys are not replaced.
 
-use std::io::Read;
+mod account;
+mod feeder;
+mod input;
+mod journal;
+mod lane;
+mod ledger;
+mod making;
+mod others;
+mod pace;
+mod shape;
+mod target;
+mod words;
+
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Mutex;
+use std::sync::mpsc::Receiver;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::control::Control;
 use crate::error::{Error, Kind};
-use crate::process::{self, Engine, EngineSpec, Persistence};
-use crate::psync::{Handshake, Snapshot};
-use crate::sideload;
+use crate::node::Endpoint;
+use crate::selection::Selection;
 
-const REPLAY: &str = "replay append-only files";
-/// As an engine names them with its usual settings (`appenddirname`, `appendfilename`).
-const HOME: &str = "appendonlydir";
-const MANIFEST: &str = "appendonly.aof.manifest";
-/// Longest silence of the engine while its snapshot is taken.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
-/// Bytes of the snapshot that are taken at once.
-const PIECE_BYTES: usize = 256 * 1024;
+pub use account::{Account, NAMED_MAX, Named, Tally};
+use feeder::{Feeder, Pass, Written};
+pub use input::{Input, Valid};
+use journal::{Journal, State};
+pub use journal::Stage;
+use lane::{APPLY, Bits, Budget, Lane, Shared};
+use ledger::Ledger;
+pub use ledger::Position;
+use pace::Pace;
+pub use shape::{Expiry, Naming, Shape};
+use target::{Primary, Target};
 
-/// The files of one server, in the order in which they are replayed; the first may be an RDB, or begin with one.
+/// Bytes under way to all nodes together.
+const UNDER_WAY_BYTES: usize = 16 * 1024 * 1024;
+/// Keys of which a bit each is kept: 32 MiB.
+const JUDGED_KEYS_MAX: u64 = 256 * 1024 * 1024;
+/// Between two attempts: at first, and at most.
+const PAUSE: std::ops::RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(2);
+
+/// What becomes of a key that the target has already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Conflict {
+    /// Nothing is written if there is any.
+    Fail,
+    /// It stays as it is.
+    Skip,
+    /// It is overwritten, in one step.
+    #[default]
+    Replace,
+}
+
+/// What becomes of the target's other keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Others {
+    /// They stay.
+    #[default]
+    Stay,
+    /// They are removed after all of the backup is there: of the databases and names that the backup's selected keys go to.
+    Go,
+}
+
+/// How values are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Form {
+    /// As they are serialised, where the target reads that.
+    #[default]
+    Payloads,
+    /// By the commands that make them: for what does not know `RESTORE ... ABSTTL`, which is all before Redis 5.0.
+    Commands,
+}
+
+/// What is asked for.
 #[derive(Debug, Clone)]
-pub struct Files {
-    /// The base; `None` where the increments are all.
-    pub base: Option<PathBuf>,
-    /// What follows it.
-    pub increments: Vec<PathBuf>,
+pub struct Plan {
+    /// Which keys.
+    pub selection: Selection,
+    /// What becomes of their database, name and expiry.
+    pub shape: Shape,
+    /// What becomes of a key that is there already.
+    pub conflict: Conflict,
+    /// What becomes of the target's other keys.
+    pub others: Others,
+    /// How values are sent.
+    pub form: Form,
+    /// Whether libraries of functions are loaded: they are code.
+    pub functions: bool,
+    /// Connections to each node that takes writes; at least 1.
+    pub connections: usize,
+    /// Keys in a second.
+    pub ops_max: Option<u64>,
+    /// How late the target may answer others before it is written to more slowly.
+    pub latency_max: Option<Duration>,
+    /// How long it is tried to go on without getting any further.
+    pub patience: Duration,
+    /// Where the position is written down, so that another process can go on.
+    pub journal: Option<PathBuf>,
+    /// Where what does not fit in memory is kept meanwhile, without a name.
+    pub spill: PathBuf,
 }
 
-/// The engine with the data, and its snapshot as bytes.
-pub struct Replayed<'a> {
-    engine: Engine,
-    directory: PathBuf,
-    snapshot: Snapshot,
+/// What the target holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TargetState {
+    /// Nothing was sent.
+    Untouched,
+    /// Some of what was asked for.
+    Partial,
+    /// All of it, but for what the account names.
+    Applied,
+}
+
+impl TargetState {
+    /// A stable word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Untouched => "untouched",
+            Self::Partial => "partial",
+            Self::Applied => "applied",
+        }
+    }
+}
+
+/// How a replay ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// What became of the keys: of all of them, or of those up to where it ended.
+    pub account: Account,
+    /// What the target holds now.
+    pub state: TargetState,
+    /// How often it was gone on with, by whichever process.
+    pub resumed: u32,
+    /// `redis 7.0.15`; empty where the target was not reached.
+    pub target_version: String,
+    /// A replica did not say in time that it has what its primary has: a failover then may have lost something.
+    pub is_unconfirmed: bool,
+    /// Why it did not come to its end.
+    pub failure: Option<Error>,
+}
+
+/// Everything that a run knows.
+struct Run<'a> {
+    plan: &'a Plan,
     control: &'a Control,
-    piece: Vec<u8>,
-    at: usize,
-    is_last: bool,
+    files: &'a [Valid],
+    target: &'a Target,
+    pace: &'a Pace,
+    /// As they were found last.
+    primaries: Vec<Primary>,
+    state: State,
+    journal: Option<&'a Journal>,
+    /// Other keys of the target, which are to be removed.
+    list: Option<std::fs::File>,
+    present: Option<Bits>,
+    is_unconfirmed: bool,
+    /// What is known to have happened beyond what is committed.
+    known: Account,
+    is_touched: bool,
 }
 
-/// Copies the files into the new directory of `spec`, lets an engine load them, and begins its snapshot. Engine and
-/// directory are gone when the result is dropped, and after an error. Phase: `replaying`.
-///
-/// # Errors
-/// [`Kind::Io`], [`Kind::EngineStart`]; [`Kind::EngineExited`] with the end of its log where it does not take the files;
-/// those of [`Control::check`].
-pub fn run<'a>(spec: &EngineSpec, files: &Files, control: &'a Control) -> Result<Replayed<'a>, Error> {
-    control.enter("replaying", 0);
-    let spec = EngineSpec {
-        persistence: Persistence::Aof,
-        ..spec.clone()
+/// Applies a backup: the files of one engine, or of all shards of a cluster. Phases: `validating`, `judging`, `applying`,
+/// `searching`, `removing`.
+pub fn run(plan: &Plan, target: &Endpoint, inputs: Vec<Input>, control: &Control) -> Outcome {
+    perform(plan, target, inputs, control, false)
+}
+
+/// Says what [`run`] would do now, and sends nothing but questions.
+pub fn dry_run(plan: &Plan, target: &Endpoint, inputs: Vec<Input>, control: &Control) -> Outcome {
+    perform(plan, target, inputs, control, true)
+}
+
+fn perform(plan: &Plan, endpoint: &Endpoint, inputs: Vec<Input>, control: &Control, is_dry: bool) -> Outcome {
+    let nothing = |failure| Outcome {
+        account: Account::default(),
+        state: TargetState::Untouched,
+        resumed: 0,
+        target_version: String::new(),
+        is_unconfirmed: false,
+        failure: Some(failure),
     };
-    let discard = |error: Error| {
-        if let Err(left) = sideload::discard(&spec.directory) {
-            tracing::warn!(error = crate::chain(&left), "the directory of a replay stays");
-        }
-        error
+    let (files, target) = match prepare(plan, endpoint, inputs, control) {
+        Ok(prepared) => prepared,
+        Err(error) => return nothing(error),
     };
-    place(&spec, files, control).map_err(discard)?;
-    let engine = process::start_standby(&spec).map_err(discard)?;
-    let begun = engine.wait_loaded(control).and_then(|()| begin(&engine, control));
-    match begun {
-        Ok(snapshot) => Ok(Replayed {
-            engine,
-            directory: spec.directory.clone(),
-            snapshot,
-            control,
-            piece: Vec::new(),
-            at: 0,
-            is_last: false,
-        }),
-        Err(error) => {
-            end(&engine, &spec.directory);
-            Err(error)
-        }
+    // What the selection counts from is what the files say.
+    let mut selection = plan.selection.clone();
+    selection.written_ms = files.iter().find_map(|file| file.written_ms).unwrap_or(0);
+    let plan = &Plan {
+        selection,
+        ..plan.clone()
+    };
+    let identity = identity(plan, &files, endpoint);
+    let (journal, written) = match plan.journal.as_deref().filter(|_| !is_dry).map(Journal::take) {
+        None => (None, None),
+        Some(Ok((journal, state))) => (Some(journal), state),
+        Some(Err(error)) => return nothing(error),
+    };
+    if written.as_ref().is_some_and(|state| state.identity != identity) {
+        let what = "the journal is of another backup, target or choice of keys: name another file, or remove it";
+        return nothing(Error::new(Kind::Refused, "read journal", what));
+    }
+    let pace = Pace::new(plan.ops_max, plan.latency_max);
+    let is_resumed = written.is_some();
+    let mut run = Run {
+        plan,
+        control,
+        files: &files,
+        target: &target,
+        pace: &pace,
+        primaries: Vec::new(),
+        state: written.unwrap_or_else(|| State::new(identity, now_ms())),
+        journal: journal.as_ref(),
+        list: None,
+        present: None,
+        is_unconfirmed: false,
+        known: Account::default(),
+        is_touched: is_resumed,
+    };
+    let failure = match is_dry {
+        true => run.judge_only().err(),
+        false => run.all(is_resumed).err(),
+    };
+    let is_done = run.state.stage == Stage::Done;
+    if is_done && let Some(journal) = &journal {
+        journal.tidy();
+    }
+    Outcome {
+        state: match (&failure, run.is_touched) {
+            (_, false) => TargetState::Untouched,
+            (None, true) => TargetState::Applied,
+            (Some(_), true) => TargetState::Partial,
+        },
+        account: if failure.is_some() { run.known } else { run.state.account },
+        resumed: run.state.resumed,
+        target_version: target.version.clone(),
+        is_unconfirmed: run.is_unconfirmed,
+        failure,
     }
 }
 
-fn begin(engine: &Engine, control: &Control) -> Result<Snapshot, Error> {
-    let mut node = engine.control()?;
-    // A replica without its primary gives no snapshot; a primary must not expire what was loaded.
-    node.run(&["DEBUG", "SET-ACTIVE-EXPIRE", "0"])?;
-    node.run(&["REPLICAOF", "NO", "ONE"])?;
-    Handshake::begin(engine.control()?, SILENCE_MAX)?
-        .started(control)?
-        .payload(control)
-}
-
-fn place(spec: &EngineSpec, files: &Files, control: &Control) -> Result<(), Error> {
-    process::create_directory(&spec.directory, spec.run_as)?;
-    let home = spec.directory.join(HOME);
-    process::create_directory(&home, spec.run_as)?;
-    let mut manifest = String::new();
-    let base = files.base.iter().map(|path| (path, 'b', "base"));
-    let increments = files.increments.iter().map(|path| (path, 'i', "incr"));
-    for (number, (path, kind, word)) in (1..).zip(base.chain(increments)) {
-        control.check(REPLAY)?;
-        let name = format!("appendonly.aof.{number}.{word}.aof");
-        let to = home.join(&name);
-        // A copy: an engine cuts off the end of a file where that is no whole command.
-        std::fs::copy(path, &to).map_err(|e| Error::io(Kind::Io, REPLAY, path.display().to_string(), e))?;
-        process::give(&to, spec.run_as)?;
-        let sequence = if kind == 'b' { 1 } else { number };
-        manifest.push_str(&format!("file {name} seq {sequence} type {kind}\n"));
+/// Validates all, and looks at the target.
+fn prepare(
+    plan: &Plan,
+    endpoint: &Endpoint,
+    inputs: Vec<Input>,
+    control: &Control,
+) -> Result<(Vec<Valid>, Target), Error> {
+    let mut bytes = 0;
+    for input in &inputs {
+        bytes += input.bytes()?;
     }
-    let to = home.join(MANIFEST);
-    std::fs::write(&to, manifest).map_err(|e| Error::io(Kind::Io, REPLAY, to.display().to_string(), e))?;
-    process::give(&to, spec.run_as)
-}
-
-fn end(engine: &Engine, directory: &Path) {
-    let gone = engine.kill().and_then(|()| sideload::discard(directory));
-    if let Err(error) = gone {
-        tracing::warn!(
-            error = crate::chain(&error),
-            "an engine that replayed, or its directory, stays"
+    control.enter("validating", bytes);
+    let mut files = Vec::new();
+    for input in inputs {
+        files.push(input.validate(&plan.spill, control)?);
+    }
+    let refused = |what: String| Err(Error::new(Kind::Refused, "plan replay", what));
+    let selected = files
+        .iter()
+        .flat_map(|file| file.report.census.dbs.keys().copied())
+        .filter(|db| plan.selection.dbs.is_empty() || plan.selection.dbs.contains(db));
+    let selected: BTreeSet<u32> = selected.collect();
+    if let Some(db) = plan.shape.crowded(&selected) {
+        return refused(format!(
+            "two databases would go to database {db}, where keys of one name cannot be told apart: select one of them"
+        ));
+    }
+    let needs_time = plan.shape.expiry != Expiry::Absolute || plan.selection.ttl.is_some();
+    if needs_time && files.iter().any(|file| file.written_ms.is_none()) {
+        return refused("the file does not say when it was written, which expiries are to be counted from".to_owned());
+    }
+    if plan.conflict != Conflict::Replace && keys_of(&files) > JUDGED_KEYS_MAX {
+        return refused(format!(
+            "more than {JUDGED_KEYS_MAX} keys can only be applied where those that are there are replaced"
+        ));
+    }
+    if plan.others == Others::Go && plan.selection.judges_values() {
+        return refused(
+            "which other keys go is decided by database and name, so no type, size or time to live can be selected"
+                .to_owned(),
         );
     }
+    let target = Target::look(endpoint)?;
+    Ok((files, target))
 }
 
-impl Drop for Replayed<'_> {
-    fn drop(&mut self) {
-        end(&self.engine, &self.directory);
+fn keys_of(files: &[Valid]) -> u64 {
+    files.iter().map(|file| file.report.census.totals().keys).sum()
+}
+
+/// What tells a replay from every other.
+fn identity(plan: &Plan, files: &[Valid], endpoint: &Endpoint) -> String {
+    let mut hasher = blake3::Hasher::new();
+    let mut keys: Vec<&Vec<u8>> = plan.selection.keys.iter().collect();
+    keys.sort();
+    let selection = Selection {
+        keys: std::collections::HashSet::new(),
+        ..plan.selection.clone()
+    };
+    let choice = (&selection, &keys, &plan.shape, plan.conflict, plan.others, plan.form, plan.functions);
+    hasher.update(format!("{choice:?}").as_bytes());
+    hasher.update(endpoint.address.to_string().as_bytes());
+    for file in files {
+        hasher.update(file.identity.as_bytes());
     }
+    hasher.finalize().to_string()
 }
 
-impl Read for Replayed<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        while self.at == self.piece.len() && !self.is_last {
-            let control = self.control;
-            let more = self
-                .snapshot
-                .fill(&mut self.piece, PIECE_BYTES, || control.check(REPLAY))
-                .map_err(|error| std::io::Error::other(crate::chain(&error)))?;
-            self.at = 0;
-            self.is_last = !more;
+#[allow(clippy::disallowed_methods, reason = "what has expired is decided once, when a replay begins")]
+fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+impl Run<'_> {
+    fn bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.report.bytes).sum()
+    }
+
+    /// Asks or counts, and leaves the answers in the account.
+    fn judge_only(&mut self) -> Result<(), Error> {
+        let asks = self.plan.conflict != Conflict::Replace;
+        self.control.enter("judging", self.bytes());
+        self.passes(Pass::Judge { asks })?;
+        if self.plan.others == Others::Go {
+            self.others(true)?;
         }
-        let rest = &self.piece[self.at..];
-        let count = rest.len().min(buffer.len());
-        buffer[..count].copy_from_slice(&rest[..count]);
-        self.at += count;
-        Ok(count)
+        Ok(())
     }
+
+    /// From where the journal says to the end.
+    fn all(&mut self, is_resumed: bool) -> Result<(), Error> {
+        if is_resumed && self.state.stage != Stage::Done {
+            self.state.resumed += 1;
+        }
+        if self.plan.conflict != Conflict::Replace && self.state.stage == Stage::Applying {
+            self.find_present(is_resumed)?;
+        }
+        self.write()?;
+        if self.state.stage == Stage::Applying {
+            self.control.enter("applying", self.bytes());
+            self.passes(Pass::Apply)?;
+            self.state.stage = match self.plan.others {
+                Others::Stay => Stage::Done,
+                Others::Go => Stage::Searching,
+            };
+            self.write()?;
+        }
+        if self.state.stage != Stage::Done {
+            self.others(false)?;
+            self.state.stage = Stage::Done;
+            self.write()?;
+        }
+        Ok(())
+    }
+
+    fn write(&self) -> Result<(), Error> {
+        self.journal.map_or(Ok(()), |journal| journal.write(&self.state))
+    }
+
+    /// Learns which keys the target has, once: before anything is written.
+    fn find_present(&mut self, is_resumed: bool) -> Result<(), Error> {
+        let keys = keys_of(self.files);
+        if let Some(journal) = self.journal.filter(|_| is_resumed) {
+            self.present = Some(journal.read_present(keys)?);
+            return Ok(());
+        }
+        self.present = Some(Bits::new(keys));
+        self.control.enter("judging", self.bytes());
+        let judged_at_ms = self.state.judged_at_ms;
+        self.passes(Pass::Judge { asks: true })?;
+        let identity = std::mem::take(&mut self.state.identity);
+        let judged = std::mem::replace(&mut self.state, State::new(identity, judged_at_ms));
+        let found = judged.account.conflicting.count;
+        if found > 0 && self.plan.conflict == Conflict::Fail {
+            self.known = Account {
+                conflicting: judged.account.conflicting,
+                ..Account::default()
+            };
+            let what = format!("the target has {found} of the keys already, and conflicts are to fail: nothing was written");
+            return Err(Error::new(Kind::Refused, APPLY, what));
+        }
+        if let (Some(journal), Some(present)) = (self.journal, &self.present) {
+            journal.write_present(present)?;
+        }
+        Ok(())
+    }
+
+    /// Passes over the backup from the position on, as often as something interrupts one that may get on again.
+    fn passes(&mut self, pass: Pass) -> Result<(), Error> {
+        self.again(|run, is_first| {
+            let in_doubt_below = run.state.sent_below;
+            run.pass(pass, in_doubt_below, is_first)
+        })
+    }
+
+    /// One pass from the position on. What is committed by its end is in the state, whatever the end.
+    fn pass(&mut self, pass: Pass, in_doubt_below: u64, is_first: bool) -> Result<(), Error> {
+        let needs_nodes = pass != Pass::Judge { asks: false };
+        let nodes = match needs_nodes {
+            true => self.target.nodes(&self.primaries)?,
+            false => target::Nodes::none(),
+        };
+        self.primaries.clone_from(&nodes.primaries);
+        if !is_first && pass.writes() {
+            self.state.resumed += 1;
+            self.write()?;
+        }
+        self.is_touched |= pass.writes();
+        let addresses: Vec<_> = self.primaries.iter().map(|primary| primary.address.clone()).collect();
+        let shared = Shared {
+            target: self.target,
+            plan: self.plan,
+            control: self.control,
+            ledger: Mutex::new(Ledger::new(self.state.position, std::mem::take(&mut self.state.account))),
+            budget: Budget::new(UNDER_WAY_BYTES),
+            present: self.present.as_ref(),
+            in_doubt_below: if pass.writes() { in_doubt_below } else { 0 },
+            failure: Mutex::new(None),
+            is_stopped: AtomicBool::new(false),
+            is_stale: AtomicBool::new(false),
+            is_unconfirmed: AtomicBool::new(false),
+        };
+        self.control.keys_done.store(self.state.position.key, Ordering::Relaxed);
+        let pace = self.pace;
+        let fed = std::thread::scope(|scope| {
+            pace.begin();
+            if pace.is_limited() && pass.writes() {
+                let (target, addresses) = (self.target, &addresses);
+                scope.spawn(move || pace.watch(target, addresses));
+            }
+            let mut spawn = |lane, batches: Receiver<_>| {
+                scope.spawn(move || Lane::run(lane, &batches));
+            };
+            let judged_at_ms = self.state.judged_at_ms;
+            let mut feeder = Feeder::new(&shared, pass, judged_at_ms, pace, nodes, &mut spawn);
+            feeder.present = self.present.as_ref();
+            feeder.written = self.journal.filter(|_| pass.writes()).map(|journal| Written {
+                journal,
+                state: &mut self.state,
+                at: Instant::now(),
+            });
+            let fed = match (pass, &self.list) {
+                (Pass::Remove, Some(list)) => feeder.feed_list(list),
+                _ => feeder.feed(self.files),
+            };
+            if let Err(error) = &fed {
+                // The connections take what they have been given, and no more comes.
+                tracing::debug!(error = crate::chain(error), "a pass ends early");
+            }
+            let sent_below = feeder.sent_below();
+            feeder.end();
+            pace.end();
+            fed.map_err(|error| (error, sent_below))
+        });
+        let Shared { ledger, failure, is_unconfirmed, .. } = shared;
+        let mut ledger = ledger.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+        ledger.commit();
+        self.known = ledger.known();
+        (self.state.position, self.state.account) = (ledger.position, ledger.account);
+        self.is_unconfirmed |= is_unconfirmed.into_inner();
+        let first = failure.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let ended = match (first, fed) {
+            (None, Ok(())) => Ok(()),
+            (Some(error), Ok(())) => Err(error),
+            (first, Err((error, sent_below))) => {
+                self.state.sent_below = self.state.sent_below.max(sent_below);
+                Err(first.unwrap_or(error))
+            }
+        };
+        if pass.writes() {
+            self.write()?;
+        }
+        ended
+    }
+}
+
+/// A file without a name, in `folder`.
+fn nameless(folder: &Path) -> Result<std::fs::File, Error> {
+    crate::duplicate::nameless(folder)
 }

@@ -14,7 +14,8 @@
 //! and data of modules are skipped by their structure and named. Everything else is refused by its number, at
 //! its offset. Absent on purpose: I/O.
 //!
-//! A [`Writer`] writes keys of a valid file for an engine of another version or family, an [`AofWriter`] as commands.
+//! A [`Writer`] writes keys of a valid file for an engine of another version or family, an [`AofWriter`] as commands, a
+//! [`PayloadWriter`] as the payloads that `RESTORE` takes. [`Entries`] finds the keys of a valid file again, faster than they are read.
 //!
 //! A [`Sink`] that asks for it is also told the values themselves, see [`Event`].
 //!
@@ -31,6 +32,7 @@ mod digest;
 mod distinct;
 mod dump;
 mod elements;
+mod entries;
 mod error;
 mod event;
 mod fingerprint;
@@ -61,6 +63,7 @@ pub use crc64::crc64;
 pub use digest::{Digest, hash_of_key};
 pub use distinct::{KEYS_IN_MEMORY_MAX, Spill};
 pub use dump::{DumpSummary, DumpValidator};
+pub use entries::{Copied, Entries, Taker};
 pub use error::{Error, ErrorKind, KeyHint};
 pub use event::{Event, KeyStart, KeySummary, Part, Sink, StreamId};
 pub use fingerprint::MEMBERS_IN_MEMORY_MAX;
@@ -74,4 +77,7 @@ pub use report::{
 };
 pub use slot::{has_tag, slot_of};
 pub use validator::Validator;
-pub use writer::{AofWriter, Compression, Loss, TARGETS, Target, Writer};
+pub use writer::{
+    AofWriter, Compression, FOOTER_BYTES, Footer, Header, Loss, PayloadWriter, TARGETS, Target, Writer, entry_header,
+    push_footer,
+};

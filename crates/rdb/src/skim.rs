@@ -4,7 +4,7 @@
 
 use crate::elements::Shape;
 use crate::error::{Step, Stop};
-use crate::opcode::{self, Family, FieldExpiry, Layout, layout};
+use crate::opcode::{self, Family, FieldExpiry, Layout, Type, layout};
 use crate::reader::{Length, Reader};
 
 /// Entries at the start of a buffer.
@@ -54,6 +54,80 @@ fn entry(family: Family, r: &mut Reader<'_>) -> Step<bool> {
             _ => return Ok(false),
         }
     }
+}
+
+/// What stands before a value, and where that is.
+pub(crate) struct Entry<'a> {
+    pub(crate) expire_at_ms: Option<i64>,
+    pub(crate) idle_seconds: Option<u64>,
+    pub(crate) frequency: Option<u8>,
+    pub(crate) type_code: u8,
+    pub(crate) kind: Type,
+    pub(crate) key: Key<'a>,
+    pub(crate) value: &'a [u8],
+    /// Bytes of all of it.
+    pub(crate) bytes: usize,
+}
+
+/// A key as it is stored.
+pub(crate) enum Key<'a> {
+    Plain(&'a [u8]),
+    Int(i64),
+    Lzf { packed: &'a [u8], plain: u64 },
+}
+
+/// The entry that `bytes` begins with, if `is_wanted` says so of its type code. `None`: something else, or one that has to be
+/// read to know its end.
+pub(crate) fn whole_entry<'a>(
+    family: Family,
+    bytes: &'a [u8],
+    is_wanted: impl Fn(u8) -> bool,
+) -> Step<Option<Entry<'a>>> {
+    let mut r = Reader::new(bytes);
+    let (mut expire_at_ms, mut idle_seconds, mut frequency) = (None, None, None);
+    loop {
+        let code = r.byte()?;
+        match code {
+            opcode::EXPIRETIME_MS => expire_at_ms = Some(i64::from_le_bytes(r.array()?)),
+            opcode::EXPIRETIME => expire_at_ms = Some(i64::from(i32::from_le_bytes(r.array()?)) * 1000),
+            opcode::FREQ => frequency = Some(r.byte()?),
+            opcode::IDLE => idle_seconds = Some(r.length()?),
+            type_code if type_code < opcode::SLOT_IMPORT && is_wanted(type_code) => {
+                let (kind, layout) = layout(family, type_code)?;
+                let key = key(&mut r)?;
+                let from = r.pos();
+                if !value(layout, &mut r)? {
+                    return Ok(None);
+                }
+                return Ok(Some(Entry {
+                    expire_at_ms,
+                    idle_seconds,
+                    frequency,
+                    type_code,
+                    kind,
+                    key,
+                    value: &bytes[from..r.pos()],
+                    bytes: r.pos(),
+                }));
+            }
+            _ => return Ok(None),
+        }
+    }
+}
+
+#[inline]
+fn key<'a>(r: &mut Reader<'a>) -> Step<Key<'a>> {
+    Ok(match r.length_field()? {
+        Length::Plain(length) => Key::Plain(r.take(usize::try_from(length).unwrap_or(usize::MAX))?),
+        Length::Encoded(0) => Key::Int(i64::from(i8::from_le_bytes(r.array()?))),
+        Length::Encoded(1) => Key::Int(i64::from(i16::from_le_bytes(r.array()?))),
+        Length::Encoded(2) => Key::Int(i64::from(i32::from_le_bytes(r.array()?))),
+        Length::Encoded(_) => {
+            let (packed, plain) = (r.length()?, r.length()?);
+            let packed = r.take(usize::try_from(packed).unwrap_or(usize::MAX))?;
+            Key::Lzf { packed, plain }
+        }
+    })
 }
 
 fn value(layout: Layout, r: &mut Reader<'_>) -> Step<bool> {

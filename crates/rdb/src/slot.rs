@@ -7,18 +7,27 @@ pub(crate) const SLOTS: u64 = 16 * 1024;
 /// does, else of the whole key (src/cluster.c, keyHashSlot).
 pub fn slot_of(key: &[u8]) -> u16 {
     let hashed = tag(key).unwrap_or(key);
-    // CRC16 with the polynomial 0x1021, initial value 0, not reflected.
     let crc = hashed.iter().fold(0u16, |crc, byte| {
-        (0..8).fold(crc ^ u16::from(*byte) << 8, |crc, _| {
-            if crc & 0x8000 == 0 {
-                crc << 1
-            } else {
-                crc << 1 ^ 0x1021
-            }
-        })
+        crc << 8 ^ CRC16[usize::from((crc >> 8) as u8 ^ *byte)]
     });
     crc % SLOTS as u16
 }
+
+/// CRC16 of each byte, with the polynomial 0x1021, initial value 0, not reflected.
+const CRC16: [u16; 256] = {
+    let mut table = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let (mut crc, mut bit) = ((byte as u16) << 8, 0);
+        while bit < 8 {
+            crc = if crc & 0x8000 == 0 { crc << 1 } else { crc << 1 ^ 0x1021 };
+            bit += 1;
+        }
+        table[byte] = crc;
+        byte += 1;
+    }
+    table
+};
 
 /// Whether only a part of the key says which slot it is of: what follows that part does not matter.
 pub fn has_tag(key: &[u8]) -> bool {

@@ -8,6 +8,7 @@
 //! stand: so counts are known before the first element is written, and memory is bounded whatever a value holds.
 
 mod aof;
+mod payload;
 mod plain;
 mod raw;
 mod target;
@@ -23,6 +24,7 @@ use crate::opcode::{self, Family, Layout, Type, layout};
 use crate::report::Report;
 
 pub use aof::AofWriter;
+pub use payload::{FOOTER_BYTES, Footer, PayloadWriter, entry_header, push_footer};
 use plain::{Expiries, Form, Plain};
 use raw::Raw;
 pub use target::{TARGETS, Target};
@@ -59,6 +61,17 @@ pub struct Loss<'a> {
     pub is_left_out: bool,
     /// Why, or what.
     pub reason: &'static str,
+}
+
+/// What stands before the value of an entry, but for its key and expiry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Header {
+    /// The RDB type code of the value.
+    pub type_code: u8,
+    /// Seconds since the key was used, where the file says so.
+    pub idle_seconds: Option<u64>,
+    /// How often the key is used, on the engines' logarithmic scale, where the file says so.
+    pub frequency: Option<u8>,
 }
 
 /// Where bytes go, with their checksum.

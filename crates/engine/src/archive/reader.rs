@@ -71,10 +71,28 @@ impl FileReader {
         &self,
         control: &Control,
         workers: usize,
+        push: impl FnMut(&[u8]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        self.read_from(0, control, workers, push)
+    }
+
+    /// As [`FileReader::read`], from the byte at `offset` on.
+    ///
+    /// # Errors
+    /// As [`Archive::read`].
+    pub fn read_from(
+        &self,
+        offset: u64,
+        control: &Control,
+        workers: usize,
         mut push: impl FnMut(&[u8]) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let segments = &self.archive.manifest.segments[self.segments.clone()];
-        let mut at = 0;
+        let own = &self.archive.manifest.segments[self.segments.clone()];
+        let first = own.partition_point(|segment| after(segment) - self.bytes.start <= offset);
+        let segments = &own[first..];
+        let mut at = segments
+            .first()
+            .map_or(offset, |segment| segment.first_offset - self.bytes.start);
         self.archive
             .read_segments(segments, &self.identity, control, workers, |piece| {
                 {
@@ -83,8 +101,10 @@ impl FileReader {
                     held.delivered.clear();
                     held.delivered.extend_from_slice(piece);
                 }
+                // Of the first piece what stands before the offset is passed by.
+                let before = usize::try_from(offset.saturating_sub(at)).unwrap_or(usize::MAX);
                 at += piece.len() as u64;
-                push(piece)
+                push(piece.get(before..).unwrap_or_default())
             })
     }
 

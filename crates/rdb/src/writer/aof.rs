@@ -54,6 +54,19 @@ where
         }
     }
 
+    /// As [`AofWriter::new`], for an engine whose connection is in a database already: no SELECT is written for keys of that.
+    pub fn in_db(family: Family, target: Target, db: u32, read: R, out: W) -> Self {
+        Self {
+            read,
+            out,
+            family,
+            target,
+            db: Some(db),
+            keys: 0,
+            values: Values::default(),
+        }
+    }
+
     /// Keys written so far.
     pub fn keys(&self) -> u64 {
         self.keys

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::{Output, changed};
+use super::{Header, Output, changed};
 use crate::lzf;
 use crate::opcode;
 
@@ -168,19 +168,26 @@ where
 
     /// Skips what stands before a value, and returns where that starts.
     pub(super) fn value_offset(&mut self) -> io::Result<u64> {
+        self.header().map(|(_, offset)| offset)
+    }
+
+    /// What stands before a value, and where that starts.
+    pub(super) fn header(&mut self) -> io::Result<(Header, u64)> {
+        let mut header = Header::default();
         loop {
             match self.byte()? {
                 opcode::EXPIRETIME_MS => self.skip(8)?,
                 opcode::EXPIRETIME => self.skip(4)?,
-                opcode::IDLE => drop(self.length()?),
-                opcode::FREQ => self.skip(1)?,
+                opcode::IDLE => header.idle_seconds = Some(self.length()?),
+                opcode::FREQ => header.frequency = Some(self.byte()?),
                 opcode::AUX => {
                     self.skip_string()?;
                     self.skip_string()?;
                 }
-                _type_code => {
+                type_code => {
+                    header.type_code = type_code;
                     self.skip_string()?;
-                    return Ok(self.offset());
+                    return Ok((header, self.offset()));
                 }
             }
         }

@@ -68,7 +68,7 @@ impl Target {
     }
 
     /// Whether a type code of a file of family `from` means the same to the target.
-    pub(crate) fn reads(self, from: Family, code: u8) -> bool {
+    pub fn reads(self, from: Family, code: u8) -> bool {
         match code {
             0..=15 => true,
             16..=19 => self.version >= 10,

@@ -16,7 +16,7 @@ use anyhow::Context;
 use clap::Args;
 use engine::backup::{ImportPlan, ShardFile};
 use engine::process::{self, Persistence};
-use engine::replay::{self, Files};
+use engine::aof::load::{self, Files};
 use engine::{Control, Error, Kind};
 use serde_json::json;
 
@@ -306,11 +306,11 @@ fn replayed(
             bytes >> 20,
             free >> 20
         );
-        return Err(Error::new(Kind::Memory, "replay append-only files", context));
+        return Err(Error::new(Kind::Memory, "load append-only files", context));
     }
     let room = Room::take(app)?;
     let spec = throw_away_engine(app, &room, process::find_binary()?, Persistence::Aof)?;
-    let mut source = replay::run(&spec, files, control)?;
+    let mut source = load::run(&spec, files, control)?;
     engine::backup::import(plan, &mut source, store, &app.vault.signer, control)
 }
 

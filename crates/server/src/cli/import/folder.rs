@@ -4,7 +4,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use engine::replay::Files;
+use engine::aof::load::Files;
 
 /// What is to be read.
 pub(super) enum Kept {

@@ -1,0 +1,130 @@
+//! What became of every key.
+
+use serde::{Deserialize, Serialize};
+
+/// Keys of each kind that are named.
+pub const NAMED_MAX: usize = 100;
+/// Bytes of a key that are kept of one that is named.
+const NAME_BYTES_MAX: usize = 256;
+
+/// A key that is named, and why it is where it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Named {
+    /// The database in the backup; of a key that was removed, that in the target.
+    pub db: u32,
+    /// The key, or its first 256 bytes.
+    pub key: Vec<u8>,
+    /// Why, where the kind does not say it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+}
+
+/// Keys of one kind: how many, and the first of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tally {
+    /// How many.
+    pub count: u64,
+    /// The first, at most [`NAMED_MAX`].
+    pub first: Vec<Named>,
+}
+
+impl Tally {
+    /// Counts a key.
+    pub fn add(&mut self, db: u32, key: &[u8], reason: &str) {
+        self.count += 1;
+        if self.first.len() < NAMED_MAX {
+            self.first.push(Named {
+                db,
+                key: key[..key.len().min(NAME_BYTES_MAX)].to_vec(),
+                reason: reason.to_owned(),
+            });
+        }
+    }
+
+    fn absorb(&mut self, later: Self) {
+        self.count += later.count;
+        let room = NAMED_MAX - self.first.len().min(NAMED_MAX);
+        self.first.extend(later.first.into_iter().take(room));
+    }
+}
+
+/// Every key of a backup is in exactly one of the first five.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Account {
+    /// The target said that it has it.
+    pub applied: Tally,
+    /// Not selected.
+    pub skipped: Tally,
+    /// The target had such a key, which was left as it was.
+    pub conflicting: Tally,
+    /// Its time was over.
+    pub expired: Tally,
+    /// The target cannot hold it, or refused it; or its new name may be another's.
+    pub failed: Tally,
+    /// Applied, but without something that no command makes: counted among the applied ones too.
+    pub reduced: Tally,
+    /// Other keys of the target that were removed.
+    pub removed: Tally,
+    /// Libraries of functions that were loaded.
+    pub functions: u64,
+    /// Libraries that the target refused, with its words.
+    pub functions_refused: Vec<String>,
+    /// Serialised bytes of the applied keys.
+    pub applied_bytes: u64,
+}
+
+impl Account {
+    /// Adds what happened later.
+    pub fn absorb(&mut self, later: Self) {
+        let Self {
+            applied,
+            skipped,
+            conflicting,
+            expired,
+            failed,
+            reduced,
+            removed,
+            functions,
+            functions_refused,
+            applied_bytes,
+        } = later;
+        self.applied.absorb(applied);
+        self.skipped.absorb(skipped);
+        self.conflicting.absorb(conflicting);
+        self.expired.absorb(expired);
+        self.failed.absorb(failed);
+        self.reduced.absorb(reduced);
+        self.removed.absorb(removed);
+        self.functions += functions;
+        self.functions_refused.extend(functions_refused);
+        self.functions_refused.truncate(NAMED_MAX);
+        self.applied_bytes += applied_bytes;
+    }
+
+    /// Keys of the backup that are accounted for.
+    pub fn keys(&self) -> u64 {
+        let kinds = [&self.applied, &self.skipped, &self.conflicting, &self.expired, &self.failed];
+        kinds.iter().map(|tally| tally.count).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_each_kind_all_are_counted_and_the_first_hundred_named() {
+        let mut account = Account::default();
+        for part in 0..3u32 {
+            let mut later = Account::default();
+            for number in 0..80 {
+                later.failed.add(part, format!("{part}:{number}").as_bytes(), "why");
+            }
+            later.applied.add(0, &[b'x'; 1000], "");
+            account.absorb(later);
+        }
+        assert_eq!((account.failed.count, account.failed.first.len()), (240, NAMED_MAX));
+        assert_eq!(account.failed.first[99].key, b"1:19");
+        assert_eq!((account.keys(), account.applied.first[0].key.len()), (243, 256));
+    }
+}

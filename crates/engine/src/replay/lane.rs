@@ -1,0 +1,569 @@
+//! One connection to one node: commands go out in batches, answers come back in their order.
+//!
+//! As many batches are under way as keep the node busy for a round trip and more; what is under way is held until it is
+//! answered, because a slot may have moved and a command must then be sent to another node.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use super::account::Account;
+use super::ledger::{Chunk, Ledger};
+use super::target::{Target, named_by};
+use super::{Conflict, Plan};
+use crate::control::Control;
+use crate::error::{Error, Kind};
+use crate::node::{Address, Node, Reply};
+
+pub(super) const APPLY: &str = "apply backup";
+/// Bytes under way on one connection: at least, and at most.
+const WINDOW_BYTES: std::ops::RangeInclusive<usize> = 256 * 1024..=4 * 1024 * 1024;
+/// How often a command is redirected before the cluster is said to be in disorder.
+const REDIRECTIONS_MAX: usize = 16;
+/// A replica is waited for so long, in milliseconds; where none confirms, that is told.
+const REPLICA_WAIT_MS: &str = "5000";
+
+/// What a command asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verb {
+    /// Write a key.
+    Apply,
+    /// Is there such a key?
+    Exists,
+    /// Remove a key.
+    Remove,
+}
+
+/// What one key takes: a command, or several that follow each other.
+pub(super) struct Command {
+    /// Where its bytes end in those of the batch.
+    pub(super) end: usize,
+    /// Number of the key.
+    pub(super) number: u64,
+    /// Serialised bytes of the entry.
+    pub(super) bytes: u64,
+    /// Commands; of several, the last but one decides.
+    pub(super) commands: u32,
+}
+
+/// Commands for one database of one node, all of one chunk.
+pub(super) struct Batch {
+    pub(super) chunk: Arc<Chunk>,
+    pub(super) verb: Verb,
+    pub(super) db: u32,
+    pub(super) bytes: Vec<u8>,
+    pub(super) keys: Vec<Command>,
+    /// At its end a replica is waited for.
+    pub(super) waits: bool,
+}
+
+/// Bytes that may be under way to all nodes together.
+pub(super) struct Budget {
+    left: Mutex<usize>,
+    more: Condvar,
+}
+
+impl Budget {
+    pub(super) fn new(bytes: usize) -> Self {
+        Self {
+            left: Mutex::new(bytes),
+            more: Condvar::new(),
+        }
+    }
+
+    /// Takes bytes, or waits for a while; a batch larger than the rest takes what there is.
+    fn try_take(&self, bytes: usize) -> Option<usize> {
+        let mut left = lock(&self.left);
+        if *left == 0 {
+            left = match self.more.wait_timeout(left, Duration::from_millis(20)) {
+                Ok((left, _)) => left,
+                Err(poisoned) => poisoned.into_inner().0,
+            };
+        }
+        let taken = bytes.min(*left);
+        *left -= taken;
+        (taken > 0 || bytes == 0).then_some(taken)
+    }
+
+    fn give_back(&self, bytes: usize) {
+        *lock(&self.left) += bytes;
+        self.more.notify_all();
+    }
+}
+
+/// One bit for each key of a backup.
+pub(super) struct Bits(Vec<AtomicU64>);
+
+impl Bits {
+    pub(super) fn new(keys: u64) -> Self {
+        let words = usize::try_from(keys.div_ceil(64)).unwrap_or(usize::MAX);
+        Self((0..words).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    pub(super) fn of_words(words: Vec<u64>) -> Self {
+        Self(words.into_iter().map(AtomicU64::new).collect())
+    }
+
+    pub(super) fn words(&self) -> impl Iterator<Item = u64> {
+        self.0.iter().map(|word| word.load(Ordering::Relaxed))
+    }
+
+    fn set(&self, number: u64) {
+        if let Some(word) = self.0.get((number / 64) as usize) {
+            word.fetch_or(1 << (number % 64), Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn is_set(&self, number: u64) -> bool {
+        let word = self.0.get((number / 64) as usize);
+        word.is_some_and(|word| word.load(Ordering::Relaxed) & 1 << (number % 64) != 0)
+    }
+}
+
+/// What all connections of a pass share.
+pub(super) struct Shared<'a> {
+    pub(super) target: &'a Target,
+    pub(super) plan: &'a Plan,
+    pub(super) control: &'a Control,
+    pub(super) ledger: Mutex<Ledger>,
+    pub(super) budget: Budget,
+    /// Which keys the target has already; nobody asked where it does not matter.
+    pub(super) present: Option<&'a Bits>,
+    /// Keys before this one may have been applied by an attempt that did not hear of it.
+    pub(super) in_doubt_below: u64,
+    /// Why all stop.
+    pub(super) failure: Mutex<Option<Error>>,
+    pub(super) is_stopped: AtomicBool,
+    /// The slots are not where they were.
+    pub(super) is_stale: AtomicBool,
+    /// A replica did not confirm in time.
+    pub(super) is_unconfirmed: AtomicBool,
+}
+
+impl Shared<'_> {
+    pub(super) fn stop(&self, error: Error) {
+        lock(&self.failure).get_or_insert(error);
+        self.is_stopped.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_stopped(&self) -> bool {
+        self.is_stopped.load(Ordering::Relaxed)
+    }
+
+    /// Takes room for a batch, as soon as there is some. `None`: all stop.
+    pub(super) fn room(&self, bytes: usize) -> Option<usize> {
+        loop {
+            if self.is_stopped() {
+                return None;
+            }
+            if let Err(error) = self.control.check(APPLY) {
+                self.stop(error);
+                return None;
+            }
+            if let Some(taken) = self.budget.try_take(bytes) {
+                return Some(taken);
+            }
+        }
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// A batch that is under way.
+struct Flying {
+    batch: Batch,
+    room: usize,
+    since: Instant,
+    /// A reply to SELECT comes before all others.
+    selected: bool,
+}
+
+/// What is known of a connection's speed: how much is to be under way.
+struct Window {
+    bytes: usize,
+    round_trip: Duration,
+    rate: f64,
+    last: Instant,
+}
+
+impl Window {
+    /// Twice what the node takes in a round trip.
+    fn learn(&mut self, bytes: usize, since: Instant) {
+        let now = Instant::now();
+        self.round_trip = self.round_trip.min(now - since);
+        let took = (now - self.last.max(since)).as_secs_f64().max(1e-6);
+        self.last = now;
+        self.rate = 0.8 * self.rate + 0.2 * (bytes as f64 / took);
+        let wanted = 2.0 * self.rate * self.round_trip.as_secs_f64();
+        self.bytes = (wanted as usize).clamp(*WINDOW_BYTES.start(), *WINDOW_BYTES.end());
+    }
+}
+
+/// A connection, and what goes on there.
+pub(super) struct Lane<'s, 'a> {
+    shared: &'s Shared<'a>,
+    node: Node,
+    address: Address,
+    db: u32,
+    flying: VecDeque<Flying>,
+    flying_bytes: usize,
+    window: Window,
+    /// Connections to nodes that this one sends us to.
+    others: HashMap<String, Node>,
+}
+
+impl<'s, 'a> Lane<'s, 'a> {
+    /// Connects to a node.
+    ///
+    /// # Errors
+    /// As [`Node::connect`].
+    pub(super) fn open(shared: &'s Shared<'a>, address: &Address) -> Result<Self, Error> {
+        Ok(Self {
+            node: Node::connect(&shared.target.at(address.clone()))?,
+            shared,
+            address: address.clone(),
+            db: 0,
+            flying: VecDeque::new(),
+            flying_bytes: 0,
+            window: Window {
+                bytes: *WINDOW_BYTES.start(),
+                round_trip: Duration::from_secs(1),
+                rate: 0.0,
+                last: Instant::now(),
+            },
+            others: HashMap::new(),
+        })
+    }
+
+    /// Sends what comes and counts what is answered, until nothing comes any more or all stop.
+    pub(super) fn run(mut self, batches: &Receiver<(Batch, usize)>) {
+        if let Err(error) = self.work(batches) {
+            self.shared.stop(error);
+        }
+        for flying in self.flying {
+            flying.batch.chunk.spoil(Account::default());
+            self.shared.budget.give_back(flying.room);
+        }
+    }
+
+    fn work(&mut self, batches: &Receiver<(Batch, usize)>) -> Result<(), Error> {
+        let mut is_open = true;
+        loop {
+            while is_open && self.flying_bytes < self.window.bytes {
+                let next = match self.flying.is_empty() {
+                    true => batches.recv().map_err(|_| TryRecvError::Disconnected),
+                    false => batches.try_recv(),
+                };
+                match next {
+                    Ok((batch, room)) => self.send(batch, room)?,
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => is_open = false,
+                }
+            }
+            match self.flying.pop_front() {
+                Some(flying) => self.collect(flying)?,
+                None if !is_open => return Ok(()),
+                None => {}
+            }
+        }
+    }
+
+    fn send(&mut self, batch: Batch, room: usize) -> Result<(), Error> {
+        let selected = batch.db != self.db && !batch.keys.is_empty();
+        self.flying_bytes += batch.bytes.len();
+        // Before anything can fail, so that it is given back.
+        self.flying.push_back(Flying {
+            room,
+            since: Instant::now(),
+            selected,
+            batch,
+        });
+        let Some(Flying { batch, .. }) = self.flying.back() else {
+            return Ok(());
+        };
+        if selected {
+            self.node.send(&[b"SELECT", batch.db.to_string().as_bytes()])?;
+            self.db = batch.db;
+        }
+        self.node.send_raw(&batch.bytes)?;
+        if batch.waits {
+            self.node.send(&[b"WAIT", b"1", REPLICA_WAIT_MS.as_bytes()])?;
+        }
+        Ok(())
+    }
+
+    /// Takes the answers to a batch.
+    fn collect(&mut self, flying: Flying) -> Result<(), Error> {
+        let Flying {
+            batch,
+            room,
+            since,
+            selected,
+        } = flying;
+        self.flying_bytes -= batch.bytes.len();
+        let mut account = Account::default();
+        let answered = self.answers(&batch, selected, &mut account);
+        self.window.learn(batch.bytes.len(), since);
+        self.shared.budget.give_back(room);
+        let keys = batch.keys.len() as u64;
+        match answered {
+            Ok(None) => {
+                batch.chunk.end_batch(account);
+                self.shared.control.keys_done.fetch_add(keys, Ordering::Relaxed);
+                let mut ledger = lock(&self.shared.ledger);
+                ledger.commit();
+                Ok(())
+            }
+            // The node answers on: what it says of what else is under way is counted too.
+            Ok(Some(error)) => {
+                batch.chunk.spoil(account);
+                self.shared.stop(error);
+                Ok(())
+            }
+            Err(error) => {
+                batch.chunk.spoil(account);
+                Err(error)
+            }
+        }
+    }
+
+    /// Counts the answers to a batch; returns why all have to stop.
+    fn answers(
+        &mut self,
+        batch: &Batch,
+        selected: bool,
+        account: &mut Account,
+    ) -> Result<Option<Error>, Error> {
+        let mut refused_db = None;
+        if selected && let Reply::Error(text) = self.node.reply()? {
+            refused_db = Some(text);
+        }
+        let (mut at, mut start, mut stop) = (0, 0, None);
+        while let Some(key) = batch.keys.get(at) {
+            if batch.verb == Verb::Apply && key.commands == 1 && refused_db.is_none() {
+                let done = self.node.skip_ok(batch.keys.len() - at);
+                for key in &batch.keys[at..at + done] {
+                    self.count_applied(batch, start..key.end, key.bytes, account);
+                    start = key.end;
+                }
+                at += done;
+                if done > 0 {
+                    continue;
+                }
+            }
+            let reply = self.reply_to(key)?;
+            let bytes = start..key.end;
+            start = key.end;
+            at += 1;
+            let reply = match &refused_db {
+                Some(text) => Reply::Error(text.clone()),
+                None => reply,
+            };
+            let reply = self.follow(batch, &bytes, key, reply)?;
+            if let Some(error) = self.count(batch, bytes, key, &reply, account) {
+                stop.get_or_insert(error);
+            }
+        }
+        if batch.waits {
+            let confirmed = self.node.reply()?;
+            if confirmed.int().is_none_or(|replicas| replicas == 0) {
+                self.shared.is_unconfirmed.store(true, Ordering::Relaxed);
+            }
+        }
+        Ok(stop)
+    }
+
+    /// The reply that decides about a key.
+    fn reply_to(&mut self, key: &Command) -> Result<Reply, Error> {
+        decisive(&mut self.node, key.commands)
+    }
+
+    fn count_applied(
+        &self,
+        batch: &Batch,
+        bytes: std::ops::Range<usize>,
+        entry_bytes: u64,
+        account: &mut Account,
+    ) {
+        account.applied_bytes += entry_bytes;
+        if account.applied.first.len() < super::account::NAMED_MAX {
+            let (db, key) = self.source_of(batch, bytes);
+            account.applied.add(db, &key, "");
+        } else {
+            account.applied.count += 1;
+        }
+    }
+
+    /// The key in the backup that a command is for.
+    fn source_of(&self, batch: &Batch, bytes: std::ops::Range<usize>) -> (u32, Vec<u8>) {
+        let key = key_of(&batch.bytes[bytes]).unwrap_or_default();
+        match batch.verb {
+            Verb::Remove => (batch.db, key.to_vec()),
+            Verb::Apply | Verb::Exists => self.shared.plan.shape.source_of(batch.db, key),
+        }
+    }
+
+    /// Counts one answer; returns why all have to stop.
+    fn count(
+        &self,
+        batch: &Batch,
+        bytes: std::ops::Range<usize>,
+        key: &Command,
+        reply: &Reply,
+        account: &mut Account,
+    ) -> Option<Error> {
+        let is_in_doubt = key.number < self.shared.in_doubt_below;
+        let is_busy = match reply {
+            Reply::Error(text) => text.starts_with("BUSYKEY"),
+            // Of a RENAMENX.
+            Reply::Int(0) => batch.verb == Verb::Apply,
+            _ => false,
+        };
+        let named = || self.source_of(batch, bytes.clone());
+        match (batch.verb, reply) {
+            (Verb::Apply, _) if is_busy && is_in_doubt => {
+                self.count_applied(batch, bytes, key.bytes, account);
+            }
+            (Verb::Apply, _) if is_busy => {
+                let (db, key) = named();
+                account.conflicting.add(db, &key, "");
+                if self.shared.plan.conflict == Conflict::Fail {
+                    let what = "a key appeared in the target after it was looked for, and conflicts are to fail";
+                    return Some(Error::new(Kind::Refused, APPLY, what));
+                }
+            }
+            (Verb::Apply, Reply::Simple(_) | Reply::Int(_)) => {
+                self.count_applied(batch, bytes, key.bytes, account);
+            }
+            (Verb::Exists, Reply::Int(0)) => self.count_applied(batch, bytes, key.bytes, account),
+            (Verb::Exists, Reply::Int(_)) => {
+                if let Some(present) = self.shared.present {
+                    present.set(key.number);
+                }
+                let (db, key) = named();
+                account.conflicting.add(db, &key, "");
+            }
+            (Verb::Remove, Reply::Int(removed)) => {
+                if *removed > 0 || is_in_doubt {
+                    let (db, key) = named();
+                    account.removed.add(db, &key, "");
+                }
+            }
+            (_, Reply::Error(text)) => match judge(text) {
+                Judgement::OfTheKey => {
+                    let (db, key) = named();
+                    account.failed.add(db, &key, text);
+                }
+                Judgement::OfAll(kind) => {
+                    let context = format!("{}: {text}", self.node.label());
+                    return Some(Error::new(kind, APPLY, context));
+                }
+            },
+            (_, other) => {
+                let context = format!("{}: {other:?} is no answer to what was asked", self.node.label());
+                return Some(Error::new(Kind::Protocol, APPLY, context));
+            }
+        }
+        None
+    }
+
+    /// Goes where a node sends us, until one answers.
+    fn follow(
+        &mut self,
+        batch: &Batch,
+        bytes: &std::ops::Range<usize>,
+        key: &Command,
+        first: Reply,
+    ) -> Result<Reply, Error> {
+        let mut reply = first;
+        for _ in 0..REDIRECTIONS_MAX {
+            let Reply::Error(text) = &reply else {
+                return Ok(reply);
+            };
+            let is_asking = text.starts_with("ASK ");
+            if !is_asking && !text.starts_with("MOVED ") {
+                return Ok(reply);
+            }
+            if is_asking && key.commands > 1 {
+                // Several commands make one key, and a slot on its way takes one at a time.
+                let context = format!("{}: {text}", self.node.label());
+                return Err(Error::new(Kind::Connection, APPLY, context));
+            }
+            if !is_asking {
+                self.shared.is_stale.store(true, Ordering::Relaxed);
+            }
+            let address = named_by(text, &self.address).ok_or_else(|| {
+                Error::new(Kind::Protocol, APPLY, format!("{}: {text}", self.node.label()))
+            })?;
+            let other = match self.others.entry(address.to_string()) {
+                std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
+                std::collections::hash_map::Entry::Vacant(new) => {
+                    new.insert(Node::connect(&self.shared.target.at(address))?)
+                }
+            };
+            if is_asking {
+                other.run(&["ASKING"])?;
+            }
+            other.send_raw(&batch.bytes[bytes.clone()])?;
+            reply = decisive(other, key.commands)?;
+        }
+        let context = format!("{}: a key was sent from node to node in vain", self.node.label());
+        Err(Error::new(Kind::Connection, APPLY, context))
+    }
+}
+
+/// The reply to a command; of several that make one key the first refusal, or what the last but one answers.
+pub(super) fn decisive(node: &mut Node, commands: u32) -> Result<Reply, Error> {
+    let mut decisive = node.reply()?;
+    for number in 1..commands {
+        let reply = node.reply()?;
+        let is_error = matches!(decisive, Reply::Error(_));
+        if !is_error && (number + 1 < commands || matches!(reply, Reply::Error(_))) {
+            decisive = reply;
+        }
+    }
+    Ok(decisive)
+}
+
+/// What a refusal is about.
+pub(super) enum Judgement {
+    /// This key.
+    OfTheKey,
+    /// The target: nothing else will fare better. [`Kind::Connection`] where it may in a while.
+    OfAll(Kind),
+}
+
+/// What a refusal is about, by its first word.
+pub(super) fn judge(text: &str) -> Judgement {
+    let word = text.split(' ').next().unwrap_or_default();
+    Judgement::OfAll(match word {
+        "LOADING" | "CLUSTERDOWN" | "TRYAGAIN" | "MASTERDOWN" | "READONLY" | "BUSY" | "MOVED" | "ASK" => {
+            Kind::Connection
+        }
+        "OOM" => Kind::Memory,
+        "NOPERM" | "NOAUTH" | "WRONGPASS" => Kind::Auth,
+        "MISCONF" | "NOREPLICAS" | "UNKILLABLE" => Kind::Refused,
+        _ => return Judgement::OfTheKey,
+    })
+}
+
+/// The second word of the command, or of the last of several: the key.
+pub(super) fn key_of(bytes: &[u8]) -> Option<&[u8]> {
+    let mut at = 0;
+    let line = |at: &mut usize| -> Option<usize> {
+        let rest = bytes.get(*at + 1..)?;
+        let end = rest.iter().position(|byte| *byte == b'\r')?;
+        let number = std::str::from_utf8(&rest[..end]).ok()?.parse().ok()?;
+        *at += 1 + end + 2;
+        Some(number)
+    };
+    line(&mut at)?;
+    let verb = line(&mut at)?;
+    at += verb + 2;
+    let length = line(&mut at)?;
+    bytes.get(at..at.checked_add(length)?)
+}
