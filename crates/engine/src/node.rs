@@ -375,7 +375,11 @@ impl Node {
     pub(crate) fn skip_ok(&mut self, most: usize) -> usize {
         const OK: &[u8] = b"+OK\r\n";
         let arrived = &self.buffer[self.start..self.end];
-        let count = arrived.chunks_exact(OK.len()).take(most).take_while(|reply| *reply == OK).count();
+        let count = arrived
+            .chunks_exact(OK.len())
+            .take(most)
+            .take_while(|reply| *reply == OK)
+            .count();
         self.start += count * OK.len();
         count
     }

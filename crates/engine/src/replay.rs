@@ -30,8 +30,8 @@ mod words;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::mpsc::Receiver;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::control::Control;
@@ -42,8 +42,8 @@ use crate::selection::Selection;
 pub use account::{Account, NAMED_MAX, Named, Tally};
 use feeder::{Feeder, Pass, Written};
 pub use input::{Input, Valid};
-use journal::{Journal, State};
 pub use journal::Stage;
+use journal::{Journal, State};
 use lane::{APPLY, Bits, Budget, Lane, Shared};
 use ledger::Ledger;
 pub use ledger::Position;
@@ -216,7 +216,8 @@ fn perform(plan: &Plan, endpoint: &Endpoint, inputs: Vec<Input>, control: &Contr
         Some(Err(error)) => return nothing(error),
     };
     if written.as_ref().is_some_and(|state| state.identity != identity) {
-        let what = "the journal is of another backup, target or choice of keys: name another file, or remove it";
+        let what =
+            "the journal is of another backup, target or choice of keys: name another file, or remove it";
         return nothing(Error::new(Kind::Refused, "read journal", what));
     }
     let pace = Pace::new(plan.ops_max, plan.latency_max);
@@ -250,7 +251,11 @@ fn perform(plan: &Plan, endpoint: &Endpoint, inputs: Vec<Input>, control: &Contr
             (None, true) => TargetState::Applied,
             (Some(_), true) => TargetState::Partial,
         },
-        account: if failure.is_some() { run.known } else { run.state.account },
+        account: if failure.is_some() {
+            run.known
+        } else {
+            run.state.account
+        },
         resumed: run.state.resumed,
         target_version: target.version.clone(),
         is_unconfirmed: run.is_unconfirmed,
@@ -287,7 +292,9 @@ fn prepare(
     }
     let needs_time = plan.shape.expiry != Expiry::Absolute || plan.selection.ttl.is_some();
     if needs_time && files.iter().any(|file| file.written_ms.is_none()) {
-        return refused("the file does not say when it was written, which expiries are to be counted from".to_owned());
+        return refused(
+            "the file does not say when it was written, which expiries are to be counted from".to_owned(),
+        );
     }
     if plan.conflict != Conflict::Replace && keys_of(&files) > JUDGED_KEYS_MAX {
         return refused(format!(
@@ -317,7 +324,15 @@ fn identity(plan: &Plan, files: &[Valid], endpoint: &Endpoint) -> String {
         keys: std::collections::HashSet::new(),
         ..plan.selection.clone()
     };
-    let choice = (&selection, &keys, &plan.shape, plan.conflict, plan.others, plan.form, plan.functions);
+    let choice = (
+        &selection,
+        &keys,
+        &plan.shape,
+        plan.conflict,
+        plan.others,
+        plan.form,
+        plan.functions,
+    );
     hasher.update(format!("{choice:?}").as_bytes());
     hasher.update(endpoint.address.to_string().as_bytes());
     for file in files {
@@ -326,7 +341,10 @@ fn identity(plan: &Plan, files: &[Valid], endpoint: &Endpoint) -> String {
     hasher.finalize().to_string()
 }
 
-#[allow(clippy::disallowed_methods, reason = "what has expired is decided once, when a replay begins")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "what has expired is decided once, when a replay begins"
+)]
 fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
@@ -397,7 +415,9 @@ impl Run<'_> {
                 conflicting: judged.account.conflicting,
                 ..Account::default()
             };
-            let what = format!("the target has {found} of the keys already, and conflicts are to fail: nothing was written");
+            let what = format!(
+                "the target has {found} of the keys already, and conflicts are to fail: nothing was written"
+            );
             return Err(Error::new(Kind::Refused, APPLY, what));
         }
         if let (Some(journal), Some(present)) = (self.journal, &self.present) {
@@ -427,12 +447,19 @@ impl Run<'_> {
             self.write()?;
         }
         self.is_touched |= pass.writes();
-        let addresses: Vec<_> = self.primaries.iter().map(|primary| primary.address.clone()).collect();
+        let addresses: Vec<_> = self
+            .primaries
+            .iter()
+            .map(|primary| primary.address.clone())
+            .collect();
         let shared = Shared {
             target: self.target,
             plan: self.plan,
             control: self.control,
-            ledger: Mutex::new(Ledger::new(self.state.position, std::mem::take(&mut self.state.account))),
+            ledger: Mutex::new(Ledger::new(
+                self.state.position,
+                std::mem::take(&mut self.state.account),
+            )),
             budget: Budget::new(UNDER_WAY_BYTES),
             present: self.present.as_ref(),
             in_doubt_below: if pass.writes() { in_doubt_below } else { 0 },
@@ -441,7 +468,9 @@ impl Run<'_> {
             is_stale: AtomicBool::new(false),
             is_unconfirmed: AtomicBool::new(false),
         };
-        self.control.keys_done.store(self.state.position.key, Ordering::Relaxed);
+        self.control
+            .keys_done
+            .store(self.state.position.key, Ordering::Relaxed);
         let pace = self.pace;
         let fed = std::thread::scope(|scope| {
             pace.begin();
@@ -473,13 +502,22 @@ impl Run<'_> {
             pace.end();
             fed.map_err(|error| (error, sent_below))
         });
-        let Shared { ledger, failure, is_unconfirmed, .. } = shared;
-        let mut ledger = ledger.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let Shared {
+            ledger,
+            failure,
+            is_unconfirmed,
+            ..
+        } = shared;
+        let mut ledger = ledger
+            .into_inner()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         ledger.commit();
         self.known = ledger.known();
         (self.state.position, self.state.account) = (ledger.position, ledger.account);
         self.is_unconfirmed |= is_unconfirmed.into_inner();
-        let first = failure.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let first = failure
+            .into_inner()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         let ended = match (first, fed) {
             (None, Ok(())) => Ok(()),
             (Some(error), Ok(())) => Err(error),

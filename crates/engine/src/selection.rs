@@ -65,7 +65,8 @@ impl FromStr for Ttl {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wanted = "none, any, or seconds such as 3600.. (so many or more) or ..3600 (so many or fewer) are wanted";
+        let wanted =
+            "none, any, or seconds such as 3600.. (so many or more) or ..3600 (so many or fewer) are wanted";
         match text {
             "none" => Ok(Self::None),
             "any" => Ok(Self::Some),
@@ -136,10 +137,7 @@ impl Selection {
     pub fn takes_name(&self, db: u32, key: &[u8]) -> bool {
         (self.dbs.is_empty() || self.dbs.contains(&db))
             && (self.keys.is_empty() || self.keys.contains(key))
-            && self
-                .prefix
-                .as_ref()
-                .is_none_or(|prefix| key.starts_with(prefix))
+            && self.prefix.as_ref().is_none_or(|prefix| key.starts_with(prefix))
             && self
                 .slots
                 .is_none_or(|slots| (slots.first..=slots.last).contains(&rdb::slot_of(key)))
@@ -200,23 +198,86 @@ mod tests {
         };
         assert!(all().takes(&key) && !all().judges_bytes() && !all().judges_values());
         let cases: Vec<(Selection, Selection)> = vec![
-            (Selection { dbs: [1, 2].into(), ..all() }, Selection { dbs: [0].into(), ..all() }),
             (
-                Selection { pattern: "^user:[0-9]+$".parse().ok(), ..all() },
-                Selection { pattern: "^ser".parse().ok(), ..all() },
+                Selection {
+                    dbs: [1, 2].into(),
+                    ..all()
+                },
+                Selection {
+                    dbs: [0].into(),
+                    ..all()
+                },
             ),
             (
-                Selection { prefix: Some(b"user:".to_vec()), ..all() },
-                Selection { prefix: Some(b"user:12x".to_vec()), ..all() },
+                Selection {
+                    pattern: "^user:[0-9]+$".parse().ok(),
+                    ..all()
+                },
+                Selection {
+                    pattern: "^ser".parse().ok(),
+                    ..all()
+                },
             ),
             (
-                Selection { kinds: vec![Type::Set, Type::Hash], ..all() },
-                Selection { kinds: vec![Type::Set], ..all() },
+                Selection {
+                    prefix: Some(b"user:".to_vec()),
+                    ..all()
+                },
+                Selection {
+                    prefix: Some(b"user:12x".to_vec()),
+                    ..all()
+                },
             ),
-            (Selection { bytes: Some(100..=100), ..all() }, Selection { bytes: Some(0..=99), ..all() }),
-            (Selection { ttl: Some(Ttl::AtLeast(60)), ..all() }, Selection { ttl: Some(Ttl::AtLeast(61)), ..all() }),
-            (Selection { ttl: Some(Ttl::AtMost(60)), ..all() }, Selection { ttl: Some(Ttl::AtMost(59)), ..all() }),
-            (Selection { ttl: Some(Ttl::Some), ..all() }, Selection { ttl: Some(Ttl::None), ..all() }),
+            (
+                Selection {
+                    kinds: vec![Type::Set, Type::Hash],
+                    ..all()
+                },
+                Selection {
+                    kinds: vec![Type::Set],
+                    ..all()
+                },
+            ),
+            (
+                Selection {
+                    bytes: Some(100..=100),
+                    ..all()
+                },
+                Selection {
+                    bytes: Some(0..=99),
+                    ..all()
+                },
+            ),
+            (
+                Selection {
+                    ttl: Some(Ttl::AtLeast(60)),
+                    ..all()
+                },
+                Selection {
+                    ttl: Some(Ttl::AtLeast(61)),
+                    ..all()
+                },
+            ),
+            (
+                Selection {
+                    ttl: Some(Ttl::AtMost(60)),
+                    ..all()
+                },
+                Selection {
+                    ttl: Some(Ttl::AtMost(59)),
+                    ..all()
+                },
+            ),
+            (
+                Selection {
+                    ttl: Some(Ttl::Some),
+                    ..all()
+                },
+                Selection {
+                    ttl: Some(Ttl::None),
+                    ..all()
+                },
+            ),
         ];
         for (taking, refusing) in cases {
             assert!(taking.takes(&key), "{taking:?}");
@@ -226,12 +287,25 @@ mod tests {
 
     #[test]
     fn what_is_no_selector_is_said_to_be_none() {
-        for (text, is_one) in [("none", true), ("any", true), ("5..", true), ("..5", true), ("5", false), ("..", false)] {
+        for (text, is_one) in [
+            ("none", true),
+            ("any", true),
+            ("5..", true),
+            ("..5", true),
+            ("5", false),
+            ("..", false),
+        ] {
             assert_eq!(text.parse::<Ttl>().is_ok(), is_one, "{text}");
         }
         assert!("(".parse::<Pattern>().is_err());
         assert!("(a{1000}){1000}".parse::<Pattern>().is_err(), "too large");
-        for (text, is_one) in [("0-16383", true), ("7", true), ("0-16384", false), ("9-8", false), ("", false)] {
+        for (text, is_one) in [
+            ("0-16383", true),
+            ("7", true),
+            ("0-16384", false),
+            ("9-8", false),
+            ("", false),
+        ] {
             assert_eq!(text.parse::<Slots>().is_ok(), is_one, "{text}");
         }
     }

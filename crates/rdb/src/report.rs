@@ -1,6 +1,7 @@
 //! What a whole, valid file held, besides its keys.
 
 use crate::census::Census;
+use crate::digest::canonical_integer;
 use crate::error::KeyHint;
 use crate::function::FunctionSummary;
 use crate::module::ModuleSummary;
@@ -101,4 +102,12 @@ pub struct Report {
     pub trailing_bytes: u64,
     /// The checksum.
     pub checksum: Checksum,
+}
+
+impl Report {
+    /// When the file was written, Unix milliseconds, to the second: its field `ctime`. `None` where it does not say.
+    pub fn written_ms(&self) -> Option<i64> {
+        let (_, value) = self.aux.iter().find(|(name, _)| name == b"ctime")?;
+        canonical_integer(value)?.checked_mul(1000)
+    }
 }

@@ -20,7 +20,11 @@ const CRC16: [u16; 256] = {
     while byte < 256 {
         let (mut crc, mut bit) = ((byte as u16) << 8, 0);
         while bit < 8 {
-            crc = if crc & 0x8000 == 0 { crc << 1 } else { crc << 1 ^ 0x1021 };
+            crc = if crc & 0x8000 == 0 {
+                crc << 1
+            } else {
+                crc << 1 ^ 0x1021
+            };
             bit += 1;
         }
         table[byte] = crc;

@@ -103,7 +103,13 @@ impl Account {
 
     /// Keys of the backup that are accounted for.
     pub fn keys(&self) -> u64 {
-        let kinds = [&self.applied, &self.skipped, &self.conflicting, &self.expired, &self.failed];
+        let kinds = [
+            &self.applied,
+            &self.skipped,
+            &self.conflicting,
+            &self.expired,
+            &self.failed,
+        ];
         kinds.iter().map(|tally| tally.count).sum()
     }
 }
@@ -118,12 +124,17 @@ mod tests {
         for part in 0..3u32 {
             let mut later = Account::default();
             for number in 0..80 {
-                later.failed.add(part, format!("{part}:{number}").as_bytes(), "why");
+                later
+                    .failed
+                    .add(part, format!("{part}:{number}").as_bytes(), "why");
             }
             later.applied.add(0, &[b'x'; 1000], "");
             account.absorb(later);
         }
-        assert_eq!((account.failed.count, account.failed.first.len()), (240, NAMED_MAX));
+        assert_eq!(
+            (account.failed.count, account.failed.first.len()),
+            (240, NAMED_MAX)
+        );
         assert_eq!(account.failed.first[99].key, b"1:19");
         assert_eq!((account.keys(), account.applied.first[0].key.len()), (243, 256));
     }

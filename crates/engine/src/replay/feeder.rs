@@ -13,8 +13,8 @@ use super::account::Account;
 use super::input::Valid;
 use super::journal::{Journal, State};
 use super::lane::{APPLY, Batch, Bits, Command, Judgement, Lane, Shared, Verb, judge, lock};
-use super::making::Feed;
 use super::ledger::{Chunk, Position};
+use super::making::Feed;
 use super::pace::Pace;
 use super::shape::CLAIMED;
 use super::target::{Nodes, SLOTS};
@@ -162,7 +162,8 @@ impl<'f, 's, 'a> Feeder<'f, 's, 'a> {
         let count = self.nodes.primaries.len();
         self.building.resize_with(count, || None);
         self.touched.resize(count, false);
-        self.lanes.resize_with(count * self.shared.plan.connections, || None);
+        self.lanes
+            .resize_with(count * self.shared.plan.connections, || None);
     }
 
     /// Feeds what of the backup comes from the position on, and waits for nothing.
@@ -300,7 +301,10 @@ impl<'f, 's, 'a> Feeder<'f, 's, 'a> {
                 false => shared.control.check(APPLY),
             })?;
         }
-        if self.building[node].as_ref().is_some_and(|batch| batch.db != db || batch.verb != verb) {
+        if self.building[node]
+            .as_ref()
+            .is_some_and(|batch| batch.db != db || batch.verb != verb)
+        {
             self.flush(node, false)?;
         }
         let number = self.position.key;
@@ -363,7 +367,9 @@ impl<'f, 's, 'a> Feeder<'f, 's, 'a> {
             self.lanes[lane] = Some(to);
         }
         batch.chunk.begin_batch();
-        let sent = self.lanes[lane].as_ref().is_some_and(|to| to.send((batch, room)).is_ok());
+        let sent = self.lanes[lane]
+            .as_ref()
+            .is_some_and(|to| to.send((batch, room)).is_ok());
         match sent {
             true => Ok(()),
             false => Err(Error::new(Kind::Cancelled, APPLY, "a connection has ended")),
@@ -415,7 +421,11 @@ impl<'f, 's, 'a> Feeder<'f, 's, 'a> {
         };
         (self.chunk_bytes, self.chunk_keys, self.chunk_since) = (0, 0, Instant::now());
         let done = self.bytes_before + committed.offset;
-        let done = if committed.file == self.position.file { done } else { self.bytes_before };
+        let done = if committed.file == self.position.file {
+            done
+        } else {
+            self.bytes_before
+        };
         self.shared.control.bytes_done.fetch_max(done, Ordering::Relaxed);
         if let Some(written) = &mut self.written
             && written.at.elapsed() >= JOURNAL_TIME
@@ -489,4 +499,3 @@ impl<'f, 's, 'a> Feeder<'f, 's, 'a> {
         found.unwrap_or_default()
     }
 }
-

@@ -62,8 +62,12 @@ impl Input {
         let mut validator = SpillFile::validator(spill)?.accept_trailing_bytes();
         let (mut pieces, mut identity) = (Vec::new(), blake3::Hasher::new());
         let mut take = |piece: &[u8]| {
-            validator.feed(piece, &mut ()).map_err(|e| invalid(VALIDATE, &e))?;
-            control.bytes_done.fetch_add(piece.len() as u64, std::sync::atomic::Ordering::Relaxed);
+            validator
+                .feed(piece, &mut ())
+                .map_err(|e| invalid(VALIDATE, &e))?;
+            control
+                .bytes_done
+                .fetch_add(piece.len() as u64, std::sync::atomic::Ordering::Relaxed);
             control.check(VALIDATE)
         };
         let named = match &self {
@@ -86,11 +90,9 @@ impl Input {
             }
         };
         let report = validator.finish().map_err(|e| invalid(VALIDATE, &e))?;
-        let written = report.aux.iter().find(|(name, _)| name == b"ctime");
-        let written = written.and_then(|(_, value)| std::str::from_utf8(value).ok()?.parse::<i64>().ok());
         Ok(Valid {
             input: self,
-            written_ms: written.and_then(|seconds| seconds.checked_mul(1000)),
+            written_ms: report.written_ms(),
             identity: named.unwrap_or_else(|| identity.finalize().to_string()),
             report,
             pieces,

@@ -114,7 +114,10 @@ impl Journal {
         match state {
             Ok(state) if state.version == VERSION => Ok(Some(state)),
             _ => {
-                let context = format!("{}: it is no journal of this version: name another file", self.path.display());
+                let context = format!(
+                    "{}: it is no journal of this version: name another file",
+                    self.path.display()
+                );
                 Err(Error::new(Kind::Refused, READ, context))
             }
         }
@@ -125,7 +128,8 @@ impl Journal {
     /// # Errors
     /// [`Kind::Io`], [`Kind::StoreFull`].
     pub(super) fn write(&self, state: &State) -> Result<(), Error> {
-        let bytes = serde_json::to_vec(state).map_err(|e| Error::new(Kind::Io, WRITE, "as JSON").because(e))?;
+        let bytes =
+            serde_json::to_vec(state).map_err(|e| Error::new(Kind::Io, WRITE, "as JSON").because(e))?;
         self.replace(&self.path, &bytes)
     }
 
@@ -144,13 +148,16 @@ impl Journal {
     /// [`Kind::Io`]; [`Kind::Refused`] where it is not of so many keys.
     pub(super) fn read_present(&self, keys: u64) -> Result<Bits, Error> {
         let path = self.present_path();
-        let bytes = std::fs::read(&path).map_err(|e| Error::io(Kind::Io, READ, path.display().to_string(), e))?;
+        let bytes =
+            std::fs::read(&path).map_err(|e| Error::io(Kind::Io, READ, path.display().to_string(), e))?;
         let (words, rest) = bytes.as_chunks::<8>();
         if !rest.is_empty() || words.len() as u64 != keys.div_ceil(64) {
             let context = format!("{}: it is of another replay", path.display());
             return Err(Error::new(Kind::Refused, READ, context));
         }
-        Ok(Bits::of_words(words.iter().map(|word| u64::from_le_bytes(*word)).collect()))
+        Ok(Bits::of_words(
+            words.iter().map(|word| u64::from_le_bytes(*word)).collect(),
+        ))
     }
 
     /// Which other keys the target has are listed here.
@@ -164,7 +171,11 @@ impl Journal {
 
     /// Removes what was needed only to go on.
     pub(super) fn tidy(&self) {
-        for path in [self.present_path(), self.others_path(), beside(&self.path, ".lock")] {
+        for path in [
+            self.present_path(),
+            self.others_path(),
+            beside(&self.path, ".lock"),
+        ] {
             let _not_there = std::fs::remove_file(path);
         }
     }
@@ -173,11 +184,15 @@ impl Journal {
         let failed = |e| Error::io(Kind::Io, WRITE, path.display().to_string(), e);
         let new = beside(path, ".new");
         let mut file = File::create(&new).map_err(failed)?;
-        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed)?;
+        file.write_all(bytes)
+            .and_then(|()| file.sync_all())
+            .map_err(failed)?;
         std::fs::rename(&new, path).map_err(failed)?;
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
         let folder = folder.unwrap_or(Path::new("."));
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
+        File::open(folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(failed)
     }
 }
 

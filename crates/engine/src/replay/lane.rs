@@ -432,7 +432,8 @@ impl<'s, 'a> Lane<'s, 'a> {
                 let (db, key) = named();
                 account.conflicting.add(db, &key, "");
                 if self.shared.plan.conflict == Conflict::Fail {
-                    let what = "a key appeared in the target after it was looked for, and conflicts are to fail";
+                    let what =
+                        "a key appeared in the target after it was looked for, and conflicts are to fail";
                     return Some(Error::new(Kind::Refused, APPLY, what));
                 }
             }
@@ -496,9 +497,8 @@ impl<'s, 'a> Lane<'s, 'a> {
             if !is_asking {
                 self.shared.is_stale.store(true, Ordering::Relaxed);
             }
-            let address = named_by(text, &self.address).ok_or_else(|| {
-                Error::new(Kind::Protocol, APPLY, format!("{}: {text}", self.node.label()))
-            })?;
+            let address = named_by(text, &self.address)
+                .ok_or_else(|| Error::new(Kind::Protocol, APPLY, format!("{}: {text}", self.node.label())))?;
             let other = match self.others.entry(address.to_string()) {
                 std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
                 std::collections::hash_map::Entry::Vacant(new) => {

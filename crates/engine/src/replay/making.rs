@@ -25,7 +25,11 @@ pub(super) struct Feed<'x, 'f, 's, 'a> {
 
 impl Feed<'_, '_, '_, '_> {
     /// Counts a key that is not taken; else says as what it is.
-    fn decide<'k>(&mut self, key: &Candidate<'k>, key_bytes: u64) -> Option<(u32, Cow<'k, [u8]>, Option<i64>)> {
+    fn decide<'k>(
+        &mut self,
+        key: &Candidate<'k>,
+        key_bytes: u64,
+    ) -> Option<(u32, Cow<'k, [u8]>, Option<i64>)> {
         let feeder = &mut *self.feeder;
         let own = match feeder.judge(self.valid, key, key_bytes) {
             Verdict::Taken {
@@ -43,7 +47,14 @@ impl Feed<'_, '_, '_, '_> {
     }
 
     /// Judges only: a key that could be applied is asked for, or counted.
-    fn ask(&mut self, key: &Candidate<'_>, db: u32, name: &[u8], bytes: u64, asks: bool) -> Result<(), Error> {
+    fn ask(
+        &mut self,
+        key: &Candidate<'_>,
+        db: u32,
+        name: &[u8],
+        bytes: u64,
+        asks: bool,
+    ) -> Result<(), Error> {
         let feeder = &mut *self.feeder;
         if asks {
             return feeder.append(Verb::Exists, db, name, bytes, |out| {
@@ -104,7 +115,11 @@ impl Feed<'_, '_, '_, '_> {
         };
         if let Some((db, name, expire_at_ms)) = self.decide(&candidate, key.key_bytes) {
             // In the target's terms.
-            let key_there = KeySummary { db, expire_at_ms, ..*key };
+            let key_there = KeySummary {
+                db,
+                expire_at_ms,
+                ..*key
+            };
             let payloads = match self.feeder.shared.plan.form {
                 Form::Payloads => self.feeder.shared.target.form,
                 Form::Commands => None,
@@ -113,7 +128,9 @@ impl Feed<'_, '_, '_, '_> {
             let has_no_commands = matches!(key.kind, Type::Stream | Type::Module);
             match payloads {
                 Some(target) if is_small => self.small_payload(&candidate, &key_there, &name, target)?,
-                Some(target) if has_no_commands => self.large_payload(&candidate, &key_there, &name, target)?,
+                Some(target) if has_no_commands => {
+                    self.large_payload(&candidate, &key_there, &name, target)?
+                }
                 _ if is_small => self.small_commands(&candidate, &key_there, &name)?,
                 _ => self.large_commands(&candidate, &key_there, &name)?,
             }
@@ -173,7 +190,12 @@ impl Feed<'_, '_, '_, '_> {
         unfinished: &[u8],
         out: W,
     ) -> Result<Option<W>, Error> {
-        let target = self.feeder.shared.target.form.or(rdb::Target::by_name("redis-5.0"));
+        let target = self
+            .feeder
+            .shared
+            .target
+            .form
+            .or(rdb::Target::by_name("redis-5.0"));
         let Some(target) = target else {
             return Ok(None);
         };
@@ -239,7 +261,9 @@ impl Feed<'_, '_, '_, '_> {
         }
         let unfinished = self.feeder.unfinished(name, "large");
         if let Pass::Judge { asks } = self.feeder.pass {
-            let can_be = self.commands_of(candidate, key, &unfinished, io::sink())?.is_some();
+            let can_be = self
+                .commands_of(candidate, key, &unfinished, io::sink())?
+                .is_some();
             return match can_be {
                 true => self.ask(candidate, key.db, name, key.bytes, asks),
                 false => Ok(()),
@@ -247,7 +271,9 @@ impl Feed<'_, '_, '_, '_> {
         }
         let (node, mut link) = self.take_link(name, key.db)?;
         let mut steps = Steps::new(&mut link.0);
-        steps.command(&[b"DEL", &unfinished]).map_err(|e| steps.error(e))?;
+        steps
+            .command(&[b"DEL", &unfinished])
+            .map_err(|e| steps.error(e))?;
         let made = self.commands_of(candidate, key, &unfinished, &mut steps);
         match made {
             Ok(Some(_)) => {}
@@ -337,7 +363,12 @@ impl Feed<'_, '_, '_, '_> {
             .ok_or_else(|| Error::new(Kind::Connection, APPLY, "a connection is gone"))
     }
 
-    fn count_large(&mut self, candidate: &Candidate<'_>, key: &KeySummary<'_>, answer: &Reply) -> Result<(), Error> {
+    fn count_large(
+        &mut self,
+        candidate: &Candidate<'_>,
+        key: &KeySummary<'_>,
+        answer: &Reply,
+    ) -> Result<(), Error> {
         let feeder = &mut *self.feeder;
         let is_busy = match answer {
             Reply::Error(text) => text.starts_with("BUSYKEY"),
@@ -348,7 +379,8 @@ impl Feed<'_, '_, '_, '_> {
             _ if is_busy && !is_in_doubt => {
                 feeder.own.conflicting.add(candidate.db, candidate.key, "");
                 if feeder.shared.plan.conflict == Conflict::Fail {
-                    let what = "a key appeared in the target after it was looked for, and conflicts are to fail";
+                    let what =
+                        "a key appeared in the target after it was looked for, and conflicts are to fail";
                     return Err(Error::new(Kind::Refused, APPLY, what));
                 }
             }

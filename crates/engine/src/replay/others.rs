@@ -48,7 +48,12 @@ fn print_of(db: u32, name: &[u8]) -> u128 {
 }
 
 fn failed(error: std::io::Error) -> Error {
-    Error::io(Kind::Io, FIND, "in the folder for what memory does not hold", error)
+    Error::io(
+        Kind::Io,
+        FIND,
+        "in the folder for what memory does not hold",
+        error,
+    )
 }
 
 impl Parts {
@@ -148,7 +153,9 @@ struct Given<'a, 'r> {
 impl Given<'_, '_> {
     fn take(&mut self, key: &Candidate<'_>) {
         let plan = self.run.plan;
-        let over_by = plan.shape.over_by(self.run.state.judged_at_ms, self.valid.written_ms);
+        let over_by = plan
+            .shape
+            .over_by(self.run.state.judged_at_ms, self.valid.written_ms);
         // Who fails stays what it was in the target; who is over goes.
         if !plan.selection.takes(key) || key.expire_at_ms.is_some_and(|at_ms| at_ms <= over_by) {
             return;
@@ -205,9 +212,14 @@ impl Run<'_> {
             self.write()?;
         } else if let Some(journal) = self.journal {
             let path = journal.others_path();
-            self.list = Some(File::open(&path).map_err(|e| Error::io(Kind::Io, FIND, path.display().to_string(), e))?);
+            self.list = Some(
+                File::open(&path).map_err(|e| Error::io(Kind::Io, FIND, path.display().to_string(), e))?,
+            );
         }
-        let bytes = self.list.as_ref().map_or(Ok(0), |list| list.metadata().map(|about| about.len()));
+        let bytes = self
+            .list
+            .as_ref()
+            .map_or(Ok(0), |list| list.metadata().map(|about| about.len()));
         self.control.enter("removing", bytes.map_err(failed)?);
         self.passes(Pass::Remove)
     }
@@ -223,7 +235,10 @@ impl Run<'_> {
             target_keys += dbs.iter().map(|(_, keys)| keys).sum::<u64>();
             links.push((node, dbs));
         }
-        let count = keys_of(self.files).max(target_keys).div_ceil(PART_KEYS).clamp(1, PARTS_MAX);
+        let count = keys_of(self.files)
+            .max(target_keys)
+            .div_ceil(PART_KEYS)
+            .clamp(1, PARTS_MAX);
         let mut parts = Parts::new(count, &self.plan.spill)?;
         for valid in self.files {
             self.give(valid, &mut parts)?;
@@ -247,7 +262,12 @@ impl Run<'_> {
             None => nameless(&self.plan.spill)?,
             Some(journal) => {
                 let path = journal.others_path();
-                let made = File::options().read(true).write(true).create(true).truncate(true).open(&path);
+                let made = File::options()
+                    .read(true)
+                    .write(true)
+                    .create(true)
+                    .truncate(true)
+                    .open(&path);
                 made.map_err(|e| Error::io(Kind::Io, FIND, path.display().to_string(), e))?
             }
         };
@@ -260,7 +280,9 @@ impl Run<'_> {
             }
             false => write_name(&mut out, db, name),
         });
-        told.and_then(|()| out.flush()).and_then(|()| list.sync_all()).map_err(failed)?;
+        told.and_then(|()| out.flush())
+            .and_then(|()| list.sync_all())
+            .map_err(failed)?;
         drop(out);
         self.state.account.absorb(account);
         Ok(list)
@@ -356,7 +378,10 @@ impl Run<'_> {
             if since.elapsed() >= self.plan.patience {
                 return Err(error);
             }
-            tracing::info!(error = crate::chain(&error), "a replay was interrupted and goes on");
+            tracing::info!(
+                error = crate::chain(&error),
+                "a replay was interrupted and goes on"
+            );
             let until = Instant::now() + pause;
             while Instant::now() < until {
                 self.control.check(APPLY)?;

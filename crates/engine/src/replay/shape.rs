@@ -39,7 +39,8 @@ pub struct Shape {
 }
 
 /// Why a name is none that a key can get.
-pub(super) const CLAIMED: &str = "its name begins as those do that others are rewritten to, and could be one of theirs";
+pub(super) const CLAIMED: &str =
+    "its name begins as those do that others are rewritten to, and could be one of theirs";
 
 impl Shape {
     /// The database in the target.
@@ -107,7 +108,10 @@ impl Shape {
     /// Of databases with keys that are selected: one that two of them go to.
     pub(super) fn crowded(&self, selected: &BTreeSet<u32>) -> Option<u32> {
         let mut taken = BTreeSet::new();
-        selected.iter().map(|db| self.db(*db)).find(|to| !taken.insert(*to))
+        selected
+            .iter()
+            .map(|db| self.db(*db))
+            .find(|to| !taken.insert(*to))
     }
 }
 
@@ -137,7 +141,11 @@ mod tests {
                 };
                 assert!(made.insert(name.to_vec()), "{shape:?} {key:?}");
                 assert!(shape.could_be_made(&name));
-                assert_eq!(shape.source_of(shape.db(4), &name), (4, key.to_vec()), "{shape:?}");
+                assert_eq!(
+                    shape.source_of(shape.db(4), &name),
+                    (4, key.to_vec()),
+                    "{shape:?}"
+                );
             }
             assert_eq!(shape.crowded(&[0, 4].into()), None);
         }

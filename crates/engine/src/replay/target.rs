@@ -44,7 +44,12 @@ impl Target {
     pub(super) fn look(endpoint: &Endpoint) -> Result<Self, Error> {
         let mut node = Node::connect(endpoint)?;
         let server = node.info("server")?;
-        let field = |name: &str| server.iter().find(|(field, _)| field == name).map(|(_, value)| value.as_str());
+        let field = |name: &str| {
+            server
+                .iter()
+                .find(|(field, _)| field == name)
+                .map(|(_, value)| value.as_str())
+        };
         let valkey = field("valkey_version");
         let (family, number) = match (valkey, field("redis_version")) {
             (Some(number), _) => ("valkey", number),
@@ -56,7 +61,10 @@ impl Target {
         };
         let is_cluster = field("redis_mode") == Some("cluster") || field("server_mode") == Some("cluster");
         if !is_cluster && field_of(&mut node, "replication", "role")?.as_deref() == Some("slave") {
-            let context = format!("{}: it is a replica, which takes no writes: name its primary", node.label());
+            let context = format!(
+                "{}: it is a replica, which takes no writes: name its primary",
+                node.label()
+            );
             return Err(Error::new(Kind::Refused, LOOK, context));
         }
         // Who may not ask has the limit that it is delivered with, or learns from a refusal.
@@ -66,7 +74,9 @@ impl Target {
             version: format!("{family} {number}"),
             form: form_of(family, number),
             is_cluster,
-            bulk_bytes_max: told.and_then(|text| text.parse().ok()).unwrap_or(BULK_BYTES_DEFAULT),
+            bulk_bytes_max: told
+                .and_then(|text| text.parse().ok())
+                .unwrap_or(BULK_BYTES_DEFAULT),
         })
     }
 
@@ -126,7 +136,9 @@ impl Nodes {
     /// The index of the node that has a slot.
     #[inline]
     pub(super) fn owner(&self, slot: u16) -> usize {
-        self.owners.get(usize::from(slot)).map_or(0, |owner| usize::from(*owner))
+        self.owners
+            .get(usize::from(slot))
+            .map_or(0, |owner| usize::from(*owner))
     }
 
     /// Takes up where the slots are now. A node that is known keeps its number.
@@ -135,7 +147,10 @@ impl Nodes {
             .primaries
             .into_iter()
             .map(|primary| {
-                let known = self.primaries.iter().position(|known| known.address == primary.address);
+                let known = self
+                    .primaries
+                    .iter()
+                    .position(|known| known.address == primary.address);
                 let number = known.unwrap_or(self.primaries.len());
                 match self.primaries.get_mut(number) {
                     Some(known) => *known = primary,
@@ -177,7 +192,10 @@ fn slots_of(reply: &Reply, asked: &Address) -> Option<Nodes> {
         let [first, last, Reply::Array(primary), replicas @ ..] = &parts[..] else {
             return None;
         };
-        let (host, port) = (primary.first()?.text(), u16::try_from(primary.get(1)?.int()?).ok()?);
+        let (host, port) = (
+            primary.first()?.text(),
+            u16::try_from(primary.get(1)?.int()?).ok()?,
+        );
         // A node that does not know its own address leaves it out: it is where it was asked.
         let host = match (host, asked) {
             (Some(host), _) if !host.is_empty() => host,
@@ -193,7 +211,10 @@ fn slots_of(reply: &Reply, asked: &Address) -> Option<Nodes> {
             nodes.primaries.push(found);
             nodes.primaries.len() - 1
         });
-        let (first, last) = (usize::try_from(first.int()?).ok()?, usize::try_from(last.int()?).ok()?);
+        let (first, last) = (
+            usize::try_from(first.int()?).ok()?,
+            usize::try_from(last.int()?).ok()?,
+        );
         let index = u16::try_from(index).ok().filter(|index| *index != u16::MAX)?;
         nodes.owners.get_mut(first..=last)?.fill(index);
     }
@@ -203,7 +224,10 @@ fn slots_of(reply: &Reply, asked: &Address) -> Option<Nodes> {
 /// One field of `INFO <section>`.
 fn field_of(node: &mut Node, section: &str, name: &str) -> Result<Option<String>, Error> {
     let fields = node.info(section)?;
-    Ok(fields.into_iter().find(|(field, _)| field == name).map(|(_, value)| value))
+    Ok(fields
+        .into_iter()
+        .find(|(field, _)| field == name)
+        .map(|(_, value)| value))
 }
 
 /// What an engine of this version reads: as the last known one before it. `None` before all known ones.
@@ -238,7 +262,9 @@ mod tests {
 
     #[test]
     fn an_engine_reads_what_the_last_known_one_before_it_reads() {
-        let same = |family, number, name| assert_eq!(form_of(family, number), rdb::Target::by_name(name), "{number}");
+        let same = |family, number, name| {
+            assert_eq!(form_of(family, number), rdb::Target::by_name(name), "{number}")
+        };
         same("redis", "7.0.15", "redis-7.0");
         same("redis", "6.2.6", "redis-6.2");
         same("redis", "9.9.0", "redis-8.6");

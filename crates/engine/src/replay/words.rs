@@ -123,7 +123,9 @@ impl Counter {
             bytes = later;
             if end.is_some() {
                 let number = self.line.get(1..self.line.len() - 2).unwrap_or_default();
-                let number = std::str::from_utf8(number).ok().and_then(|text| text.parse::<u64>().ok());
+                let number = std::str::from_utf8(number)
+                    .ok()
+                    .and_then(|text| text.parse::<u64>().ok());
                 match (self.line.first(), number) {
                     (Some(b'*'), Some(words)) => self.words = words,
                     // With the line end behind the word.

@@ -5,6 +5,7 @@
 //! backups needs no more than the public half of the first.
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +26,7 @@ use serde_json::json;
 use super::Global;
 use super::admin::print_one;
 use super::place::{Place, Reach};
+use super::replay::{self, ReplayOptions};
 use crate::ids::Moment;
 use crate::jobs::worker::with_progress;
 use crate::{limits, secrets};
@@ -65,12 +67,15 @@ pub(crate) struct BackupAlone {
 #[derive(Args)]
 #[command(next_help_heading = "Without a service")]
 pub(crate) struct RestoreAlone {
-    /// The backup, as `cachekeep backup --from` printed it: FOLDER/NAME, s3://BUCKET/PREFIX/NAME or obs://BUCKET/PREFIX/NAME
+    /// The backup, as `cachekeep backup --from` printed it: FOLDER/NAME, s3://BUCKET/PREFIX/NAME or obs://BUCKET/PREFIX/NAME;
+    /// to a server also an RDB file, or the id of a backup of the service
     #[arg(long, required = true, requires = "to", value_name = "BACKUP")]
     from: Option<String>,
-    /// A directory that is not there yet: a redis-server starts on it
-    #[arg(long, requires = "from", value_name = "NEW-DIRECTORY")]
-    to: Option<PathBuf>,
+    /// A directory that is not there yet: a redis-server starts on it. Or a server, or any node of a cluster:
+    /// redis://[USER[:PASSWORD]@]HOST[:PORT], rediss:// for TLS, or unix:PATH; a password is better given in
+    /// CACHEKEEP_TARGET_PASSWORD
+    #[arg(long, requires = "from", value_name = "PLACE")]
+    to: Option<String>,
     /// What the server will keep: rdb gives a dump.rdb, aof an appendonlydir (needed for `appendonly yes`)
     #[arg(long, value_parser = ["rdb", "aof"], default_value = "rdb", requires = "from")]
     persistence: String,
@@ -81,6 +86,8 @@ pub(crate) struct RestoreAlone {
     keys: KeyFiles,
     #[command(flatten)]
     reach: Reach,
+    #[command(flatten)]
+    replay: ReplayOptions,
 }
 
 /// Where the keys lie.
@@ -170,15 +177,20 @@ pub(crate) fn backup(global: &Global, verb: &BackupAlone) -> anyhow::Result<()> 
 ///
 /// # Errors
 /// The keys, the store or the archive, and why. The directory is not there then.
-pub(crate) fn restore(global: &Global, verb: &RestoreAlone) -> anyhow::Result<()> {
+pub(crate) fn restore(global: &Global, verb: &RestoreAlone) -> anyhow::Result<ExitCode> {
     let (Some(from), Some(to)) = (&verb.from, &verb.to) else {
         anyhow::bail!("say --from and --to, or one of the verbs that `cachekeep restore --help` lists");
     };
-    anyhow::ensure!(
-        !std::path::Path::new(from).is_file(),
-        "{from} is a file, and a backup is a folder: on a plain RDB an engine starts without us, from an empty directory that holds it as \
-         dump.rdb; `cachekeep import` makes a backup of it"
-    );
+    match replay::is_server(to) {
+        true => replay::run(global, &verb.replay, from, to, || {
+            open_archive(global, verb, from)
+        }),
+        false => restore_into(global, verb, from, Path::new(to)).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+/// The archive at its place, and what opens it.
+fn open_archive(global: &Global, verb: &RestoreAlone, from: &str) -> anyhow::Result<(Archive, Identity)> {
     let (root, name) = from
         .trim_end_matches('/')
         .rsplit_once('/')
@@ -198,9 +210,21 @@ pub(crate) fn restore(global: &Global, verb: &RestoreAlone) -> anyhow::Result<()
         }
     };
     let archive = Archive::open(&store, name, &[key], None).map_err(told)?;
+    Ok((archive, identity))
+}
+
+/// Makes a directory of a backup on which a server starts.
+fn restore_into(global: &Global, verb: &RestoreAlone, from: &str, to: &Path) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        !Path::new(from).is_file(),
+        "{from} is a file, and a backup is a folder: on a plain RDB an engine starts without us, from an empty directory that holds it as \
+         dump.rdb; `cachekeep import` makes a backup of it, and --to redis://HOST applies it to a server that runs"
+    );
+    let (archive, identity) = open_archive(global, verb, from)?;
     anyhow::ensure!(
         archive.manifest().shards.is_empty(),
-        "{name} is of a cluster and has a file for each shard, which no single directory can be made of yet"
+        "{from} is of a cluster and has a file for each shard, which no single directory can be made of: --to redis://HOST applies it \
+         to a server or cluster that runs"
     );
     let persistence = match verb.persistence.as_str() {
         "aof" => Persistence::Aof,
@@ -255,8 +279,16 @@ fn open_existing(root: &str, reach: &Reach) -> anyhow::Result<Store> {
 /// # Errors
 /// It is none of these, or `ca` is missing or holds no certificate.
 pub(super) fn endpoint(url: &str, ca: Option<&Path>) -> anyhow::Result<Endpoint> {
+    endpoint_with(url, ca, "CACHEKEEP_SOURCE_PASSWORD")
+}
+
+/// As [`endpoint`], with another name for the variable that may hold its password.
+///
+/// # Errors
+/// As [`endpoint`].
+pub(super) fn endpoint_with(url: &str, ca: Option<&Path>, password: &str) -> anyhow::Result<Endpoint> {
     let wrong = || anyhow::anyhow!("a server is redis://HOST[:PORT], rediss://HOST[:PORT] or unix:PATH");
-    let given = std::env::var("CACHEKEEP_SOURCE_PASSWORD").ok();
+    let given = std::env::var(password).ok();
     let mut endpoint = Endpoint {
         address: Address::Unix(PathBuf::new()),
         user: None,
@@ -394,7 +426,7 @@ fn keep(file: &Path, text: &str, what: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn tell(global: &Global, seen: &engine::Progress) {
+pub(super) fn tell(global: &Global, seen: &engine::Progress) {
     if !global.quiet {
         let (bytes, keys) = (HumanBytes(seen.bytes_done), HumanCount(seen.keys_done));
         eprintln!("{}: {bytes}, {keys} keys", seen.phase);

@@ -5,9 +5,7 @@
 //! that is not valid; the second writes. A backup is decoded twice for that and never put on disk. Memory is bounded whatever the file holds, see [`json`] and [`rdb::Writer`].
 
 mod engine_form;
-mod glob;
 mod json;
-mod selection;
 mod text;
 
 use std::collections::BTreeSet;
@@ -17,14 +15,15 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
+use engine::Selection;
 
 use super::Global;
 use super::closed_pipe::CLOSED_PIPE;
 use super::inspect::validator;
+use super::selectors::Selectors;
 use super::source::{Ended, Part, Source};
 use engine_form::EngineForm;
 use json::Document;
-use selection::{Selection, Slots};
 
 /// Threads that decode a backup beside the one that validates, and beside the one that also writes: that one reads keys a
 /// second time, with buffers of its own.
@@ -55,24 +54,9 @@ pub(crate) struct Export {
     /// The form of the result
     #[arg(long, value_enum, default_value_t = Format::Json)]
     format: Format,
-    /// Only keys of this database
-    #[arg(long, value_name = "N")]
-    db: Option<u32>,
-    /// Only this key; may be given many times. Of a backup only what may hold these keys is read
-    #[arg(long = "key", value_name = "KEY")]
-    keys: Vec<String>,
-    /// Only keys that match, as KEYS matches: * ? [a-z] and backslash. The whole backup is read for it
-    #[arg(long = "match", value_name = "GLOB")]
-    glob: Option<String>,
-    /// Only values of this type
-    #[arg(long = "type", value_name = "TYPE", value_parser = type_by_name)]
-    kind: Option<rdb::Type>,
     /// Of the backup of a cluster: the file of this shard
     #[arg(long, value_name = "N")]
     shard: Option<usize>,
-    /// Only keys of these slots of a cluster, such as 0-8191 or 77
-    #[arg(long, value_name = "A-B")]
-    slots: Option<Slots>,
     /// The engine that shall load the file, such as redis-6.2 or valkey-9.1; without it, whichever loads FILE. Not for
     /// json
     #[arg(long, value_name = "ENGINE", value_parser = target_by_name)]
@@ -83,6 +67,9 @@ pub(crate) struct Export {
     /// Write to this file instead of standard output; it appears when it is complete
     #[arg(long, value_name = "FILE")]
     to: Option<PathBuf>,
+    /// Of a backup only what may hold the keys of --key is read; for all else the whole backup
+    #[command(flatten)]
+    selectors: Selectors,
 }
 
 /// Show one key of an RDB file
@@ -132,20 +119,17 @@ impl From<Lzf> for rdb::Compression {
     }
 }
 
+/// A key as it stands in a JSON document.
+pub(super) fn key_as_json(key: &[u8]) -> serde_json::Value {
+    let mut text = Vec::new();
+    let _memory_takes_all = text::write_string(&mut text, key);
+    serde_json::from_slice(&text).unwrap_or_default()
+}
+
 fn target_by_name(name: &str) -> Result<rdb::Target, String> {
     rdb::Target::by_name(name).ok_or_else(|| {
         let known = rdb::TARGETS.map(|(name, ..)| name).join(", ");
         format!("one of {known} is wanted")
-    })
-}
-
-fn type_by_name(name: &str) -> Result<rdb::Type, String> {
-    let known = rdb::Type::ALL.into_iter().find(|kind| kind.name() == name);
-    known.ok_or_else(|| {
-        format!(
-            "one of {} is wanted",
-            rdb::Type::ALL.map(rdb::Type::name).join(", ")
-        )
     })
 }
 
@@ -191,20 +175,18 @@ pub(crate) fn run(global: &Global, verb: &Export) -> ExitCode {
         eprintln!("cachekeep: an rdb file is no text for a terminal: say --to FILE, or pipe it");
         return ExitCode::from(2);
     }
-    let keys: Vec<Vec<u8>> = verb.keys.iter().cloned().map(String::into_bytes).collect();
-    let selection = Selection {
-        db: verb.db,
-        glob: verb.glob.clone().map(String::into_bytes),
-        keys: keys.iter().cloned().collect(),
-        kind: verb.kind,
-        slots: verb.slots,
-    };
+    if verb.format == Format::Json && verb.selectors.judges_sizes() {
+        eprintln!("cachekeep: --size is for --format rdb and aof: JSON is written while a value is read");
+        return ExitCode::from(2);
+    }
+    let keys = verb.selectors.keys();
     let part = Part {
         keys: &keys,
         shard: verb.shard,
     };
     let done = open(global, &verb.file, part).and_then(|source| {
         let survey = survey(&source, &verb.file, verb.format)?;
+        let selection = verb.selectors.selection(survey.report.written_ms().unwrap_or(0));
         match &verb.to {
             None => {
                 let out = BufWriter::new(std::io::stdout().lock());
@@ -238,11 +220,9 @@ pub(crate) fn run(global: &Global, verb: &Export) -> ExitCode {
 pub(crate) fn get(global: &Global, verb: &Get) -> ExitCode {
     let keys = [verb.key.clone().into_bytes()];
     let selection = Selection {
-        db: Some(verb.db),
-        glob: None,
+        dbs: [verb.db].into(),
         keys: keys.iter().cloned().collect(),
-        kind: None,
-        slots: None,
+        ..Selection::default()
     };
     let part = Part {
         keys: &keys,

@@ -14,9 +14,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
+use engine::aof::load::{self, Files};
 use engine::backup::{ImportPlan, ShardFile};
 use engine::process::{self, Persistence};
-use engine::aof::load::{self, Files};
 use engine::{Control, Error, Kind};
 use serde_json::json;
 

@@ -14,7 +14,9 @@ mod inspect;
 mod keys;
 mod place;
 mod remote;
+mod replay;
 mod restores;
+mod selectors;
 mod source;
 mod storage;
 mod target;
@@ -107,7 +109,7 @@ enum Verb {
     /// Take an RDB file of another server as a backup of an instance (works on the data directory)
     Import(import::Import),
     /// Restore, list the records of restores, undo; or restore into a directory without a service
-    Restore(RestoreNoun),
+    Restore(Box<RestoreNoun>),
     /// Validate an RDB file or a backup to its last byte and say what is in it
     Inspect(inspect::Inspect),
     /// Write the content of an RDB file or a backup as JSON
@@ -146,15 +148,23 @@ struct BackupNoun {
 }
 
 /// With a verb: restores of the service's instances. Without one, with --from and --to: a backup becomes a directory on
-/// which a redis-server starts, without a service
+/// which a redis-server starts, or is applied to a server or cluster that runs, without a service
 #[derive(Args)]
 #[command(
     subcommand_negates_reqs = true,
     after_help = "Without a service, `cachekeep restore --from ... --to ...` checks signature and digests, validates the RDB to its \
     last byte, and only then makes the directory whole. A backup of the service is opened the same way, by its folder in \
     the store, the identity that `cachekeep project key` prints, and <data-dir>/keys/signing.key.\n\n\
+    To a server, --to redis://..., what is applied may also be an RDB file or the id of a backup. All of it is validated before \
+    the first byte is sent. Each key is written in one step, so that readers of the target see the old or the new value and \
+    never a part; keys of the backup appear one after the other, and other keys stay, with --mode replace until all are there. \
+    Of any node of a cluster the others are found, and slots that move and nodes that fail are followed. Every key is counted.\n\n\
+    Exit status: 0 done, 1 not done, and what the target holds is told, 2 usage, 3 done but for the keys that are told.\n\n\
     Examples:\n  \
     cachekeep restore create cache1 --backup latest --wait\n  \
+    cachekeep restore --from dump.rdb --to redis://10.0.0.5:6379 --dry-run --on-conflict skip\n  \
+    cachekeep restore --from /srv/backups/20260102030405-1a2b3c4d --to redis://10.0.0.5:7000 --identity ~/redis.key \\\n    \
+        --match 'user:*' --rewrite user:=restored: --max-latency-ms 5 --journal restore.journal\n  \
     cachekeep restore --from /srv/backups/20260102030405-1a2b3c4d --to /srv/redis --identity ~/redis.key\n  \
     redis-server --dir /srv/redis"
 )]
@@ -298,7 +308,7 @@ fn run() -> ExitCode {
         Verb::Import(verb) => import::run(&global, &verb).map(|()| ExitCode::SUCCESS),
         Verb::Restore(noun) => match &noun.verb {
             Some(verb) => restores::restore(&global, verb),
-            None => alone::restore(&global, &noun.alone).map(|()| ExitCode::SUCCESS),
+            None => alone::restore(&global, &noun.alone),
         },
         Verb::Inspect(verb) => Ok(inspect::run(&global, &verb)),
         Verb::Export(verb) => Ok(export::run(&global, &verb)),

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use rdb::{AofWriter, KeySummary, Loss, Writer};
 
-use super::selection::Selection;
 use super::text::write_string;
 use super::{Source, Stop, WORKERS, cannot_write, read_through};
+use engine::Selection;
+use engine::selection::Candidate;
 
 /// What the two forms have in common.
 pub(super) trait Form {
@@ -106,7 +107,14 @@ impl<F: Form> rdb::Sink for EngineForm<F> {
                 });
                 return Ok(());
             }
-            match selection.takes(key.db, key.kind, key.key) {
+            let candidate = Candidate {
+                db: key.db,
+                key: key.key,
+                kind: key.kind,
+                expire_at_ms: key.expire_at_ms,
+                bytes: Some(key.bytes),
+            };
+            match selection.takes(&candidate) {
                 true => form.key(key, lost),
                 false => Ok(()),
             }

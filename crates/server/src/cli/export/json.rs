@@ -17,8 +17,9 @@ use std::io::Write;
 
 use rdb::{Event, KeyStart, KeySummary, Part, StreamId, Type};
 
-use super::selection::Selection;
 use super::text::{Deferred, TEXT_BYTES_MAX, Text, write_score, write_string};
+use engine::Selection;
+use engine::selection::Candidate;
 
 /// Pending entries of one group: 32 bytes each, 32 MiB.
 const PENDING_MAX: u64 = 1024 * 1024;
@@ -447,7 +448,13 @@ impl<W: Write> rdb::Sink for Document<W> {
         self.kind = key.kind;
         self.skips = self.mode == Mode::Functions
             || self.only_db.is_some_and(|db| db != key.db)
-            || !self.selection.takes(key.db, key.kind, key.key);
+            || !self.selection.takes(&Candidate {
+                db: key.db,
+                key: key.key,
+                kind: key.kind,
+                expire_at_ms: key.expire_at_ms,
+                bytes: None,
+            });
         if !self.skips {
             self.any_group = false;
             self.attempt(|document| document.begin_key(key));
