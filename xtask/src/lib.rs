@@ -9,6 +9,7 @@ pub mod fault_proxy;
 pub mod fill;
 pub mod fuzz;
 pub mod object_server;
+pub mod plain_cluster;
 pub mod plain_engine;
 pub mod resp;
 pub mod scratch;

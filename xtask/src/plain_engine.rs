@@ -89,6 +89,11 @@ impl PlainEngine {
         &self.socket
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Its working folder.
     pub fn folder(&self) -> &Path {
         self.folder.path()

@@ -5,6 +5,7 @@ mod clients;
 mod data;
 mod listing;
 mod parse;
+mod replay;
 mod report;
 
 use std::time::Duration;
@@ -22,13 +23,21 @@ route and other readers.
   cargo xtask bench [--quick] [NAME...]
 
   --quick   one pair of small data: shows that the measurement works, says nothing about speed
-  NAME      some of: backup, small-backup, restore, switch, listing, parse; without any: all
+  NAME      some of: backup, small-backup, restore, replay, switch, listing, parse; without any: all
 
 A full run of all takes about 15 minutes on 2 cores, needs 6 GiB of memory and 5 GiB of disk, and writes
 docs/benchmarks.md. Nothing else should run on the machine meanwhile.
 ";
 
-const NAMES: [&str; 6] = ["backup", "small-backup", "restore", "switch", "listing", "parse"];
+const NAMES: [&str; 7] = [
+    "backup",
+    "small-backup",
+    "restore",
+    "replay",
+    "switch",
+    "listing",
+    "parse",
+];
 
 /// How much is measured.
 #[derive(Debug, Clone, Copy)]
@@ -73,7 +82,9 @@ pub fn command(mut args: Args) -> Result<(), Stop> {
         );
     }
     let wants = |name: &str| chosen.is_empty() || chosen.iter().any(|chosen| chosen == name);
+    // Sections that stand alone: measured alone they replace what is written of them.
     let only_parse = chosen == ["parse"];
+    let only_files = only_parse || chosen == ["replay"];
     prepare(if only_parse { Purpose::Run } else { Purpose::Bench })?;
     build_service()?;
     print!("{}", report::machine());
@@ -85,6 +96,9 @@ pub fn command(mut args: Args) -> Result<(), Stop> {
     if wants("small-backup") {
         sections.push(data::measure_small_backup(&scale)?);
     }
+    if wants("replay") {
+        sections.extend(replay::measure(&scale)?);
+    }
     if wants("switch") {
         sections.push(data::measure_switch(&scale)?);
     }
@@ -94,12 +108,12 @@ pub fn command(mut args: Args) -> Result<(), Stop> {
     if wants("parse") {
         sections.extend(parse::measure(&scale)?);
     }
-    if only_parse && !quick {
+    if only_files && !quick {
         return report::replace(&sections);
     }
     if quick || !chosen.is_empty() {
         println!(
-            "docs/benchmarks.md is written by a full run of all, and the sections of parse by one of that"
+            "docs/benchmarks.md is written by a full run of all, and the sections of parse and replay by one of these"
         );
         return Ok(());
     }
