@@ -222,6 +222,7 @@ fn perform(plan: &Plan, endpoint: &Endpoint, inputs: Vec<Input>, control: &Contr
     }
     let pace = Pace::new(plan.ops_max, plan.latency_max);
     let is_resumed = written.is_some();
+    let state = written.unwrap_or_else(|| State::new(identity, now_ms()));
     let mut run = Run {
         plan,
         control,
@@ -229,12 +230,12 @@ fn perform(plan: &Plan, endpoint: &Endpoint, inputs: Vec<Input>, control: &Contr
         target: &target,
         pace: &pace,
         primaries: Vec::new(),
-        state: written.unwrap_or_else(|| State::new(identity, now_ms())),
         journal: journal.as_ref(),
         list: None,
         present: None,
         is_unconfirmed: false,
-        known: Account::default(),
+        known: state.account.clone(),
+        state,
         is_touched: is_resumed,
     };
     let failure = match is_dry {

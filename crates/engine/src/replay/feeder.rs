@@ -42,6 +42,8 @@ const JOURNAL_TIME: Duration = Duration::from_millis(250);
 const AHEAD_KEYS: u64 = 64 * 1024;
 /// Batches that wait for one connection; their bytes are bounded by what all have under way.
 const QUEUE_BATCHES: usize = 1024;
+/// How long a node may be silent while it takes a large value: half a gigabyte in one payload takes seconds.
+const LARGE_SILENCE: Duration = Duration::from_secs(60);
 /// A large value is made under this name, in the slot of its key, and then renamed: nobody sees half of it.
 const UNFINISHED: &str = "cachekeep:replay";
 
@@ -481,7 +483,9 @@ impl<'f, 's, 'a> Feeder<'f, 's, 'a> {
             std::collections::hash_map::Entry::Occupied(known) => Ok(known.into_mut()),
             std::collections::hash_map::Entry::Vacant(new) => {
                 let address = self.nodes.primaries[node].address.clone();
-                Ok(new.insert((Node::connect(&self.shared.target.at(address))?, 0)))
+                let node = Node::connect(&self.shared.target.at(address))?;
+                node.set_timeout(LARGE_SILENCE)?;
+                Ok(new.insert((node, 0)))
             }
         }
     }

@@ -11,6 +11,7 @@ mod damage;
 mod duplicates;
 mod encodings;
 mod engine;
+mod entries;
 mod fixtures;
 mod matrix;
 

@@ -26,6 +26,8 @@ use crate::jobs::worker::with_progress;
 const PASSWORD: &str = "CACHEKEEP_TARGET_PASSWORD";
 /// Exit status where all was done but for what is named.
 const NOT_ALL: u8 = 3;
+/// Keys of each kind that a person is told.
+const TOLD_MAX: usize = 10;
 
 /// How a backup is applied to a server.
 #[derive(Args)]
@@ -198,7 +200,13 @@ pub(super) fn run(
         |seen| alone::tell(global, seen),
         || replay(&plan, &target, inputs, &control),
     );
-    Ok(show(global, options.dry_run, to, &outcome))
+    Ok(show(
+        global,
+        options.dry_run,
+        to,
+        &control.phases_taken(),
+        &outcome,
+    ))
 }
 
 /// What is to be applied: a file, a backup of the service by its id, or an archive.
@@ -286,7 +294,7 @@ fn named(tally: &Tally) -> Value {
 }
 
 /// Tells how it ended, and returns the exit status.
-fn show(global: &Global, is_dry: bool, to: &str, outcome: &Outcome) -> ExitCode {
+fn show(global: &Global, is_dry: bool, to: &str, phases: &str, outcome: &Outcome) -> ExitCode {
     let account = &outcome.account;
     let state = if is_dry { "untouched" } else { outcome.state.word() };
     let mut told = json!({
@@ -297,14 +305,15 @@ fn show(global: &Global, is_dry: bool, to: &str, outcome: &Outcome) -> ExitCode 
         told[name] = json!(tally.count);
     }
     told["functions"] = json!(account.functions);
+    told["phases"] = json!(phases);
     let failure = outcome.failure.as_ref().map(|error| engine::chain(error));
-    told["failure"] = json!(failure);
     if global.output == Output::Json {
         let first: serde_json::Map<String, Value> = kinds(account)
             .into_iter()
             .map(|(name, tally)| (name.to_owned(), named(tally)))
             .collect();
         told["first"] = Value::Object(first);
+        told["failure"] = json!(failure);
         told["functions_refused"] = json!(account.functions_refused);
         println!("{told:#}");
     } else {
@@ -335,17 +344,19 @@ fn tell_named(account: &Account) {
         ("reduced", &account.reduced),
     ];
     for (name, tally) in kinds {
-        for named in &tally.first {
-            let why = if named.reason.is_empty() {
-                String::new()
-            } else {
-                format!(": {}", super::target::plain(&json!(named.reason)))
+        for named in tally.first.iter().take(TOLD_MAX) {
+            let why = match named.reason.as_str() {
+                "" => String::new(),
+                reason => format!(": {}", super::target::plain(&json!(reason))),
             };
             eprintln!("{name}: db {}, key {}{why}", named.db, key_as_json(&named.key));
         }
-        let more = tally.count - tally.first.len() as u64;
-        if more > 0 {
-            eprintln!("{name}: {more} more");
+        let told = tally.first.len().min(TOLD_MAX);
+        if tally.count > told as u64 {
+            eprintln!(
+                "{name}: {} more; -o json names the first hundred",
+                tally.count - told as u64
+            );
         }
     }
     for text in &account.functions_refused {
