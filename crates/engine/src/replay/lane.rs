@@ -44,7 +44,7 @@ pub(super) struct Command {
     pub(super) number: u64,
     /// Serialised bytes of the entry.
     pub(super) bytes: u64,
-    /// Commands; of several, the last but one decides.
+    /// Commands; several are a transaction, see [`decisive`].
     pub(super) commands: u32,
 }
 
@@ -178,8 +178,6 @@ struct Flying {
     batch: Batch,
     room: usize,
     since: Instant,
-    /// A reply to SELECT comes before all others.
-    selected: bool,
 }
 
 /// What is known of a connection's speed: how much is to be under way.
@@ -273,22 +271,19 @@ impl<'s, 'a> Lane<'s, 'a> {
     }
 
     fn send(&mut self, batch: Batch, room: usize) -> Result<(), Error> {
-        let selected = batch.db != self.db && !batch.keys.is_empty();
+        if batch.db != self.db && !batch.keys.is_empty() && !self.selects(&batch, room)? {
+            return Ok(());
+        }
         self.flying_bytes += batch.bytes.len();
         // Before anything can fail, so that it is given back.
         self.flying.push_back(Flying {
             room,
             since: Instant::now(),
-            selected,
             batch,
         });
         let Some(Flying { batch, .. }) = self.flying.back() else {
             return Ok(());
         };
-        if selected {
-            self.node.send(&[b"SELECT", batch.db.to_string().as_bytes()])?;
-            self.db = batch.db;
-        }
         self.node.send_raw(&batch.bytes)?;
         if batch.waits {
             self.node.send(&[b"WAIT", b"1", REPLICA_WAIT_MS.as_bytes()])?;
@@ -296,55 +291,81 @@ impl<'s, 'a> Lane<'s, 'a> {
         Ok(())
     }
 
-    /// Takes the answers to a batch.
-    fn collect(&mut self, flying: Flying) -> Result<(), Error> {
-        let Flying {
-            batch,
-            room,
-            since,
-            selected,
-        } = flying;
-        self.flying_bytes -= batch.bytes.len();
-        let mut account = Account::default();
-        let answered = self.answers(&batch, selected, &mut account);
-        self.window.learn(batch.bytes.len(), since);
-        self.shared.budget.give_back(room);
-        let keys = batch.keys.len() as u64;
-        match answered {
-            Ok(None) => {
-                batch.chunk.end_batch(account);
-                self.shared.control.keys_done.fetch_add(keys, Ordering::Relaxed);
-                let mut ledger = lock(&self.shared.ledger);
-                ledger.commit();
-                Ok(())
-            }
-            // The node answers on: what it says of what else is under way is counted too.
-            Ok(Some(error)) => {
-                batch.chunk.spoil(account);
-                self.shared.stop(error);
-                Ok(())
+    /// Changes the database, and sees that it did before anything is sent: else keys would go to another one. Where the target
+    /// has no such database the keys have failed.
+    fn selects(&mut self, batch: &Batch, room: usize) -> Result<bool, Error> {
+        while let Some(flying) = self.flying.pop_front() {
+            self.collect(flying)?;
+        }
+        let db = batch.db.to_string();
+        let refusal = match self.node.ask(&[b"SELECT", db.as_bytes()]) {
+            Ok(Reply::Error(text)) => text,
+            Ok(_) => {
+                self.db = batch.db;
+                return Ok(true);
             }
             Err(error) => {
-                batch.chunk.spoil(account);
-                Err(error)
+                batch.chunk.spoil(Account::default());
+                return Err(error);
             }
+        };
+        self.shared.budget.give_back(room);
+        if let Judgement::OfAll(kind) = judge(&refusal) {
+            batch.chunk.spoil(Account::default());
+            let context = format!("{}: SELECT {db}: {refusal}", self.node.label());
+            return Err(Error::new(kind, APPLY, context));
+        }
+        let (mut account, mut start) = (Account::default(), 0);
+        for key in &batch.keys {
+            let (db, name) = self.source_of(batch, start..key.end);
+            account.failed.add(db, &name, &refusal);
+            start = key.end;
+        }
+        self.settle(batch, Ok(account));
+        Ok(false)
+    }
+
+    /// Counts a batch that is answered, or says that some of it has to be sent again.
+    fn settle(&self, batch: &Batch, counted: Result<Account, Account>) {
+        match counted {
+            Ok(account) => {
+                batch.chunk.end_batch(account);
+                let keys = batch.keys.len() as u64;
+                self.shared.control.keys_done.fetch_add(keys, Ordering::Relaxed);
+                lock(&self.shared.ledger).commit();
+            }
+            Err(account) => batch.chunk.spoil(account),
         }
     }
 
-    /// Counts the answers to a batch; returns why all have to stop.
-    fn answers(
-        &mut self,
-        batch: &Batch,
-        selected: bool,
-        account: &mut Account,
-    ) -> Result<Option<Error>, Error> {
-        let mut refused_db = None;
-        if selected && let Reply::Error(text) = self.node.reply()? {
-            refused_db = Some(text);
+    /// Takes the answers to a batch.
+    fn collect(&mut self, flying: Flying) -> Result<(), Error> {
+        let Flying { batch, room, since } = flying;
+        self.flying_bytes -= batch.bytes.len();
+        let mut account = Account::default();
+        let answered = self.answers(&batch, &mut account);
+        self.window.learn(batch.bytes.len(), since);
+        self.shared.budget.give_back(room);
+        match answered {
+            Ok(None) => self.settle(&batch, Ok(account)),
+            // The node answers on: what it says of what else is under way is counted too.
+            Ok(Some(error)) => {
+                self.settle(&batch, Err(account));
+                self.shared.stop(error);
+            }
+            Err(error) => {
+                self.settle(&batch, Err(account));
+                return Err(error);
+            }
         }
+        Ok(())
+    }
+
+    /// Counts the answers to a batch; returns why all have to stop.
+    fn answers(&mut self, batch: &Batch, account: &mut Account) -> Result<Option<Error>, Error> {
         let (mut at, mut start, mut stop) = (0, 0, None);
         while let Some(key) = batch.keys.get(at) {
-            if batch.verb == Verb::Apply && key.commands == 1 && refused_db.is_none() {
+            if batch.verb == Verb::Apply && key.commands == 1 {
                 let done = self.node.skip_ok(batch.keys.len() - at);
                 for key in &batch.keys[at..at + done] {
                     self.count_applied(batch, start..key.end, key.bytes, account);
@@ -355,14 +376,10 @@ impl<'s, 'a> Lane<'s, 'a> {
                     continue;
                 }
             }
-            let reply = self.reply_to(key)?;
+            let reply = decisive(&mut self.node, key.commands)?;
             let bytes = start..key.end;
             start = key.end;
             at += 1;
-            let reply = match &refused_db {
-                Some(text) => Reply::Error(text.clone()),
-                None => reply,
-            };
             let reply = self.follow(batch, &bytes, key, reply)?;
             if let Some(error) = self.count(batch, bytes, key, &reply, account) {
                 stop.get_or_insert(error);
@@ -375,11 +392,6 @@ impl<'s, 'a> Lane<'s, 'a> {
             }
         }
         Ok(stop)
-    }
-
-    /// The reply that decides about a key.
-    fn reply_to(&mut self, key: &Command) -> Result<Reply, Error> {
-        decisive(&mut self.node, key.commands)
     }
 
     fn count_applied(
@@ -454,6 +466,11 @@ impl<'s, 'a> Lane<'s, 'a> {
                     account.removed.add(db, &key, "");
                 }
             }
+            // It has expired since it was decided about.
+            (Verb::Apply, Reply::Error(text)) if key.commands > 1 && text.starts_with("ERR no such key") => {
+                let (db, key) = named();
+                account.expired.add(db, &key, "");
+            }
             (_, Reply::Error(text)) => match judge(text) {
                 Judgement::OfTheKey => {
                     let (db, key) = named();
@@ -516,17 +533,26 @@ impl<'s, 'a> Lane<'s, 'a> {
     }
 }
 
-/// The reply to a command; of several that make one key the first refusal, or what the last but one answers.
-pub(super) fn decisive(node: &mut Node, commands: u32) -> Result<Reply, Error> {
-    let mut decisive = node.reply()?;
-    for number in 1..commands {
-        let reply = node.reply()?;
-        let is_error = matches!(decisive, Reply::Error(_));
-        if !is_error && (number + 1 < commands || matches!(reply, Reply::Error(_))) {
-            decisive = reply;
+/// The reply to a command. Of several that make one key, the last of which is an EXEC: the first refusal, or what the last but one
+/// of those in the transaction answers.
+fn decisive(node: &mut Node, commands: u32) -> Result<Reply, Error> {
+    let (mut refusal, mut last) = (None, node.reply()?);
+    for _ in 1..commands {
+        let next = node.reply()?;
+        if let before @ Reply::Error(_) = std::mem::replace(&mut last, next) {
+            refusal.get_or_insert(before);
         }
     }
-    Ok(decisive)
+    let Reply::Array(mut inner) = last else {
+        return Ok(refusal.unwrap_or(last));
+    };
+    let refused = inner.iter().position(|reply| matches!(reply, Reply::Error(_)));
+    let at = refused.unwrap_or(inner.len().saturating_sub(2));
+    match refusal {
+        None if at < inner.len() => Ok(inner.swap_remove(at)),
+        None => Ok(Reply::Array(inner)),
+        Some(refusal) => Ok(refusal),
+    }
 }
 
 /// What a refusal is about.

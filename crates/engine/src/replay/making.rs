@@ -7,7 +7,7 @@ use rdb::{AofWriter, Copied, Header, KeySummary, Loss, PayloadWriter, Taker, Typ
 
 use super::feeder::{Feeder, PAYLOAD_BYTES_MAX, Pass, Verdict};
 use super::input::Valid;
-use super::lane::{APPLY, Judgement, Verb, decisive, judge};
+use super::lane::{APPLY, Judgement, Verb, judge};
 use super::words::{Counter, Gathered, Options, push_command, push_options, push_restore};
 use super::{Conflict, Form};
 use crate::error::{Error, Kind};
@@ -236,14 +236,17 @@ impl Feed<'_, '_, '_, '_> {
         }
         let renames = self.renames();
         self.feeder.append(Verb::Apply, key.db, name, key.bytes, |out| {
-            // Whoever reads the bytes again finds the key in the first of them.
+            // Whoever reads the bytes again finds the key in the first of them. One transaction: if a step is refused
+            // for want of memory nothing is renamed.
             push_command(out, &[b"EXISTS", name]);
+            push_command(out, &[b"MULTI"]);
             push_command(out, &[b"DEL", &unfinished]);
             out.extend_from_slice(&made.bytes);
             push_command(out, &[renames, &unfinished, name]);
             push_command(out, &[b"DEL", &unfinished]);
+            push_command(out, &[b"EXEC"]);
             // A value has at most as many commands as bytes.
-            4 + made.counter.commands as u32
+            6 + made.counter.commands as u32
         })
     }
 
@@ -269,7 +272,9 @@ impl Feed<'_, '_, '_, '_> {
                 false => Ok(()),
             };
         }
-        let (node, mut link) = self.take_link(name, key.db)?;
+        let Some((node, mut link)) = self.take_link(candidate, name, key.db)? else {
+            return Ok(());
+        };
         let mut steps = Steps::new(&mut link.0);
         steps
             .command(&[b"DEL", &unfinished])
@@ -317,7 +322,9 @@ impl Feed<'_, '_, '_, '_> {
         }
         let replaces = self.feeder.shared.plan.conflict == Conflict::Replace;
         let options = Options { replaces, header };
-        let (node, mut link) = self.take_link(name, key.db)?;
+        let Some((node, mut link)) = self.take_link(candidate, name, key.db)? else {
+            return Ok(());
+        };
         let mut out = Vec::with_capacity(LARGE_BYTES + 1024);
         push_restore(&mut out, name, key.expire_at_ms, payload_bytes, &options);
         let mut footer = rdb::Footer::new(target);
@@ -345,8 +352,14 @@ impl Feed<'_, '_, '_, '_> {
         Ok(())
     }
 
-    /// This thread's connection to the node of a key, in the database of it. It is given back after a whole exchange only.
-    fn take_link(&mut self, name: &[u8], db: u32) -> Result<(usize, (Node, u32)), Error> {
+    /// This thread's connection to the node of a key, in the database of it, to be given back after a whole exchange only. `None`:
+    /// there is no such database, and the key has failed.
+    fn take_link(
+        &mut self,
+        candidate: &Candidate<'_>,
+        name: &[u8],
+        db: u32,
+    ) -> Result<Option<(usize, (Node, u32))>, Error> {
         let feeder = &mut *self.feeder;
         feeder.write_ahead()?;
         let node = match feeder.shared.target.is_cluster {
@@ -355,12 +368,16 @@ impl Feed<'_, '_, '_, '_> {
         };
         let (link, at) = feeder.link(node)?;
         if *at != db {
-            link.run(&["SELECT", &db.to_string()])?;
+            if let Reply::Error(text) = link.ask(&[b"SELECT", db.to_string().as_bytes()])? {
+                if let Judgement::OfAll(kind) = judge(&text) {
+                    return Err(Error::new(kind, APPLY, text));
+                }
+                feeder.own.failed.add(candidate.db, candidate.key, &text);
+                return Ok(None);
+            }
             *at = db;
         }
-        let link = feeder.links.remove(&node);
-        link.map(|link| (node, link))
-            .ok_or_else(|| Error::new(Kind::Connection, APPLY, "a connection is gone"))
+        Ok(feeder.links.remove(&node).map(|link| (node, link)))
     }
 
     fn count_large(
@@ -475,16 +492,16 @@ impl<'n> Steps<'n> {
         Ok(())
     }
 
-    /// Sends two last commands, and returns the first refusal, or what the first of the two answers.
+    /// Sends what makes the key out of what was sent before, unless some of that was refused, and what tidies up. Returns the
+    /// first refusal, or what the first of the two answers.
     fn finish(&mut self, decides: &[&[u8]], tidies: &[&[u8]]) -> Result<Reply, Error> {
         self.exchange()?;
-        push_command(&mut self.out, decides);
-        push_command(&mut self.out, tidies);
-        self.node.send_raw(&self.out)?;
-        self.out.clear();
-        let answer = decisive(self.node, 2);
-        let first = answer?;
-        Ok(self.refusal.take().unwrap_or(first))
+        let answer = match self.refusal.take() {
+            Some(refusal) => refusal,
+            None => self.node.ask(decides)?,
+        };
+        self.node.ask(tidies)?;
+        Ok(answer)
     }
 }
 
