@@ -457,10 +457,7 @@ impl Run<'_> {
             target: self.target,
             plan: self.plan,
             control: self.control,
-            ledger: Mutex::new(Ledger::new(
-                self.state.position,
-                std::mem::take(&mut self.state.account),
-            )),
+            ledger: Mutex::new(Ledger::new(self.state.position, self.state.account.clone())),
             budget: Budget::new(UNDER_WAY_BYTES),
             present: self.present.as_ref(),
             in_doubt_below: if pass.writes() { in_doubt_below } else { 0 },

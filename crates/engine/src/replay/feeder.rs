@@ -33,7 +33,7 @@ const BATCH_KEYS: usize = 2048;
 /// Entries, bytes of them, and time after which a chunk ends: what is sent again after an interruption is a few of these.
 const CHUNK_KEYS: u64 = 16 * 1024;
 const CHUNK_BYTES: u64 = 4 * 1024 * 1024;
-const CHUNK_TIME: Duration = Duration::from_millis(500);
+const CHUNK_TIME: Duration = Duration::from_millis(100);
 /// Entries between two looks at the clock.
 const CLOCK_KEYS: u64 = 256;
 /// How often the journal is written.
@@ -405,7 +405,8 @@ impl<'f, 's, 'a> Feeder<'f, 's, 'a> {
         };
         self.chunk_bytes += bytes;
         self.chunk_keys += 1;
-        let is_late = self.chunk_keys.is_multiple_of(CLOCK_KEYS) && self.chunk_since.elapsed() >= CHUNK_TIME;
+        let looks = self.pace.is_limited() || self.chunk_keys.is_multiple_of(CLOCK_KEYS);
+        let is_late = looks && self.chunk_since.elapsed() >= CHUNK_TIME;
         match is_late || self.chunk_bytes >= CHUNK_BYTES || self.chunk_keys >= CHUNK_KEYS {
             true => self.close_chunk(),
             false => Ok(()),

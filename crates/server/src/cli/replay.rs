@@ -48,7 +48,7 @@ pub(crate) struct ReplayOptions {
     expiry: OnExpiry,
     /// Keys of database A go to database B; may be given many times
     #[arg(long = "map-db", value_name = "A:B", value_parser = pair_of_dbs, requires = "from")]
-    dbs: Vec<(u32, u32)>,
+    db_map: Vec<(u32, u32)>,
     /// Each key gets this before its name, so that it stands beside what is there
     #[arg(long, value_name = "TEXT", requires = "from", conflicts_with = "rewrite")]
     into_prefix: Option<String>,
@@ -121,7 +121,7 @@ impl ReplayOptions {
     /// The plan, and what about it cannot be.
     fn plan(&self) -> anyhow::Result<Plan> {
         let mut dbs = std::collections::BTreeMap::new();
-        for (from, to) in &self.dbs {
+        for (from, to) in &self.db_map {
             anyhow::ensure!(
                 dbs.insert(*from, *to).is_none_or(|earlier| earlier == *to),
                 "--map-db sends database {from} to two others"

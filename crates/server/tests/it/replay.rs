@@ -395,23 +395,65 @@ fn of_what_is_not_valid_or_cannot_be_nothing_is_sent() {
 }
 
 #[test]
-fn a_target_without_memory_ends_it_with_a_true_account() {
+fn a_target_without_memory_ends_it_with_a_true_account_and_no_half_value() {
     let source = Source::new(&mixed(20_000, 1), &[]);
-    let target = PlainEngine::start(&[("maxmemory", "4mb")]).unwrap();
+    for words in [&[][..], &["--commands"]] {
+        let target = PlainEngine::start(&[("maxmemory", "4mb")]).unwrap();
+        let (status, account) = restored(source.path(), &url(&target), words);
+        assert_eq!(
+            (status, &account["target_state"]),
+            (1, &Value::from("partial")),
+            "{account:#}"
+        );
+        assert!(
+            account["failure"].as_str().unwrap().contains("OOM"),
+            "{account:#}"
+        );
+        let names = keys_of(&target.target());
+        assert_eq!(names.len() as u64, count(&account, "applied"), "{words:?}");
+        ask(&target.target(), &["CONFIG", "SET", "maxmemory", "0"]);
+        let (mut there, mut here) = (
+            Connection::open(&target.target()).unwrap(),
+            Connection::open(&source.engine.target()).unwrap(),
+        );
+        for name in &names {
+            let length = |link: &mut Connection| {
+                let kind = link.ask(&[&b"TYPE"[..], name]).unwrap();
+                let verb = match kind.text().unwrap() {
+                    "string" => "STRLEN",
+                    "list" => "LLEN",
+                    "set" => "SCARD",
+                    "zset" => "ZCARD",
+                    "hash" => "HLEN",
+                    _ => "XLEN",
+                };
+                link.ask(&[verb.as_bytes(), name]).unwrap()
+            };
+            assert_eq!(length(&mut there), length(&mut here), "{words:?} {name:?}");
+        }
+    }
+}
+
+#[test]
+fn keys_of_a_database_that_the_target_does_not_have_fail_and_go_nowhere_else() {
+    let source = Source::new(
+        &Options {
+            giant_mb: 5,
+            ..mixed(3000, 3)
+        },
+        &[],
+    );
+    let target = PlainEngine::start(&[("databases", "2")]).unwrap();
     let (status, account) = restored(source.path(), &url(&target), &[]);
-    assert_eq!(
-        (status, &account["target_state"]),
-        (1, &Value::from("partial")),
-        "{account:#}"
-    );
-    assert!(
-        account["failure"].as_str().unwrap().contains("OOM"),
-        "{account:#}"
-    );
-    assert_eq!(
-        ask(&target.target(), &["DBSIZE"]),
-        Reply::Number(count(&account, "applied") as i64)
-    );
+    assert_eq!(status, 3, "{account:#}");
+    let (applied, failed) = (count(&account, "applied"), count(&account, "failed"));
+    assert!(failed > 0 && applied + failed == source.keys, "{account:#}");
+    let reason = account["first"]["failed"][0]["reason"].as_str().unwrap();
+    assert!(reason.contains("DB index is out of range"), "{reason}");
+    let mut here = Connection::open(&source.engine.target()).unwrap();
+    here.ask(&["SELECT", "2"]).unwrap();
+    here.ask(&["FLUSHDB"]).unwrap();
+    assert_eq!(target.digest().unwrap(), source.engine.digest().unwrap());
 }
 
 /// All keys of database 0.

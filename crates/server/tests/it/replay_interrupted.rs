@@ -227,7 +227,7 @@ fn connections_that_are_cut_are_made_again() {
         );
         let mut cuts = 0;
         while child.try_wait().unwrap().is_none() {
-            std::thread::sleep(Duration::from_millis(200));
+            std::thread::sleep(Duration::from_millis(400));
             if let Reply::Number(cut) = link.call(&["CLIENT", "KILL", "TYPE", "normal"]).unwrap() {
                 cuts += cut;
             }
