@@ -88,6 +88,9 @@ pub(super) struct Written<'j> {
     pub(super) at: Instant,
 }
 
+/// A connection of the feeder's own, and the database it is in.
+pub(super) type Link = (Node, u32);
+
 /// Starts a connection's thread.
 pub(super) type Spawn<'f, 's, 'a> = &'f mut dyn FnMut(Lane<'s, 'a>, Receiver<(Batch, usize)>);
 
@@ -115,7 +118,7 @@ pub(super) struct Feeder<'f, 's, 'a> {
     pub(super) position: Position,
     /// Bytes of the files before this one.
     bytes_before: u64,
-    pub(super) links: HashMap<usize, (Node, u32)>,
+    pub(super) links: HashMap<usize, Link>,
     pub(super) failure: Option<Error>,
 }
 
@@ -479,7 +482,7 @@ impl<'f, 's, 'a> Feeder<'f, 's, 'a> {
     }
 
     /// This thread's own connection to a node, and the database it is in.
-    pub(super) fn link(&mut self, node: usize) -> Result<&mut (Node, u32), Error> {
+    pub(super) fn link(&mut self, node: usize) -> Result<&mut Link, Error> {
         match self.links.entry(node) {
             std::collections::hash_map::Entry::Occupied(known) => Ok(known.into_mut()),
             std::collections::hash_map::Entry::Vacant(new) => {

@@ -5,7 +5,7 @@ use std::io;
 
 use rdb::{AofWriter, Copied, Header, KeySummary, Loss, PayloadWriter, Taker, Type};
 
-use super::feeder::{Feeder, PAYLOAD_BYTES_MAX, Pass, Verdict};
+use super::feeder::{Feeder, Link, PAYLOAD_BYTES_MAX, Pass, Verdict};
 use super::input::Valid;
 use super::lane::{APPLY, Judgement, Verb, judge};
 use super::words::{Counter, Gathered, Options, push_command, push_options, push_restore};
@@ -359,7 +359,7 @@ impl Feed<'_, '_, '_, '_> {
         candidate: &Candidate<'_>,
         name: &[u8],
         db: u32,
-    ) -> Result<Option<(usize, (Node, u32))>, Error> {
+    ) -> Result<Option<(usize, Link)>, Error> {
         let feeder = &mut *self.feeder;
         feeder.write_ahead()?;
         let node = match feeder.shared.target.is_cluster {
