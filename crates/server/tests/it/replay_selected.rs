@@ -216,15 +216,15 @@ fn choose(kinds: &[usize], all: &[Known], written_ms: i64, random: &mut Random) 
     choice
 }
 
-/// Every key of the target with its payload and expiry.
+/// Each of these keys with the server's own digest of its value, and its expiry.
 fn held(target: &PlainEngine, wanted: &[&Known]) -> BTreeMap<(u32, Vec<u8>), (Reply, i64)> {
     let mut link = Connection::open(&target.target()).unwrap();
     let mut all = BTreeMap::new();
     for key in wanted {
         link.ask(&["SELECT", &key.db.to_string()]).unwrap();
-        let dump = link.ask(&[&b"DUMP"[..], &key.name]).unwrap();
+        let digest = link.ask(&[&b"DEBUG"[..], b"DIGEST-VALUE", &key.name]).unwrap();
         let expires = number(&link.ask(&[&b"PEXPIRETIME"[..], &key.name]).unwrap());
-        all.insert((key.db, key.name.clone()), (dump, expires));
+        all.insert((key.db, key.name.clone()), (digest, expires));
     }
     all
 }
