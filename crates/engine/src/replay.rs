@@ -32,7 +32,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use crate::control::Control;
 use crate::error::{Error, Kind};
@@ -117,6 +117,8 @@ pub struct Plan {
     pub journal: Option<PathBuf>,
     /// Where what does not fit in memory is kept meanwhile, without a name.
     pub spill: PathBuf,
+    /// The time now, Unix milliseconds: it decides which keys have expired, unless a journal says when that was decided.
+    pub now_ms: i64,
 }
 
 /// What the target holds.
@@ -222,7 +224,7 @@ fn perform(plan: &Plan, endpoint: &Endpoint, inputs: Vec<Input>, control: &Contr
     }
     let pace = Pace::new(plan.ops_max, plan.latency_max);
     let is_resumed = written.is_some();
-    let state = written.unwrap_or_else(|| State::new(identity, now_ms()));
+    let state = written.unwrap_or_else(|| State::new(identity, plan.now_ms));
     let mut run = Run {
         plan,
         control,
@@ -340,15 +342,6 @@ fn identity(plan: &Plan, files: &[Valid], endpoint: &Endpoint) -> String {
         hasher.update(file.identity.as_bytes());
     }
     hasher.finalize().to_string()
-}
-
-#[allow(
-    clippy::disallowed_methods,
-    reason = "what has expired is decided once, when a replay begins"
-)]
-fn now_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
 impl Run<'_> {

@@ -19,7 +19,7 @@ use super::export::key_as_json;
 use super::selectors::Selectors;
 use super::source::archive_of;
 use super::{Global, Output, admin, alone};
-use crate::ids::BackupId;
+use crate::ids::{BackupId, Moment};
 use crate::jobs::worker::with_progress;
 
 /// The environment's word for the password of a target.
@@ -163,6 +163,7 @@ impl ReplayOptions {
             patience: Duration::from_secs(self.patience),
             journal: self.journal.clone(),
             spill: std::env::temp_dir(),
+            now_ms: Moment::now().0,
         })
     }
 }
