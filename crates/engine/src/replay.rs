@@ -11,7 +11,7 @@
 //! behind it is sent again. That does no harm where keys are replaced; where they are not, it is known of every key whether
 //! it was there before anything was sent, and so whether one that is found there later is ours.
 //!
-//! Memory: that of a validator and of the reading of an archive, 16 MiB under way to the nodes, 4 MiB twice for an entry; and
+//! Memory: that of a validator and of the reading of an archive, 4 MiB under way to the nodes, 4 MiB twice for an entry; and
 //! a bit for each key where keys are not replaced.
 
 mod account;
@@ -51,8 +51,8 @@ use pace::Pace;
 pub use shape::{Expiry, Naming, Shape};
 use target::{Primary, Target};
 
-/// Bytes under way to all nodes together.
-const UNDER_WAY_BYTES: usize = 16 * 1024 * 1024;
+/// Bytes under way to all nodes together: what is held until it is answered, beside the segments of an archive (ADR 55).
+const UNDER_WAY_BYTES: usize = 4 * 1024 * 1024;
 /// Keys of which a bit each is kept: 32 MiB.
 const JUDGED_KEYS_MAX: u64 = 256 * 1024 * 1024;
 /// Between two attempts: at first, and at most.
