@@ -103,10 +103,13 @@ fn slot_of(name: &[u8]) -> u16 {
     (crc % 16_384) as u16
 }
 
+/// The reference's own judgement of a key.
+type Judge = Box<dyn Fn(&Known) -> bool>;
+
 /// A choice: words of the command line, and the reference's own judgement.
 struct Choice {
     words: Vec<String>,
-    judges: Vec<Box<dyn Fn(&Known) -> bool>>,
+    judges: Vec<Judge>,
 }
 
 /// One selector of each kind, with a random value; `all`: which kinds there are.
@@ -122,7 +125,7 @@ fn choose(kinds: &[usize], all: &[Known], written_ms: i64, random: &mut Random) 
             .chars()
             .take_while(|letter| letter.is_ascii_alphabetic())
             .collect();
-        let (word, value, judge): (&str, String, Box<dyn Fn(&Known) -> bool>) = match kind {
+        let (word, value, judge): (&str, String, Judge) = match kind {
             0 => {
                 let db = some.db;
                 ("--db", db.to_string(), Box::new(move |key| key.db == db))
