@@ -11,6 +11,7 @@ pub mod fuzz;
 pub mod object_server;
 pub mod plain_cluster;
 pub mod plain_engine;
+pub mod postgres;
 pub mod resp;
 pub mod scratch;
 pub mod service;

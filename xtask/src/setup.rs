@@ -29,7 +29,7 @@ struct Package {
     why: &'static str,
 }
 
-const PACKAGES: [Package; 9] = [
+const PACKAGES: [Package; 10] = [
     Package {
         name: "redis-server",
         program: "redis-server",
@@ -67,6 +67,12 @@ const PACKAGES: [Package; 9] = [
         why: "reads the catalogue from outside cachekeep",
     },
     Package {
+        name: "postgresql",
+        program: "pg_ctlcluster",
+        purpose: Purpose::Test,
+        why: "holds the catalogue of services that keep it there",
+    },
+    Package {
         name: "curl",
         program: "curl",
         purpose: Purpose::Test,
@@ -86,8 +92,8 @@ const PACKAGES: [Package; 9] = [
     },
 ];
 
-/// Run as root by `sh -c`. Debian starts and enables the redis service when its package is installed, on port 6379;
-/// `policy-rc.d` forbids the start and the unit is disabled afterwards. The trap removes the policy file however
+/// Run as root by `sh -c`. Debian starts and enables the redis service when its package is installed, on port 6379, and
+/// PostgreSQL's on 5432; `policy-rc.d` forbids the start and the units are disabled afterwards. The trap removes the policy file however
 /// the script ends, an interrupted one included.
 const INSTALL_SCRIPT: &str = r#"
 set -eu
@@ -103,12 +109,12 @@ export DEBIAN_FRONTEND=noninteractive
 apt-get update -q
 apt-get install -y -q --no-install-recommends "$@"
 for name in "$@"; do
-    [ "$name" = redis-server ] || continue
+    case "$name" in redis-server | postgresql) ;; *) continue ;; esac
     if command -v systemctl > /dev/null; then
-        systemctl --quiet disable redis-server.service > /dev/null 2>&1 || true
-        [ ! -d /run/systemd/system ] || systemctl --quiet stop redis-server.service || true
+        systemctl --quiet disable "$name.service" > /dev/null 2>&1 || true
+        [ ! -d /run/systemd/system ] || systemctl --quiet stop "$name.service" || true
     else
-        update-rc.d redis-server disable > /dev/null 2>&1 || true
+        update-rc.d "$name" disable > /dev/null 2>&1 || true
     fi
 done
 "#;
@@ -315,7 +321,8 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
         .find(|program| program.is_file())
 }
 
-fn is_root() -> bool {
+/// Whether this process is root's.
+pub fn is_root() -> bool {
     // The owner of our own /proc entry is the effective user.
     use std::os::unix::fs::MetadataExt as _;
     std::fs::metadata("/proc/self").is_ok_and(|entry| entry.uid() == 0)
