@@ -2,9 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use engine::process::{Brand, Program};
 use engine::{Error, Kind};
 
@@ -16,6 +17,8 @@ use crate::ids::{BackupId, GenerationId, InstanceId};
 pub struct Config {
     /// Everything that the service keeps lies below it.
     pub data_dir: PathBuf,
+    /// URL of the PostgreSQL that holds the catalogue; `None`: it is a file below the data directory.
+    pub database: Option<String>,
     /// Where the API listens; port 0 chooses one.
     pub listen: SocketAddr,
     /// Certificate chain and key, PEM.
@@ -44,6 +47,21 @@ impl Config {
     /// The catalogue's file.
     pub fn catalog_file(&self) -> PathBuf {
         self.data_dir.join("catalog.sqlite")
+    }
+
+    /// Names [`Self::database`] for whoever is told of the data directory only.
+    pub fn database_file(&self) -> PathBuf {
+        database_file(&self.data_dir)
+    }
+
+    /// Names this data directory in such a database.
+    pub fn node_file(&self) -> PathBuf {
+        self.data_dir.join("node")
+    }
+
+    /// Whether the data directory has or had a catalogue.
+    pub fn has_catalog(&self) -> bool {
+        self.catalog_file().exists() || self.database_file().exists()
     }
 
     /// The local folder that serves as object store.
@@ -116,6 +134,28 @@ impl Config {
     /// What the first start tells its owner.
     pub fn admin_file(&self) -> PathBuf {
         self.data_dir.join("admin.json")
+    }
+}
+
+fn database_file(data_dir: &Path) -> PathBuf {
+    data_dir.join("catalog.url")
+}
+
+/// The URL that the data directory's catalogue is known by to be at; `None`: it is a file.
+///
+/// # Errors
+/// The file that says so cannot be read.
+pub fn known_database(data_dir: &Path) -> anyhow::Result<Option<String>> {
+    let file = database_file(data_dir);
+    match std::fs::read_to_string(&file) {
+        Ok(url) => Ok(Some(url.trim().to_owned())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| {
+            format!(
+                "cannot read {}, which says where the catalogue is",
+                file.display()
+            )
+        }),
     }
 }
 

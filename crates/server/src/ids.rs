@@ -51,22 +51,6 @@ macro_rules! id {
                 })
             }
         }
-
-        impl rusqlite::ToSql for $name {
-            fn to_sql(&self) -> rusqlite::Result<rusqlite::types::ToSqlOutput<'_>> {
-                self.as_str().to_sql()
-            }
-        }
-
-        impl rusqlite::types::FromSql for $name {
-            fn column_result(value: rusqlite::types::ValueRef<'_>) -> rusqlite::types::FromSqlResult<Self> {
-                match value {
-                    rusqlite::types::ValueRef::Text(text) if text.is_ascii() => text.try_into().ok().map(Self),
-                    _ => None,
-                }
-                .ok_or(rusqlite::types::FromSqlError::InvalidType)
-            }
-        }
     };
 }
 
@@ -256,18 +240,6 @@ impl Moment {
     /// This moment and `seconds` more.
     pub fn plus_seconds(self, seconds: i64) -> Self {
         Self(self.0.saturating_add(seconds.saturating_mul(1000)))
-    }
-}
-
-impl rusqlite::ToSql for Moment {
-    fn to_sql(&self) -> rusqlite::Result<rusqlite::types::ToSqlOutput<'_>> {
-        self.0.to_sql()
-    }
-}
-
-impl rusqlite::types::FromSql for Moment {
-    fn column_result(value: rusqlite::types::ValueRef<'_>) -> rusqlite::types::FromSqlResult<Self> {
-        i64::column_result(value).map(Self)
     }
 }
 

@@ -31,15 +31,31 @@ use crate::{backup, journal, limits, reconcile, schedule, storage};
 /// What cannot be made, read or opened, and what to do about it.
 pub fn open(config: Config) -> anyhow::Result<App> {
     let catalog = config.catalog_file();
-    let is_new = !catalog.exists();
-    open_with(config, &catalog, is_new)
+    let begin = if config.has_catalog() {
+        Begin::Known
+    } else {
+        Begin::New
+    };
+    open_with(config, &catalog, begin)
 }
 
-/// As [`open`], with this catalogue; keys that are missing are made where `may_make_keys` says that they are new.
+/// What may be made where it is missing. Whatever was there before is lost otherwise, and something empty in its place would
+/// make orphans of all engines.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Begin {
+    /// Everything: the data directory is new.
+    New,
+    /// Nothing.
+    Known,
+    /// The catalogue, from its mirror.
+    Rebuild,
+}
+
+/// As [`open`], with this file as catalogue where that is a file.
 ///
 /// # Errors
 /// As [`open`].
-pub fn open_with(mut config: Config, catalog: &Path, may_make_keys: bool) -> anyhow::Result<App> {
+pub fn open_with(mut config: Config, catalog: &Path, begin: Begin) -> anyhow::Result<App> {
     std::fs::create_dir_all(&config.data_dir).with_context(|| {
         format!(
             "cannot make {}: choose another --data-dir",
@@ -61,14 +77,19 @@ pub fn open_with(mut config: Config, catalog: &Path, may_make_keys: bool) -> any
     }
     std::fs::create_dir_all(config.instances_dir())?;
     // Keys are made before the catalogue: where that exists and they do not, somebody has lost them.
-    let master = MasterKey::load(&data_dir.join("keys/master.key"), may_make_keys)
+    let master = MasterKey::load(&data_dir.join("keys/master.key"), begin == Begin::New)
         .context("cannot load the master key")?;
-    let signer = load_signer(&data_dir.join("keys/signing.key"), may_make_keys)
+    let signer = load_signer(&data_dir.join("keys/signing.key"), begin == Begin::New)
         .context("cannot load the signing key")?;
     let store = engine::store::Store::open(config.store_dir())?;
-    make_private(catalog)?;
-    let catalog =
-        Catalog::open(catalog).with_context(|| format!("cannot open the catalogue {}", catalog.display()))?;
+    let catalog = match &config.database {
+        Some(url) => connect(&config, url, begin)?,
+        None => {
+            make_private(catalog)?;
+            Catalog::open(catalog)
+                .with_context(|| format!("cannot open the catalogue {}", catalog.display()))?
+        }
+    };
     check_master_key(&catalog, &master)?;
     Ok(App {
         config,
@@ -83,6 +104,33 @@ pub fn open_with(mut config: Config, catalog: &Path, may_make_keys: bool) -> any
         aside: Aside::default(),
         listens_on: std::sync::OnceLock::new(),
     })
+}
+
+/// The catalogue in PostgreSQL. Where it is, is noted for the administrator's commands once it is known to be this data
+/// directory's.
+fn connect(config: &Config, url: &str, begin: Begin) -> anyhow::Result<Catalog> {
+    anyhow::ensure!(
+        !config.catalog_file().exists(),
+        "{} has its catalogue in a file, {}: leave --catalog out, or choose an empty --data-dir",
+        config.data_dir.display(),
+        config.catalog_file().display()
+    );
+    let file = config.node_file();
+    if !file.exists() {
+        secrets::write_private(&file, secrets::random_hex(8).as_bytes())?;
+    }
+    let node = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    let catalog = Catalog::connect(url, node.trim(), begin != Begin::Known)
+        .context("cannot open the catalogue in PostgreSQL")?;
+    let noted = crate::config::known_database(&config.data_dir)?;
+    if noted.as_deref() != Some(url) {
+        let file = config.database_file();
+        if noted.is_some() {
+            std::fs::remove_file(&file)?;
+        }
+        secrets::write_private(&file, url.as_bytes())?;
+    }
+    Ok(catalog)
 }
 
 fn restrict(directory: &Path) -> std::io::Result<()> {
@@ -324,7 +372,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         None => None,
     };
     check_not_lost(&config)?;
-    let in_use = config.catalog_file().exists().then(|| lock(&config.data_dir));
+    let in_use = config.has_catalog().then(|| lock(&config.data_dir));
     let in_use = in_use.transpose()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let listener = runtime
@@ -396,7 +444,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 /// for orphans, and removed.
 fn check_not_lost(config: &Config) -> anyhow::Result<()> {
     let catalog = config.catalog_file();
-    if catalog.exists() {
+    if config.has_catalog() {
         return Ok(());
     }
     let is_used = |directory: std::path::PathBuf| {

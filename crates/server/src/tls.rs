@@ -51,6 +51,21 @@ pub fn acceptor(certificate: &Path, key: &Path) -> anyhow::Result<tokio_rustls::
     Ok(tokio_rustls::TlsAcceptor::from(Arc::new(config)))
 }
 
+/// How we speak to servers of others: their certificates are checked as this machine's system checks them
+/// (`SSL_CERT_FILE` names other roots).
+///
+/// # Errors
+/// The system's roots cannot be read.
+pub fn client() -> anyhow::Result<rustls::ClientConfig> {
+    use rustls_platform_verifier::BuilderVerifierExt as _;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_platform_verifier()?
+        .with_no_client_auth();
+    Ok(config)
+}
+
 fn read(option: &str, path: &Path) -> anyhow::Result<Vec<u8>> {
     // The reason comes before the advice: as a context it would stand behind the command.
     std::fs::read(path)

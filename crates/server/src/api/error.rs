@@ -157,7 +157,7 @@ impl ApiError {
             Shape::Identity => identity_body(status, &message),
         };
         let mut response = json_response(status, &body);
-        if status == 429 {
+        if status == 429 || status == 503 {
             // Clients that retry do so after this many seconds: contract §1.
             response
                 .headers_mut()
@@ -372,6 +372,7 @@ fn describe(refusal: &Refusal) -> Answer {
         Refusal::TooManyImports => (429, 4026, format!("{} imports are at work. Try again when one has ended.", limits::IMPORTS_AT_ONCE)),
         Refusal::ImportOfCluster => (400, 4063, "The instance is a cluster, and a set of files is not taken from URLs here: the operator imports it (cachekeep import INSTANCE FILE FILE FILE).".to_owned()),
         Refusal::DeleteFailed => (500, 4101, "The backup file could not be deleted; the backup is still listed. Try again, or look into the log.".to_owned()),
+        Refusal::Catalog(crate::catalog::Error::Away(_)) => (503, INTERNAL, "The service cannot reach its database now. Try again.".to_owned()),
         Refusal::Catalog(_) | Refusal::Internal(_) => (500, INTERNAL, "Internal error. The log has the cause under this request's id.".to_owned()),
     };
     Answer {

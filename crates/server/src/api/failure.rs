@@ -37,6 +37,7 @@ mod tests {
     #[test]
     fn paths_lose_their_folders_and_processes_their_numbers() {
         let config = Config {
+            database: None,
             data_dir: "/srv/my data".into(),
             listen: ([127, 0, 0, 1], 0).into(),
             tls: None,

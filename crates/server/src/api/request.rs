@@ -204,10 +204,12 @@ impl Fields {
     /// A text, or a number where clients send one for it.
     ///
     /// # Errors
-    /// [`Refusal::Parameter`] for any other type.
+    /// [`Refusal::Parameter`] for any other type, and for a text with a zero byte.
     pub fn text(&self, name: &'static str) -> Result<Option<String>, Refusal> {
         match self.get(name) {
             None => Ok(None),
+            // PostgreSQL's texts have no zero byte.
+            Some(Value::String(text)) if text.contains('\0') => Err(Refusal::Parameter(name)),
             Some(Value::String(text)) => Ok(Some(text.clone())),
             Some(Value::Number(number)) => Ok(Some(number.to_string())),
             Some(_) => Err(Refusal::Parameter(name)),

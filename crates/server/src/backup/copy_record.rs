@@ -7,7 +7,7 @@
 //!
 //! Whoever makes a copy holds a lock for it (see `Config::copy_lock`); where nobody does, it was broken off.
 
-use crate::catalog::{Error, Tx};
+use crate::catalog::{Error, Row, Tx};
 use crate::ids::{BackupId, Moment, StorageId};
 
 /// Where a copy lies or is being made.
@@ -24,7 +24,7 @@ pub struct Copied {
 }
 
 /// Reads four columns from `first` on.
-pub(super) fn read(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Option<Copied>> {
+pub(super) fn read(row: &Row<'_>, first: usize) -> Result<Option<Copied>, Error> {
     let Some(prefix) = row.get(first)? else {
         return Ok(None);
     };

@@ -1,6 +1,6 @@
 //! What a verify found out about a backup, on the backup's row, and its SQL.
 
-use crate::catalog::{Error, Tx};
+use crate::catalog::{Error, FromSql, Row, Tx, Value};
 use crate::ids::{BackupId, Moment};
 
 /// How much was looked at: see `engine::proof`. Ordered: each holds all that is before it.
@@ -32,9 +32,9 @@ impl ProofLevel {
     }
 }
 
-impl rusqlite::types::FromSql for ProofLevel {
-    fn column_result(value: rusqlite::types::ValueRef<'_>) -> rusqlite::types::FromSqlResult<Self> {
-        Self::from_word(value.as_str()?).ok_or(rusqlite::types::FromSqlError::InvalidType)
+impl FromSql for ProofLevel {
+    fn from_sql(value: Value<'_>) -> Option<Self> {
+        Self::from_word(value.text()?)
     }
 }
 
@@ -54,7 +54,7 @@ pub struct Proof {
 }
 
 /// Reads five columns from `first` on, in the order of the table.
-pub(super) fn read(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Option<Proof>> {
+pub(super) fn read(row: &Row<'_>, first: usize) -> Result<Option<Proof>, Error> {
     let (level, at): (Option<ProofLevel>, Option<Moment>) = (row.get(first)?, row.get(first + 1)?);
     let Some((level, at)) = level.zip(at) else {
         return Ok(None);
@@ -75,7 +75,7 @@ pub(super) fn read(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Op
 /// The catalogue failed.
 pub fn set(tx: &Tx<'_>, id: &BackupId, proof: &Proof) -> Result<(), Error> {
     let before = tx.one("SELECT proof_level FROM backup WHERE id = ?1", (id,), |row| {
-        row.get::<_, Option<ProofLevel>>(0)
+        row.get::<Option<ProofLevel>>(0)
     })?;
     if proof.failure.is_none() && before.flatten().is_some_and(|before| before > proof.level) {
         return Ok(());

@@ -3,7 +3,7 @@
 use super::copy_record::{self, Copied};
 use super::proof_record::{self, Proof};
 use super::run_record::{self, RunOf};
-use crate::catalog::{Error, Tx};
+use crate::catalog::{Error, FromSql, Row, Tx, Value};
 use crate::ids::{BackupId, GenerationId, InstanceId, Moment, ProjectId, StorageId};
 use crate::instance::OwnedInstance;
 use crate::limits;
@@ -52,13 +52,10 @@ impl Status {
     }
 }
 
-impl rusqlite::types::FromSql for Status {
-    fn column_result(value: rusqlite::types::ValueRef<'_>) -> rusqlite::types::FromSqlResult<Self> {
-        let word = value.as_str()?;
-        Self::ALL
-            .into_iter()
-            .find(|s| s.word() == word)
-            .ok_or(rusqlite::types::FromSqlError::InvalidType)
+impl FromSql for Status {
+    fn from_sql(value: Value<'_>) -> Option<Self> {
+        let word = value.text()?;
+        Self::ALL.into_iter().find(|s| s.word() == word)
     }
 }
 
@@ -89,13 +86,10 @@ impl Kind {
     }
 }
 
-impl rusqlite::types::FromSql for Kind {
-    fn column_result(value: rusqlite::types::ValueRef<'_>) -> rusqlite::types::FromSqlResult<Self> {
-        let word = value.as_str()?;
-        Self::ALL
-            .into_iter()
-            .find(|k| k.word() == word)
-            .ok_or(rusqlite::types::FromSqlError::InvalidType)
+impl FromSql for Kind {
+    fn from_sql(value: Value<'_>) -> Option<Self> {
+        let word = value.text()?;
+        Self::ALL.into_iter().find(|k| k.word() == word)
     }
 }
 
@@ -249,14 +243,15 @@ macro_rules! columns {
     };
 }
 
-fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Backup> {
+fn row(row: &Row<'_>) -> Result<Backup, Error> {
     let format: String = row.get(4)?;
     Ok(Backup {
         id: row.get(0)?,
         instance_id: row.get(1)?,
         name: row.get(2)?,
         kind: row.get(3)?,
-        format: Format::from_word(&format).ok_or(rusqlite::Error::InvalidQuery)?,
+        format: Format::from_word(&format)
+            .ok_or_else(|| Error::Unreadable(format!("{format} is no format of a backup")))?,
         status: row.get(5)?,
         progress_bp: row.get(6)?,
         size_bytes: row.get(7)?,
@@ -545,7 +540,7 @@ pub fn useless_places(tx: &Tx<'_>) -> Result<Vec<Place>, Error> {
         "SELECT place.prefix, place.storage_id, backup.instance_id FROM backup_place AS place \
          JOIN backup ON backup.id = place.backup_id \
          WHERE (backup.status IN ('failed', 'expired', 'deleted') OR backup.prefix <> place.prefix) \
-         AND NOT (backup.copy_prefix IS place.prefix AND (backup.copy_at_ms IS NULL OR backup.status = 'succeeded')) \
+         AND NOT (backup.copy_prefix IS NOT DISTINCT FROM place.prefix AND (backup.copy_at_ms IS NULL OR backup.status = 'succeeded')) \
          ORDER BY place.prefix LIMIT ?1",
         (limits::PLACES_AT_ONCE,),
         |row| {
@@ -751,10 +746,10 @@ pub fn expire_generation(tx: &Tx<'_>, generation: &GenerationId, now: Moment) ->
 /// The catalogue failed.
 pub fn keeps(tx: &Tx<'_>, id: &BackupId, prefix: &str) -> Result<Option<bool>, Error> {
     tx.one(
-        "SELECT CASE WHEN copy_prefix IS ?2 THEN copy_at_ms IS NULL OR status = 'succeeded' ELSE CASE status WHEN 'succeeded' THEN prefix = ?2 WHEN 'failed' THEN prefix = ?2 AND proof_failure IS NOT NULL \
+        "SELECT CASE WHEN copy_prefix IS NOT DISTINCT FROM ?2 THEN copy_at_ms IS NULL OR status = 'succeeded' ELSE CASE status WHEN 'succeeded' THEN prefix = ?2 WHEN 'failed' THEN prefix = ?2 AND proof_failure IS NOT NULL \
          ELSE status IN ('waiting', 'running') END END FROM backup WHERE id = ?1",
         (id, prefix),
-        |row| Ok(row.get::<_, Option<bool>>(0)?.unwrap_or(false)),
+        |row| Ok(row.get::<Option<bool>>(0)?.unwrap_or(false)),
     )
 }
 

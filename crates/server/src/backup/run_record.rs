@@ -1,7 +1,7 @@
 //! Backups of schedules: what a run leaves on its records, how long they are kept, and their SQL.
 
 use super::record::{self, FailureCode, Format, Kind, Status};
-use crate::catalog::{Error, Tx};
+use crate::catalog::{Error, Row, Tx};
 use crate::ids::{BackupId, InstanceId, Moment, ProjectId};
 use crate::limits;
 
@@ -32,7 +32,7 @@ pub struct RunOf {
 }
 
 /// Reads three columns from `first` on, in the order of the table.
-pub(super) fn read(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Option<RunOf>> {
+pub(super) fn read(row: &Row<'_>, first: usize) -> Result<Option<RunOf>, Error> {
     let schedule: Option<String> = row.get(first)?;
     schedule
         .map(|schedule| {

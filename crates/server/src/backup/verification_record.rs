@@ -8,7 +8,7 @@
 //! again.
 
 use super::proof_record::ProofLevel;
-use crate::catalog::{Error, Tx};
+use crate::catalog::{Error, FromSql, Row, Tx, Value};
 use crate::ids::{BackupId, Moment, VerificationId};
 use crate::instance::OwnedInstance;
 use crate::limits;
@@ -49,13 +49,10 @@ impl Status {
     }
 }
 
-impl rusqlite::types::FromSql for Status {
-    fn column_result(value: rusqlite::types::ValueRef<'_>) -> rusqlite::types::FromSqlResult<Self> {
-        let word = value.as_str()?;
-        Self::ALL
-            .into_iter()
-            .find(|status| status.word() == word)
-            .ok_or(rusqlite::types::FromSqlError::InvalidType)
+impl FromSql for Status {
+    fn from_sql(value: Value<'_>) -> Option<Self> {
+        let word = value.text()?;
+        Self::ALL.into_iter().find(|status| status.word() == word)
     }
 }
 
@@ -99,7 +96,7 @@ macro_rules! columns {
     };
 }
 
-fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Verification> {
+fn row(row: &Row<'_>) -> Result<Verification, Error> {
     Ok(Verification {
         id: row.get(0)?,
         backup_id: row.get(1)?,
@@ -183,7 +180,7 @@ pub fn claim(tx: &Tx<'_>, now: Moment) -> Result<Option<Verification>, Error> {
     let oldest = tx.one(
         "SELECT id FROM verification WHERE status = 'waiting' ORDER BY created_at_ms, id LIMIT 1",
         (),
-        |row| row.get::<_, VerificationId>(0),
+        |row| row.get::<VerificationId>(0),
     )?;
     let Some(id) = oldest else {
         return Ok(None);

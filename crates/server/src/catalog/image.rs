@@ -1,10 +1,8 @@
 //! Rows as values of JSON, column by column: what leaves this catalogue for the mirror and comes back into another.
 
-use rusqlite::types::{Value as Stored, ValueRef};
-use rusqlite::{Params, params_from_iter};
 use serde_json::{Map, Value, json};
 
-use super::{Error, Tx};
+use super::{Error, Params, Row, Session, ToSql, Tx, Value as Cell, sqlite};
 
 /// A row: its columns by name. Bytes are `{"hex": "00ff"}`.
 pub type Image = Map<String, Value>;
@@ -15,24 +13,14 @@ impl Tx<'_> {
     /// # Errors
     /// [`Error::Database`].
     pub fn image(&self, sql: &'static str, params: impl Params) -> Result<Option<Image>, Error> {
-        let mut statement = self.0.prepare_cached(sql)?;
-        let names: Vec<String> = statement.column_names().map(str::to_owned).collect();
-        let mut rows = statement.query(params)?;
-        let Some(row) = rows.next()? else {
-            return Ok(None);
+        let names = match self.0 {
+            Session::Sqlite(open) => {
+                let statement = open.prepare_cached(sql)?;
+                statement.column_names().map(str::to_owned).collect()
+            }
+            Session::Postgres(open) => open.columns(sql)?,
         };
-        let mut image = Image::new();
-        for (at, name) in names.into_iter().enumerate() {
-            let value = match row.get_ref(at)? {
-                ValueRef::Null => Value::Null,
-                ValueRef::Integer(number) => json!(number),
-                ValueRef::Real(number) => json!(number),
-                ValueRef::Text(text) => json!(String::from_utf8_lossy(text)),
-                ValueRef::Blob(bytes) => json!({"hex": crate::secrets::hex(bytes)}),
-            };
-            image.insert(name, value);
-        }
-        Ok(Some(image))
+        self.one(sql, params, |row| image(&names, row))
     }
 
     /// Puts a row in; where there is one with the same `key` (columns or expression of a unique index), it becomes
@@ -42,9 +30,17 @@ impl Tx<'_> {
     /// [`Error::Unusable`] for a column that the table does not have or a value that no column holds; else as
     /// [`Tx::execute`].
     pub fn put_image(&self, table: &'static str, key: &'static str, image: &Image) -> Result<(), Error> {
-        let known = self.all("SELECT name FROM pragma_table_info(?1)", (table,), |row| {
-            row.get::<_, String>(0)
-        })?;
+        let known = match self.0 {
+            Session::Sqlite(_) => {
+                const COLUMNS: &str = "SELECT name FROM pragma_table_info(?1)";
+                self.all(COLUMNS, (table,), |row| row.get::<String>(0))?
+            }
+            Session::Postgres(_) => {
+                const COLUMNS: &str = "SELECT column_name::text FROM information_schema.columns \
+                     WHERE table_schema = current_schema() AND table_name = ?1";
+                self.all(COLUMNS, (table,), |row| row.get::<String>(0))?
+            }
+        };
         let mut names = Vec::with_capacity(image.len());
         let mut values = Vec::with_capacity(image.len());
         for (name, value) in image {
@@ -59,17 +55,22 @@ impl Tx<'_> {
                 Error::Unusable(format!("the mirror holds a value of {table}.{name} that is none"))
             })?);
         }
-        let places = vec!["?"; names.len()].join(", ");
+        let places: Vec<String> = (1..=names.len()).map(|place| format!("?{place}")).collect();
         let updates: Vec<String> = names
             .iter()
             .map(|name| format!("{name} = excluded.{name}"))
             .collect();
         let sql = format!(
-            "INSERT INTO {table} ({}) VALUES ({places}) ON CONFLICT ({key}) DO UPDATE SET {}",
+            "INSERT INTO {table} ({}) VALUES ({}) ON CONFLICT ({key}) DO UPDATE SET {}",
             names.join(", "),
+            places.join(", "),
             updates.join(", ")
         );
-        self.0.prepare_cached(&sql)?.execute(params_from_iter(values))?;
+        let values: Vec<&dyn ToSql> = values.iter().map(|value| value as _).collect();
+        match self.0 {
+            Session::Sqlite(open) => sqlite::execute(open, &sql, &values.as_slice())?,
+            Session::Postgres(open) => open.execute(&sql, &values.as_slice())?,
+        };
         Ok(())
     }
 
@@ -81,7 +82,10 @@ impl Tx<'_> {
         &self,
         work: impl FnOnce(&Tx<'_>) -> Result<T, Error>,
     ) -> Result<Result<T, Error>, Error> {
-        let run = |sql| self.0.prepare_cached(sql)?.execute([]).map_err(Error::from);
+        let run = |sql| match self.0 {
+            Session::Sqlite(open) => sqlite::begin(open, sql),
+            Session::Postgres(open) => open.run_plain(sql),
+        };
         run("SAVEPOINT attempt")?;
         let done = work(self);
         if done.is_err() {
@@ -96,8 +100,46 @@ impl Tx<'_> {
     /// # Errors
     /// [`Error::Database`].
     pub fn defer_foreign_keys(&self) -> Result<(), Error> {
-        self.0.pragma_update(None, "defer_foreign_keys", true)?;
-        Ok(())
+        match self.0 {
+            Session::Sqlite(open) => Ok(open.pragma_update(None, "defer_foreign_keys", true)?),
+            Session::Postgres(open) => open.run_plain("SET CONSTRAINTS ALL DEFERRED"),
+        }
+    }
+}
+
+fn image(names: &[String], row: &Row<'_>) -> Result<Image, Error> {
+    let mut image = Image::new();
+    for (at, name) in names.iter().enumerate() {
+        let value = match row.value(at)? {
+            Cell::Null => Value::Null,
+            Cell::Integer(number) => json!(number),
+            Cell::Real(number) => json!(number),
+            Cell::Text(text) => json!(text),
+            Cell::Blob(bytes) => json!({"hex": crate::secrets::hex(bytes)}),
+        };
+        image.insert(name.clone(), value);
+    }
+    Ok(image)
+}
+
+/// A value of a mirror, as it is stored.
+enum Stored {
+    Null,
+    Integer(i64),
+    Real(f64),
+    Text(String),
+    Blob(Vec<u8>),
+}
+
+impl ToSql for Stored {
+    fn to_sql(&self) -> Result<Cell<'_>, Error> {
+        Ok(match self {
+            Stored::Null => Cell::Null,
+            Stored::Integer(number) => Cell::Integer(*number),
+            Stored::Real(number) => Cell::Real(*number),
+            Stored::Text(text) => Cell::Text(text),
+            Stored::Blob(bytes) => Cell::Blob(bytes),
+        })
     }
 }
 

@@ -1,20 +1,21 @@
 //! The catalogue: our SQL database. Knows no table by name; the SQL lives in the `record.rs` of each subject.
 //!
-//! Reads never wait for a writer (WAL), and see all that was committed before they began. Writes share one
-//! connection, begin at once (`BEGIN IMMEDIATE`: a deferred transaction that reads and then writes fails under
-//! concurrency) and are on disk when the call returns (`synchronous = FULL`).
+//! It is a file of SQLite in the data directory, or a database of PostgreSQL. One text of SQL serves both
+//! ([`dialect`]), and what is promised is the same: reads never wait for a writer and see all that was committed before
+//! they began; writes come one after the other and are on disk when the call returns.
 
+pub mod dialect;
 pub mod image;
+mod postgres;
 mod readers;
+mod sqlite;
+mod value;
 
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard};
-use std::time::Duration;
+use std::path::Path;
 
-use readers::Readers;
-pub use readers::Seen;
-use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags, Params, Row};
+pub use sqlite::Seen;
+pub(crate) use value::params;
+pub use value::{FromSql, Params, Row, ToSql, Value};
 
 /// The tables; and, by the edge that knows the words, how a restore record is told.
 const SCHEMA: &str = concat!(
@@ -26,10 +27,6 @@ const SCHEMA: &str = concat!(
 /// schema.sql changes in place, and a catalogue made before a change has to be made anew. From the first release on a
 /// change is a step from one version to the next.
 pub const SCHEMA_VERSION: i64 = 1;
-/// Another process (a backup program, an operator's shell) may hold the file for a moment.
-const BUSY_WAIT: Duration = Duration::from_secs(5);
-/// Prepared statements kept per connection; there are fewer different ones.
-const STATEMENTS_CACHED: usize = 256;
 
 /// What the catalogue answers when it cannot do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -39,34 +36,33 @@ pub enum Error {
     Constraint(String),
     /// The database itself failed.
     #[error("the catalogue failed")]
-    Database(#[source] rusqlite::Error),
-    /// The file belongs to another program or to a newer version.
+    Database(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The database does not answer: whoever asks again later may be answered.
+    #[error("the catalogue's database does not answer")]
+    Away(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// It belongs to another program, to a newer version or to another data directory.
     #[error("{0}")]
     Unusable(String),
-}
-
-impl From<rusqlite::Error> for Error {
-    fn from(error: rusqlite::Error) -> Self {
-        match &error {
-            rusqlite::Error::SqliteFailure(code, text)
-                if code.code == rusqlite::ErrorCode::ConstraintViolation =>
-            {
-                Error::Constraint(text.clone().unwrap_or_default())
-            }
-            _ => Error::Database(error),
-        }
-    }
+    /// It holds what no version of this program wrote.
+    #[error("the catalogue holds what cannot be: {0}")]
+    Unreadable(String),
 }
 
 /// An open catalogue.
-pub struct Catalog {
-    path: PathBuf,
-    writer: Mutex<Connection>,
-    readers: Readers,
+pub struct Catalog(Backend);
+
+enum Backend {
+    Sqlite(Box<sqlite::Database>),
+    Postgres(Box<postgres::Database>),
 }
 
 /// One transaction.
-pub struct Tx<'c>(&'c Connection);
+pub struct Tx<'c>(Session<'c>);
+
+enum Session<'c> {
+    Sqlite(&'c rusqlite::Connection),
+    Postgres(&'c postgres::Open),
+}
 
 impl Catalog {
     /// Opens the file, creating it with its tables where it is empty.
@@ -75,35 +71,17 @@ impl Catalog {
     /// [`Error::Unusable`] for a file of another version, of another form or of another program,
     /// [`Error::Database`] otherwise.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let writer = connect(path, OpenFlags::default())?;
-        writer.pragma_update(None, "journal_mode", "WAL")?;
-        writer.pragma_update(None, "synchronous", "FULL")?;
-        let unusable = |why: String| Err(Error::Unusable(format!("{} {why}", path.display())));
-        let version: i64 = writer.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-        if version == 0 && form(&writer)?.is_empty() {
-            let script =
-                format!("BEGIN IMMEDIATE;\n{SCHEMA}\nPRAGMA user_version = {SCHEMA_VERSION};\nCOMMIT;");
-            writer.execute_batch(&script)?;
-        } else if version != SCHEMA_VERSION {
-            return unusable(format!(
-                "has catalogue version {version}, this program knows version {SCHEMA_VERSION}: \
-                 use the program that wrote it"
-            ));
-        }
-        let ours = Connection::open_in_memory()?;
-        ours.execute_batch(SCHEMA)?;
-        if form(&writer)? != form(&ours)? {
-            return unusable(
-                "was made by an unreleased version of this program and has other tables: use that version, \
-                 or choose another --data-dir"
-                    .to_owned(),
-            );
-        }
-        Ok(Self {
-            path: path.to_owned(),
-            writer: Mutex::new(writer),
-            readers: Readers::of(path)?,
-        })
+        Ok(Self(Backend::Sqlite(Box::new(sqlite::Database::open(path)?))))
+    }
+
+    /// Opens a database of PostgreSQL by its URL; where it has no tables they are made, if `may_make` says so. `node` names the
+    /// data directory that it is of: others are refused.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; [`Error::Away`] where nobody answers; [`Error::Unusable`] for a wrong URL or another's catalogue.
+    pub fn connect(url: &str, node: &str, may_make: bool) -> Result<Self, Error> {
+        let database = postgres::Database::open(url, node, may_make)?;
+        Ok(Self(Backend::Postgres(Box::new(database))))
     }
 
     /// Runs `work` on one consistent state.
@@ -119,7 +97,11 @@ impl Catalog {
     /// # Errors
     /// [`Error::Unusable`] where SQLite's WAL index cannot be read.
     pub fn seen(&self) -> Result<Seen, Error> {
-        self.readers.seen()
+        match &self.0 {
+            Backend::Sqlite(database) => database.seen(),
+            // It looks for itself at each read.
+            Backend::Postgres(_) => Ok(Seen::default()),
+        }
     }
 
     /// As [`Self::read`], for a request that reads more than once: with all that was committed before it came, `seen`,
@@ -132,11 +114,25 @@ impl Catalog {
         seen: Seen,
         work: impl FnOnce(&Tx<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
-        self.readers.read(seen, |connection| work(&Tx(connection)))
+        match &self.0 {
+            Backend::Sqlite(database) => database.read(seen, |open| work(&Tx(Session::Sqlite(open)))),
+            Backend::Postgres(database) => database.read(|open| work(&Tx(Session::Postgres(open)))),
+        }
     }
 
-    /// As [`Self::write`] of this process's last change: what is overwritten is overwritten in the file too, and then moved
-    /// out of the log beside it. `false`: a reader kept the log from being emptied; it is when it next can be.
+    /// Runs `work` alone; what it did is durable when this returns `Ok`, and undone where it returns `Err`.
+    ///
+    /// # Errors
+    /// What `work` returns, or [`Error::Database`]; [`Error::Away`] where it is not known whether it was committed.
+    pub fn write<T, E: From<Error>>(&self, work: impl FnOnce(&Tx<'_>) -> Result<T, E>) -> Result<T, E> {
+        match &self.0 {
+            Backend::Sqlite(database) => database.write(|open| work(&Tx(Session::Sqlite(open)))),
+            Backend::Postgres(database) => database.write(|open| work(&Tx(Session::Postgres(open)))),
+        }
+    }
+
+    /// As [`Self::write`] of this process's last change: what is overwritten is overwritten on the disk too. `false`: that
+    /// could not be brought about now; of SQLite's log it happens later, of PostgreSQL's its operator decides.
     ///
     /// # Errors
     /// As [`Self::write`].
@@ -144,14 +140,14 @@ impl Catalog {
         &self,
         work: impl FnOnce(&Tx<'_>) -> Result<(), E>,
     ) -> Result<bool, E> {
-        let pragma = self.lock().pragma_update(None, "secure_delete", true);
-        pragma.map_err(Error::from)?;
-        self.write(work)?;
-        let _snapshots_ended = self.readers.pause();
-        let busy = self
-            .lock()
-            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
-        Ok(busy.map_err(Error::from)? == 0)
+        match &self.0 {
+            Backend::Sqlite(database) => database.write_erasing(|open| work(&Tx(Session::Sqlite(open)))),
+            Backend::Postgres(database) => {
+                database.write(|open| work(&Tx(Session::Postgres(open))))?;
+                database.vacuum()?;
+                Ok(false)
+            }
+        }
     }
 
     /// Moves everything into the file itself, so that it may be renamed: nobody else has it open.
@@ -159,54 +155,16 @@ impl Catalog {
     /// # Errors
     /// [`Error::Database`]; [`Error::Unusable`] where somebody has.
     pub fn gather(&self) -> Result<(), Error> {
-        let _snapshots_ended = self.readers.pause();
-        let busy: i64 = self
-            .lock()
-            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
-        if busy != 0 {
-            return Err(Error::Unusable(format!("{} is in use", self.path.display())));
+        match &self.0 {
+            Backend::Sqlite(database) => database.gather(),
+            Backend::Postgres(_) => Ok(()),
         }
-        Ok(())
     }
 
-    /// Whether the file answers at all.
+    /// Whether the database answers at all.
     pub fn is_readable(&self) -> bool {
         self.read(|tx| tx.one("SELECT count(*) FROM project", (), |_| Ok(())))
             .is_ok()
-    }
-
-    /// Runs `work` alone; what it did is durable when this returns `Ok`, and undone where it returns `Err`.
-    ///
-    /// # Errors
-    /// What `work` returns, or [`Error::Database`].
-    pub fn write<T, E: From<Error>>(&self, work: impl FnOnce(&Tx<'_>) -> Result<T, E>) -> Result<T, E> {
-        let writer = self.lock();
-        begin(&writer, "BEGIN IMMEDIATE").map_err(E::from)?;
-        match work(&Tx(&writer)) {
-            Ok(value) => {
-                let _snapshots_ended = self.readers.pause();
-                match begin(&writer, "COMMIT") {
-                    Ok(()) => Ok(value),
-                    Err(failed) => {
-                        roll_back(&writer);
-                        Err(E::from(failed))
-                    }
-                }
-            }
-            Err(error) => {
-                roll_back(&writer);
-                Err(error)
-            }
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Connection> {
-        // A panic inside `work` left the transaction open; it is rolled back here.
-        self.writer.lock().unwrap_or_else(|poisoned| {
-            let guard = poisoned.into_inner();
-            roll_back(&guard);
-            guard
-        })
     }
 }
 
@@ -216,7 +174,10 @@ impl Tx<'_> {
     /// # Errors
     /// [`Error::Constraint`], [`Error::Database`].
     pub fn execute(&self, sql: &'static str, params: impl Params) -> Result<usize, Error> {
-        Ok(self.0.prepare_cached(sql)?.execute(params)?)
+        match self.0 {
+            Session::Sqlite(open) => sqlite::execute(open, sql, &params),
+            Session::Postgres(open) => open.execute(sql, &params),
+        }
     }
 
     /// The first row, if any.
@@ -227,13 +188,14 @@ impl Tx<'_> {
         &self,
         sql: &'static str,
         params: impl Params,
-        read: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
+        read: impl FnOnce(&Row<'_>) -> Result<T, Error>,
     ) -> Result<Option<T>, Error> {
-        let mut statement = self.0.prepare_cached(sql)?;
-        let mut rows = statement.query(params)?;
-        match rows.next()? {
-            Some(row) => Ok(Some(read(row)?)),
-            None => Ok(None),
+        match self.0 {
+            Session::Sqlite(open) => sqlite::one(open, sql, &params, read),
+            Session::Postgres(open) => {
+                let rows = open.query(sql, &params)?;
+                rows.first().map(|row| read(&Row::Postgres(row))).transpose()
+            }
         }
     }
 
@@ -245,7 +207,7 @@ impl Tx<'_> {
         &self,
         sql: &'static str,
         params: impl Params,
-        mut read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+        mut read: impl FnMut(&Row<'_>) -> Result<T, Error>,
     ) -> Result<Vec<T>, Error> {
         let mut found = Vec::new();
         self.each(sql, params, |row| {
@@ -255,7 +217,7 @@ impl Tx<'_> {
         Ok(found)
     }
 
-    /// As [`Self::all`], for what is used while it lies in SQLite's memory.
+    /// As [`Self::all`], for what is used where it lies.
     ///
     /// # Errors
     /// [`Error::Database`].
@@ -263,81 +225,17 @@ impl Tx<'_> {
         &self,
         sql: &'static str,
         params: impl Params,
-        mut read: impl FnMut(&Row<'_>) -> rusqlite::Result<()>,
+        mut read: impl FnMut(&Row<'_>) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let mut statement = self.0.prepare_cached(sql)?;
-        let mut rows = statement.query(params)?;
-        while let Some(row) = rows.next()? {
-            read(row)?;
+        match self.0 {
+            Session::Sqlite(open) => sqlite::each(open, sql, &params, read),
+            Session::Postgres(open) => {
+                let rows = open.query(sql, &params)?;
+                rows.iter().try_for_each(|row| read(&Row::Postgres(row)))
+            }
         }
-        Ok(())
-    }
-}
-
-fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
-    let connection = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-    connection.busy_timeout(BUSY_WAIT)?;
-    connection.pragma_update(None, "foreign_keys", true)?;
-    // Our SQLite has STAT4, with which a bound value may change a plan: without this each new value has its statement
-    // compiled anew, which costs more than to run it. Our statements have one sensible plan each.
-    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
-    connection.set_prepared_statement_cache_capacity(STATEMENTS_CACHED);
-    Ok(connection)
-}
-
-/// What lies in a database: `table backup prefix`, a line for each column, index and trigger; sorted.
-fn form(connection: &Connection) -> Result<Vec<String>, Error> {
-    let mut statement = connection.prepare(
-        "SELECT concat_ws(' ', item.type, item.name, part.name) FROM sqlite_schema AS item \
-         LEFT JOIN pragma_table_info(item.name) AS part ORDER BY 1",
-    )?;
-    let lines = statement.query_map([], |row| row.get(0))?;
-    Ok(lines.collect::<Result<_, _>>()?)
-}
-
-fn begin(connection: &Connection, sql: &'static str) -> Result<(), Error> {
-    connection.prepare_cached(sql)?.execute([])?;
-    Ok(())
-}
-
-fn roll_back(connection: &Connection) {
-    if !connection.is_autocommit() {
-        // Where even this fails the connection is broken, and the next BEGIN says so.
-        let _next_begin_reports = connection.execute_batch("ROLLBACK");
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_catalogue_of_another_form_is_refused_and_left_as_it_was() {
-        let directory = std::env::temp_dir().join(format!("cachekeep-{}", crate::secrets::random_hex(8)));
-        std::fs::create_dir(&directory).unwrap();
-        let path = directory.join("catalog.sqlite");
-        for _opened_again in 0..2 {
-            Catalog::open(&path).unwrap();
-        }
-        let refused = |changed: &str, why: &str| {
-            let file = Connection::open(&path).unwrap();
-            file.execute_batch(changed).unwrap();
-            let before = form(&file).unwrap();
-            match Catalog::open(&path) {
-                Err(Error::Unusable(text)) => assert!(text.contains(why), "{changed}: {text}"),
-                Err(other) => panic!("{changed}: {other}"),
-                Ok(_) => panic!("{changed}: it is opened"),
-            }
-            assert_eq!(form(&file).unwrap(), before, "{changed}");
-        };
-        refused("PRAGMA user_version = 2", "use the program that wrote it");
-        refused("PRAGMA user_version = 0", "use the program that wrote it");
-        for changed in [
-            "PRAGMA user_version = 1; DROP TABLE backup_place",
-            "ALTER TABLE restore DROP COLUMN new_generation_id",
-        ] {
-            refused(changed, "unreleased version");
-        }
-        std::fs::remove_dir_all(&directory).unwrap();
-    }
-}
+mod statements;

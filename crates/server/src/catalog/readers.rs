@@ -11,7 +11,8 @@ use std::sync::{Mutex, MutexGuard, TryLockError};
 
 use rusqlite::{Connection, OpenFlags};
 
-use super::{Error, begin, connect, roll_back};
+use super::Error;
+use super::sqlite::{begin, connect, roll_back};
 
 /// Connections kept: the service's threads for requests and jobs are fewer, and each prefers one of its own, whose pages
 /// then stay in its core's cache.
@@ -22,6 +23,13 @@ const SLOTS: usize = 16;
 /// section 2.1.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Seen([u8; 48]);
+
+impl Default for Seen {
+    /// Nothing at all.
+    fn default() -> Self {
+        Self([0; 48])
+    }
+}
 
 /// The connections and what tells them of commits.
 pub struct Readers {
@@ -223,7 +231,7 @@ mod tests {
 
     fn get(tx: &Tx<'_>) -> Result<i64, Error> {
         let text = tx.one("SELECT value FROM setting WHERE name = 'n'", (), |row| {
-            row.get::<_, String>(0)
+            row.get::<String>(0)
         })?;
         Ok(text.and_then(|text| text.parse().ok()).unwrap_or(-1))
     }

@@ -290,6 +290,7 @@ CREATE INDEX generation_instance_index ON generation(instance_id) WHERE state <>
 -- What the store of a project has not been told yet of the catalogue's rows: written by the triggers below, in the
 -- transaction of the change itself, and removed after the store has it. A row that changes again counts up.
 CREATE TABLE outbox (
+    number INTEGER PRIMARY KEY,             -- told in this order
     project_id TEXT NOT NULL,
     subject TEXT NOT NULL CHECK (subject IN ('project', 'old_key', 'storage', 'choice', 'instance', 'generation', 'backup', 'restore')),
     id TEXT NOT NULL,                       -- of the row; of a choice its project or ''
@@ -308,58 +309,58 @@ CREATE TABLE journal (
 
 CREATE TRIGGER project_added_is_mirrored AFTER INSERT ON project BEGIN
     INSERT INTO outbox (project_id, subject, id) VALUES (NEW.id, 'project', NEW.id)
-    ON CONFLICT DO UPDATE SET changes = changes + 1;
+    ON CONFLICT (project_id, subject, id) DO UPDATE SET changes = outbox.changes + 1;
 END;
 CREATE TRIGGER project_changed_is_mirrored AFTER UPDATE ON project BEGIN
     INSERT INTO outbox (project_id, subject, id) VALUES (NEW.id, 'project', NEW.id)
-    ON CONFLICT DO UPDATE SET changes = changes + 1;
+    ON CONFLICT (project_id, subject, id) DO UPDATE SET changes = outbox.changes + 1;
 END;
 CREATE TRIGGER old_key_added_is_mirrored AFTER INSERT ON project_old_key BEGIN
     INSERT INTO outbox (project_id, subject, id) VALUES (NEW.project_id, 'old_key', NEW.recipient)
-    ON CONFLICT DO UPDATE SET changes = changes + 1;
+    ON CONFLICT (project_id, subject, id) DO UPDATE SET changes = outbox.changes + 1;
 END;
 CREATE TRIGGER storage_added_is_mirrored AFTER INSERT ON storage BEGIN
     INSERT INTO outbox (project_id, subject, id)
     SELECT id, 'storage', NEW.id FROM project WHERE NEW.project_id IS NULL OR NEW.project_id = id
-    ON CONFLICT DO UPDATE SET changes = changes + 1;
+    ON CONFLICT (project_id, subject, id) DO UPDATE SET changes = outbox.changes + 1;
 END;
 CREATE TRIGGER choice_added_is_mirrored AFTER INSERT ON storage_default BEGIN
     INSERT INTO outbox (project_id, subject, id)
     SELECT id, 'choice', coalesce(NEW.project_id, '') FROM project WHERE NEW.project_id IS NULL OR NEW.project_id = id
-    ON CONFLICT DO UPDATE SET changes = changes + 1;
+    ON CONFLICT (project_id, subject, id) DO UPDATE SET changes = outbox.changes + 1;
 END;
 CREATE TRIGGER instance_added_is_mirrored AFTER INSERT ON instance BEGIN
     INSERT INTO outbox (project_id, subject, id) VALUES (NEW.project_id, 'instance', NEW.id)
-    ON CONFLICT DO UPDATE SET changes = changes + 1;
+    ON CONFLICT (project_id, subject, id) DO UPDATE SET changes = outbox.changes + 1;
 END;
 CREATE TRIGGER instance_changed_is_mirrored AFTER UPDATE ON instance BEGIN
     INSERT INTO outbox (project_id, subject, id) VALUES (NEW.project_id, 'instance', NEW.id)
-    ON CONFLICT DO UPDATE SET changes = changes + 1;
+    ON CONFLICT (project_id, subject, id) DO UPDATE SET changes = outbox.changes + 1;
 END;
 CREATE TRIGGER generation_added_is_mirrored AFTER INSERT ON generation BEGIN
     INSERT INTO outbox (project_id, subject, id)
     SELECT project_id, 'generation', NEW.id FROM instance WHERE instance.id = NEW.instance_id
-    ON CONFLICT DO UPDATE SET changes = changes + 1;
+    ON CONFLICT (project_id, subject, id) DO UPDATE SET changes = outbox.changes + 1;
 END;
 CREATE TRIGGER generation_changed_is_mirrored AFTER UPDATE ON generation BEGIN
     INSERT INTO outbox (project_id, subject, id)
     SELECT project_id, 'generation', NEW.id FROM instance WHERE instance.id = NEW.instance_id
-    ON CONFLICT DO UPDATE SET changes = changes + 1;
+    ON CONFLICT (project_id, subject, id) DO UPDATE SET changes = outbox.changes + 1;
 END;
 -- Of backups and restores what was accepted and how it ended; not how far they are.
 CREATE TRIGGER backup_added_is_mirrored AFTER INSERT ON backup BEGIN
     INSERT INTO outbox (project_id, subject, id) VALUES (NEW.project_id, 'backup', NEW.id)
-    ON CONFLICT DO UPDATE SET changes = changes + 1;
+    ON CONFLICT (project_id, subject, id) DO UPDATE SET changes = outbox.changes + 1;
 END;
 CREATE TRIGGER backup_changed_is_mirrored AFTER UPDATE ON backup WHEN NEW.status NOT IN ('waiting', 'running') BEGIN
     INSERT INTO outbox (project_id, subject, id) VALUES (NEW.project_id, 'backup', NEW.id)
-    ON CONFLICT DO UPDATE SET changes = changes + 1;
+    ON CONFLICT (project_id, subject, id) DO UPDATE SET changes = outbox.changes + 1;
 END;
 CREATE TRIGGER restore_added_is_mirrored AFTER INSERT ON restore BEGIN
     INSERT INTO outbox (project_id, subject, id) VALUES (NEW.project_id, 'restore', NEW.id)
-    ON CONFLICT DO UPDATE SET changes = changes + 1;
+    ON CONFLICT (project_id, subject, id) DO UPDATE SET changes = outbox.changes + 1;
 END;
 CREATE TRIGGER restore_changed_is_mirrored AFTER UPDATE ON restore WHEN NEW.status IN ('succeeded', 'failed') BEGIN
     INSERT INTO outbox (project_id, subject, id) VALUES (NEW.project_id, 'restore', NEW.id)
-    ON CONFLICT DO UPDATE SET changes = changes + 1;
+    ON CONFLICT (project_id, subject, id) DO UPDATE SET changes = outbox.changes + 1;
 END;

@@ -122,22 +122,24 @@ pub(crate) enum KeyVerb {
 /// # Errors
 /// It is none.
 pub(super) fn open(global: &Global) -> anyhow::Result<App> {
-    let data_dir = global.data_dir();
+    let config = administer(global)?;
     anyhow::ensure!(
-        data_dir.join("catalog.sqlite").exists(),
+        config.has_catalog(),
         "{} is no data directory of cachekeep: name it with --data-dir, or run `cachekeep serve` once",
-        data_dir.display()
+        config.data_dir.display()
     );
-    serve::open(administer(global)?)
+    serve::open(config)
 }
 
 /// Settings of verbs that work on the data directory: they start no engine and listen nowhere.
 ///
 /// # Errors
-/// None in practice.
+/// The file that says where the catalogue is cannot be read.
 pub(super) fn administer(global: &Global) -> anyhow::Result<Config> {
+    let data_dir = global.data_dir();
     Ok(Config {
-        data_dir: global.data_dir(),
+        database: crate::config::known_database(&data_dir)?,
+        data_dir,
         listen: "127.0.0.1:0".parse()?,
         tls: None,
         region: String::new(),

@@ -11,7 +11,7 @@ use crate::identity::record as identity;
 use crate::ids::Moment;
 use crate::journal::rebuild::{self, Source, Wish};
 use crate::journal::record as journal;
-use crate::serve;
+use crate::serve::{self, Begin};
 use crate::storage::{LOCAL, record as storages};
 
 /// Verbs on the catalogue.
@@ -40,6 +40,9 @@ pub(crate) struct Rebuild {
     /// `local` for <data-dir>/store, s3://BUCKET/PREFIX or obs://BUCKET/PREFIX
     #[arg(long, value_name = "STORE")]
     from_store: String,
+    /// The PostgreSQL to make it in, where it was in one and catalog.url is lost or names another: an empty database or schema
+    #[arg(long, env = "CACHEKEEP_CATALOG", value_name = "URL", hide_env_values = true)]
+    catalog: Option<String>,
     #[command(flatten)]
     reach: Reach,
     /// Read every stored byte and compare its digest, not only names and sizes
@@ -88,7 +91,8 @@ fn status(global: &Global) -> anyhow::Result<()> {
 }
 
 fn make_anew(global: &Global, verb: &Rebuild) -> anyhow::Result<()> {
-    let config = administer(global)?;
+    let mut config = administer(global)?;
+    config.database = verb.catalog.clone().or(config.database);
     let _lock = serve::lock(&config.data_dir)?;
     let catalog = config.catalog_file();
     anyhow::ensure!(
@@ -114,7 +118,13 @@ fn make_anew(global: &Global, verb: &Rebuild) -> anyhow::Result<()> {
     let report = std::thread::scope(|scope| {
         // Its connections close with the thread.
         let made = scope.spawn(|| -> anyhow::Result<_> {
-            let app = serve::open_with(config.clone(), &beside, false)?;
+            let app = serve::open_with(config.clone(), &beside, Begin::Rebuild)?;
+            let has_projects = !app.catalog.read(identity::projects)?.is_empty();
+            anyhow::ensure!(
+                !has_projects,
+                "the catalogue's database is not empty: a rebuild takes the place of a lost one only. Name an empty database or \
+                 schema with --catalog"
+            );
             let source = match verb.from_store.as_str() {
                 LOCAL => Source {
                     store: app.vault.store.clone(),
@@ -137,7 +147,10 @@ fn make_anew(global: &Global, verb: &Rebuild) -> anyhow::Result<()> {
                 prove_all: verb.prove_all,
                 skip_unreachable: verb.skip_unreachable,
             };
-            let report = rebuild::rebuild(&app, &source, wish, Moment::now())?;
+            let report = rebuild::rebuild(&app, &source, wish, Moment::now()).map_err(|error| match config.database {
+                Some(_) => error.context("the database may hold a part now: empty it before the next try"),
+                None => error,
+            })?;
             app.catalog.gather()?;
             Ok(report)
         });
@@ -151,8 +164,10 @@ fn make_anew(global: &Global, verb: &Rebuild) -> anyhow::Result<()> {
             return Err(error);
         }
     };
-    std::fs::rename(&beside, &catalog)?;
-    remove(&beside)?;
+    if config.database.is_none() {
+        std::fs::rename(&beside, &catalog)?;
+        remove(&beside)?;
+    }
     std::fs::File::open(&config.data_dir)?.sync_all()?;
     let report = serde_json::to_value(&report)?;
     match global.output {

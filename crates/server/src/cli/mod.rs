@@ -188,6 +188,10 @@ struct Serve {
     /// Address (or a name of this machine) and port of the API; port 0 takes any free one (it is written to admin.json)
     #[arg(long, env = "CACHEKEEP_LISTEN", default_value = "127.0.0.1:8635", value_name = "ADDRESS:PORT", value_parser = address)]
     listen: SocketAddr,
+    /// Keep the catalogue in this PostgreSQL (13 or newer), in a database or schema of its own, instead of in a file of the
+    /// data directory: postgresql://USER:PASSWORD@HOST/DATABASE?sslmode=require. Said once, it is kept in catalog.url
+    #[arg(long, env = "CACHEKEEP_CATALOG", value_name = "URL", hide_env_values = true)]
+    catalog: Option<String>,
     /// Certificate chain, PEM; with --tls-key the API speaks https
     #[arg(long, requires = "tls_key", value_name = "FILE")]
     tls_cert: Option<PathBuf>,
@@ -359,8 +363,13 @@ fn configure(global: &Global, serve: Serve) -> anyhow::Result<Config> {
     let engines = engine::process::programs(&serve.engine)?;
     let data_dir = global.data_dir();
     let data_dir = std::path::absolute(&data_dir).unwrap_or(data_dir);
+    let database = match serve.catalog {
+        Some(url) => Some(url),
+        None => config::known_database(&data_dir)?,
+    };
     Ok(Config {
         data_dir,
+        database,
         listen: serve.listen,
         tls,
         region: serve.region,

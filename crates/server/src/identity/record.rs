@@ -1,6 +1,6 @@
 //! The rows behind credentials, and their SQL.
 
-use crate::catalog::{Error, Tx};
+use crate::catalog::{Error, Row, Tx};
 use crate::ids::{Moment, ProjectId, UserId};
 
 /// The only domain (tenant account) of an installation.
@@ -85,7 +85,7 @@ pub fn insert_project(tx: &Tx<'_>, project: &Project, recipient: &str, identity:
     Ok(())
 }
 
-fn project_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Project> {
+fn project_row(row: &Row<'_>) -> Result<Project, Error> {
     Ok(Project {
         id: row.get(0)?,
         name: row.get(1)?,
@@ -98,7 +98,7 @@ fn project_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Project> {
 
 macro_rules! project_columns {
     () => {
-        "id, name, created_at_ms, escrow_recipient, printed_recipient IS recipient, shredded_at_ms"
+        "id, name, created_at_ms, escrow_recipient, printed_recipient IS NOT DISTINCT FROM recipient, shredded_at_ms"
     };
 }
 
@@ -175,7 +175,7 @@ pub fn archive_keys(tx: &Tx<'_>, id: &ProjectId) -> Result<Vec<(String, Vec<u8>)
     tx.all(
         "SELECT recipient, identity_sealed FROM \
          (SELECT recipient, identity_sealed, NULL AS retired FROM project WHERE id = ?1 UNION ALL \
-         SELECT recipient, identity_sealed, retired_at_ms FROM project_old_key WHERE project_id = ?1) \
+         SELECT recipient, identity_sealed, retired_at_ms FROM project_old_key WHERE project_id = ?1) AS every_key \
          ORDER BY retired IS NOT NULL, retired DESC",
         (id,),
         |row| Ok((row.get(0)?, row.get(1)?)),
@@ -223,11 +223,14 @@ pub fn set_escrow(tx: &Tx<'_>, id: &ProjectId, recipient: Option<&str>) -> Resul
 /// The catalogue failed.
 pub fn note_printed(tx: &Tx<'_>, id: &ProjectId) -> Result<(), Error> {
     tx.execute(
-        "UPDATE project SET printed_recipient = recipient WHERE id = ?1 AND printed_recipient IS NOT recipient",
+        "UPDATE project SET printed_recipient = recipient WHERE id = ?1 AND printed_recipient IS DISTINCT FROM recipient",
         (id,),
     )?;
     Ok(())
 }
+
+/// What is left of a private key.
+const SHREDDED: [u8; 0] = [];
 
 /// Destroys every private key of the project, for ever; the public halves stay, for they name what is unreadable now.
 ///
@@ -235,12 +238,12 @@ pub fn note_printed(tx: &Tx<'_>, id: &ProjectId) -> Result<(), Error> {
 /// The catalogue failed.
 pub fn shred(tx: &Tx<'_>, id: &ProjectId, now: Moment) -> Result<(), Error> {
     tx.execute(
-        "UPDATE project SET identity_sealed = x'', shredded_at_ms = coalesce(shredded_at_ms, ?2) WHERE id = ?1",
-        (id, now),
+        "UPDATE project SET identity_sealed = ?3, shredded_at_ms = coalesce(shredded_at_ms, ?2) WHERE id = ?1",
+        (id, now, SHREDDED),
     )?;
     tx.execute(
-        "UPDATE project_old_key SET identity_sealed = x'' WHERE project_id = ?1",
-        (id,),
+        "UPDATE project_old_key SET identity_sealed = ?2 WHERE project_id = ?1",
+        (id, SHREDDED),
     )?;
     Ok(())
 }
@@ -264,7 +267,7 @@ const ACCOUNT_BY_ID: &str = "SELECT id, project_id, name, password_hash, created
 const ACCOUNTS: &str = "SELECT id, project_id, name, password_hash, created_at_ms, revoked_at_ms \
      FROM account ORDER BY created_at_ms, id";
 
-fn account_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Account> {
+fn account_row(row: &Row<'_>) -> Result<Account, Error> {
     Ok(Account {
         id: row.get(0)?,
         project_id: row.get(1)?,
@@ -327,7 +330,7 @@ pub fn insert_access_key(tx: &Tx<'_>, key: &AccessKey) -> Result<(), Error> {
     Ok(())
 }
 
-fn access_key_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<AccessKey> {
+fn access_key_row(row: &Row<'_>) -> Result<AccessKey, Error> {
     Ok(AccessKey {
         ak: row.get(0)?,
         project_id: row.get(1)?,

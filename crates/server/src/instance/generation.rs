@@ -8,7 +8,7 @@
 
 use super::OwnedId;
 use super::layout::{self, Place};
-use crate::catalog::{Error, Tx};
+use crate::catalog::{Error, FromSql, Row, Tx, Value};
 use crate::ids::{GenerationId, InstanceId, Moment};
 
 /// A row of the table.
@@ -62,23 +62,20 @@ impl State {
     }
 }
 
-impl rusqlite::types::FromSql for State {
-    fn column_result(value: rusqlite::types::ValueRef<'_>) -> rusqlite::types::FromSqlResult<Self> {
-        let word = value.as_str()?;
-        Self::ALL
-            .into_iter()
-            .find(|s| s.word() == word)
-            .ok_or(rusqlite::types::FromSqlError::InvalidType)
+impl FromSql for State {
+    fn from_sql(value: Value<'_>) -> Option<Self> {
+        let word = value.text()?;
+        Self::ALL.into_iter().find(|s| s.word() == word)
     }
 }
 
-fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Generation> {
+fn row(row: &Row<'_>) -> Result<Generation, Error> {
     Ok(Generation {
         id: row.get(0)?,
         instance_id: row.get(1)?,
         state: row.get(2)?,
         expires_at: row.get(3)?,
-        nodes: layout::from_json(&row.get::<_, String>(4)?)?,
+        nodes: layout::from_json(&row.get::<String>(4)?)?,
     })
 }
 
@@ -169,7 +166,7 @@ pub fn newest_nodes(tx: &Tx<'_>, instance: &InstanceId) -> Result<Vec<Place>, Er
     let found = tx.one(
         "SELECT nodes FROM generation WHERE instance_id = ?1 ORDER BY created_at_ms DESC LIMIT 1",
         (instance,),
-        |row| layout::from_json(&row.get::<_, String>(0)?),
+        |row| layout::from_json(&row.get::<String>(0)?),
     )?;
     Ok(found.unwrap_or_default())
 }

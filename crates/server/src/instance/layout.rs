@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::catalog::{Error, FromSql, Value};
 use crate::ids::NodeId;
 
 /// Primaries of a cluster: with fewer than three the others are no majority when one is gone, and nobody takes over.
@@ -45,13 +46,12 @@ impl Mode {
     }
 }
 
-impl rusqlite::types::FromSql for Mode {
-    fn column_result(value: rusqlite::types::ValueRef<'_>) -> rusqlite::types::FromSqlResult<Self> {
-        let word = value.as_str()?;
+impl FromSql for Mode {
+    fn from_sql(value: Value<'_>) -> Option<Self> {
+        let word = value.text()?;
         [Mode::Single, Mode::Ha, Mode::Cluster]
             .into_iter()
             .find(|mode| mode.word() == word)
-            .ok_or(rusqlite::types::FromSqlError::InvalidType)
     }
 }
 
@@ -195,8 +195,8 @@ pub fn to_json(places: &[Place]) -> String {
 ///
 /// # Errors
 /// The column holds something else.
-pub fn from_json(text: &str) -> rusqlite::Result<Vec<Place>> {
-    serde_json::from_str(text).map_err(|_not_ours| rusqlite::Error::InvalidQuery)
+pub fn from_json(text: &str) -> Result<Vec<Place>, Error> {
+    serde_json::from_str(text).map_err(|error| Error::Unreadable(format!("these are no nodes: {error}")))
 }
 
 #[cfg(test)]

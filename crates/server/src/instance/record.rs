@@ -3,7 +3,7 @@
 use engine::process::{Brand, Persistence};
 
 use super::layout::{self, Layout, Place};
-use crate::catalog::{Error, Tx};
+use crate::catalog::{Error, FromSql, Row, Tx, Value, params};
 use crate::ids::{InstanceId, Moment, ProjectId};
 
 /// What an instance is, apart from what is being done to it: that is the kind of its unsettled job.
@@ -52,13 +52,10 @@ impl Status {
     }
 }
 
-impl rusqlite::types::FromSql for Status {
-    fn column_result(value: rusqlite::types::ValueRef<'_>) -> rusqlite::types::FromSqlResult<Self> {
-        let word = value.as_str()?;
-        Self::ALL
-            .into_iter()
-            .find(|s| s.word() == word)
-            .ok_or(rusqlite::types::FromSqlError::InvalidType)
+impl FromSql for Status {
+    fn from_sql(value: Value<'_>) -> Option<Self> {
+        let word = value.text()?;
+        Self::ALL.into_iter().find(|s| s.word() == word)
     }
 }
 
@@ -168,8 +165,8 @@ macro_rules! columns {
     };
 }
 
-fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Instance> {
-    let persistence: String = row.get(10)?;
+fn row(row: &Row<'_>) -> Result<Instance, Error> {
+    let (persistence, engine): (String, String) = (row.get(10)?, row.get(22)?);
     Ok(Instance {
         id: row.get(0)?,
         project_id: row.get(1)?,
@@ -181,7 +178,8 @@ fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Instance> {
         spec_code: row.get(7)?,
         bind: row.get(8)?,
         port: row.get(9)?,
-        persistence: persistence_from_word(&persistence).ok_or(rusqlite::Error::InvalidQuery)?,
+        persistence: persistence_from_word(&persistence)
+            .ok_or_else(|| Error::Unreadable(format!("{persistence} is no persistence")))?,
         admin_password_sealed: row.get(11)?,
         client_password_sealed: row.get(12)?,
         attributes: row.get(13)?,
@@ -194,8 +192,9 @@ fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Instance> {
             shards: row.get(19)?,
             replicas: row.get(20)?,
         },
-        sentinels: layout::from_json(&row.get::<_, String>(21)?)?,
-        engine: Brand::from_word(&row.get::<_, String>(22)?).ok_or(rusqlite::Error::InvalidQuery)?,
+        sentinels: layout::from_json(&row.get::<String>(21)?)?,
+        engine: Brand::from_word(&engine)
+            .ok_or_else(|| Error::Unreadable(format!("{engine} is no engine")))?,
         authority: match (row.get(23)?, row.get(24)?) {
             (Some(certificate), Some(key_sealed)) => Some(SealedAuthority {
                 certificate,
@@ -216,7 +215,7 @@ pub fn insert(tx: &Tx<'_>, instance: &Instance) -> Result<(), Error> {
          port, persistence, admin_password_sealed, client_password_sealed, attributes, backup_policy, created_at_ms, \
          updated_at_ms, cache_mode, shards, replicas, sentinels, engine, tls_authority, tls_authority_key_sealed) \
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24)",
-        rusqlite::params![
+        params![
             instance.id,
             instance.project_id,
             instance.name,
@@ -377,7 +376,7 @@ pub fn addresses_taken(tx: &Tx<'_>, port: u16) -> Result<Vec<String>, Error> {
     let nodes = tx.all(
         "SELECT nodes FROM generation JOIN instance ON instance.id = instance_id WHERE state <> 'removed' AND port = ?1",
         (port,),
-        |row| layout::from_json(&row.get::<_, String>(0)?),
+        |row| layout::from_json(&row.get::<String>(0)?),
     )?;
     Ok(nodes
         .into_iter()
@@ -399,12 +398,12 @@ pub fn ports_taken(tx: &Tx<'_>, bind: &str) -> Result<Vec<u16>, Error> {
     let nodes = tx.all(
         "SELECT nodes FROM generation JOIN instance ON instance.id = instance_id WHERE state <> 'removed' AND bind = ?1",
         (bind,),
-        |row| layout::from_json(&row.get::<_, String>(0)?),
+        |row| layout::from_json(&row.get::<String>(0)?),
     )?;
     let sentinels = tx.all(
         "SELECT sentinels FROM instance WHERE bind = ?1 AND deleted_at_ms IS NULL",
         (bind,),
-        |row| layout::from_json(&row.get::<_, String>(0)?),
+        |row| layout::from_json(&row.get::<String>(0)?),
     )?;
     for place in nodes.into_iter().chain(sentinels).flatten() {
         taken.push(place.port);

@@ -1,6 +1,6 @@
 //! Job rows: insert with the record, claim, settle. At most one unsettled job per instance, by a unique index.
 
-use crate::catalog::{Error, Tx};
+use crate::catalog::{Error, FromSql, Tx, Value};
 use crate::ids::{InstanceId, JobId, Moment};
 
 /// What a job does. The words are those of the table's CHECK.
@@ -55,9 +55,9 @@ impl JobKind {
     }
 }
 
-impl rusqlite::types::FromSql for JobKind {
-    fn column_result(value: rusqlite::types::ValueRef<'_>) -> rusqlite::types::FromSqlResult<Self> {
-        Self::from_word(value.as_str()?).ok_or(rusqlite::types::FromSqlError::InvalidType)
+impl FromSql for JobKind {
+    fn from_sql(value: Value<'_>) -> Option<Self> {
+        Self::from_word(value.text()?)
     }
 }
 

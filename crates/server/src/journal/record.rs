@@ -101,12 +101,13 @@ pub struct Note {
 /// The catalogue failed.
 pub fn notes(tx: &Tx<'_>, project: &ProjectId, limit: u64) -> Result<Vec<Note>, Error> {
     tx.all(
-        "SELECT subject, id, changes FROM outbox WHERE project_id = ?1 ORDER BY rowid LIMIT ?2",
+        "SELECT subject, id, changes FROM outbox WHERE project_id = ?1 ORDER BY number LIMIT ?2",
         (project, limit),
         |row| {
             let word: String = row.get(0)?;
             Ok(Note {
-                subject: Subject::from_word(&word).ok_or(rusqlite::Error::InvalidQuery)?,
+                subject: Subject::from_word(&word)
+                    .ok_or_else(|| Error::Unreadable(format!("{word} is no subject of the outbox")))?,
                 id: row.get(1)?,
                 changes: row.get(2)?,
             })
@@ -146,25 +147,25 @@ pub fn rows_of_backup(
     backup: &BackupId,
 ) -> Result<Vec<(Subject, Image)>, Error> {
     let named = |subject: Subject, sql: &'static str| {
-        tx.all(sql, (project, backup), |row| row.get::<_, String>(0))
+        tx.all(sql, (project, backup), |row| row.get::<String>(0))
             .map(|ids| ids.into_iter().map(move |id| (subject, id)).collect::<Vec<_>>())
     };
     let all = [
         named(
             Subject::Project,
-            "SELECT id FROM project WHERE id = ?1 AND ?2 IS NOT NULL",
+            "SELECT id FROM project WHERE id = ?1 AND CAST(?2 AS TEXT) IS NOT NULL",
         )?,
         named(
             Subject::OldKey,
-            "SELECT recipient FROM project_old_key WHERE project_id = ?1 AND ?2 IS NOT NULL",
+            "SELECT recipient FROM project_old_key WHERE project_id = ?1 AND CAST(?2 AS TEXT) IS NOT NULL",
         )?,
         named(
             Subject::Storage,
-            "SELECT id FROM storage WHERE coalesce(project_id, ?1) = ?1 AND ?2 IS NOT NULL",
+            "SELECT id FROM storage WHERE coalesce(project_id, ?1) = ?1 AND CAST(?2 AS TEXT) IS NOT NULL",
         )?,
         named(
             Subject::Choice,
-            "SELECT coalesce(project_id, '') FROM storage_default WHERE coalesce(project_id, ?1) = ?1 AND ?2 IS NOT NULL",
+            "SELECT coalesce(project_id, '') FROM storage_default WHERE coalesce(project_id, ?1) = ?1 AND CAST(?2 AS TEXT) IS NOT NULL",
         )?,
         named(
             Subject::Instance,
@@ -225,26 +226,26 @@ pub fn begin_chain(
 ) -> Result<(), Error> {
     tx.execute(
         "INSERT INTO journal (project_id, storage_id, recipient) VALUES (?1, ?2, ?3) \
-         ON CONFLICT DO UPDATE SET storage_id = excluded.storage_id, recipient = excluded.recipient, written = NULL",
+         ON CONFLICT (project_id) DO UPDATE SET storage_id = excluded.storage_id, recipient = excluded.recipient, written = NULL",
         (project, storage, recipient),
     )?;
     for all in [
         "INSERT INTO outbox (project_id, subject, id) SELECT id, 'project', id FROM project WHERE id = ?1 \
-         ON CONFLICT DO UPDATE SET changes = changes + 1",
+         ON CONFLICT (project_id, subject, id) DO UPDATE SET changes = outbox.changes + 1",
         "INSERT INTO outbox (project_id, subject, id) SELECT ?1, 'old_key', recipient FROM project_old_key \
-         WHERE project_id = ?1 ON CONFLICT DO UPDATE SET changes = changes + 1",
+         WHERE project_id = ?1 ON CONFLICT (project_id, subject, id) DO UPDATE SET changes = outbox.changes + 1",
         "INSERT INTO outbox (project_id, subject, id) SELECT ?1, 'storage', id FROM storage \
-         WHERE coalesce(project_id, ?1) = ?1 ON CONFLICT DO UPDATE SET changes = changes + 1",
+         WHERE coalesce(project_id, ?1) = ?1 ON CONFLICT (project_id, subject, id) DO UPDATE SET changes = outbox.changes + 1",
         "INSERT INTO outbox (project_id, subject, id) SELECT ?1, 'choice', coalesce(project_id, '') FROM storage_default \
-         WHERE coalesce(project_id, ?1) = ?1 ON CONFLICT DO UPDATE SET changes = changes + 1",
+         WHERE coalesce(project_id, ?1) = ?1 ON CONFLICT (project_id, subject, id) DO UPDATE SET changes = outbox.changes + 1",
         "INSERT INTO outbox (project_id, subject, id) SELECT ?1, 'instance', id FROM instance WHERE project_id = ?1 \
-         ON CONFLICT DO UPDATE SET changes = changes + 1",
+         ON CONFLICT (project_id, subject, id) DO UPDATE SET changes = outbox.changes + 1",
         "INSERT INTO outbox (project_id, subject, id) SELECT ?1, 'generation', generation.id FROM generation \
-         JOIN instance ON instance.id = instance_id WHERE project_id = ?1 ON CONFLICT DO UPDATE SET changes = changes + 1",
+         JOIN instance ON instance.id = instance_id WHERE project_id = ?1 ON CONFLICT (project_id, subject, id) DO UPDATE SET changes = outbox.changes + 1",
         "INSERT INTO outbox (project_id, subject, id) SELECT ?1, 'backup', id FROM backup WHERE project_id = ?1 \
-         ON CONFLICT DO UPDATE SET changes = changes + 1",
+         ON CONFLICT (project_id, subject, id) DO UPDATE SET changes = outbox.changes + 1",
         "INSERT INTO outbox (project_id, subject, id) SELECT ?1, 'restore', id FROM restore WHERE project_id = ?1 \
-         ON CONFLICT DO UPDATE SET changes = changes + 1",
+         ON CONFLICT (project_id, subject, id) DO UPDATE SET changes = outbox.changes + 1",
     ] {
         tx.execute(all, (project,))?;
     }

@@ -44,7 +44,7 @@ pub fn watched(tx: &Tx<'_>, instance: &OwnedId, id: &RestoreId) -> Result<Option
                 bytes_done: row.get(4)?,
                 bytes_total: row.get(5)?,
                 keys_done: row.get(6)?,
-                shards: serde_json::from_str(&row.get::<_, String>(7)?).unwrap_or_default(),
+                shards: serde_json::from_str(&row.get::<String>(7)?).unwrap_or_default(),
             })
         },
     )

@@ -1,7 +1,7 @@
 //! The restore record: append-only, for ever. Its states, changed only here and by compare-and-set, and its SQL.
 
 use crate::backup::record::FailureCode;
-use crate::catalog::{Error, Tx};
+use crate::catalog::{Error, FromSql, Row, Tx, Value, params};
 use crate::ids::{BackupId, GenerationId, InstanceId, Moment, ProjectId, RestoreId};
 use crate::instance::layout::Layout;
 use crate::instance::{Instance, OwnedId, OwnedInstance};
@@ -41,13 +41,10 @@ impl Status {
     }
 }
 
-impl rusqlite::types::FromSql for Status {
-    fn column_result(value: rusqlite::types::ValueRef<'_>) -> rusqlite::types::FromSqlResult<Self> {
-        let word = value.as_str()?;
-        Self::ALL
-            .into_iter()
-            .find(|s| s.word() == word)
-            .ok_or(rusqlite::types::FromSqlError::InvalidType)
+impl FromSql for Status {
+    fn from_sql(value: Value<'_>) -> Option<Self> {
+        let word = value.text()?;
+        Self::ALL.into_iter().find(|s| s.word() == word)
     }
 }
 
@@ -95,13 +92,10 @@ impl TargetState {
     }
 }
 
-impl rusqlite::types::FromSql for TargetState {
-    fn column_result(value: rusqlite::types::ValueRef<'_>) -> rusqlite::types::FromSqlResult<Self> {
-        let word = value.as_str()?;
-        Self::ALL
-            .into_iter()
-            .find(|s| s.word() == word)
-            .ok_or(rusqlite::types::FromSqlError::InvalidType)
+impl FromSql for TargetState {
+    fn from_sql(value: Value<'_>) -> Option<Self> {
+        let word = value.text()?;
+        Self::ALL.into_iter().find(|s| s.word() == word)
     }
 }
 
@@ -129,13 +123,10 @@ impl Method {
     }
 }
 
-impl rusqlite::types::FromSql for Method {
-    fn column_result(value: rusqlite::types::ValueRef<'_>) -> rusqlite::types::FromSqlResult<Self> {
-        let word = value.as_str()?;
-        Self::ALL
-            .into_iter()
-            .find(|m| m.word() == word)
-            .ok_or(rusqlite::types::FromSqlError::InvalidType)
+impl FromSql for Method {
+    fn from_sql(value: Value<'_>) -> Option<Self> {
+        let word = value.text()?;
+        Self::ALL.into_iter().find(|m| m.word() == word)
     }
 }
 
@@ -174,7 +165,7 @@ macro_rules! columns {
     };
 }
 
-fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Restore> {
+fn row(row: &Row<'_>) -> Result<Restore, Error> {
     Ok(Restore {
         id: row.get(0)?,
         name: row.get(1)?,
@@ -243,7 +234,7 @@ pub fn insert_waiting(
          source_instance_id, source_instance_name, source_layout, layout, method, verify, target_state, undo_of, created_at_ms, \
          clock_at_ms, updated_at_ms) \
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 'waiting', ?10, ?11, ?12, ?13, ?14, ?15, 'untouched', ?16, ?17, ?18, ?17)",
-        rusqlite::params![
+        params![
             instance,
             ordinal,
             id,
@@ -333,8 +324,8 @@ pub fn measured(tx: &Tx<'_>, of: &OwnedInstance, limit: u64) -> Result<Vec<Measu
         (&of.id, i64::try_from(limit).unwrap_or(i64::MAX)),
         |row| {
             Ok(Measured {
-                bytes: u64::try_from(row.get::<_, i64>(0)?).unwrap_or(0),
-                seconds: row.get::<_, i64>(1)? as f64 / 1000.0,
+                bytes: u64::try_from(row.get::<i64>(0)?).unwrap_or(0),
+                seconds: row.get::<i64>(1)? as f64 / 1000.0,
             })
         },
     )
@@ -362,7 +353,7 @@ pub fn expected_bytes(tx: &Tx<'_>, id: &str) -> Result<u64, Error> {
     let found = tx.one(
         "SELECT backup.plain_bytes FROM restore JOIN backup ON backup.id = restore.backup_id WHERE restore.id = ?1",
         (id,),
-        |row| row.get::<_, i64>(0),
+        |row| row.get::<i64>(0),
     )?;
     Ok(found.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0))
 }
@@ -382,13 +373,13 @@ pub struct Told<'r> {
     pub undo_generation: Option<&'r str>,
 }
 
-fn told<'r>(row: &'r rusqlite::Row<'_>) -> rusqlite::Result<Told<'r>> {
+fn told<'r>(row: &Row<'r>) -> Result<Told<'r>, Error> {
     Ok(Told {
-        documented: row.get_ref(0)?.as_bytes()?,
-        ext: row.get_ref(1)?.as_bytes()?,
-        failure: row.get_ref(2)?.as_str_or_null()?,
-        undo_generation: row.get_ref(3)?.as_str_or_null()?,
-        of_v1: row.get_ref(4)?.as_bytes()?,
+        documented: row.text_bytes(0)?,
+        ext: row.text_bytes(1)?,
+        failure: row.text(2)?,
+        undo_generation: row.text(3)?,
+        of_v1: row.text_bytes(4)?,
     })
 }
 
@@ -434,14 +425,14 @@ pub fn list(
         Some(from) => tx.one(
             "SELECT ordinal FROM restore WHERE instance_id = ?1 AND created_at_ms >= ?2 ORDER BY created_at_ms, ordinal LIMIT 1",
             (instance, from),
-            |row| row.get::<_, i64>(0),
+            |row| row.get::<i64>(0),
         )?,
     };
     let last = match to {
         None => tx.one(
             "SELECT ordinal FROM restore WHERE instance_id = ?1 ORDER BY ordinal DESC LIMIT 1",
             (instance,),
-            |row| row.get::<_, i64>(0),
+            |row| row.get::<i64>(0),
         )?,
         Some(to) => tx.one(
             "SELECT ordinal FROM restore WHERE instance_id = ?1 AND created_at_ms < ?2 ORDER BY created_at_ms DESC, ordinal DESC LIMIT 1",

@@ -1,6 +1,6 @@
 //! The rows of the storages, which never change while the service runs but for what a probe finds, and their SQL.
 
-use crate::catalog::{Error, Tx};
+use crate::catalog::{Error, Row, Tx};
 use crate::ids::{Moment, ProjectId, StorageId};
 
 /// A remote object store.
@@ -39,7 +39,7 @@ macro_rules! columns {
     };
 }
 
-fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Storage> {
+fn row(row: &Row<'_>) -> Result<Storage, Error> {
     Ok(Storage {
         id: row.get(0)?,
         name: row.get(1)?,

@@ -36,6 +36,7 @@ mod openapi;
 mod paging;
 mod policy;
 mod polling;
+mod postgres;
 mod pressure;
 mod readme;
 mod rebuild;

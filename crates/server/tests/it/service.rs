@@ -3,11 +3,12 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use xtask::postgres::Postgres;
 use xtask::resp;
 use xtask::scratch::Scratch;
 use xtask::service::processes_in;
@@ -40,6 +41,26 @@ fn engine_ports() -> String {
     format!("{first}-{}", first + 79)
 }
 
+/// With CACHEKEEP_TEST_CATALOG=postgres every service keeps its catalogue in a schema of one server of this process: the
+/// server, and the folder's schema.
+fn schema_of(folder: &Scratch) -> Option<(&'static Postgres, String)> {
+    static SERVER: OnceLock<Postgres> = OnceLock::new();
+    if std::env::var("CACHEKEEP_TEST_CATALOG").ok().as_deref() != Some("postgres") {
+        return None;
+    }
+    let server = SERVER.get_or_init(|| Postgres::start().unwrap());
+    let name = folder.path().file_name().unwrap().to_string_lossy();
+    Some((server, name.replace('-', "_")))
+}
+
+fn catalog_of(folder: &Scratch) -> Option<(&'static str, String)> {
+    let (server, schema) = schema_of(folder)?;
+    server
+        .sql(&format!("CREATE SCHEMA IF NOT EXISTS {schema}"))
+        .unwrap();
+    Some(("CACHEKEEP_CATALOG", server.url(&schema)))
+}
+
 fn spawn(folder: &Scratch, words: &[&str], variables: &[(&str, &str)]) -> Child {
     let log = File::create(folder.path().join("log")).unwrap();
     Command::new(env!("CARGO_BIN_EXE_cachekeep"))
@@ -48,6 +69,7 @@ fn spawn(folder: &Scratch, words: &[&str], variables: &[(&str, &str)]) -> Child 
         .arg("--data-dir")
         .arg(folder.path().join("data"))
         .args(words)
+        .envs(catalog_of(folder))
         .envs(variables.iter().copied())
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
@@ -258,6 +280,16 @@ impl Service {
 
     /// Changes the catalogue behind the service's back.
     pub fn sql(&self, text: &str) {
+        if let Some((server, schema)) = schema_of(&self.folder) {
+            let text = text.replace(
+                "CAST(strftime('%s', 'now') AS INTEGER)",
+                "CAST(extract(epoch FROM now()) AS BIGINT)",
+            );
+            server
+                .sql(&format!("SET search_path = {schema}; {text}"))
+                .unwrap();
+            return;
+        }
         let database = rusqlite::Connection::open(self.data().join("catalog.sqlite")).unwrap();
         database.busy_timeout(Duration::from_secs(10)).unwrap();
         database.execute_batch(text).unwrap();

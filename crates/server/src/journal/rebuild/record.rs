@@ -2,7 +2,7 @@
 
 use crate::backup::copy_record;
 use crate::backup::record::{FailureCode, Finished};
-use crate::catalog::{Error, Tx};
+use crate::catalog::{Error, Tx, params};
 use crate::ids::{BackupId, GenerationId, InstanceId, Moment, ProjectId, StorageId};
 use crate::instance::record::Status;
 use crate::journal::record::Subject;
@@ -129,7 +129,7 @@ pub(super) fn insert_found(tx: &Tx<'_>, found: &FoundBackup<'_>, finished: &Fini
     let owner = tx.one(
         "SELECT project_id FROM instance WHERE id = ?1",
         (&instance,),
-        |row| row.get::<_, ProjectId>(0),
+        |row| row.get::<ProjectId>(0),
     )?;
     if owner.as_ref().is_some_and(|owner| *owner != project) {
         return Ok(false);
@@ -156,7 +156,7 @@ pub(super) fn insert_found(tx: &Tx<'_>, found: &FoundBackup<'_>, finished: &Fini
          plain_bytes, keys, used_memory_bytes, prefix, storage_id, manifest_blake3, created_at_ms, execution_at_ms, updated_at_ms) \
          VALUES (?1, ?2, ?3, (SELECT coalesce(max(ordinal), 0) + 1 FROM backup WHERE instance_id = ?2), ?4, 'manual', 'rdb', \
          'succeeded', 10000, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?12, ?12)",
-        rusqlite::params![
+        params![
             found.id,
             instance,
             project,
@@ -372,9 +372,9 @@ pub(super) fn instances_without_row(tx: &Tx<'_>, project: &ProjectId) -> Result<
 pub(super) fn oldest_record(tx: &Tx<'_>, id: &InstanceId) -> Result<Moment, Error> {
     let oldest = tx.one(
         "SELECT min(at) FROM (SELECT min(created_at_ms) AS at FROM backup WHERE instance_id = ?1 \
-         UNION ALL SELECT min(created_at_ms) FROM restore WHERE instance_id = ?1)",
+         UNION ALL SELECT min(created_at_ms) FROM restore WHERE instance_id = ?1) AS both_kinds",
         (id,),
-        |row| row.get::<_, Option<Moment>>(0),
+        |row| row.get::<Option<Moment>>(0),
     )?;
     Ok(oldest.flatten().unwrap_or(Moment(0)))
 }
@@ -391,13 +391,14 @@ pub(super) fn insert_nameless(
     shards: usize,
     at: Moment,
 ) -> Result<(), Error> {
+    const NO_PASSWORD: [u8; 0] = [];
     tx.execute(
         "INSERT INTO instance (id, project_id, name, status, engine_version, capacity_mb, spec_code, bind, port, persistence, \
          admin_password_sealed, attributes, created_at_ms, updated_at_ms, deleted_at_ms, cache_mode, shards) \
-         VALUES (?1, ?2, 'recovered-' || substr(?1, 1, 8), 'deleted', ?3, 0, '', '', 0, 'none', X'', '{}', ?4, ?4, ?4, \
+         VALUES (?1, ?2, 'recovered-' || substr(?1, 1, 8), 'deleted', ?3, 0, '', '', 0, 'none', ?6, '{}', ?4, ?4, ?4, \
          CASE WHEN ?5 > 0 THEN 'cluster' ELSE 'single' END, max(?5, 1)) \
          ON CONFLICT (id) DO NOTHING",
-        (id, project, engine_version, at, i64::try_from(shards).unwrap_or(0)),
+        (id, project, engine_version, at, i64::try_from(shards).unwrap_or(0), NO_PASSWORD),
     )?;
     Ok(())
 }
@@ -417,7 +418,7 @@ pub(super) fn drop_lost_references(tx: &Tx<'_>) -> Result<Vec<(String, &'static 
         ),
         (
             "the generation of backup",
-            "UPDATE backup SET generation_id = NULL, status = iif(status = 'succeeded', 'expired', status) \
+            "UPDATE backup SET generation_id = NULL, status = CASE status WHEN 'succeeded' THEN 'expired' ELSE status END \
              WHERE generation_id IS NOT NULL AND generation_id NOT IN (SELECT id FROM generation) RETURNING id",
         ),
         (

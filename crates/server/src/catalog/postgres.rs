@@ -1,0 +1,521 @@
+//! PostgreSQL: the same promises as SQLite's file gives.
+//!
+//! Writes come one after the other: each takes one advisory lock of its schema, which other processes respect too, and
+//! sees all that was committed before it (READ COMMITTED, begun with the lock in hand). Reads see one state
+//! (REPEATABLE READ). A connection that breaks while a transaction is committed leaves open whether it was: the
+//! database is asked for the transaction by its number, until it answers.
+//!
+//! The protocol runs on the calling thread. Where that is one of the service's runtime, the runtime is told that it blocks.
+//!
+//! Source: PostgreSQL manual 13.3.5 (advisory locks), 9.27 (`pg_xact_status`), 55 (protocol).
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::error::Error as _;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
+use postgres::{Client, Config, SimpleQueryMessage, Statement};
+use tokio::task::block_in_place;
+
+use super::{Error, Params, SCHEMA, SCHEMA_VERSION, Value, dialect};
+
+/// Connections of this process, at most: the service's threads for requests and jobs are not many more.
+const CONNECTIONS_MAX: usize = 16;
+/// A read waits so long for one of them.
+const CONNECTION_WAIT: Duration = Duration::from_secs(10);
+/// A server that is started anew answers after some seconds; a request does not wait for that.
+const CONNECT_WAIT: Duration = Duration::from_secs(3);
+/// How long it is asked what became of a commit.
+const COMMIT_WAIT: Duration = Duration::from_secs(30);
+const COMMIT_ASKED_EVERY: Duration = Duration::from_millis(200);
+/// One of ours takes milliseconds. A statement that waits for a stuck writer ends by this, and so does a transaction that
+/// lost its client.
+const SETTINGS: &str = "SET statement_timeout = '20s'; SET lock_timeout = '15s'; \
+    SET idle_in_transaction_session_timeout = '60s'; SET client_min_messages = warning; \
+    SET synchronous_commit = on; SET TIME ZONE 'UTC'";
+/// The first half of the advisory lock's key, the second is the schema: `cake`.
+const LOCK: &str = "1667328869, hashtext(current_schema())";
+const PRELUDE: &str = include_str!("postgres.sql");
+
+/// An open database.
+pub struct Database {
+    config: Config,
+    tls: tokio_postgres_rustls::MakeRustlsConnect,
+    /// Whose the catalogue must be.
+    node: String,
+    idle: Mutex<Idle>,
+    returned: Condvar,
+    /// Who waits for the advisory lock waits here first, and holds no connection meanwhile.
+    writer: Mutex<()>,
+}
+
+struct Idle {
+    sessions: Vec<Open>,
+    lent: usize,
+}
+
+/// A connection, and what was prepared on it.
+pub struct Open {
+    client: RefCell<Client>,
+    statements: RefCell<HashMap<String, Statement>>,
+}
+
+impl From<postgres::Error> for Error {
+    fn from(error: postgres::Error) -> Self {
+        // Class 23: a rule was broken. 57P, 08, 53: the server ends, starts, or takes no more; 55P03, 57014: others keep it.
+        match error.as_db_error() {
+            Some(refused) if refused.code().code().starts_with("23") => {
+                Error::Constraint(refused.constraint().map_or_else(
+                    || refused.message().to_owned(),
+                    |name| format!("{name}: {}", refused.message()),
+                ))
+            }
+            Some(refused)
+                if ["57P", "08", "53", "55P03", "57014"]
+                    .iter()
+                    .any(|class| refused.code().code().starts_with(class)) =>
+            {
+                Error::Away(Box::new(error))
+            }
+            Some(_) => Error::Database(Box::new(error)),
+            None if is_of_the_connection(&error) => Error::Away(Box::new(error)),
+            None => Error::Database(Box::new(error)),
+        }
+    }
+}
+
+fn is_of_the_connection(error: &postgres::Error) -> bool {
+    error.is_closed() || error.source().is_some_and(|source| source.is::<std::io::Error>())
+}
+
+impl Database {
+    /// See [`super::Catalog::connect`].
+    pub fn open(url: &str, node: &str, may_make: bool) -> Result<Self, Error> {
+        let mut config: Config = url.parse().map_err(|error: postgres::Error| {
+            Error::Unusable(format!(
+                "the catalogue's URL is none: {}; it is postgresql://USER:PASSWORD@HOST:PORT/DATABASE",
+                error
+                    .source()
+                    .map_or_else(|| error.to_string(), ToString::to_string)
+            ))
+        })?;
+        config.application_name("cachekeep").connect_timeout(CONNECT_WAIT);
+        config
+            .tcp_user_timeout(Duration::from_secs(20))
+            .keepalives_idle(Duration::from_secs(10));
+        let tls = crate::tls::client()
+            .map_err(|error| Error::Unusable(format!("no TLS to the catalogue: {error}")))?;
+        let database = Self {
+            config,
+            tls: tokio_postgres_rustls::MakeRustlsConnect::new(tls),
+            node: node.to_owned(),
+            idle: Mutex::new(Idle {
+                sessions: Vec::new(),
+                lent: 0,
+            }),
+            returned: Condvar::new(),
+            writer: Mutex::new(()),
+        };
+        database.prepare(may_make)?;
+        Ok(database)
+    }
+
+    /// Makes the tables where there are none; refuses those of others.
+    fn prepare(&self, may_make: bool) -> Result<(), Error> {
+        let open = self.connect()?;
+        let mut client = open.client.borrow_mut();
+        let mut work = client.transaction()?;
+        work.batch_execute(&format!("SELECT pg_advisory_xact_lock({LOCK})"))?;
+        let unusable = |why: &str| Err(Error::Unusable(format!("the catalogue's database {why}")));
+        if work
+            .query_one("SELECT current_schema()", &[])?
+            .try_get::<_, Option<String>>(0)?
+            .is_none()
+        {
+            return unusable(
+                "has no schema that its search_path names: CREATE SCHEMA, or mend options=-csearch_path=",
+            );
+        }
+        let tables: i64 = work
+            .query_one(
+                "SELECT count(*) FROM information_schema.tables WHERE table_schema = current_schema()",
+                &[],
+            )?
+            .try_get(0)?;
+        let form = dialect::schema(SCHEMA);
+        let digest = crate::secrets::hex(
+            ring::digest::digest(&ring::digest::SHA256, [PRELUDE, &form].concat().as_bytes()).as_ref(),
+        );
+        if tables == 0 && !may_make {
+            return unusable(
+                "is empty, and this data directory had a catalogue: put it back from your backup of the database, or make it \
+                 anew with `cachekeep catalog rebuild --from-store local`",
+            );
+        }
+        if tables == 0 {
+            work.batch_execute(PRELUDE)?;
+            work.batch_execute(&form)?;
+            work.execute(
+                "INSERT INTO catalogue (version, form, node) VALUES ($1, $2, $3)",
+                &[&SCHEMA_VERSION, &digest, &self.node],
+            )?;
+            work.commit()?;
+            return Ok(());
+        }
+        let ours = work.query_one("SELECT to_regclass('catalogue') IS NOT NULL", &[])?;
+        if !ours.try_get::<_, bool>(0)? {
+            return unusable(
+                "holds tables of another program: name an empty one, or an empty schema by options=-csearch_path=NAME",
+            );
+        }
+        let row = work.query_one("SELECT version, form, node FROM catalogue", &[])?;
+        let (version, its, node) = (
+            row.try_get::<_, i64>(0)?,
+            row.try_get::<_, String>(1)?,
+            row.try_get::<_, String>(2)?,
+        );
+        if version != SCHEMA_VERSION {
+            return unusable(&format!(
+                "has catalogue version {version}, this program knows version {SCHEMA_VERSION}: use the program that wrote it"
+            ));
+        }
+        if its != digest {
+            return unusable(
+                "was made by an unreleased version of this program and has other tables: use that version, or an empty database",
+            );
+        }
+        if node != self.node {
+            return unusable(&format!(
+                "is that of the data directory {node}, this one is {}: one catalogue serves one data directory, whose \
+                 engines it knows",
+                self.node
+            ));
+        }
+        Ok(())
+    }
+
+    fn connect(&self) -> Result<Open, Error> {
+        let mut client = self.config.connect(self.tls.clone())?;
+        client.batch_execute(SETTINGS)?;
+        Ok(Open {
+            client: RefCell::new(client),
+            statements: RefCell::default(),
+        })
+    }
+
+    /// A connection to use; it comes back when the guard is dropped.
+    fn borrow(&self) -> Result<Lent<'_>, Error> {
+        let until = Instant::now() + CONNECTION_WAIT;
+        let mut idle = lock(&self.idle);
+        loop {
+            if let Some(open) = idle.sessions.pop() {
+                if open.client.borrow().is_closed() {
+                    continue;
+                }
+                idle.lent += 1;
+                return Ok(Lent {
+                    of: self,
+                    open: Some(open),
+                });
+            }
+            if idle.lent < CONNECTIONS_MAX {
+                idle.lent += 1;
+                drop(idle);
+                let mut lent = Lent { of: self, open: None };
+                lent.open = Some(self.connect()?);
+                return Ok(lent);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Error::Away(
+                    format!("all {CONNECTIONS_MAX} connections are in use").into(),
+                ));
+            }
+            idle = self
+                .returned
+                .wait_timeout(idle, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// Begins a transaction; on a connection that turns out to be broken since it was used last, on another one.
+    fn begin(&self, sql: &str) -> Result<(Lent<'_>, Vec<SimpleQueryMessage>), Error> {
+        loop {
+            let lent = self.borrow()?;
+            let is_fresh = lent.get().statements.borrow().is_empty();
+            let begun = lent.get().client.borrow_mut().simple_query(sql);
+            match begun {
+                Ok(answer) => return Ok((lent, answer)),
+                Err(error) if !is_fresh && lent.get().client.borrow().is_closed() => drop(error),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Runs `work` on one state.
+    ///
+    /// # Errors
+    /// What `work` returns, [`Error::Away`], [`Error::Database`].
+    pub fn read<T, E: From<Error>>(&self, work: impl FnOnce(&Open) -> Result<T, E>) -> Result<T, E> {
+        block_in_place(|| self.read_here(work))
+    }
+
+    fn read_here<T, E: From<Error>>(&self, work: impl FnOnce(&Open) -> Result<T, E>) -> Result<T, E> {
+        let (lent, _) = self.begin("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")?;
+        let result = work(lent.get())?;
+        lent.finish("COMMIT")?;
+        Ok(result)
+    }
+
+    /// Runs `work` alone.
+    ///
+    /// # Errors
+    /// What `work` returns, [`Error::Away`], [`Error::Database`].
+    pub fn write<T, E: From<Error>>(&self, work: impl FnOnce(&Open) -> Result<T, E>) -> Result<T, E> {
+        block_in_place(|| self.write_here(work))
+    }
+
+    fn write_here<T, E: From<Error>>(&self, work: impl FnOnce(&Open) -> Result<T, E>) -> Result<T, E> {
+        let _alone = lock(&self.writer);
+        let (lent, answer) = self.begin(&format!(
+            "BEGIN; SELECT pg_advisory_xact_lock({LOCK}); SELECT pg_current_xact_id()::text"
+        ))?;
+        let number = answer.into_iter().rev().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+            _ => None,
+        });
+        let result = work(lent.get())?;
+        match lent.finish("COMMIT") {
+            Ok(()) => Ok(result),
+            Err(error) if self.was_committed(number.as_deref().unwrap_or_default(), &error) => Ok(result),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// What became of a transaction whose end was not heard of.
+    fn was_committed(&self, number: &str, error: &Error) -> bool {
+        if !matches!(error, Error::Away(_)) {
+            return false;
+        }
+        let until = Instant::now() + COMMIT_WAIT;
+        while Instant::now() < until {
+            let ask = || -> Result<Option<String>, Error> {
+                let lent = self.borrow()?;
+                let row = lent
+                    .get()
+                    .client
+                    .borrow_mut()
+                    .query_one("SELECT pg_xact_status($1::text::xid8)", &[&number])?;
+                Ok(row.try_get(0)?)
+            };
+            match ask() {
+                Ok(Some(status)) if status == "committed" => return true,
+                Ok(Some(status)) if status == "aborted" => return false,
+                _ => std::thread::sleep(COMMIT_ASKED_EVERY),
+            }
+        }
+        false
+    }
+
+    /// Overwrites what was overwritten, as far as that can be asked for: the server's log and backups keep it.
+    ///
+    /// # Errors
+    /// [`Error::Away`], [`Error::Database`].
+    pub fn vacuum(&self) -> Result<(), Error> {
+        let lent = self.borrow()?;
+        lent.get()
+            .client
+            .borrow_mut()
+            .batch_execute("VACUUM FULL project; VACUUM FULL project_old_key")?;
+        Ok(())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A connection in use. Dropped inside a transaction, it gives that up.
+struct Lent<'d> {
+    of: &'d Database,
+    open: Option<Open>,
+}
+
+impl Lent<'_> {
+    #[allow(
+        clippy::expect_used,
+        reason = "taken only by finish and drop, which end the guard"
+    )]
+    fn get(&self) -> &Open {
+        self.open.as_ref().expect("a connection until the guard ends")
+    }
+
+    fn finish(mut self, sql: &str) -> Result<(), Error> {
+        let Some(open) = self.open.take() else {
+            return Ok(());
+        };
+        let done = open.client.borrow_mut().batch_execute(sql);
+        if done.is_ok() {
+            lock(&self.of.idle).sessions.push(open);
+        }
+        Ok(done?)
+    }
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        // Where even this fails, the connection is broken and is not used again.
+        let open = self
+            .open
+            .take()
+            .filter(|open| open.client.borrow_mut().batch_execute("ROLLBACK").is_ok());
+        let mut idle = lock(&self.of.idle);
+        idle.sessions.extend(open);
+        idle.lent -= 1;
+        self.of.returned.notify_one();
+    }
+}
+
+impl Open {
+    /// Runs a statement and returns how many rows it changed.
+    pub fn execute(&self, sql: &str, params: &impl Params) -> Result<usize, Error> {
+        let changed = self.run(sql, params, |client, statement, params| {
+            client.execute(statement, params)
+        })?;
+        usize::try_from(changed).map_err(|error| Error::Database(Box::new(error)))
+    }
+
+    /// All rows.
+    pub fn query(&self, sql: &str, params: &impl Params) -> Result<Vec<postgres::Row>, Error> {
+        self.run(sql, params, |client, statement, params| {
+            client.query(statement, params)
+        })
+    }
+
+    /// The names of the columns that a statement answers with.
+    pub fn columns(&self, sql: &str) -> Result<Vec<String>, Error> {
+        let statement = self.prepared(sql)?;
+        Ok(statement
+            .columns()
+            .iter()
+            .map(|column| column.name().to_owned())
+            .collect())
+    }
+
+    /// A statement without parameters or answer.
+    pub fn run_plain(&self, sql: &str) -> Result<(), Error> {
+        Ok(self.client.borrow_mut().batch_execute(sql)?)
+    }
+
+    fn prepared(&self, sql: &str) -> Result<Statement, Error> {
+        if let Some(statement) = self.statements.borrow().get(sql) {
+            return Ok(statement.clone());
+        }
+        let statement = self.client.borrow_mut().prepare(&dialect::statement(sql))?;
+        self.statements
+            .borrow_mut()
+            .insert(sql.to_owned(), statement.clone());
+        Ok(statement)
+    }
+
+    fn run<T>(
+        &self,
+        sql: &str,
+        params: &impl Params,
+        run: impl FnOnce(&mut Client, &Statement, &[&(dyn ToSql + Sync)]) -> Result<T, postgres::Error>,
+    ) -> Result<T, Error> {
+        let statement = self.prepared(sql)?;
+        let mut owned = Vec::new();
+        params.each(&mut |value| {
+            owned.push(Sent::of(value));
+            Ok(())
+        })?;
+        let expected = statement.params().len();
+        if owned.len() != expected {
+            return Err(Error::Unreadable(format!(
+                "a statement of {expected} parameters was given {}",
+                owned.len()
+            )));
+        }
+        let params: Vec<&(dyn ToSql + Sync)> = owned.iter().map(|value| value as _).collect();
+        Ok(run(&mut self.client.borrow_mut(), &statement, &params)?)
+    }
+}
+
+/// A value on its way to the server.
+#[derive(Debug)]
+enum Sent {
+    Null,
+    Integer(i64),
+    Real(f64),
+    Text(String),
+    Blob(Vec<u8>),
+}
+
+impl Sent {
+    fn of(value: Value<'_>) -> Self {
+        match value {
+            Value::Null => Sent::Null,
+            Value::Integer(number) => Sent::Integer(number),
+            Value::Real(number) => Sent::Real(number),
+            Value::Text(text) => Sent::Text(text.to_owned()),
+            Value::Blob(bytes) => Sent::Blob(bytes.to_owned()),
+        }
+    }
+}
+
+impl ToSql for Sent {
+    fn to_sql(
+        &self,
+        ty: &Type,
+        out: &mut postgres::types::private::BytesMut,
+    ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        match (self, ty) {
+            (Sent::Null, _) => Ok(IsNull::Yes),
+            (Sent::Integer(number), &Type::INT8) => number.to_sql(ty, out),
+            (Sent::Integer(number), &Type::INT4) => i32::try_from(*number)?.to_sql(ty, out),
+            (Sent::Integer(number), &Type::INT2) => i16::try_from(*number)?.to_sql(ty, out),
+            (Sent::Integer(number), &Type::BOOL) => (*number != 0).to_sql(ty, out),
+            (Sent::Real(number), &Type::FLOAT8) => number.to_sql(ty, out),
+            // Text as the server holds it has no zero byte.
+            (Sent::Text(text), &Type::TEXT | &Type::VARCHAR) if !text.contains('\0') => text.to_sql(ty, out),
+            (Sent::Blob(bytes), &Type::BYTEA) => bytes.to_sql(ty, out),
+            (value, ty) => Err(format!("{value:?} is no {ty}").into()),
+        }
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+
+    to_sql_checked!();
+}
+
+/// A value that the server sent.
+pub struct Received<'r>(pub Value<'r>);
+
+impl<'r> FromSql<'r> for Received<'r> {
+    fn from_sql(ty: &Type, raw: &'r [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        Ok(Self(match *ty {
+            Type::INT8 => Value::Integer(i64::from_sql(ty, raw)?),
+            Type::INT4 => Value::Integer(i32::from_sql(ty, raw)?.into()),
+            Type::INT2 => Value::Integer(i16::from_sql(ty, raw)?.into()),
+            Type::BOOL => Value::Integer(bool::from_sql(ty, raw)?.into()),
+            Type::FLOAT8 => Value::Real(f64::from_sql(ty, raw)?),
+            Type::BYTEA => Value::Blob(raw),
+            Type::TEXT | Type::VARCHAR | Type::NAME | Type::UNKNOWN => Value::Text(std::str::from_utf8(raw)?),
+            _ => return Err(format!("the catalogue has no values of type {ty}").into()),
+        }))
+    }
+
+    fn from_sql_null(_: &Type) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        Ok(Self(Value::Null))
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+}

@@ -1,0 +1,125 @@
+//! Every statement of the sources, prepared on both databases.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use super::*;
+
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|ending| ending == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// The texts of a source, with `concat!` of them and of macros that are a text done.
+fn texts(source: &str) -> Vec<String> {
+    let source = source.split("#[cfg(test)]").next().unwrap_or_default();
+    let mut macros: BTreeMap<&str, String> = BTreeMap::new();
+    let mut texts = Vec::new();
+    let mut rest = source;
+    let (mut name, mut joined): (Option<&str>, Option<String>) = (None, None);
+    while let Some(letter) = rest.chars().next() {
+        if rest.starts_with("//") {
+            rest = &rest[rest.find('\n').unwrap_or(rest.len())..];
+        } else if let Some(after) = rest.strip_prefix("macro_rules! ") {
+            name = after.split([' ', '{']).next();
+            rest = after;
+        } else if let Some(after) = rest.strip_prefix("concat!(") {
+            (joined, rest) = (Some(String::new()), after);
+        } else if letter == '"' {
+            let (text, after) = literal(&rest[1..]);
+            match (&mut joined, name.take()) {
+                (Some(joined), _) => joined.push_str(&text),
+                (None, Some(name)) => drop(macros.insert(name, text)),
+                (None, None) => texts.push(text),
+            }
+            rest = after;
+        } else if let (Some(joined_now), true) = (&mut joined, letter == ')') {
+            texts.push(std::mem::take(joined_now));
+            (joined, rest) = (None, &rest[1..]);
+        } else if let (Some(joined), true) = (&mut joined, letter.is_alphabetic()) {
+            let (word, after) = rest
+                .split_once("!()")
+                .expect("a macro without arguments in concat!");
+            joined.push_str(macros.get(word).unwrap_or_else(|| panic!("no macro {word}")));
+            rest = after;
+        } else if let Some(after) = rest.strip_prefix("'\"'") {
+            rest = after;
+        } else {
+            rest = &rest[letter.len_utf8()..];
+        }
+    }
+    texts
+}
+
+/// A text and what follows its closing quote.
+fn literal(source: &str) -> (String, &str) {
+    let mut text = String::new();
+    let mut letters = source.char_indices();
+    while let Some((at, letter)) = letters.next() {
+        match letter {
+            '"' => return (text, &source[at + 1..]),
+            '\\' => match letters.next() {
+                Some((at, '\n')) => {
+                    let rest = source[at..].trim_start();
+                    let (more, after) = literal(rest);
+                    return (text + &more, after);
+                }
+                Some((_, 'n')) => text.push('\n'),
+                Some((_, other)) => text.push(other),
+                None => {}
+            },
+            letter => text.push(letter),
+        }
+    }
+    (text, "")
+}
+
+fn statements() -> BTreeSet<String> {
+    let mut files = Vec::new();
+    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
+    files.retain(|file| !file.parent().is_some_and(|folder| folder.ends_with("catalog")));
+    let all = files
+        .iter()
+        .flat_map(|file| texts(&std::fs::read_to_string(file).unwrap()));
+    let verbs = ["SELECT ", "INSERT ", "UPDATE ", "DELETE ", "WITH "];
+    all.filter(|text| verbs.iter().any(|verb| text.starts_with(verb)))
+        .collect()
+}
+
+#[test]
+fn every_statement_is_prepared_on_both_databases() {
+    let statements = statements();
+    assert!(
+        statements.len() > 100,
+        "{} statements are found",
+        statements.len()
+    );
+    let sqlite = rusqlite::Connection::open_in_memory().unwrap();
+    sqlite.execute_batch(SCHEMA).unwrap();
+    let server = xtask::postgres::Postgres::start().unwrap();
+    let url = server.make_schema("statements").unwrap();
+    let database = postgres::Database::open(&url, "n", true).unwrap();
+    let mut wrong = Vec::new();
+    for statement in &statements {
+        if let Err(error) = sqlite.prepare(statement) {
+            wrong.push(format!("SQLite: {error}: {statement}"));
+        }
+        let prepared = database.read(|open| open.columns(statement).map(drop));
+        if let Err(error) = prepared {
+            wrong.push(format!("PostgreSQL: {}: {statement}", engine::chain(&error)));
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "{} of {}:\n{}",
+        wrong.len(),
+        statements.len(),
+        wrong.join("\n")
+    );
+}
