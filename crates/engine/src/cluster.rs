@@ -64,6 +64,8 @@ pub struct Seen {
     pub id: String,
     /// The client port.
     pub port: u16,
+    /// The port where other nodes reach it.
+    pub bus_port: u16,
     /// `myself`, `master`, `slave`, `fail?`, `fail`, `handshake`, `noaddr`.
     pub flags: Vec<String>,
     /// Whose replica it is.
@@ -122,7 +124,8 @@ fn read_line(line: &str, of: impl std::fmt::Display) -> Result<Seen, Error> {
 fn parse(line: &str) -> Option<Seen> {
     let mut fields = line.split(' ').filter(|field| !field.is_empty());
     let id = fields.next()?.to_owned();
-    let (reach, _) = fields.next()?.split_once('@')?;
+    let (reach, bus) = fields.next()?.split_once('@')?;
+    let bus_port = bus.split(',').next()?;
     let (_, port) = reach.rsplit_once(':')?;
     let flags = fields.next()?.split(',').map(str::to_owned).collect();
     let primary = Some(fields.next()?)
@@ -141,6 +144,7 @@ fn parse(line: &str) -> Option<Seen> {
     Some(Seen {
         id,
         port: port.parse().ok()?,
+        bus_port: bus_port.parse().ok()?,
         flags,
         primary,
         is_linked,
@@ -304,7 +308,8 @@ mod tests {
         let line = "07c37dfeb235213a872192d90877d0cd55635b91 127.0.0.1:30001@31001,host,shard-id=ab myself,master - 0 0 1 \
                     connected 0-5460 7 [93->-292f8b365bb7edb5e285caf0b7e6ddc7265d2f4f]";
         let seen = parse(line).unwrap();
-        assert_eq!((seen.port, seen.moving, seen.is_linked), (30001, 1, true));
+        assert_eq!((seen.port, seen.bus_port), (30001, 31001));
+        assert_eq!((seen.moving, seen.is_linked), (1, true));
         assert_eq!(seen.slots, [(0, 5460), (7, 7)]);
         assert!(seen.is("myself") && seen.primary.is_none());
         let replica = parse("a [::1]:7000@17000 slave,fail b 0 0 1 disconnected").unwrap();

@@ -53,7 +53,8 @@ pub(crate) fn forget_former(node: &mut Node) -> Result<(), Error> {
     if known.iter().any(|seen| seen.is("myself") && seen.is("slave")) {
         super::take_over(node)?;
     }
-    for former in known.iter().filter(|seen| seen.port.to_string() == no_port) {
+    // Not by its client port: with TLS engines since 7.2 take the one of the file for that, and tell us the plain one, 0.
+    for former in known.iter().filter(|seen| seen.bus_port.to_string() == no_port) {
         node.run(&["CLUSTER", "FORGET", &former.id])?;
     }
     node.config_set("cluster-node-timeout", &NODE_TIMEOUT.as_millis().to_string())?;

@@ -362,7 +362,8 @@ fn compare_with_document(layout: &str, cells: &Cells) {
         Made by `crates/server/tests/crash/failure_table.rs`: the service is held up at the phase, and the fault happens meanwhile. *old*: the\n\
         restore failed, its record says so, and clients find all of the old data, by the engines' digests. *new*: it succeeded, and they find\n\
         all of the backup's. Each time a second attempt succeeded, with every replica in sync and every Sentinel watching. An empty cell:\n\
-        there is nothing for the fault to happen to. `CACHEKEEP_TEST_LONG=1 CACHEKEEP_WRITE_MATRIX=1` writes this.\n";
+        there is nothing for the fault to happen to. Where memory runs out the kernel kills a process, as here; `out_of_memory.rs` has it do so.\n\
+        `CACHEKEEP_TEST_LONG=1 CACHEKEEP_WRITE_MATRIX=1` writes this.\n";
     let written = std::fs::read_to_string(DOCUMENT).unwrap_or_default();
     let title = format!("## {layout}\n");
     if std::env::var_os(WRITE).is_some() {

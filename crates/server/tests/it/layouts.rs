@@ -393,7 +393,7 @@ fn compare_with_document(lines: &[String]) {
             Made by `crates/server/tests/it/layouts.rs`: data of every type, with expiry times and two libraries of functions, backed up from\n\
             each layout and restored into an instance of each, of the same engine and of others. *equal*: the engines' own `DEBUG DIGEST`,\n\
             all primaries together, is that of the source when it was captured; then the restore was undone, and the digest was the one from\n\
-            before. *refused*: before anything was done, with this reason. `CACHEKEEP_WRITE_MATRIX=1` writes the lines here, \n\
+            before. *refused*: before anything was done, with this reason. `CACHEKEEP_WRITE_MATRIX=1` writes the lines here,\n\
             `CACHEKEEP_TEST_LONG=1` those of all engines (`cargo xtask setup engines`).\n\n\
             | backup by | of | restored by | into | |\n|---|---|---|---|---|\n";
         std::fs::write(DOCUMENT, format!("{head}{}\n", all.join("\n"))).unwrap();
