@@ -7,6 +7,7 @@ pub mod args;
 pub mod bench;
 pub mod fault_proxy;
 pub mod fill;
+pub mod foreign;
 pub mod fuzz;
 pub mod object_server;
 pub mod plain_cluster;

@@ -48,6 +48,7 @@ fn main() -> Result<(), Error> {
         recipient: identity.recipient(),
         spool_dir: PathBuf::from(&directory).join("spool"),
         spool_limit_bytes: 4 << 30,
+        snapshot_bytes_max: 0,
         idle_timeout: Duration::from_secs(30),
         expected_bytes: 0,
     };

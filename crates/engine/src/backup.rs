@@ -30,7 +30,7 @@ use crate::failpoint;
 use crate::keys::{Recipient, SigningKey};
 use crate::node::{Endpoint, Node};
 use crate::priority;
-use crate::psync::{Handshake, Snapshot, Started, Tuned, Tuning};
+use crate::psync::{self, Handshake, Snapshot, Started, Tuned, Tuning};
 use crate::segment::Sealer;
 use crate::spool::{CHUNK_BYTES, Popped, Spool};
 use crate::store::{Patience, Store};
@@ -46,11 +46,11 @@ const PATIENCE: Duration = Duration::from_millis(100);
 
 /// What to back up, where to and how.
 #[derive(Debug, Clone)]
-pub struct BackupPlan {
+pub struct BackupPlan<'a> {
     /// The node to capture.
     pub source: Endpoint,
     /// Whether its settings may be changed for the time of the capture.
-    pub tuning: Tuning,
+    pub tuning: Tuning<'a>,
     /// Where the objects go: unique to this attempt, without a slash at its end.
     pub prefix: String,
     /// What the manifest says about the backup.
@@ -61,6 +61,8 @@ pub struct BackupPlan {
     pub spool_dir: PathBuf,
     /// Largest size of the spool file; 0 for none.
     pub spool_limit_bytes: u64,
+    /// A larger snapshot is not taken; 0 for no limit.
+    pub snapshot_bytes_max: u64,
     /// Longest silence of the source, keep-alives included.
     pub idle_timeout: Duration,
     /// Estimate of the size of the snapshot, for the progress; 0 if unknown.
@@ -120,7 +122,7 @@ pub struct BackupReport {
 /// store or the spool has no room; [`Kind::Store`], also where the prefix is in use: then nothing is touched;
 /// [`Kind::Io`] for the spool; those of [`Control::check`].
 pub fn run(
-    plan: &BackupPlan,
+    plan: &BackupPlan<'_>,
     store: &Store,
     signer: &SigningKey,
     control: &Control,
@@ -139,14 +141,14 @@ pub fn run(
 }
 
 fn make(
-    plan: &BackupPlan,
+    plan: &BackupPlan<'_>,
     store: &Store,
     signer: &SigningKey,
     control: &Control,
 ) -> Result<BackupReport, Error> {
     control.enter("connecting", 0);
     failpoint::hit("backup.before_connect")?;
-    let node = Node::connect(&plan.source)?;
+    let node = psync::connect(&plan.source)?;
     let started = begin_snapshot(plan, node, control)?;
     failpoint::hit("backup.after_fullresync")?;
 
@@ -244,9 +246,9 @@ fn conclude(
 }
 
 /// Asks for the snapshot with the source tuned for it, and puts its settings back as soon as it has forked.
-fn begin_snapshot(plan: &BackupPlan, node: Node, control: &Control) -> Result<Started, Error> {
+fn begin_snapshot(plan: &BackupPlan<'_>, node: Node, control: &Control) -> Result<Started, Error> {
     // Dropped on every way out, which puts the settings back.
-    let _tuned = Tuned::apply(&plan.source, plan.tuning)?;
+    let _tuned = Tuned::apply(&plan.source, &plan.tuning)?;
     let handshake = Handshake::begin(node, plan.idle_timeout)?;
     control.enter("snapshot", 0);
     handshake.started(control)
@@ -254,13 +256,14 @@ fn begin_snapshot(plan: &BackupPlan, node: Node, control: &Control) -> Result<St
 
 /// Moves the snapshot into the store, as segments of a shard. A key of a slot beside `slots` is an error.
 fn capture(
-    plan: &BackupPlan,
+    plan: &BackupPlan<'_>,
     store: &Store,
     snapshot: Snapshot,
     shard: usize,
     slots: Option<&[(u16, u16)]>,
     control: &Control,
 ) -> Result<Captured, Error> {
+    check_size(plan, snapshot.length.unwrap_or(0))?;
     if let Some(engine) = snapshot.sender() {
         widen_pipes(engine);
     }
@@ -271,7 +274,7 @@ fn capture(
         // Dropped on every way out, panics included: else the scope would wait for its threads for ever.
         let _abandon = AbandonAtEnd(&spool);
         let _stop = StopAtEnd(&sealing);
-        scope.spawn(|| drain(snapshot, &spool, control));
+        scope.spawn(|| drain(plan, snapshot, &spool, control));
         let jobs = sealing.start(scope);
         // A thread of its own: the caller's keeps its rank for what comes after, and only the drain stays beside the
         // engine, which waits for nothing else.
@@ -290,6 +293,17 @@ fn capture(
         sealing.finish(jobs, &mut captured.segments, &mut captured.index.objects, control)?;
         Ok(captured)
     })
+}
+
+fn check_size(plan: &BackupPlan<'_>, bytes: u64) -> Result<(), Error> {
+    if plan.snapshot_bytes_max == 0 || bytes <= plan.snapshot_bytes_max {
+        return Ok(());
+    }
+    let context = format!(
+        "it has more than {} MB, which is more than the server says that its data takes",
+        plan.snapshot_bytes_max >> 20
+    );
+    Err(Error::new(Kind::Protocol, "read snapshot", context))
 }
 
 /// Validates, counts and cuts what the spool delivers, to its end.
@@ -324,15 +338,18 @@ fn cut(
 }
 
 /// Reads the socket into the spool until the snapshot ends or nobody wants it.
-fn drain(mut snapshot: Snapshot, spool: &Spool, control: &Control) {
+fn drain(plan: &BackupPlan<'_>, mut snapshot: Snapshot, spool: &Spool, control: &Control) {
     let _close = CloseAtPanic(spool);
     let is_wanted = || match spool.is_abandoned() {
         true => Err(Error::new(Kind::Cancelled, "read snapshot", "nobody consumes it")),
         false => control.check("read snapshot"),
     };
+    let mut bytes = 0;
     let end = loop {
         let mut chunk = spool.take_used();
-        match snapshot.fill(&mut chunk, CHUNK_BYTES, is_wanted) {
+        let filled = snapshot.fill(&mut chunk, CHUNK_BYTES, is_wanted);
+        bytes += chunk.len() as u64;
+        match filled.and_then(|more| check_size(plan, bytes).map(|()| more)) {
             Err(e) => break Err(e),
             Ok(more) => match spool.push(chunk) {
                 Err(e) => break Err(e),

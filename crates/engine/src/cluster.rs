@@ -62,6 +62,8 @@ pub struct Member {
 pub struct Seen {
     /// 40 hex digits.
     pub id: String,
+    /// The address that it tells; empty where it does not know its own yet.
+    pub host: String,
     /// The client port.
     pub port: u16,
     /// The port where other nodes reach it.
@@ -84,7 +86,8 @@ impl Seen {
         self.flags.iter().any(|found| found == flag)
     }
 
-    fn is_settled(&self) -> bool {
+    /// Whether others reach it.
+    pub fn is_settled(&self) -> bool {
         let unsettled = ["handshake", "noaddr", "fail", "fail?"];
         self.is_linked && !unsettled.iter().any(|flag| self.is(flag))
     }
@@ -126,7 +129,7 @@ fn parse(line: &str) -> Option<Seen> {
     let id = fields.next()?.to_owned();
     let (reach, bus) = fields.next()?.split_once('@')?;
     let bus_port = bus.split(',').next()?;
-    let (_, port) = reach.rsplit_once(':')?;
+    let (host, port) = reach.rsplit_once(':')?;
     let flags = fields.next()?.split(',').map(str::to_owned).collect();
     let primary = Some(fields.next()?)
         .filter(|field| *field != "-")
@@ -143,6 +146,7 @@ fn parse(line: &str) -> Option<Seen> {
     }
     Some(Seen {
         id,
+        host: host.trim_matches(['[', ']']).to_owned(),
         port: port.parse().ok()?,
         bus_port: bus_port.parse().ok()?,
         flags,
@@ -254,21 +258,29 @@ pub fn shards(view: &[Seen]) -> Result<Vec<ShardSeen>, Error> {
     }
 }
 
+/// As [`has_caught_up`], of a process of ours.
+///
+/// # Errors
+/// As [`has_caught_up`].
+pub fn is_caught_up(primary: &mut Node, replica: &Engine, limit: Duration) -> Result<bool, Error> {
+    match replica.control_within(limit) {
+        Ok(mut node) => has_caught_up(primary, &mut node, limit),
+        Err(_) => Ok(false),
+    }
+}
+
 /// Waits until the replica has all that its primary had done when it was asked first; `false` where that takes longer than
 /// `limit`, or it is not in sync.
 ///
 /// # Errors
 /// As [`Node::command`], of the primary. A replica that does not answer is not in sync.
-pub fn is_caught_up(primary: &mut Node, replica: &Engine, limit: Duration) -> Result<bool, Error> {
+pub fn has_caught_up(primary: &mut Node, replica: &mut Node, limit: Duration) -> Result<bool, Error> {
     let number = |fields: &[(String, String)], wanted: &str| -> Option<u64> {
         fields.iter().find(|(name, _)| name == wanted)?.1.parse().ok()
     };
     let wanted = number(&primary.info("replication")?, "master_repl_offset");
     let until = Instant::now() + limit;
-    let Ok(mut node) = replica.control_within(limit) else {
-        return Ok(false);
-    };
-    while let Ok(fields) = node.info("replication") {
+    while let Ok(fields) = replica.info("replication") {
         let up = fields
             .iter()
             .any(|(name, value)| name == "master_link_status" && value == "up");
@@ -310,6 +322,7 @@ mod tests {
         let seen = parse(line).unwrap();
         assert_eq!((seen.port, seen.bus_port), (30001, 31001));
         assert_eq!((seen.moving, seen.is_linked), (1, true));
+        assert_eq!(seen.host, "127.0.0.1");
         assert_eq!(seen.slots, [(0, 5460), (7, 7)]);
         assert!(seen.is("myself") && seen.primary.is_none());
         let replica = parse("a [::1]:7000@17000 slave,fail b 0 0 1 disconnected").unwrap();

@@ -1,7 +1,7 @@
 //! The two-way channel between a running operation and whoever watches it: progress out, cancel in.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Kind};
@@ -10,6 +10,7 @@ use crate::error::{Error, Kind};
 #[derive(Debug)]
 pub struct Control {
     cancelled: AtomicBool,
+    aborted: OnceLock<String>,
     deadline: Option<Instant>,
     phases: Mutex<Phases>,
     /// Plain bytes acknowledged by whatever the phase waits for.
@@ -46,6 +47,7 @@ impl Control {
     pub fn new(deadline: Option<Duration>) -> Self {
         Self {
             cancelled: AtomicBool::new(false),
+            aborted: OnceLock::new(),
             deadline: deadline.and_then(|limit| Instant::now().checked_add(limit)),
             phases: Mutex::new(Phases {
                 now: "starting",
@@ -61,6 +63,11 @@ impl Control {
     /// Asks the operation to stop at its next check.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    /// Ends the operation at its next check, for the sake of its source; the first reason counts.
+    pub fn abort(&self, why: String) {
+        let _ended_for_another = self.aborted.set(why);
     }
 
     /// Enters a phase and starts its byte counters anew.
@@ -108,8 +115,12 @@ impl Control {
     /// Called often by every loop of an operation.
     ///
     /// # Errors
-    /// [`Kind::Cancelled`] after [`Control::cancel`], [`Kind::Deadline`] past the deadline.
+    /// [`Kind::Cancelled`] after [`Control::cancel`], [`Kind::SourceAtRisk`] after [`Control::abort`], [`Kind::Deadline`]
+    /// past the deadline.
     pub fn check(&self, operation: &'static str) -> Result<(), Error> {
+        if let Some(why) = self.aborted.get() {
+            return Err(Error::new(Kind::SourceAtRisk, operation, why));
+        }
         if self.cancelled.load(Ordering::Relaxed) {
             return Err(Error::new(Kind::Cancelled, operation, "asked to stop"));
         }

@@ -51,6 +51,8 @@ pub enum Kind {
     EngineExited,
     /// What the engine loaded is not what the backup holds.
     Mismatch,
+    /// The source of a capture would suffer, or began to.
+    SourceAtRisk,
     /// Not enough memory for what was asked.
     Memory,
     /// The port belongs to somebody else.
@@ -81,6 +83,7 @@ impl Kind {
             Kind::EngineStart => "engine_start",
             Kind::EngineExited => "engine_exited",
             Kind::Mismatch => "mismatch",
+            Kind::SourceAtRisk => "source_at_risk",
             Kind::Memory => "memory",
             Kind::PortTaken => "port_taken",
             Kind::Cancelled => "cancelled",

@@ -5,11 +5,11 @@
 
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::Pid;
@@ -22,6 +22,8 @@ const READ_BUFFER_BYTES: usize = 256 * 1024;
 /// subject to it.
 const LINE_BYTES_MAX: usize = 64 * 1024;
 const BULK_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Bytes of one whole reply of a server that is not ours: `CLUSTER NODES` has 200 for a node.
+const FOREIGN_REPLY_BYTES_MAX: usize = 1024 * 1024;
 /// Deepest nesting of arrays in a reply, as deep as any engine command answers.
 const DEPTH_MAX: u32 = 7;
 /// Most elements of one array reply.
@@ -54,6 +56,9 @@ impl fmt::Debug for Secret {
 pub enum Address {
     /// Host name or address, and port.
     Tcp(String, u16),
+    /// A host that was looked up, and where: connected to exactly there, whatever its name leads to by now. A certificate must
+    /// be of the name.
+    Checked(String, SocketAddr),
     /// Path of a Unix socket. Longer than the kernel's 107 bytes is fine: it is reached through its directory.
     Unix(PathBuf),
 }
@@ -62,6 +67,8 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Address::Tcp(host, port) => write!(f, "{host}:{port}"),
+            Address::Checked(host, at) if host.contains(':') => write!(f, "[{host}]:{}", at.port()),
+            Address::Checked(host, at) => write!(f, "{host}:{}", at.port()),
             Address::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
@@ -76,10 +83,44 @@ pub struct Endpoint {
     pub user: Option<String>,
     /// Password; `None` means that no `AUTH` is sent.
     pub password: Option<Secret>,
-    /// TLS client settings; only for [`Address::Tcp`].
-    pub tls: Option<Arc<rustls::ClientConfig>>,
+    /// TLS client settings; not for [`Address::Unix`].
+    pub tls: Option<Tls>,
     /// Limit for connecting, and for each silence of the peer.
     pub timeout: Duration,
+}
+
+/// How a node is known to be the right one.
+#[derive(Debug, Clone)]
+pub struct Tls {
+    /// Whom certificates must be signed by, and our own.
+    pub config: Arc<rustls::ClientConfig>,
+    /// The name that the certificate must be of, where that is not the host's.
+    pub name: Option<String>,
+}
+
+/// What a peer may cost that may be no engine at all.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Bytes of one whole reply; a declared length counts before it is there.
+    pub reply_bytes_max: usize,
+    /// All must be said by then, however slowly it drips; [`Node::release`] lifts it. `None`: only silence ends it.
+    pub until: Option<Instant>,
+}
+
+impl Bounds {
+    /// Of engines that we trust.
+    const WIDE: Bounds = Bounds {
+        reply_bytes_max: usize::MAX,
+        until: None,
+    };
+
+    /// Of a server that is not ours: what any engine answers in, `CLUSTER NODES` of a thousand nodes among it, within this time.
+    pub fn narrow(limit: Duration) -> Self {
+        Self {
+            reply_bytes_max: FOREIGN_REPLY_BYTES_MAX,
+            until: Instant::now().checked_add(limit),
+        }
+    }
 }
 
 /// A RESP2 reply.
@@ -116,25 +157,67 @@ impl Reply {
     }
 }
 
+/// A TCP connection, with a moment after which nothing more is read or written: a peer that drips a byte now and then is never
+/// silent for long.
+struct Socket {
+    stream: TcpStream,
+    until: Option<Instant>,
+}
+
+impl Socket {
+    fn check(&self) -> io::Result<()> {
+        match self.until {
+            Some(until) if Instant::now() >= until => Err(io::ErrorKind::TimedOut.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Read for Socket {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.check()?;
+        self.stream.read(buf)
+    }
+}
+
+impl Write for Socket {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.check()?;
+        self.stream.write(buf)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}
+
 enum Stream {
-    Tcp(TcpStream),
+    Tcp(Socket),
     Unix(UnixStream),
-    Tls(Box<rustls::StreamOwned<rustls::ClientConnection, TcpStream>>),
+    Tls(Box<rustls::StreamOwned<rustls::ClientConnection, Socket>>),
 }
 
 impl Stream {
     fn set_timeout(&self, limit: Duration) -> io::Result<()> {
+        let socket = match self {
+            Stream::Tcp(s) => &s.stream,
+            Stream::Tls(s) => &s.sock.stream,
+            Stream::Unix(s) => {
+                return s
+                    .set_read_timeout(Some(limit))
+                    .and_then(|()| s.set_write_timeout(Some(limit)));
+            }
+        };
+        socket
+            .set_read_timeout(Some(limit))
+            .and_then(|()| socket.set_write_timeout(Some(limit)))
+    }
+
+    fn release(&mut self) {
         match self {
-            Stream::Tcp(s) => s
-                .set_read_timeout(Some(limit))
-                .and_then(|()| s.set_write_timeout(Some(limit))),
-            Stream::Unix(s) => s
-                .set_read_timeout(Some(limit))
-                .and_then(|()| s.set_write_timeout(Some(limit))),
-            Stream::Tls(s) => s
-                .sock
-                .set_read_timeout(Some(limit))
-                .and_then(|()| s.sock.set_write_timeout(Some(limit))),
+            Stream::Tcp(s) => s.until = None,
+            Stream::Tls(s) => s.sock.until = None,
+            Stream::Unix(_) => {}
         }
     }
 }
@@ -182,6 +265,9 @@ pub struct Node {
     buffer: Vec<u8>,
     start: usize,
     end: usize,
+    reply_bytes_max: usize,
+    /// Bytes that the reply which is being read may still have.
+    reply_bytes_left: usize,
 }
 
 impl Node {
@@ -190,17 +276,41 @@ impl Node {
     /// # Errors
     /// [`Kind::Connection`], [`Kind::Auth`], [`Kind::Protocol`]. Nothing is left open.
     pub fn connect(endpoint: &Endpoint) -> Result<Self, Error> {
+        Self::connect_within(endpoint, Bounds::WIDE)
+    }
+
+    /// As [`Node::connect`], to a peer that may cost no more than this.
+    ///
+    /// # Errors
+    /// As [`Node::connect`]; [`Kind::Protocol`] for a reply that is too long, [`Kind::Idle`] past the moment.
+    pub fn connect_within(endpoint: &Endpoint, bounds: Bounds) -> Result<Self, Error> {
         let label = endpoint.address.to_string();
         let failed = |e: io::Error| Error::io(Kind::Connection, "connect", label.clone(), e);
         let stream = match &endpoint.address {
             Address::Unix(path) => Stream::Unix(connect_unix(path).map_err(failed)?),
-            Address::Tcp(host, port) => {
-                let socket = connect_tcp(host, *port, endpoint.timeout).map_err(failed)?;
-                socket.set_nodelay(true).map_err(failed)?;
+            Address::Tcp(host, _) | Address::Checked(host, _) => {
+                let stream = match &endpoint.address {
+                    Address::Checked(_, at) => TcpStream::connect_timeout(at, endpoint.timeout),
+                    Address::Tcp(_, port) => connect_tcp(host, *port, endpoint.timeout),
+                    Address::Unix(_) => Err(io::ErrorKind::InvalidInput.into()),
+                }
+                .map_err(failed)?;
+                stream.set_nodelay(true).map_err(failed)?;
+                // The handshake of TLS too.
+                let limit = Some(endpoint.timeout);
+                stream
+                    .set_read_timeout(limit)
+                    .and_then(|()| stream.set_write_timeout(limit))
+                    .map_err(failed)?;
+                let socket = Socket {
+                    stream,
+                    until: bounds.until,
+                };
                 match &endpoint.tls {
                     None => Stream::Tcp(socket),
-                    Some(config) => {
-                        let name = rustls::pki_types::ServerName::try_from(host.clone()).map_err(|e| {
+                    Some(tls) => {
+                        let named = tls.name.clone().unwrap_or_else(|| host.clone());
+                        let name = rustls::pki_types::ServerName::try_from(named).map_err(|e| {
                             Error::new(
                                 Kind::Connection,
                                 "connect",
@@ -208,7 +318,7 @@ impl Node {
                             )
                             .because(e)
                         })?;
-                        let client = rustls::ClientConnection::new(config.clone(), name)
+                        let client = rustls::ClientConnection::new(tls.config.clone(), name)
                             .map_err(|e| Error::new(Kind::Connection, "connect", label.clone()).because(e))?;
                         Stream::Tls(Box::new(rustls::StreamOwned::new(client, socket)))
                     }
@@ -222,6 +332,8 @@ impl Node {
             buffer: vec![0; READ_BUFFER_BYTES],
             start: 0,
             end: 0,
+            reply_bytes_max: bounds.reply_bytes_max,
+            reply_bytes_left: 0,
         };
         if let Some(password) = &endpoint.password {
             let answer = match &endpoint.user {
@@ -247,7 +359,14 @@ impl Node {
             buffer: vec![0; READ_BUFFER_BYTES],
             start: 0,
             end: 0,
+            reply_bytes_max: usize::MAX,
+            reply_bytes_left: 0,
         }
+    }
+
+    /// The peer has shown what it is: from now on only its silence ends the connection.
+    pub fn release(&mut self) {
+        self.stream.release();
     }
 
     /// The address, for messages.
@@ -389,11 +508,24 @@ impl Node {
     /// # Errors
     /// As [`Node::ask`].
     pub fn reply(&mut self) -> Result<Reply, Error> {
+        self.reply_bytes_left = self.reply_bytes_max;
         self.reply_at(0)
+    }
+
+    /// Takes what is about to be kept off what the reply may have.
+    fn take_room(&mut self, bytes: usize) -> Result<(), Error> {
+        match self.reply_bytes_left.checked_sub(bytes) {
+            Some(left) => {
+                self.reply_bytes_left = left;
+                Ok(())
+            }
+            None => Err(self.garbage("reply longer than any engine's")),
+        }
     }
 
     fn reply_at(&mut self, depth: u32) -> Result<Reply, Error> {
         let line = self.line()?;
+        self.take_room(line.len() + std::mem::size_of::<Reply>())?;
         let Some((&kind, rest)) = line.split_first() else {
             return Err(self.garbage("empty reply line"));
         };
@@ -416,6 +548,7 @@ impl Node {
                 if len > BULK_BYTES_MAX {
                     return Err(self.garbage("bulk reply above 16 MiB"));
                 }
+                self.take_room(len)?;
                 let mut bytes = vec![0; len + 2];
                 self.read_exact(&mut bytes)?;
                 bytes.truncate(len);

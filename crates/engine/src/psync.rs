@@ -7,71 +7,138 @@
 //!
 //! Source: the engines' `src/replication.c`, `syncCommand` and `readSyncBulkPayload`.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
+use serde::{Deserialize, Serialize};
 
 use crate::control::Control;
 use crate::error::{Error, Kind};
-use crate::node::{Endpoint, Node, Reply};
+use crate::failpoint;
+use crate::node::{Bounds, Endpoint, Node, Reply};
 
 /// Longest silence of the socket before the operation's control is asked again.
 const SLICE: Duration = Duration::from_millis(100);
+/// A source must have answered everything by then that is asked before the snapshot.
+const ANSWERS_MAX: Duration = Duration::from_secs(60);
 /// Longest line of the handshake; the answers are below 100 bytes, error texts below 300.
 const LINE_BYTES_MAX: usize = 4096;
 /// Bytes of the mark that ends a snapshot of unknown length.
 const MARK_BYTES: usize = 40;
 
 /// How the source is tuned for the time of the capture.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Tuning {
+#[derive(Debug, Clone)]
+pub enum Tuning<'a> {
     /// As it is: a managed engine is configured rightly, and elsewhere there may be no right to `CONFIG`.
     None,
     /// `repl-diskless-sync-delay 0` (else the snapshot starts 5 s later) and `rdbcompression no` (else it takes
     /// 1.5 times as long and is stored larger). The old values return at `+FULLRESYNC`: the child that writes
     /// the snapshot has its own copy by then.
     Config,
+    /// As [`Tuning::Config`], and each setting is written down before it is changed: who reads that after a crash puts it back.
+    Noted(Ledger<'a>),
+}
+
+/// A setting of a source that is changed for the time of a capture.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Setting {
+    /// The node, as its address is written.
+    pub node: String,
+    /// `repl-diskless-sync-delay`
+    pub name: String,
+    /// What it was.
+    pub before: String,
+    /// What it is during the capture.
+    pub during: String,
+}
+
+impl Setting {
+    /// Puts it back where it still is what the capture made it: what its owner has changed meanwhile stays.
+    ///
+    /// # Errors
+    /// As [`Node::command`].
+    pub fn put_back(&self, node: &mut Node) -> Result<(), Error> {
+        match node.config_get(&self.name)? {
+            Some(now) if now == self.during => node.config_set(&self.name, &self.before),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What becomes of a setting.
+#[derive(Debug, Clone, Copy)]
+pub enum Entry<'a> {
+    /// It is about to be changed.
+    Changing(&'a Setting),
+    /// It is what it was.
+    Back(&'a Setting),
+}
+
+/// Where settings are written down; what it is told is durable when it returns.
+#[derive(Clone)]
+pub struct Ledger<'a>(Arc<Tell<'a>>);
+
+type Tell<'a> = dyn Fn(Entry<'_>) -> Result<(), Error> + Send + Sync + 'a;
+
+impl<'a> Ledger<'a> {
+    /// One that tells this.
+    pub fn new(tell: impl Fn(Entry<'_>) -> Result<(), Error> + Send + Sync + 'a) -> Self {
+        Self(Arc::new(tell))
+    }
+}
+
+impl std::fmt::Debug for Ledger<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Ledger")
+    }
 }
 
 /// What is set for the time of the capture.
 const TUNED: [(&str, &str); 2] = [("repl-diskless-sync-delay", "0"), ("rdbcompression", "no")];
 
-/// Tuned settings, put back at the latest when this is dropped.
-pub(crate) struct Tuned {
-    endpoint: Endpoint,
-    node: Option<Node>,
-    before: Vec<(&'static str, String)>,
+/// Connects to a source, which may be anything.
+///
+/// # Errors
+/// As [`Node::connect_within`].
+pub fn connect(source: &Endpoint) -> Result<Node, Error> {
+    Node::connect_within(source, Bounds::narrow(ANSWERS_MAX))
 }
 
-impl Tuned {
+/// Tuned settings, put back at the latest when this is dropped.
+pub(crate) struct Tuned<'a> {
+    endpoint: Endpoint,
+    node: Option<Node>,
+    ledger: Option<Ledger<'a>>,
+    changed: Vec<Setting>,
+}
+
+impl<'a> Tuned<'a> {
     /// Reads the old values and sets the new ones, on a connection of its own. A refusal is a warning: the
     /// capture is slower without, not worse.
     ///
     /// # Errors
     /// As [`Node::connect`] and [`Node::command`] except [`Kind::Refused`]; what was set is put back.
-    pub(crate) fn apply(endpoint: &Endpoint, tuning: Tuning) -> Result<Self, Error> {
+    pub(crate) fn apply(endpoint: &Endpoint, tuning: &Tuning<'a>) -> Result<Self, Error> {
         let mut tuned = Self {
             endpoint: endpoint.clone(),
             node: None,
-            before: Vec::new(),
+            ledger: None,
+            changed: Vec::new(),
         };
-        if tuning == Tuning::None {
-            return Ok(tuned);
+        match tuning {
+            Tuning::None => return Ok(tuned),
+            Tuning::Config => {}
+            Tuning::Noted(ledger) => tuned.ledger = Some(ledger.clone()),
         }
-        let mut node = Node::connect(endpoint)?;
+        let mut node = connect(endpoint)?;
         for (name, wanted) in TUNED {
-            let done = node.config_get(name).and_then(|old| match old {
-                Some(old) if old != wanted => {
-                    // Noted first: a broken connection must not hide that the value may have been set.
-                    tuned.before.push((name, old));
-                    node.config_set(name, wanted)
-                }
-                _ => Ok(()),
-            });
-            match done {
+            match tuned.change(&mut node, name, wanted) {
                 Ok(()) => {}
                 Err(e) if e.kind == Kind::Refused => {
-                    tuned.before.retain(|(noted, _)| *noted != name);
+                    if tuned.changed.last().is_some_and(|last| last.name == name) {
+                        tuned.settle_last()?;
+                    }
                     tracing::warn!(setting = name, error = %e, "capture goes on without tuning the source");
                 }
                 Err(e) => return Err(e),
@@ -81,21 +148,53 @@ impl Tuned {
         Ok(tuned)
     }
 
+    fn change(&mut self, node: &mut Node, name: &str, wanted: &str) -> Result<(), Error> {
+        let Some(before) = node.config_get(name)?.filter(|old| old != wanted) else {
+            return Ok(());
+        };
+        let setting = Setting {
+            node: self.endpoint.address.to_string(),
+            name: name.to_owned(),
+            before,
+            during: wanted.to_owned(),
+        };
+        if let Some(Ledger(tell)) = &self.ledger {
+            tell(Entry::Changing(&setting))?;
+            failpoint::hit("source.noted")?;
+        }
+        // Noted first: a broken connection must not hide that the value may have been set.
+        self.changed.push(setting);
+        node.config_set(name, wanted)?;
+        failpoint::hit("source.tuned")
+    }
+
+    /// The last one is what it was.
+    fn settle_last(&mut self) -> Result<(), Error> {
+        if let Some(setting) = self.changed.last()
+            && let Some(Ledger(tell)) = &self.ledger
+        {
+            failpoint::hit("source.put_back")?;
+            tell(Entry::Back(setting))?;
+        }
+        self.changed.pop();
+        Ok(())
+    }
+
     /// Puts the old values back, over a new connection where the old one broke.
     ///
     /// # Errors
     /// As [`Node::connect`] and [`Node::command`]: the source still has the values of the capture.
     pub(crate) fn put_back(&mut self) -> Result<(), Error> {
         let mut node = self.node.take();
-        while let Some((name, old)) = self.before.last() {
+        while let Some(setting) = self.changed.last() {
             let through_old = node.is_some();
             let mut through = match node.take() {
                 Some(through) => through,
-                None => Node::connect(&self.endpoint)?,
+                None => connect(&self.endpoint)?,
             };
-            match through.config_set(name, old) {
+            match setting.put_back(&mut through) {
                 Ok(()) => {
-                    self.before.pop();
+                    self.settle_last()?;
                     node = Some(through);
                 }
                 // The connection idled for as long as the fork took: once more over a fresh one.
@@ -107,13 +206,13 @@ impl Tuned {
     }
 }
 
-impl Drop for Tuned {
+impl Drop for Tuned<'_> {
     fn drop(&mut self) {
         if let Err(e) = self.put_back() {
             let left: Vec<_> = self
-                .before
+                .changed
                 .iter()
-                .map(|(name, old)| format!("{name} {old}"))
+                .map(|setting| format!("{} {}", setting.name, setting.before))
                 .collect();
             tracing::error!(
                 node = %self.endpoint.address, settings = ?left, error = %crate::error::chain(&e),
@@ -168,6 +267,8 @@ impl Handshake {
         // Unknown before engine 7.0: then it is told so, and the bytes behind the snapshot are not read.
         node.ask(&[b"REPLCONF", b"rdb-only", b"1"])?;
         node.send(&[b"PSYNC", b"?", b"-1"])?;
+        // From here on the operation's own limits hold.
+        node.release();
         node.set_timeout(SLICE.min(idle_timeout))?;
         Ok(Self { node, idle_timeout })
     }
@@ -274,6 +375,8 @@ impl Snapshot {
                 Framing::Mark(_) => limit - end,
             };
             let into = &mut chunk[end..end + room];
+            // A source that drips is never silent.
+            is_wanted()?;
             let count = read_patiently(&mut self.node, into, self.idle_timeout, &is_wanted)?;
             end += count;
             match &mut self.framing {
@@ -307,10 +410,12 @@ fn read_line(node: &mut Node, idle_timeout: Duration, control: &Control) -> Resu
         read_patiently(node, &mut byte, idle_timeout, &|| {
             control.check("wait for snapshot")
         })?;
+        // However slowly they come, and how many keep-alives there are: the deadline of the operation bounds them.
+        control.check("wait for snapshot")?;
         match byte[0] {
             b'\r' => {}
-            // A keep-alive. The deadline of the operation bounds how many.
-            b'\n' if line.is_empty() => control.check("wait for snapshot")?,
+            // A keep-alive.
+            b'\n' if line.is_empty() => {}
             b'\n' => return Ok(String::from_utf8_lossy(&line).into_owned()),
             other => line.push(other),
         }

@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use engine::process::{Brand, Program};
 use engine::{Error, Kind};
 
-use crate::backup::import::url::Allowed;
+use crate::egress::{Allowed, Network};
 use crate::ids::{BackupId, GenerationId, InstanceId};
 
 /// The service's settings.
@@ -39,6 +39,8 @@ pub struct Config {
     pub store_patience: Duration,
     /// Beyond public addresses by https, where callers of the API may have files imported from.
     pub import_allowed: Vec<Allowed>,
+    /// Where servers may be that are attached.
+    pub attach_allowed: Vec<Network>,
     /// Refuse what DCS refuses (single-node backup and restore).
     pub strict_dcs: bool,
 }

@@ -50,6 +50,28 @@ pub const IDEMPOTENCY_SECONDS: i64 = 24 * 3600;
 pub const IDEMPOTENCY_KEY_CHARS_MAX: usize = 255;
 /// Imports from URLs that callers of the API may have at work at once: each has the memory of a backup, and may take hours.
 pub const IMPORTS_AT_ONCE: usize = 2;
+/// Servers that are looked at at once because somebody wants them attached: each may keep a thread for all of
+/// [`DISCOVERY_TIME_MAX`].
+pub const ATTACHMENTS_AT_ONCE: usize = 4;
+/// Addresses that one attachment names: three Sentinels or the nodes of a small cluster, and some more.
+pub const ATTACHED_SEEDS_MAX: usize = 16;
+/// What attached servers may say that their data takes: a terabyte. What they say bounds what is read of them.
+pub const ATTACHED_BYTES_MAX: u64 = 1 << 40;
+/// Attached servers must have told what they are within this time: less than [`REQUEST_TIME_MAX`].
+pub const DISCOVERY_TIME_MAX: Duration = Duration::from_secs(20);
+/// A server that is looked at must connect, and answer each question, within this time.
+pub const ATTACHED_ANSWER: Duration = Duration::from_secs(3);
+/// As [`ENGINE_IDLE`], of the connection to a server of somebody else's, before its snapshot begins.
+pub const ATTACHED_SILENCE: Duration = Duration::from_secs(10);
+/// How often the reconciler looks at attached servers.
+pub const ATTACHED_LOOK_EVERY: Duration = Duration::from_secs(30);
+/// A snapshot has at most twice the bytes that the data takes in memory, and this: more is no snapshot of that data.
+pub const ATTACHED_SNAPSHOT_SLACK: u64 = 64 << 20;
+/// A capture is given up where its source answers `PING` later than this, several times in a row.
+pub const ATTACHED_LATENCY_MAX: Duration = Duration::from_secs(1);
+/// A capture is given up where the buffers of the source's replicas grow by more than this: half of what engines allow one
+/// of them by default before they end it.
+pub const ATTACHED_BUFFERS_MAX: u64 = 128 << 20;
 /// Verifies that the service works on at once; the others wait. Each may start an engine with the memory of a whole backup.
 pub const VERIFIES_AT_ONCE: usize = 1;
 /// Verifies that are remembered of each backup: what the last one found is on the backup's record for ever.

@@ -7,6 +7,7 @@ mod catalog;
 mod cli;
 mod clock;
 mod config;
+mod egress;
 mod idempotency;
 mod identity;
 mod ids;

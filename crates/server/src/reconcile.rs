@@ -17,6 +17,7 @@ use crate::backup::record::{self as backups, FailureCode};
 use crate::backup::verification_record as verifications;
 use crate::catalog;
 use crate::ids::{InstanceId, Moment};
+use crate::instance::attachment::{Attachment, servers};
 use crate::instance::generation::{self, Generation, State};
 use crate::instance::layout::{Mode, Place};
 use crate::instance::watched::{self, Health};
@@ -218,6 +219,9 @@ fn mend(app: &App, id: &InstanceId) -> Result<(), catalog::Error> {
     let (None, Some(instance)) = (active, &instance) else {
         return Ok(());
     };
+    if let Some(attached) = &instance.attachment {
+        return look_after(app, instance, attached);
+    }
     // First, because one of them may have the port or the memory that the serving one needs.
     for found in &existing {
         if matches!(found.state, State::Loading | State::Removing) {
@@ -239,6 +243,30 @@ fn mend(app: &App, id: &InstanceId) -> Result<(), catalog::Error> {
         }
     }
     Ok(())
+}
+
+/// Puts back what a capture that a crash cut off has left changed on servers that are not ours, and looks now and then whether
+/// they are there.
+fn look_after(app: &App, instance: &Instance, attached: &Attachment) -> Result<(), catalog::Error> {
+    let now = Moment::now();
+    let every = match instance.status {
+        Status::Running => limits::ATTACHED_LOOK_EVERY,
+        Status::Error => limits::RECONCILE_EVERY,
+        _ => return Ok(()),
+    };
+    if attached.settings.is_empty() && !app.board.is_due(&instance.id, every) {
+        return Ok(());
+    }
+    let looked = servers::put_settings_back(app, instance, attached, now)
+        .and_then(|()| servers::look(app, instance, attached, now));
+    let Err(error) = looked else {
+        return Ok(());
+    };
+    let why = servers::told(instance, &error);
+    tracing::warn!(instance.id = %instance.id, why, "attached servers cannot be used; looking again");
+    app.catalog.write(|tx| {
+        record::transition(tx, &instance.id, Status::Running, Status::Error, Some(&why), now).map(drop)
+    })
 }
 
 fn remove_generation(app: &App, instance: &Instance, found: &Generation) {

@@ -4,6 +4,19 @@
 use crate::catalog;
 use crate::jobs::JobKind;
 
+/// Why servers are not attached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotAttached {
+    /// Nothing that may be connected to answers there as an engine.
+    Unreachable,
+    /// They refuse the user or the password, or want one.
+    Credentials,
+    /// The user may not ask what must be known.
+    Forbidden,
+    /// They are not as they must be, in our own words.
+    Shape(String),
+}
+
 /// Why a command was refused, or could not be carried out. Nothing was changed.
 #[derive(Debug)]
 pub enum Refusal {
@@ -131,6 +144,12 @@ pub enum Refusal {
     TooManyImports,
     /// The file of a cluster's instance is several files, which are not taken from URLs.
     ImportOfCluster,
+    /// The servers cannot be attached, and why.
+    NotAttachable(NotAttached),
+    /// As many servers are being looked at as may be.
+    TooManyAttachments,
+    /// The instance is attached, and this is its owner's to do, or cannot be done yet: what that is.
+    Attached(&'static str),
     /// Single-node instances have no backup and restore in strict mode.
     SingleNode,
     /// Two generations of a cluster must fit in memory: it is not restored in place.

@@ -66,6 +66,49 @@ pub fn client() -> anyhow::Result<rustls::ClientConfig> {
     Ok(config)
 }
 
+/// Trusts servers whose certificates are signed by those of `ca`, and shows them `own`, a chain and its key: all PEM.
+///
+/// # Errors
+/// Which of them holds nothing that can be read.
+pub fn connector(ca: &str, own: Option<(&str, &str)>) -> anyhow::Result<Arc<rustls::ClientConfig>> {
+    let chain = |what: &str, pem: &str| {
+        let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(pem.as_bytes())
+            .collect::<Result<_, _>>()
+            .with_context(|| format!("a block of {what} is broken"))?;
+        anyhow::ensure!(
+            !chain.is_empty(),
+            "{what} holds no certificate (a block BEGIN CERTIFICATE, PEM){}",
+            instead(pem.as_bytes())
+        );
+        Ok::<_, anyhow::Error>(chain)
+    };
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in chain("the CA", ca)? {
+        roots
+            .add(certificate)
+            .context("a certificate of the CA cannot be used")?;
+    }
+    let config =
+        rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots);
+    let config = match own {
+        None => config.with_no_client_auth(),
+        Some((certificate, key)) => {
+            let secret = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|_| {
+                anyhow::anyhow!(
+                    "the client's key cannot be read (a block BEGIN PRIVATE KEY, PEM, without a passphrase){}",
+                    instead(key.as_bytes())
+                )
+            })?;
+            config
+                .with_client_auth_cert(chain("the client's certificate", certificate)?, secret)
+                .context("the client's certificate and key do not belong together")?
+        }
+    };
+    Ok(Arc::new(config))
+}
+
 fn read(option: &str, path: &Path) -> anyhow::Result<Vec<u8>> {
     // The reason comes before the advice: as a context it would stand behind the command.
     std::fs::read(path)

@@ -11,7 +11,8 @@ use crate::control::Control;
 use crate::error::{Error, Kind};
 use crate::failpoint;
 use crate::keys::SigningKey;
-use crate::node::{Endpoint, Node};
+use crate::node::Endpoint;
+use crate::psync;
 use crate::store::{Patience, Store};
 
 use super::cut::Captured;
@@ -37,7 +38,7 @@ pub struct Shard {
 /// # Errors
 /// As [`run`](super::run); [`Kind::Mismatch`] where a shard holds a key of a foreign slot.
 pub fn run_shards(
-    plan: &BackupPlan,
+    plan: &BackupPlan<'_>,
     shards: &[Shard],
     store: &Store,
     signer: &SigningKey,
@@ -57,7 +58,7 @@ pub fn run_shards(
 }
 
 fn make(
-    plan: &BackupPlan,
+    plan: &BackupPlan<'_>,
     shards: &[Shard],
     store: &Store,
     signer: &SigningKey,
@@ -72,7 +73,7 @@ fn make(
             ..plan.clone()
         };
         control.enter("connecting", 0);
-        let node = Node::connect(&plan.source)?;
+        let node = psync::connect(&plan.source)?;
         let started = begin_snapshot(&plan, node, control)?;
         let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         failpoint::hit("backup.after_fullresync")?;

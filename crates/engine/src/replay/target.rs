@@ -199,7 +199,7 @@ fn slots_of(reply: &Reply, asked: &Address) -> Option<Nodes> {
         // A node that does not know its own address leaves it out: it is where it was asked.
         let host = match (host, asked) {
             (Some(host), _) if !host.is_empty() => host,
-            (_, Address::Tcp(host, _)) => host.clone(),
+            (_, Address::Tcp(host, _) | Address::Checked(host, _)) => host.clone(),
             (_, Address::Unix(_)) => return None,
         };
         let found = Primary {
@@ -250,7 +250,7 @@ pub(super) fn named_by(text: &str, asked: &Address) -> Option<Address> {
     let (host, port) = text.split(' ').nth(2)?.rsplit_once(':')?;
     let port = port.parse().ok()?;
     match (host, asked) {
-        ("", Address::Tcp(host, _)) => Some(Address::Tcp(host.clone(), port)),
+        ("", Address::Tcp(host, _) | Address::Checked(host, _)) => Some(Address::Tcp(host.clone(), port)),
         ("", Address::Unix(_)) => None,
         (host, _) => Some(Address::Tcp(host.to_owned(), port)),
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use engine::{Address, Kind, Node, Secret, Store, Tuning};
+use engine::{Address, Kind, Node, Secret, Store, Tls, Tuning};
 use xtask::small_disk::{Mounted, SmallDisk};
 
 use crate::harness::{Bench, Redis, Scratch, digest, fill, info_number, start_on, wait_until};
@@ -170,18 +170,23 @@ fn tls_source_is_verified_and_captured() {
     fill(&mut redis.node(), 20);
     let mut endpoint = redis.endpoint();
     endpoint.address = Address::Tcp("127.0.0.1".to_owned(), port);
-    endpoint.tls = Some(client_config(Some(&std::fs::read(&cert).unwrap())));
+    endpoint.tls = Some(tls(Some(&std::fs::read(&cert).unwrap())));
     let bench = Bench::new(endpoint.clone());
     bench.run().unwrap();
     let copy = start_on(&bench.read().unwrap());
     assert_eq!(digest(&mut copy.node()), digest(&mut redis.node()));
 
-    endpoint.tls = Some(client_config(None));
+    endpoint.tls = Some(tls(None));
     let untrusting = Bench::new(endpoint.clone());
     assert_eq!(untrusting.run().unwrap_err().kind, Kind::Connection);
     endpoint.tls = None;
     endpoint.timeout = Duration::from_secs(1);
     assert!(Bench::new(endpoint).run().is_err(), "plain text to a TLS port");
+}
+
+fn tls(trusted_pem: Option<&[u8]>) -> Tls {
+    let config = client_config(trusted_pem);
+    Tls { config, name: None }
 }
 
 fn client_config(trusted_pem: Option<&[u8]>) -> Arc<rustls::ClientConfig> {

@@ -146,7 +146,7 @@ pub struct Bench {
     pub identity: Identity,
     pub signer: SigningKey,
     pub store: Store,
-    pub plan: BackupPlan,
+    pub plan: BackupPlan<'static>,
     pub control: Control,
 }
 
@@ -171,6 +171,7 @@ impl Bench {
                 recipient: identity.recipient(),
                 spool_dir: scratch.join("spool"),
                 spool_limit_bytes: 1 << 30,
+                snapshot_bytes_max: 0,
                 idle_timeout: Duration::from_secs(10),
                 expected_bytes: 0,
             },

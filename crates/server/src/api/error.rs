@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::jobs::JobKind;
 use crate::limits;
-use crate::refusal::Refusal;
+use crate::refusal::{NotAttached, Refusal};
 
 /// The API version of a path: it decides the shape of bodies and some codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -366,6 +366,14 @@ fn describe(refusal: &Refusal) -> Answer {
         Refusal::NotCancellable(why) => (400, 4026, format!("The restore cannot be cancelled: {why}.")),
         Refusal::NotForClusters => (400, 4086, "An instance of several nodes is not restored in place: two generations of it must fit in memory.".to_owned()),
         Refusal::AddressOpen => (400, 4063, "A cluster tells its clients the addresses of its nodes: run the service with --engine-bind of one address.".to_owned()),
+        Refusal::NotAttachable(why) => (400, 4063, match why {
+            NotAttached::Unreachable => "The servers cannot be attached: nothing that this service may connect to answers there as a Redis or Valkey server does. Where the address is right, the operator must allow it (cachekeep serve --attach-allow), and by TLS certificates must fit.".to_owned(),
+            NotAttached::Credentials => "The servers cannot be attached: they refuse the user or the password, or want one.".to_owned(),
+            NotAttached::Forbidden => "The servers cannot be attached: the user may not do what is needed. `cachekeep instance attach --print-acl` prints what that is.".to_owned(),
+            NotAttached::Shape(what) => format!("The servers cannot be attached: {what}."),
+        }),
+        Refusal::TooManyAttachments => (429, 4026, format!("{} servers are being looked at. Try again when one has answered.", limits::ATTACHMENTS_AT_ONCE)),
+        Refusal::Attached(what) => (400, 4086, format!("The instance is attached: its servers are run by somebody else, and {what}.")),
         Refusal::SingleNode => (400, 4086, "Single-node instances have no backup and restore (strict mode).".to_owned()),
         Refusal::BeingDeleted => (400, 4026, "The backup is being deleted by another call.".to_owned()),
         Refusal::BeingVerified => (400, 4026, "The backup is being verified at another level. Try again when that has ended.".to_owned()),

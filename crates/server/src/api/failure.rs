@@ -49,6 +49,7 @@ mod tests {
             undo_keep_seconds: 0,
             store_patience: std::time::Duration::ZERO,
             import_allowed: Vec::new(),
+            attach_allowed: Vec::new(),
             strict_dcs: false,
         };
         for (whole, told) in [

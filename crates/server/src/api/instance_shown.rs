@@ -1,5 +1,6 @@
 //! An instance as the wire has it.
 
+use engine::discover::HostPort;
 use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
@@ -74,7 +75,7 @@ pub struct InstanceShown {
     pub readonly_domain_name: Option<String>,
     /// `"true"` or `"false"`
     pub no_password_access: &'static str,
-    /// Not offered: clients are the default user.
+    /// Of an attached instance its user; not offered else: clients are the default user.
     pub access_user: Option<String>,
     /// The flavor.
     pub spec_code: String,
@@ -197,6 +198,10 @@ pub struct InstanceDetails {
     /// Where its Sentinels answer, which call the primary `mymaster`; they tell its own address, good on the service's machine.
     /// Empty where it has none.
     pub sentinels: Vec<String>,
+    /// Whether somebody else runs its servers, which are attached (`/ck/v1/{project_id}/attachments`).
+    pub is_attached: bool,
+    /// Of an attached one: what is renamed, forbidden, hidden or out of reach, and what that means.
+    pub notes: Vec<String>,
     /// Why the status is ERROR or CREATEFAILED.
     pub failure: Option<String>,
 }
@@ -225,10 +230,18 @@ impl InstanceShown {
             }
             _ => vec![instance.port],
         };
-        let addresses: Vec<String> = ports
-            .iter()
-            .map(|port| format!("{}:{port}", instance.bind))
-            .collect();
+        let attached = instance.attachment.as_ref();
+        let addresses: Vec<String> = match attached {
+            Some(attached) => attached.found.nodes().map(HostPort::to_string).collect(),
+            None => ports
+                .iter()
+                .map(|port| format!("{}:{port}", instance.bind))
+                .collect(),
+        };
+        let needs_password = match attached {
+            Some(attached) => attached.reach.has_password,
+            None => instance.client_password_sealed.is_some(),
+        };
         Ok(Self {
             instance_id: instance.id.to_string(),
             name: instance.name.clone(),
@@ -250,12 +263,8 @@ impl InstanceShown {
             port: instance.port,
             domain_name: instance.bind.clone(),
             readonly_domain_name: None,
-            no_password_access: if instance.client_password_sealed.is_none() {
-                "true"
-            } else {
-                "false"
-            },
-            access_user: None,
+            no_password_access: if needs_password { "false" } else { "true" },
+            access_user: attached.and_then(|attached| attached.reach.user.clone()),
             spec_code: instance.spec_code.clone(),
             cpu_type: "x86_64",
             az_codes: list("az_codes"),
@@ -279,7 +288,8 @@ impl InstanceShown {
             launched_at: instance.created_at.iso(),
             user_id: text(CREATED_BY),
             user_name: text(CREATED_BY),
-            enable_ssl: instance.authority.is_some(),
+            enable_ssl: instance.authority.is_some()
+                || attached.is_some_and(|attached| attached.reach.tls.is_some()),
             enable_publicip: false,
             publicip_id: None,
             publicip_address: None,
@@ -322,11 +332,18 @@ impl InstanceShown {
                 engine_version: instance.engine_version.clone(),
                 persistence: persistence_word(instance.persistence),
                 generation_id: generation.map(|found| found.id.to_string()),
-                sentinels: instance
-                    .sentinels
-                    .iter()
-                    .map(|place| format!("{}:{}", instance.bind, place.port))
-                    .collect(),
+                sentinels: match attached {
+                    Some(attached) => attached.found.sentinels.iter().map(HostPort::to_string).collect(),
+                    None => instance
+                        .sentinels
+                        .iter()
+                        .map(|place| format!("{}:{}", instance.bind, place.port))
+                        .collect(),
+                },
+                is_attached: attached.is_some(),
+                notes: attached
+                    .map(|attached| attached.found.notes.clone())
+                    .unwrap_or_default(),
                 failure: failure::shown(&request.app.config, instance.failure.as_deref()),
             }),
         })

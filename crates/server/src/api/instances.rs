@@ -119,7 +119,7 @@ fn decode_create(request: &Request) -> Result<Create, Refusal> {
         None => engine::process::Persistence::Aof,
         Some(word) => persistence_from_word(&word).ok_or(Refusal::Parameter("persistence"))?,
     };
-    let mut attributes = attributes(&fields, None)?;
+    let mut attributes = kept_fields(&fields, None)?;
     attributes.insert(CREATED_BY.to_owned(), json!(request.caller));
     Ok(Create {
         name,
@@ -170,7 +170,10 @@ fn layout(fields: &Fields, flavor: &Flavor) -> Result<Layout, Refusal> {
 }
 
 /// The kept fields of a body over those of before, as JSON.
-fn attributes(fields: &Fields, before: Option<&str>) -> Result<Map<String, Value>, Refusal> {
+///
+/// # Errors
+/// A field that is not offered, or has a value that is not allowed.
+pub fn kept_fields(fields: &Fields, before: Option<&str>) -> Result<Map<String, Value>, Refusal> {
     let mut kept: Map<String, Value> = before
         .and_then(|text| serde_json::from_str(text).ok())
         .unwrap_or_default();
@@ -382,7 +385,7 @@ pub fn update(request: &Request) -> Result<Reply, ApiError> {
         Ok(Changes {
             name,
             description,
-            attributes: Some(Value::Object(attributes(&fields, Some(&instance.attributes))?).to_string()),
+            attributes: Some(Value::Object(kept_fields(&fields, Some(&instance.attributes))?).to_string()),
             backup_policy: policy,
         })
     })?;

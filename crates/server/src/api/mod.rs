@@ -1,5 +1,6 @@
 //! The wire: all that is DCS-shaped, and nothing else.
 
+pub mod attachments;
 pub mod auth;
 pub mod backups;
 pub mod certificates;

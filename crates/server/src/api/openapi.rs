@@ -6,7 +6,7 @@ use utoipa::{PartialSchema, ToSchema};
 use super::error::{ApiError, Version, json_response};
 use super::request::Request;
 use super::routes::{Access, Reply, Route, routes};
-use super::{backups, instance_shown, instances, plans, proofs, restores};
+use super::{attachments, backups, instance_shown, instances, plans, proofs, restores};
 use crate::limits;
 
 /// What a route answers when it succeeds.
@@ -40,6 +40,10 @@ pub enum Answer {
     VerificationStarted,
     /// See the type of the same name.
     VerificationList,
+    /// See the type of the same name.
+    AttachmentList,
+    /// Servers as they were found.
+    Attachment,
     /// A page of instances.
     InstanceList,
     /// One instance.
@@ -68,6 +72,8 @@ impl Answer {
             Answer::BackupLinks => reference("BackupLinks"),
             Answer::VerificationStarted => reference("VerificationStarted"),
             Answer::VerificationList => reference("VerificationList"),
+            Answer::AttachmentList => reference("AttachmentList"),
+            Answer::Attachment => reference("FoundShown"),
             Answer::Instance => reference(instance),
             Answer::BatchResults => reference("BatchResults"),
             Answer::InstanceList => json!({
@@ -93,6 +99,8 @@ pub enum Wish {
     Verify,
     /// Of an import.
     Import,
+    /// Of an attachment.
+    Attach,
     /// Of ListBackupFileLinks.
     Links,
     /// Of CreateInstance.
@@ -157,6 +165,22 @@ impl Wish {
                 json!({"url": text("https:// or http:// of an RDB file, from where the operator allows it; its query is not kept"),
                        "remark": remark, "accept_functions": flag("Take libraries of functions, which are code, too")}),
                 &["url"],
+            ),
+            Wish::Attach => named(
+                json!({
+                    "name": text("4 to 64 characters: a letter, then letters, digits, _ and -"), "description": text("Free text"),
+                    "addresses": {"type": "array", "minItems": 1, "maxItems": limits::ATTACHED_SEEDS_MAX, "items": text("HOST[:PORT]"),
+                                  "description": "Nodes or Sentinels, where the operator allows it; one that answers is enough"},
+                    "user": text("ACL user"), "password": text("Its password, or the default user's"),
+                    "tls": flag("Reach all of them by TLS"), "ca": text("PEM: certificates that theirs must be signed by; needed with tls"),
+                    "certificate": text("PEM: our own chain"), "private_key": text("PEM: its key"),
+                    "server_name": text("The name that all their certificates are of, where that is not each one's host"),
+                    "primary_name": text("What Sentinels call the primary, where they watch several"),
+                    "sentinel_user": text("ACL user of the Sentinels"), "sentinel_password": text("Its password"),
+                    "address_map": {"type": "object", "additionalProperties": text("HOST:PORT where that is reached"),
+                                    "description": "Nodes that call themselves otherwise than they are reached"},
+                    "dry_run": flag("Only say what is there")}),
+                &["name", "addresses"],
             ),
             Wish::Links => named(
                 json!({"expiration": {"type": ["integer", "string"], "description": "Seconds, 300 to 86400"}}),
@@ -327,7 +351,7 @@ fn operation(route: &Route) -> Value {
     }
     let is_made_once = matches!(
         route.wish,
-        Wish::Restore | Wish::Undo | Wish::Backup | Wish::Verify | Wish::Import | Wish::Create
+        Wish::Restore | Wish::Undo | Wish::Backup | Wish::Verify | Wish::Import | Wish::Attach | Wish::Create
     );
     if is_made_once && Version::of(&route.path) == Version::V2 {
         parameters.push(
@@ -393,6 +417,7 @@ fn schemas() -> Value {
         backups::BackupLinks,
         proofs::VerificationStarted,
         proofs::VerificationList,
+        attachments::AttachmentList,
         instance_shown::InstanceShown,
         instances::BatchResults
     );

@@ -7,8 +7,8 @@ use super::error::ApiError;
 use super::openapi::{Answer, Wish};
 use super::request::Request;
 use super::{
-    backups, certificates, download, events, identity, imports, instances, openapi, plans, proofs, restores,
-    system, topology,
+    attachments, backups, certificates, download, events, identity, imports, instances, openapi, plans,
+    proofs, restores, system, topology,
 };
 
 /// A response.
@@ -502,6 +502,66 @@ pub fn routes() -> Vec<Route> {
         Work::Waits,
         imports::create,
     );
+    add(
+        "CkListAttachments",
+        "GET",
+        "/ck/v1/{project_id}/attachments",
+        project,
+        Answer::AttachmentList,
+        &[],
+        Wish::Nothing,
+        Work::Quick,
+        attachments::list,
+    );
+    add(
+        "CkAttachInstance",
+        "POST",
+        "/ck/v1/{project_id}/attachments",
+        project,
+        Answer::Attachment,
+        &[],
+        Wish::Attach,
+        Work::Waits,
+        attachments::create,
+    );
+    let attached = "/ck/v1/{project_id}/attachments/{instance_id}";
+    add(
+        "CkShowAttachment",
+        "GET",
+        attached,
+        project,
+        Answer::Attachment,
+        &[],
+        Wish::Nothing,
+        Work::Quick,
+        attachments::show,
+    );
+    table.push(Route {
+        name: "CkDetachInstance",
+        method: "DELETE",
+        path: attached.to_owned(),
+        access: project,
+        success: 204,
+        answer: Answer::Nothing,
+        query: &[],
+        wish: Wish::Nothing,
+        handler: attachments::delete,
+        work: Work::Waits,
+    });
+    let mut add = |name, method, path: &str, access, answer, query, wish, work, handler: Handler| {
+        table.push(Route {
+            name,
+            method,
+            path: path.to_owned(),
+            access,
+            success: 200,
+            answer,
+            query,
+            wish,
+            handler,
+            work,
+        });
+    };
     let any_credential = Access::Credential;
     add(
         "ListAvailableZones",

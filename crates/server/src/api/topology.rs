@@ -1,5 +1,6 @@
 //! Nodes and groups of instances on the wire: contract §9.4.
 
+use engine::discover::{Found, HostPort};
 use serde_json::{Value, json};
 
 use super::error::{ApiError, json_response};
@@ -66,10 +67,7 @@ fn ip<'a>(instance: &'a Instance, place: &'a Place) -> &'a str {
 
 fn node_shown(request: &Request, instance: &Instance, node: &Node<'_>, nodes: &[Node<'_>]) -> Value {
     let role = if node.is_primary(nodes) { "master" } else { "slave" };
-    let kind = match instance.layout.mode {
-        Mode::Single | Mode::Ha => "redis",
-        Mode::Cluster => "redis_cluster",
-    };
+    let kind = node_type(instance);
     json!({
         "logical_node_id": node.place.id.as_str(), "node_id": node.place.id.as_str(),
         "name": format!("{}-{}", group_name(node.place.shard), node.place.port), "status": node.status(),
@@ -81,7 +79,65 @@ fn node_shown(request: &Request, instance: &Instance, node: &Node<'_>, nodes: &[
     })
 }
 
+/// A node of servers that somebody else runs, as it was found last.
+struct Attached<'a> {
+    shard: u16,
+    at: &'a HostPort,
+    is_primary: bool,
+    is_up: bool,
+}
+
+fn attached_nodes(found: &Found) -> Vec<Attached<'_>> {
+    let mut nodes = Vec::new();
+    for (shard, of) in (0..).zip(&found.shards) {
+        nodes.push(Attached {
+            shard,
+            at: &of.primary,
+            is_primary: true,
+            is_up: true,
+        });
+        nodes.extend(of.replicas.iter().map(|replica| Attached {
+            shard,
+            at: &replica.at,
+            is_primary: false,
+            is_up: replica.amiss.is_none(),
+        }));
+    }
+    nodes
+}
+
+fn attached_shown(request: &Request, instance: &Instance, node: &Attached<'_>, of_instance: bool) -> Value {
+    let (role, at) = (if node.is_primary { "master" } else { "slave" }, node.at);
+    let status = if node.is_up { "Active" } else { "Inactive" };
+    let id = at.to_string();
+    if of_instance {
+        return json!({
+            "logical_node_id": id, "node_id": id, "name": format!("{}-{}", group_name(node.shard), at.port),
+            "status": status, "az_code": request.app.config.region, "node_role": role, "node_type": node_type(instance),
+            "node_ip": at.host, "node_port": at.port.to_string(), "priority_weight": Value::Null, "is_access": node.is_up,
+            "group_id": group_id(instance, node.shard), "group_name": group_name(node.shard), "is_remove_ip": false,
+            "replication_id": id, "dimensions": Value::Null,
+        });
+    }
+    json!({"replication_role": role, "replication_ip": at.host, "replication_id": id, "node_id": id, "status": status,
+           "az_code": request.app.config.region, "is_replication": !node.is_primary, "dimensions": []})
+}
+
+fn node_type(instance: &Instance) -> &'static str {
+    match instance.layout.mode {
+        Mode::Single | Mode::Ha => "redis",
+        Mode::Cluster => "redis_cluster",
+    }
+}
+
 fn all_shown(request: &Request, instance: &Instance, generation: Option<&Generation>) -> Vec<Value> {
+    if let Some(attached) = &instance.attachment {
+        let nodes = attached_nodes(&attached.found);
+        return nodes
+            .iter()
+            .map(|node| attached_shown(request, instance, node, true))
+            .collect();
+    }
     let nodes = generation
         .map(|found| look(request, instance, found))
         .unwrap_or_default();
@@ -152,6 +208,23 @@ pub fn nodes_of_all(request: &Request) -> Result<Reply, ApiError> {
 /// Malformed or unknown instance.
 pub fn groups(request: &Request) -> Result<Reply, ApiError> {
     let (instance, generation) = find(request)?;
+    if let Some(attached) = &instance.attachment {
+        let nodes = attached_nodes(&attached.found);
+        let groups: Vec<Value> = (0..instance.layout.shards)
+            .map(|shard| {
+                let of_shard = nodes.iter().filter(|node| node.shard == shard);
+                let replication: Vec<Value> = of_shard
+                    .map(|node| attached_shown(request, &instance, node, false))
+                    .collect();
+                json!({"group_id": group_id(&instance, shard), "group_name": group_name(shard),
+                       "replication_list": replication})
+            })
+            .collect();
+        return Ok(json_response(
+            200,
+            &json!({"group_count": groups.len(), "group_list": groups}),
+        ));
+    }
     let nodes = generation
         .as_ref()
         .map(|found| look(request, &instance, found))

@@ -8,14 +8,15 @@ use std::sync::Arc;
 
 use engine::Control;
 
-use self::url::{Asker, Rules, Target};
+use self::url::Target;
 use super::command::check_remark;
 use super::record::{self, FailureCode};
 use crate::app::App;
+use crate::egress::{self, Asker, Rules};
 use crate::idempotency::{self, Once};
 use crate::ids::{BackupId, InstanceId, Moment, ProjectId};
+use crate::instance::command as instances;
 use crate::instance::layout::Mode;
-use crate::instance::{command as instances, generation, record as instance_record};
 use crate::jobs::aside::{Seat, Task};
 use crate::limits;
 use crate::refusal::Refusal;
@@ -77,7 +78,7 @@ pub fn submit(
         let rules = Rules {
             allowed: app.config.import_allowed.clone(),
             asker: Asker::Caller {
-                ours: our_ports(app)?,
+                ours: egress::our_ports(app)?,
             },
         };
         let (shared, accept_functions) = (app.clone(), wish.accept_functions);
@@ -94,25 +95,4 @@ pub fn submit(
         }
     }
     Ok(answer)
-}
-
-/// Ports of this machine that answer for the service.
-fn our_ports(app: &App) -> Result<Vec<u16>, Refusal> {
-    let (generations, instances) = app.catalog.read(|tx| {
-        Ok::<_, crate::catalog::Error>((generation::all_existing(tx)?, instance_record::all_living(tx)?))
-    })?;
-    let of_nodes = generations
-        .iter()
-        .flat_map(|generation| &generation.nodes)
-        .flat_map(|node| [Some(node.port), node.bus_port, node.side_port])
-        .flatten();
-    let of_instances = instances.iter().map(|instance| instance.port);
-    let of_sentinels = instances.iter().flat_map(|instance| &instance.sentinels);
-    let own = app.listens_on.get().copied();
-    let all = of_nodes
-        .chain(of_instances)
-        .chain(of_sentinels.map(|sentinel| sentinel.port))
-        .chain(own)
-        .chain(app.config.engine_ports.clone());
-    Ok(all.collect())
 }

@@ -1,14 +1,16 @@
 //! The job that makes a backup.
 
-use std::time::Duration;
-
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use engine::backup::{BackupPlan, BackupReport, Labels, Shard};
 use engine::cluster;
+use engine::guard::{self, Guardrails};
 use engine::keys::Recipient;
+use engine::node::Endpoint;
 use engine::process::Engine;
-use engine::psync::Tuning;
+use engine::psync::{Ledger, Tuning};
 use engine::store::Store;
 use engine::{Control, Error, Kind, failpoint};
 
@@ -16,6 +18,7 @@ use super::record::{self, Backup, FailureCode, Finished};
 use crate::app::App;
 use crate::identity::record as identity;
 use crate::ids::{BackupId, Moment};
+use crate::instance::attachment::servers;
 use crate::instance::layout::Mode;
 use crate::instance::record::Instance;
 use crate::instance::{self, job as instances, nodes, watched};
@@ -48,7 +51,7 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
         && backup.storage_id.is_none()
         && let Err(error) = engine::archive::delete(&app.vault.store, left_behind)
     {
-        return fail(app, claim, &id, FailureCode::NotRemoved, &error);
+        return fail(app, claim, &id, FailureCode::NotRemoved, engine::chain(&error));
     }
     let prefix = format!(
         "{}/{}/{}/{}",
@@ -73,7 +76,15 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
             control.cancel();
         }
     };
-    let made = match control.check("backup").err().or_else(|| begun_too_often(claim)) {
+    let settings_back = match &instance.attachment {
+        Some(attached) => servers::put_settings_back(app, &instance, attached, Moment::now()),
+        None => Ok(()),
+    };
+    let hindered = control.check("backup").err();
+    let made = match hindered
+        .or_else(|| begun_too_often(claim))
+        .or(settings_back.err())
+    {
         Some(error) => Err(error),
         None => with_progress(control, report, || {
             let store = storage::open(app, storage.as_ref())?;
@@ -103,14 +114,17 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
         }
         Err(error) => {
             let moved = control.progress().bytes_done > 0;
-            fail(app, claim, &id, failure_code(&error, moved, false), &error)
+            let why = match &instance.attachment {
+                Some(_) => servers::told(&instance, &error),
+                None => engine::chain(&error),
+            };
+            fail(app, claim, &id, failure_code(&error, moved, false), why)
         }
     }
 }
 
 /// Settles the record as failed. What is left in the store is swept later.
-fn fail(app: &App, claim: &Claim, id: &BackupId, code: FailureCode, error: &Error) -> Result<Ended, Stop> {
-    let why = engine::chain(error);
+fn fail(app: &App, claim: &Claim, id: &BackupId, code: FailureCode, why: String) -> Result<Ended, Stop> {
     settle(app, claim, |tx| {
         record::fail(tx, id, code, &why, Moment::now()).map(drop)
     })?;
@@ -155,9 +169,14 @@ pub fn capture(
         .read(|tx| identity::project_recipient(tx, &instance.project_id))
         .map_err(instances::catalog_failed)?
         .ok_or_else(|| Error::new(Kind::Key, "find key", "the project has no archive key"))?;
+    let ledger = Ledger::new(|entry| servers::note(app, &instance.id, entry, Moment::now()));
+    let is_attached = instance.attachment.is_some();
     let plan = BackupPlan {
         source: first.source.clone(),
-        tuning: Tuning::None,
+        tuning: match is_attached {
+            true => Tuning::Noted(ledger),
+            false => Tuning::None,
+        },
         prefix: prefix.to_owned(),
         labels: Labels {
             project: instance.project_id.to_string(),
@@ -169,23 +188,68 @@ pub fn capture(
         recipient: Recipient::parse(&recipient)?,
         spool_dir: app.config.spool_dir(),
         spool_limit_bytes: limits::SPOOL_BYTES_MAX,
+        snapshot_bytes_max: match is_attached {
+            true => used
+                .saturating_mul(2)
+                .saturating_add(limits::ATTACHED_SNAPSHOT_SLACK),
+            false => 0,
+        },
         idle_timeout: limits::ENGINE_IDLE,
         expected_bytes: used * 6 / 10 / shards.len() as u64,
     };
-    if instance.layout.mode.is_whole() {
-        return engine::backup::run(&plan, store, &app.vault.signer, control).map(finished);
+    let watched: Vec<Endpoint> = match is_attached {
+        true => shards.iter().map(|shard| shard.source.clone()).collect(),
+        false => Vec::new(),
+    };
+    guarded(&watched, control, || {
+        if instance.layout.mode.is_whole() {
+            return engine::backup::run(&plan, store, &app.vault.signer, control).map(finished);
+        }
+        let made = engine::backup::run_shards(&plan, &shards, store, &app.vault.signer, control)?;
+        // A slot that came or went meanwhile would be in two of the snapshots, or in none.
+        let told = |shards: &[Shard]| -> Vec<_> { shards.iter().map(|shard| shard.slots.clone()).collect() };
+        let after = match &instance.attachment {
+            Some(attached) => servers::slots(app, instance, attached, Moment::now()),
+            None => sources(app, instance).map(|after| told(&after.shards)),
+        };
+        match after {
+            Ok(after) if after == told(&shards) => Ok(finished(made)),
+            Ok(_) => Err(Error::new(
+                Kind::Mismatch,
+                "capture cluster",
+                "slots moved during the capture",
+            )),
+            Err(error) => Err(error),
+        }
+    })
+}
+
+/// Does `work` while somebody looks after the servers that are not ours.
+fn guarded<T>(watched: &[Endpoint], control: &Control, work: impl FnOnce() -> T) -> T {
+    if watched.is_empty() {
+        return work();
     }
-    let made = engine::backup::run_shards(&plan, &shards, store, &app.vault.signer, control)?;
-    // A slot that came or went meanwhile would be in two of the snapshots, or in none.
-    let told = |shards: &[Shard]| -> Vec<_> { shards.iter().map(|shard| shard.slots.clone()).collect() };
-    match sources(app, instance) {
-        Ok(after) if told(&after.shards) == told(&shards) => Ok(finished(made)),
-        Ok(_) => Err(Error::new(
-            Kind::Mismatch,
-            "capture cluster",
-            "slots moved during the capture",
-        )),
-        Err(error) => Err(error),
+    let rails = Guardrails {
+        latency_max: limits::ATTACHED_LATENCY_MAX,
+        buffers_max: limits::ATTACHED_BUFFERS_MAX,
+    };
+    let is_done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Set on every way out, panics included: else the scope would wait for its thread for ever.
+        let _done = SetAtEnd(&is_done);
+        scope.spawn(|| {
+            engine::failpoint::exempt_this_thread();
+            guard::watch(watched, &rails, control, &is_done);
+        });
+        work()
+    })
+}
+
+struct SetAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for SetAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
     }
 }
 
@@ -204,6 +268,14 @@ pub struct Sources {
 /// # Errors
 /// What the engines say, or why they cannot be asked.
 pub fn sources(app: &App, instance: &Instance) -> Result<Sources, Error> {
+    if let Some(attached) = &instance.attachment {
+        let chosen = servers::choose(app, instance, attached, Moment::now())?;
+        return Ok(Sources {
+            shards: chosen.shards,
+            used_bytes: chosen.found.used_bytes,
+            captured_from: chosen.captured_from,
+        });
+    }
     let endpoint = |engine: &Engine| {
         let mut source = engine.endpoint();
         source.timeout = Duration::from_secs(10);

@@ -62,7 +62,7 @@ CREATE TABLE instance (
     bind TEXT NOT NULL,
     port BIGINT NOT NULL,                   -- of the first node; those of all stand with the generation
     persistence TEXT NOT NULL CHECK (persistence IN ('none', 'rdb', 'aof')),
-    admin_password_sealed BLOB NOT NULL,
+    admin_password_sealed BLOB NOT NULL,    -- empty: attached
     client_password_sealed BLOB,            -- null: no password for clients
     tls_authority TEXT,                     -- PEM: whom clients are to trust; null: nobody speaks TLS
     tls_authority_key_sealed BLOB,          -- set with it
@@ -70,14 +70,18 @@ CREATE TABLE instance (
     backup_policy TEXT,                     -- JSON: the policy object of contract §8.1
     restore_ordinal BIGINT NOT NULL DEFAULT 0, -- ordinal of the newest restore record
     restore_created_at_ms BIGINT NOT NULL DEFAULT 0,
+    attachment TEXT,                        -- JSON: how servers that somebody else runs are reached, and what was found there; null: managed
+    attachment_sealed BLOB,                 -- their passwords and our key, sealed; set with attachment; empty: detached
+    attachment_settings TEXT NOT NULL DEFAULT '[]', -- JSON: settings of theirs that a capture has changed or is about to
     failure TEXT,                           -- why the status is error or create_failed
     created_at_ms BIGINT NOT NULL,
     updated_at_ms BIGINT NOT NULL,
     deleted_at_ms BIGINT,
-    CHECK ((tls_authority IS NULL) = (tls_authority_key_sealed IS NULL))
+    CHECK ((tls_authority IS NULL) = (tls_authority_key_sealed IS NULL)),
+    CHECK ((attachment IS NULL) = (attachment_sealed IS NULL))
 );
 CREATE INDEX instance_project_index ON instance(project_id, created_at_ms);
-CREATE UNIQUE INDEX instance_port_unique ON instance(bind, port) WHERE deleted_at_ms IS NULL;
+CREATE UNIQUE INDEX instance_port_unique ON instance(bind, port) WHERE deleted_at_ms IS NULL AND attachment IS NULL;
 
 CREATE TABLE generation (
     id TEXT NOT NULL PRIMARY KEY,

@@ -150,6 +150,7 @@ pub(super) fn administer(global: &Global) -> anyhow::Result<Config> {
         undo_keep_seconds: 0,
         store_patience: engine::Patience::JOB.total,
         import_allowed: Vec::new(),
+        attach_allowed: Vec::new(),
         strict_dcs: false,
     })
 }

@@ -6,7 +6,6 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -14,13 +13,11 @@ use clap::Args;
 use engine::archive::Archive;
 use engine::backup::{BackupPlan, Labels};
 use engine::keys::{Identity, Recipient, SigningKey, VerifyingKey};
-use engine::node::{Address, Endpoint};
+use engine::node::{Address, Endpoint, Tls};
 use engine::process::Persistence;
 use engine::store::Store;
 use engine::{Control, Secret, Tuning};
 use indicatif::{HumanBytes, HumanCount};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use serde_json::json;
 
 use super::Global;
@@ -152,6 +149,7 @@ pub(crate) fn backup(global: &Global, verb: &BackupAlone) -> anyhow::Result<()> 
         recipient,
         spool_dir: spool,
         spool_limit_bytes: limits::SPOOL_BYTES_MAX,
+        snapshot_bytes_max: 0,
         idle_timeout: limits::ENGINE_IDLE,
         expected_bytes: 0,
     };
@@ -336,19 +334,10 @@ pub(super) fn endpoint_with(url: &str, ca: Option<&Path>, password: &str) -> any
     Ok(endpoint)
 }
 
-fn trusting(ca: &Path) -> anyhow::Result<Arc<rustls::ClientConfig>> {
-    let mut roots = rustls::RootCertStore::empty();
-    let unreadable = || format!("cannot read certificates in {}", ca.display());
-    for certificate in CertificateDer::pem_file_iter(ca).with_context(unreadable)? {
-        roots.add(certificate.with_context(unreadable)?)?;
-    }
-    anyhow::ensure!(!roots.is_empty(), "{} holds no certificate", ca.display());
-    let config =
-        rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-    Ok(Arc::new(config))
+fn trusting(ca: &Path) -> anyhow::Result<Tls> {
+    let pem = std::fs::read_to_string(ca).with_context(|| format!("cannot read {}", ca.display()))?;
+    let config = crate::tls::connector(&pem, None).with_context(|| format!("--ca {}", ca.display()))?;
+    Ok(Tls { config, name: None })
 }
 
 /// The identity in a file of age-keygen's form; `None` where there is no such file.

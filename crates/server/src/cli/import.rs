@@ -24,9 +24,10 @@ use super::Global;
 use super::admin::{find_instance, open, print_one};
 use crate::app::App;
 use crate::backup::import::job::{self, Lock};
-use crate::backup::import::url::{self, Asker, Rules, Target};
+use crate::backup::import::url::{self, Target};
 use crate::backup::proof::job::{Room, throw_away_engine};
 use crate::backup::record as backups;
+use crate::egress::{Allowed, Asker, Rules};
 use crate::ids::{BackupId, Moment};
 use crate::instance::Instance;
 use crate::instance::layout::Mode;
@@ -68,7 +69,7 @@ pub(crate) struct Import {
     /// Of a URL: an address that may be connected to, by http and on any port too, where ADDRESS[/BITS][:PORT] covers it.
     /// Without it only public addresses are, by https on port 443. Holds for redirects as well
     #[arg(long, value_name = "ADDRESS")]
-    allow: Vec<url::Allowed>,
+    allow: Vec<Allowed>,
     /// Of a URL: refuse what is larger, so that no mistake fills the store
     #[arg(long, value_name = "GB", default_value_t = crate::limits::IMPORT_URL_GB_DEFAULT, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     size_limit_gb: u64,

@@ -3,6 +3,7 @@
 mod admin;
 mod after_failover;
 mod alone;
+mod attach;
 mod catalog;
 mod client;
 mod closed_pipe;
@@ -30,8 +31,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::backup::import::url::Allowed;
 use crate::config::{self, Config};
+use crate::egress::{Allowed, Network};
 
 /// Runs Redis instances, backs them up, restores them, and keeps a truthful record of every restore.
 #[derive(Parser)]
@@ -101,7 +102,7 @@ enum Verb {
     /// Say how far the catalogue's mirror is; make a lost catalogue anew from a store
     #[command(subcommand)]
     Catalog(catalog::CatalogVerb),
-    /// Create, list, show, restart, flush, delete instances
+    /// Create, attach, list, show, restart, flush, delete instances
     #[command(subcommand)]
     Instance(remote::InstanceVerb),
     /// Create, list, show, delete, download backups; or back up a server without a service
@@ -227,6 +228,10 @@ struct Serve {
     /// these by http too; never from a port of the service's own. May be given again [default: no URL]
     #[arg(long, value_name = "ADDRESS")]
     import_allow: Vec<Allowed>,
+    /// Let callers of the API attach servers at ADDRESS[/BITS][:PORT], every node and Sentinel of them; never a port of the
+    /// service's own. May be given again [default: no server]
+    #[arg(long, value_name = "ADDRESS")]
+    attach_allow: Vec<Network>,
     /// As DCS itself: single-node instances have no backup and restore (DCS.4086), save_days end at 7, deleted
     /// instances are not listed, answers of v2 and v1.0 have no ext
     #[arg(long)]
@@ -380,6 +385,7 @@ fn configure(global: &Global, serve: Serve) -> anyhow::Result<Config> {
         undo_keep_seconds: serve.undo_keep,
         store_patience: std::time::Duration::from_secs(serve.store_patience),
         import_allowed: serve.import_allow,
+        attach_allowed: serve.attach_allow,
         strict_dcs: serve.strict_dcs,
     })
 }

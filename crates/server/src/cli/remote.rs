@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::client::Client;
 use super::target::{Target, plain, print_one, print_rows};
-use super::{Global, Output, copy, verify};
+use super::{Global, Output, attach, copy, verify};
 use crate::api::system::Flavor;
 use crate::instance::layout::{Layout, Mode};
 use crate::secrets;
@@ -74,6 +74,7 @@ pub(crate) enum InstanceVerb {
         #[arg(long)]
         description: Option<String>,
     },
+    Attach(attach::Attach),
     /// List all instances
     #[command(after_help = "Example:\n  cachekeep instance list")]
     List,
@@ -121,7 +122,7 @@ pub(crate) enum InstanceVerb {
         /// Name or id
         instance: String,
     },
-    /// Delete an instance; its backups and records stay
+    /// Delete an instance, or detach it where it is attached; its backups and records stay
     #[command(
         after_help = "Example:\n  cachekeep instance delete cache1\n\nBackups and records are then found by the instance's id."
     )]
@@ -305,6 +306,7 @@ pub(crate) fn instance(global: &Global, verb: &InstanceVerb) -> anyhow::Result<E
             };
             new.make(global)?;
         }
+        InstanceVerb::Attach(verb) => attach::run(global, verb)?,
         InstanceVerb::List => {
             let client = Client::find(global)?;
             let page = client.call("GET", "v2", "/instances", "limit=1000&include_failure=true", None)?;

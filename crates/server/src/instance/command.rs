@@ -167,6 +167,7 @@ fn insert_one(
         authority,
         attributes: wish.attributes.clone(),
         backup_policy: policy,
+        attachment: None,
         failure: None,
         created_at: now,
         updated_at: now,
@@ -369,10 +370,23 @@ pub fn check_idle(tx: &Tx<'_>, id: &InstanceId) -> Result<(), Refusal> {
 /// # Errors
 /// [`Refusal::NotRunning`].
 pub fn check_running(instance: &Instance) -> Result<(), Refusal> {
-    if instance.status == Status::Running {
+    // What is attached may be there again and not have been looked at since: the job finds out.
+    let may_be_there = instance.attachment.is_some() && instance.status == Status::Error;
+    if instance.status == Status::Running || may_be_there {
         Ok(())
     } else {
         Err(Refusal::NotRunning)
+    }
+}
+
+/// Refuses what cannot be done to servers of somebody else's, with what is to be known about that.
+///
+/// # Errors
+/// [`Refusal::Attached`].
+pub fn check_managed(instance: &Instance, what: &'static str) -> Result<(), Refusal> {
+    match instance.attachment {
+        None => Ok(()),
+        Some(_) => Err(Refusal::Attached(what)),
     }
 }
 
@@ -442,6 +456,7 @@ pub fn act(
 ) -> Result<(), Refusal> {
     let interrupted = app.catalog.write(|tx| {
         let instance = find(tx, project, id)?;
+        check_managed(&instance, "who runs them restarts and empties them")?;
         let mut interrupted = false;
         match queue::active(tx, id)? {
             Some((JobKind::Backup, Some(backup))) if kind == JobKind::Restart => {
@@ -486,6 +501,10 @@ pub fn reset_password(
     let sealed = seal_client_password(app, id, password);
     app.catalog.write(|tx| {
         let instance = find(tx, project, id)?;
+        check_managed(
+            &instance,
+            "who runs them changes their password; attach them again with the new one",
+        )?;
         check_idle(tx, id)?;
         if instance.status != Status::Running {
             return Err(Refusal::WrongState);
@@ -511,6 +530,7 @@ pub fn resize(
 ) -> Result<(), Refusal> {
     app.catalog.write(|tx| {
         let instance = find(tx, project, id)?;
+        check_managed(&instance, "who runs them says how much memory they may take")?;
         check_idle(tx, id)?;
         if instance.status != Status::Running {
             return Err(Refusal::WrongState);

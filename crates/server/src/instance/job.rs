@@ -10,6 +10,7 @@ use engine::cluster;
 use engine::process::{self, Engine, EngineSpec, Persistence};
 use engine::{Control, Error, Kind, Secret, failpoint};
 
+use super::attachment::{Attachment, servers};
 use super::generation::{self, Generation, State};
 use super::record::{self, Instance, Status};
 use super::{nodes, watched};
@@ -116,6 +117,9 @@ fn create(app: &App, claim: &Claim, instance: &Instance, control: &Control) -> R
 
 fn delete(app: &App, claim: &Claim, instance: &Instance) -> Result<Ended, Stop> {
     failpoint::hit("delete.before_take_down")?;
+    if let Some(attached) = &instance.attachment {
+        return detach(app, claim, instance, attached);
+    }
     watched::end_sentinels(app, instance)?;
     for generation in app.catalog.read(|tx| generation::existing(tx, &instance.id))? {
         take_down(app, instance, &generation.id)?;
@@ -125,6 +129,26 @@ fn delete(app: &App, claim: &Claim, instance: &Instance) -> Result<Ended, Stop> 
     failpoint::hit("delete.before_settle")?;
     let now = Moment::now();
     settle(app, claim, |tx| {
+        record::transition(tx, &instance.id, Status::Deleting, Status::Deleted, None, now).map(drop)
+    })?;
+    Ok(Ended::Done)
+}
+
+/// Forgets servers that are not ours. Nothing of them is touched, but what a capture may have left changed is put back; where
+/// they cannot be reached for that any more, there is nobody to wait for.
+fn detach(app: &App, claim: &Claim, instance: &Instance, attached: &Attachment) -> Result<Ended, Stop> {
+    let now = Moment::now();
+    if let Err(error) = servers::put_settings_back(app, instance, attached, now) {
+        let left: Vec<String> = attached
+            .settings
+            .iter()
+            .map(|setting| format!("{}: {} {}", setting.node, setting.name, setting.before))
+            .collect();
+        tracing::warn!(instance.id = %instance.id, settings = ?left, error = engine::chain(&error), "settings of detached servers are not put back");
+    }
+    failpoint::hit("delete.before_settle")?;
+    settle(app, claim, |tx| {
+        record::forget_attached_secrets(tx, &instance.id)?;
         record::transition(tx, &instance.id, Status::Deleting, Status::Deleted, None, now).map(drop)
     })?;
     Ok(Ended::Done)

@@ -1,5 +1,7 @@
-//! Managed instances: one or more registered engines with ports, a password, a size, and one serving generation.
+//! Instances: of engines that we run, with ports, a password, a size, and one serving generation; or attached, of servers that
+//! somebody else runs.
 
+pub mod attachment;
 pub mod command;
 pub mod generation;
 pub mod job;

@@ -1,7 +1,10 @@
 //! The instance row, its states and their SQL.
 
+use engine::discover::Found;
 use engine::process::{Brand, Persistence};
+use engine::psync::Setting;
 
+use super::attachment::{self, Attachment};
 use super::layout::{self, Layout, Place};
 use crate::catalog::{Error, FromSql, Row, Tx, Value, params};
 use crate::ids::{InstanceId, Moment, ProjectId};
@@ -125,6 +128,8 @@ pub struct Instance {
     pub attributes: String,
     /// JSON: the backup policy as shown.
     pub backup_policy: Option<String>,
+    /// How its servers are reached, where somebody else runs them.
+    pub attachment: Option<Attachment>,
     /// Why the status is `Error` or `CreateFailed`.
     pub failure: Option<String>,
     /// When it was asked for.
@@ -161,12 +166,25 @@ macro_rules! columns {
     () => {
         "id, project_id, name, description, status, engine_version, capacity_mb, spec_code, bind, port, persistence, \
          admin_password_sealed, client_password_sealed, attributes, backup_policy, failure, created_at_ms, updated_at_ms, \
-         cache_mode, shards, replicas, sentinels, engine, tls_authority, tls_authority_key_sealed"
+         cache_mode, shards, replicas, sentinels, engine, tls_authority, tls_authority_key_sealed, \
+         attachment, attachment_sealed, attachment_settings"
     };
 }
 
 fn row(row: &Row<'_>) -> Result<Instance, Error> {
     let (persistence, engine): (String, String) = (row.get(10)?, row.get(22)?);
+    let attachment = match row.get::<Option<String>>(25)? {
+        None => None,
+        Some(text) => {
+            let (reach, found) = attachment::from_json(&text)?;
+            Some(Attachment {
+                reach,
+                found,
+                sealed: row.get(26)?,
+                settings: settings(&row.get::<String>(27)?)?,
+            })
+        }
+    };
     Ok(Instance {
         id: row.get(0)?,
         project_id: row.get(1)?,
@@ -202,7 +220,12 @@ fn row(row: &Row<'_>) -> Result<Instance, Error> {
             }),
             _ => None,
         },
+        attachment,
     })
+}
+
+fn settings(text: &str) -> Result<Vec<Setting>, Error> {
+    serde_json::from_str(text).map_err(|error| Error::Unreadable(format!("these are no settings: {error}")))
 }
 
 /// Adds an instance.
@@ -213,8 +236,10 @@ pub fn insert(tx: &Tx<'_>, instance: &Instance) -> Result<(), Error> {
     tx.execute(
         "INSERT INTO instance (id, project_id, name, description, status, engine_version, capacity_mb, spec_code, bind, \
          port, persistence, admin_password_sealed, client_password_sealed, attributes, backup_policy, created_at_ms, \
-         updated_at_ms, cache_mode, shards, replicas, sentinels, engine, tls_authority, tls_authority_key_sealed) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24)",
+         updated_at_ms, cache_mode, shards, replicas, sentinels, engine, tls_authority, tls_authority_key_sealed, \
+         attachment, attachment_sealed) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, \
+         ?24, ?25, ?26)",
         params![
             instance.id,
             instance.project_id,
@@ -240,6 +265,11 @@ pub fn insert(tx: &Tx<'_>, instance: &Instance) -> Result<(), Error> {
             instance.engine.word(),
             instance.authority.as_ref().map(|authority| &authority.certificate),
             instance.authority.as_ref().map(|authority| &authority.key_sealed),
+            instance
+                .attachment
+                .as_ref()
+                .map(|attached| attachment::to_json(&attached.reach, &attached.found)),
+            instance.attachment.as_ref().map(|attached| &attached.sealed),
         ],
     )?;
     Ok(())
@@ -391,7 +421,7 @@ pub fn addresses_taken(tx: &Tx<'_>, port: u16) -> Result<Vec<String>, Error> {
 /// The catalogue failed.
 pub fn ports_taken(tx: &Tx<'_>, bind: &str) -> Result<Vec<u16>, Error> {
     let mut taken: Vec<u16> = tx.all(
-        "SELECT port FROM instance WHERE bind = ?1 AND deleted_at_ms IS NULL",
+        "SELECT port FROM instance WHERE bind = ?1 AND deleted_at_ms IS NULL AND attachment IS NULL",
         (bind,),
         |row| row.get(0),
     )?;
@@ -490,6 +520,76 @@ pub fn set_client_password(
     tx.execute(
         "UPDATE instance SET client_password_sealed = ?2, updated_at_ms = ?3 WHERE id = ?1",
         (id, sealed, now),
+    )?;
+    Ok(())
+}
+
+/// Stores what was found of an attached instance's servers.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn set_found(
+    tx: &Tx<'_>,
+    id: &InstanceId,
+    attached: &Attachment,
+    found: &Found,
+    now: Moment,
+) -> Result<(), Error> {
+    let (layout, at) = (attachment::layout(found), attachment::entry(found));
+    tx.execute(
+        "UPDATE instance SET attachment = ?2, engine = ?12, engine_version = ?3, capacity_mb = ?4, cache_mode = ?5, shards = ?6, \
+         replicas = ?7, bind = ?8, port = ?9, persistence = ?10, updated_at_ms = ?11 WHERE id = ?1 AND attachment IS NOT NULL",
+        params![
+            id,
+            attachment::to_json(&attached.reach, found),
+            found.version,
+            attachment::capacity_mb(found),
+            layout.mode.word(),
+            layout.shards,
+            layout.replicas,
+            at.host,
+            at.port,
+            persistence_word(attachment::persistence(found)),
+            now,
+            attachment::brand(found).word(),
+        ],
+    )?;
+    Ok(())
+}
+
+/// Changes the settings of an attached instance's servers that are to be put back.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn change_attached_settings(
+    tx: &Tx<'_>,
+    id: &InstanceId,
+    change: impl FnOnce(&mut Vec<Setting>),
+    now: Moment,
+) -> Result<(), Error> {
+    let before = tx.one(
+        "SELECT attachment_settings FROM instance WHERE id = ?1",
+        (id,),
+        |row| settings(&row.get::<String>(0)?),
+    )?;
+    let mut noted = before.unwrap_or_default();
+    change(&mut noted);
+    tx.execute(
+        "UPDATE instance SET attachment_settings = ?2, updated_at_ms = ?3 WHERE id = ?1",
+        (id, serde_json::json!(noted).to_string(), now),
+    )?;
+    Ok(())
+}
+
+/// Forgets the secrets of an attached instance, which is detached.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn forget_attached_secrets(tx: &Tx<'_>, id: &InstanceId) -> Result<(), Error> {
+    let nothing: &[u8] = &[];
+    tx.execute(
+        "UPDATE instance SET attachment_sealed = ?2, attachment_settings = '[]' WHERE id = ?1 AND attachment IS NOT NULL",
+        (id, nothing),
     )?;
     Ok(())
 }

@@ -16,6 +16,8 @@ pub enum Task {
     Import,
     /// A backup is looked through.
     Verify,
+    /// Servers are looked at that are to be attached.
+    Attach,
 }
 
 /// What is at work.
@@ -57,12 +59,13 @@ pub struct Seat {
 }
 
 impl Seat {
-    /// `None` where as many are at work as may be ([`limits::IMPORTS_AT_ONCE`], [`limits::VERIFIES_AT_ONCE`]), or the service
+    /// `None` where as many are at work as may be ([`limits::IMPORTS_AT_ONCE`] and its like), or the service
     /// stops.
     pub fn take(app: &Arc<App>, task: Task, control: &Arc<Control>) -> Option<Self> {
         let limit = match task {
             Task::Import => limits::IMPORTS_AT_ONCE,
             Task::Verify => limits::VERIFIES_AT_ONCE,
+            Task::Attach => limits::ATTACHMENTS_AT_ONCE,
         };
         let mut state = app.aside.state();
         let busy = state.at_work.iter().filter(|(other, _)| *other == task).count();

@@ -134,6 +134,7 @@ pub struct Board {
     running: Mutex<HashMap<JobId, (InstanceId, Arc<Control>)>>,
     held: Mutex<HashSet<InstanceId>>,
     memory: Mutex<HashMap<InstanceId, u64>>,
+    looked: Mutex<HashMap<InstanceId, Instant>>,
     rung: AtomicU64,
     bell: (Mutex<()>, Condvar),
     untidy: (Mutex<u64>, Condvar),
@@ -148,6 +149,7 @@ impl Board {
             running: Mutex::new(HashMap::new()),
             held: Mutex::new(HashSet::new()),
             memory: Mutex::new(HashMap::new()),
+            looked: Mutex::new(HashMap::new()),
             rung: AtomicU64::new(0),
             bell: (Mutex::new(()), Condvar::new()),
             untidy: (Mutex::new(0), Condvar::new()),
@@ -196,6 +198,16 @@ impl Board {
     /// What [`Board::note_memory`] was last told; at most some seconds old while the instance runs.
     pub fn memory_of(&self, instance: &InstanceId) -> u64 {
         lock(&self.memory).get(instance).copied().unwrap_or(0)
+    }
+
+    /// Whether it is time to look at the instance again: the first time it is, and then each time after `every`.
+    pub fn is_due(&self, instance: &InstanceId, every: Duration) -> bool {
+        let mut looked = lock(&self.looked);
+        let is_due = looked.get(instance).is_none_or(|last| last.elapsed() >= every);
+        if is_due {
+            looked.insert(instance.clone(), Instant::now());
+        }
+        is_due
     }
 
     /// No new job is begun from now on.
@@ -441,6 +453,7 @@ pub fn failure_code(error: &engine::Error, moved: bool, restoring: bool) -> back
         | Kind::Malformed
         | Kind::Mismatch
         | Kind::Memory
+        | Kind::SourceAtRisk
         | Kind::PortTaken
         | Kind::StoreFull
         | Kind::EngineExited

@@ -205,6 +205,10 @@ pub(super) fn check(
     request: &RestoreRequest,
 ) -> Result<Accepted, Refusal> {
     let instance = instances::find(tx, project, id)?;
+    instances::check_managed(
+        &instance,
+        "backups cannot be restored into them yet: restore into an instance of this service",
+    )?;
     if app.config.strict_dcs && instance.layout.mode == Mode::Single {
         return Err(Refusal::SingleNode);
     }

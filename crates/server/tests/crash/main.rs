@@ -10,6 +10,7 @@
     reason = "a test that cannot go on fails; its names are the claims"
 )]
 
+mod attached;
 mod checker;
 mod cluster;
 mod deadline;

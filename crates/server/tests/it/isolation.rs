@@ -32,7 +32,7 @@ enum Row {
 }
 
 /// Every route: method, path behind the prefix of the version, what it takes, a legal body.
-const ROWS: [(&str, &str, Row, &str); 59] = [
+const ROWS: [(&str, &str, Row, &str); 63] = [
     ("GET", "/", Row::Open, ""),
     ("GET", "/v2", Row::Open, ""),
     ("GET", "/v2/", Row::Open, ""),
@@ -229,6 +229,15 @@ const ROWS: [(&str, &str, Row, &str); 59] = [
         Row::Instance,
         r#"{"url":"https://127.0.0.1/stolen"}"#,
     ),
+    ("GET", "{ck}/attachments", Row::Project, ""),
+    (
+        "POST",
+        "{ck}/attachments",
+        Row::Project,
+        r#"{"name":"stolen","addresses":["127.0.0.1:1"]}"#,
+    ),
+    ("GET", "{ck}/attachments/{instance_id}", Row::Instance, ""),
+    ("DELETE", "{ck}/attachments/{instance_id}", Row::Instance, ""),
     // As above with the query that reaches deleted instances.
     (
         "GET",

@@ -3,6 +3,9 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod alone;
+mod attach;
+mod attach_hostile;
+mod attach_matrix;
 mod beside_api;
 mod broken_engine;
 mod busy;

@@ -1,6 +1,9 @@
 //! `/openapi.json` describes what the service really answers.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
+use xtask::foreign::{Access, Deployment, Form};
 
 use crate::http::Request;
 use crate::service::Service;
@@ -152,13 +155,15 @@ fn every_reference_resolves_and_every_operation_has_its_own_id() {
 
 #[test]
 fn answers_of_every_documented_get_and_post_have_the_documented_fields() {
-    let service = Service::start();
+    let service = Service::start_with(&["--attach-allow", "127.0.0.1"], &[]);
     let caller = service.caller();
     let document = service
         .connect()
         .send(&Request::new("GET", "/openapi.json"))
         .expect(200)
         .json();
+    let foreign = Deployment::start(Path::new("redis-server"), Form::Single, Access::Open, &[]).unwrap();
+    let address = format!("127.0.0.1:{}", foreign.nodes[0].port);
     let instance = caller.make_instance("described");
     let backup = caller.make_backup(&instance, "one");
     let restore = caller.make_restore(&instance, &backup, "two");
@@ -193,9 +198,21 @@ fn answers_of_every_documented_get_and_post_have_the_documented_fields() {
         seen += 1;
         answer
     };
+    let attachments = "/ck/v1/{project_id}/attachments";
+    let wish = json!({"name": "attached", "addresses": [address]});
+    let target = attachments.replace("{project_id}", &caller.project);
+    let attached = compare("POST", attachments, &target, Some(&wish))
+        .expect(200)
+        .json();
+    let attached = attached["instance_id"].as_str().unwrap();
     let fill = |path: &str| {
+        let instance = if path.contains("/attachments/") {
+            attached
+        } else {
+            &instance
+        };
         path.replace("{project_id}", &caller.project)
-            .replace("{instance_id}", &instance)
+            .replace("{instance_id}", instance)
             .replace("{backup_id}", &backup)
             .replace("{restore_id}", &restore)
     };

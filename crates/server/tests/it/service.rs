@@ -82,6 +82,8 @@ fn spawn(folder: &Scratch, words: &[&str], variables: &[(&str, &str)]) -> Child 
 pub struct Service {
     child: Child,
     folder: Scratch,
+    /// Further words of its command line, also where it is started again without other ones.
+    words: Vec<String>,
     admin: Value,
     /// Parts of log lines that the test itself brings about.
     trouble: Vec<&'static str>,
@@ -102,6 +104,7 @@ impl Service {
         let mut service = Self {
             child,
             folder,
+            words: words.iter().map(|word| (*word).to_owned()).collect(),
             admin: Value::Null,
             trouble: Vec::new(),
         };
@@ -141,7 +144,9 @@ impl Service {
 
     /// Starts the service on the data that there is; its log begins anew.
     pub fn start_again(&mut self) {
-        self.start_again_with(&[], &[]);
+        let words = self.words.clone();
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        self.start_again_with(&words, &[]);
     }
 
     /// As [`Service::start_again`], with further words of the command line and with variables.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use engine::{Address, Endpoint, Node, Reply, Secret};
+use engine::{Address, Endpoint, Node, Reply, Secret, Tls};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::{Value, json};
@@ -50,7 +50,10 @@ impl Client {
             address: Address::Tcp(host.clone(), *port),
             user: None,
             password: password.map(Secret::new),
-            tls: Some(Arc::clone(&self.trust)),
+            tls: Some(Tls {
+                config: Arc::clone(&self.trust),
+                name: None,
+            }),
             timeout: Duration::from_secs(5),
         })
     }

@@ -7,10 +7,11 @@ use engine::backup::{BackupReport, ImportPlan, Labels};
 use engine::keys::Recipient;
 use engine::{Control, Error, Kind, Store};
 
-use super::url::{Opened, Rules, Target};
+use super::url::{Opened, Target};
 use crate::app::App;
 use crate::backup::record::{self, Finished};
 use crate::catalog::{self, Tx};
+use crate::egress::Rules;
 use crate::identity::record as identity;
 use crate::ids::{BackupId, InstanceId, Moment, ProjectId, StorageId};
 use crate::jobs::worker::{failure_code, panic_text, with_progress};

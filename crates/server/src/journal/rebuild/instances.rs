@@ -55,6 +55,13 @@ fn settle_one(app: &App, instance: &Instance, now: Moment, report: &mut Report) 
         Status::CreateFailed | Status::Deleted => return Ok(()),
         Status::Creating | Status::Running | Status::Error => {}
     }
+    if instance.attachment.is_some() {
+        // Its data is where it always was.
+        app.catalog
+            .write(|tx| record::set_status(tx, &instance.id, Status::Running, now))?;
+        report.instances_kept.push(instance.name.clone());
+        return Ok(());
+    }
     match serving(app, instance, &here)? {
         Some(serving) => {
             app.catalog.write(|tx| {

@@ -285,7 +285,8 @@ pub(super) fn holder_of_port(
     id: &str,
 ) -> Result<Option<(InstanceId, i64)>, Error> {
     tx.one(
-        "SELECT id, created_at_ms FROM instance WHERE bind = ?1 AND port = ?2 AND id <> ?3 AND deleted_at_ms IS NULL",
+        "SELECT id, created_at_ms FROM instance WHERE bind = ?1 AND port = ?2 AND id <> ?3 AND deleted_at_ms IS NULL \
+         AND attachment IS NULL",
         (bind, port, id),
         |row| Ok((row.get(0)?, row.get(1)?)),
     )

@@ -60,6 +60,12 @@ fn is_deleted(image: &Image) -> bool {
     image.get("deleted_at_ms").is_some_and(|at| !at.is_null())
 }
 
+fn is_attached(image: &Image) -> bool {
+    image
+        .get("attachment")
+        .is_some_and(|attached| !attached.is_null())
+}
+
 fn text<'a>(image: &'a Image, name: &str) -> &'a str {
     image.get(name).and_then(Value::as_str).unwrap_or_default()
 }
@@ -81,7 +87,7 @@ fn put(tx: &Tx<'_>, subject: Subject, image: &mut Image) -> Result<Option<String
                 changed = Some(format!("the name {name} is taken, it is called {other} now"));
             }
         }
-        Subject::Instance if !is_deleted(image) => {
+        Subject::Instance if !is_deleted(image) && !is_attached(image) => {
             let (bind, port) = (text(image, "bind").to_owned(), number(image, "port"));
             if let Some((other, since)) = record::holder_of_port(tx, &bind, port, &id)? {
                 // Two cannot have had it at once: the deletion of the older one is what was lost.

@@ -1,0 +1,677 @@
+//! What a server that is not ours is part of: found out from any of its nodes or Sentinels, each time it is used.
+//!
+//! Nothing that is learnt is trusted to lead anywhere: every address, given or learnt, goes through the caller's `dial`, which
+//! looks at it before it connects. A primary that cannot be reached is an error; a replica that cannot is told and left out.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::cluster::{self, Seen};
+use crate::error::{Error, Kind};
+use crate::node::{Node, Reply};
+
+/// Where engines listen by default, and where Sentinels do. Source: redis.conf, sentinel.conf.
+const PORT: u16 = 6379;
+/// Replicas of replicas are followed so far up to their primary.
+const HOPS_MAX: u32 = 4;
+/// Nodes that are looked at: the most that the cluster specification recommends.
+const NODES_MAX: usize = 1000;
+
+/// Where a node is said to be.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct HostPort {
+    /// A name or an address, an IPv6 one without brackets.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+}
+
+impl HostPort {
+    /// Both halves.
+    pub fn new(host: impl Into<String>, port: u16) -> Self {
+        Self {
+            host: host.into(),
+            port,
+        }
+    }
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host.contains(':') {
+            true => write!(f, "[{}]:{}", self.host, self.port),
+            false => write!(f, "{}:{}", self.host, self.port),
+        }
+    }
+}
+
+/// A text that is no host with a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NoHostPort;
+
+impl FromStr for HostPort {
+    type Err = NoHostPort;
+
+    /// `HOST[:PORT]`, an IPv6 address in brackets; without a port 6379.
+    fn from_str(text: &str) -> Result<Self, NoHostPort> {
+        let (host, port) = match text.strip_prefix('[') {
+            Some(rest) => {
+                let (host, port) = rest.split_once(']').ok_or(NoHostPort)?;
+                host.parse::<std::net::Ipv6Addr>().map_err(|_| NoHostPort)?;
+                (host, port)
+            }
+            None => text.split_at(text.find(':').unwrap_or(text.len())),
+        };
+        let port = match port.strip_prefix(':') {
+            Some(port) => port.parse().ok().filter(|port| *port > 0).ok_or(NoHostPort)?,
+            None if port.is_empty() => PORT,
+            None => return Err(NoHostPort),
+        };
+        let is_host =
+            |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '.' | '-' | '_' | ':');
+        match host.is_empty() || host.len() > 253 || !host.chars().all(is_host) {
+            true => Err(NoHostPort),
+            false => Ok(Self::new(host, port)),
+        }
+    }
+}
+
+/// As what a peer is dialled: the two have users of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum As {
+    /// It has data.
+    Node,
+    /// It watches some that have.
+    Sentinel,
+}
+
+/// Connects and authenticates; what must not be connected to is refused as what does not answer.
+pub type Dial<'a> = &'a dyn Fn(&HostPort, As) -> Result<Node, Error>;
+
+/// How the nodes belong together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Form {
+    /// One node, or a primary with replicas.
+    Whole,
+    /// Each shard has a part of the slots.
+    Cluster,
+}
+
+/// How a backup can be taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Way {
+    /// As a replica's copy: one moment of the data.
+    Psync,
+    /// `PSYNC` is hidden or forbidden, so that there is none.
+    None,
+}
+
+/// A node, as it was found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeFound {
+    /// Where.
+    pub at: HostPort,
+    /// Why it is of no use now: it does not answer, or has lost its primary. `None`: it is fine.
+    pub amiss: Option<String>,
+}
+
+/// A primary and its replicas.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardFound {
+    /// Its slots, each range with both ends; empty where it is no cluster.
+    pub slots: Vec<(u16, u16)>,
+    /// Takes writes.
+    pub primary: HostPort,
+    /// Follow it.
+    pub replicas: Vec<NodeFound>,
+}
+
+/// What was found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Found {
+    /// How the nodes belong together.
+    pub form: Form,
+    /// `redis`, `valkey`
+    pub family: String,
+    /// The first primary's version.
+    pub version: String,
+    /// In the order of their first slots.
+    pub shards: Vec<ShardFound>,
+    /// Sentinels that were given, and those they know.
+    pub sentinels: Vec<HostPort>,
+    /// What the data takes in memory, all primaries together, in bytes.
+    pub used_bytes: u64,
+    /// What it may take, in bytes; 0 where one of them has no limit.
+    pub limit_bytes: u64,
+    /// `aof`, `rdb`, `none`: what survives a crash, as the first primary says; `None`: it may not be asked.
+    pub persistence: Option<String>,
+    /// How a backup can be taken.
+    pub way: Way,
+    /// What is renamed, forbidden, hidden or out of reach, and what that means.
+    pub notes: Vec<String>,
+}
+
+impl Found {
+    /// Every node with data.
+    pub fn nodes(&self) -> impl Iterator<Item = &HostPort> {
+        self.shards.iter().flat_map(|shard| {
+            std::iter::once(&shard.primary).chain(shard.replicas.iter().map(|replica| &replica.at))
+        })
+    }
+}
+
+/// Finds out what `seeds` are part of, of which one that answers is enough. Of several primaries that a Sentinel watches,
+/// `name` says which is meant.
+///
+/// # Errors
+/// [`Kind::Connection`], [`Kind::Idle`], [`Kind::Auth`], [`Kind::Protocol`] where no seed, or a primary, can be used;
+/// [`Kind::Refused`] with what is not as it must be: slots without a shard, a failover under way.
+pub fn discover(seeds: &[HostPort], name: Option<&str>, dial: Dial<'_>) -> Result<Found, Error> {
+    let (at, mut node) = first(seeds, dial)?;
+    let server = node.info("server")?;
+    match field(&server, "redis_mode") {
+        Some("sentinel") => {
+            let (primary, sentinels) = ask_sentinel(&at, &mut node, name)?;
+            let mut node = dial(&primary, As::Node)?;
+            if field(&node.info("replication")?, "role") != Some("master") {
+                let what = format!(
+                    "Sentinels call {primary} the primary, and it is none: a failover is under way, try again"
+                );
+                return Err(refused(what));
+            }
+            let mut found = by_replication(primary, node, dial)?;
+            found.sentinels = sentinels;
+            Ok(found)
+        }
+        Some("cluster") => by_cluster(&at, node, dial),
+        Some("standalone") => by_replication(at, node, dial),
+        _ => Err(Error::new(
+            Kind::Protocol,
+            "discover",
+            format!("{at} does not say what it is (INFO server has no redis_mode)"),
+        )),
+    }
+}
+
+/// The first seed that answers as an engine or a Sentinel.
+fn first(seeds: &[HostPort], dial: Dial<'_>) -> Result<(HostPort, Node), Error> {
+    let mut why = None;
+    for seed in seeds {
+        let dialled = match dial(seed, As::Node) {
+            // A Sentinel has users of its own, and often none.
+            Err(error) if error.kind == Kind::Auth => sentinel(seed, dial).ok_or(error),
+            other => other,
+        };
+        let answered = dialled.and_then(|mut node| match node.ask(&[b"INFO", b"server"])? {
+            Reply::Error(text) if text.starts_with("NOAUTH") => sentinel(seed, dial)
+                .ok_or_else(|| Error::new(Kind::Auth, "discover", format!("{seed} wants a password"))),
+            Reply::Error(text) if text.starts_with("NOPERM") => Err(refused(format!(
+                "{seed} does not tell what it is: the user needs +info"
+            ))),
+            Reply::Bulk(_) | Reply::Simple(_) => Ok(node),
+            _ => Err(Error::new(
+                Kind::Protocol,
+                "discover",
+                format!("{seed} does not answer INFO as an engine does"),
+            )),
+        });
+        match answered {
+            Ok(node) => return Ok((seed.clone(), node)),
+            // What says most: a server that is there and does not let us in.
+            Err(error) => {
+                let says_less = |known: &Error| !matches!(known.kind, Kind::Auth | Kind::Refused);
+                if why.as_ref().is_none_or(says_less) {
+                    why = Some(error);
+                }
+            }
+        }
+    }
+    Err(why.unwrap_or_else(|| Error::new(Kind::Connection, "discover", "no server is named")))
+}
+
+fn sentinel(seed: &HostPort, dial: Dial<'_>) -> Option<Node> {
+    let mut node = dial(seed, As::Sentinel).ok()?;
+    let server = node.info("server").ok()?;
+    (field(&server, "redis_mode") == Some("sentinel")).then_some(node)
+}
+
+/// The primary that a Sentinel names, and it and the others that watch that.
+fn ask_sentinel(
+    at: &HostPort,
+    node: &mut Node,
+    name: Option<&str>,
+) -> Result<(HostPort, Vec<HostPort>), Error> {
+    let watched = maps(&node.run(&["SENTINEL", "MASTERS"])?);
+    let named = |map: &Vec<(String, String)>| field(map, "name").unwrap_or_default().to_owned();
+    let all: Vec<String> = watched.iter().map(named).collect();
+    let chosen = match (name, watched.as_slice()) {
+        (None, [one]) => one,
+        (None, []) => return Err(refused(format!("the Sentinel {at} watches nothing"))),
+        (None, _) => {
+            let what = format!(
+                "the Sentinel {at} watches several primaries, say which is meant: {}",
+                all.join(", ")
+            );
+            return Err(refused(what));
+        }
+        (Some(wanted), several) => several.iter().find(|map| named(map) == wanted).ok_or_else(|| {
+            refused(format!(
+                "the Sentinel {at} does not watch {wanted}, but {}",
+                all.join(", ")
+            ))
+        })?,
+    };
+    let primary = spot(chosen, "ip", "port")
+        .ok_or_else(|| refused(format!("the Sentinel {at} does not say where the primary is")))?;
+    let peers = node.ask(&[b"SENTINEL", b"SENTINELS", named(chosen).as_bytes()])?;
+    let mut sentinels = vec![at.clone()];
+    sentinels.extend(maps(&peers).iter().filter_map(|map| spot(map, "ip", "port")));
+    sentinels.dedup();
+    Ok((primary, sentinels))
+}
+
+/// Replies of Sentinels are lists of lists of names and values.
+fn maps(reply: &Reply) -> Vec<Vec<(String, String)>> {
+    let Reply::Array(maps) = reply else {
+        return Vec::new();
+    };
+    let pairs = |map: &Reply| match map {
+        Reply::Array(items) => items
+            .chunks_exact(2)
+            .filter_map(|pair| Some((pair[0].text()?, pair[1].text()?)))
+            .collect(),
+        _ => Vec::new(),
+    };
+    maps.iter().map(pairs).collect()
+}
+
+fn spot(fields: &[(String, String)], host: &str, port: &str) -> Option<HostPort> {
+    let port = field(fields, port)?.parse().ok().filter(|port| *port > 0)?;
+    Some(HostPort::new(field(fields, host)?, port))
+}
+
+/// A node and those that it follows or that follow it.
+fn by_replication(mut at: HostPort, mut node: Node, dial: Dial<'_>) -> Result<Found, Error> {
+    let mut fields = node.info("replication")?;
+    let mut hops = 0;
+    while field(&fields, "role") == Some("slave") {
+        hops += 1;
+        let above = spot(&fields, "master_host", "master_port").filter(|_| hops <= HOPS_MAX);
+        let above = above.ok_or_else(|| refused(format!("{at} is a replica of nobody that can be found")))?;
+        node = dial(&above, As::Node)?;
+        at = above;
+        fields = node.info("replication")?;
+    }
+    let replicas = fields
+        .iter()
+        .filter(|(name, _)| is_replica_line(name))
+        .filter_map(|(_, value)| {
+            let parts = value.split(',').filter_map(|part| part.split_once('='));
+            let parts: Vec<(String, String)> = parts
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .collect();
+            spot(&parts, "ip", "port")
+        });
+    let replicas = replicas.take(NODES_MAX).collect();
+    let shard = (Vec::new(), at, replicas);
+    describe(Form::Whole, vec![(shard, Some(node))], Vec::new(), dial)
+}
+
+/// `slave0`, `slave1`
+fn is_replica_line(name: &str) -> bool {
+    name.strip_prefix("slave")
+        .is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// All shards of a node's cluster.
+fn by_cluster(at: &HostPort, mut node: Node, dial: Dial<'_>) -> Result<Found, Error> {
+    let view = match cluster::view(&mut node) {
+        Err(error) if error.kind == Kind::Refused => {
+            return Err(refused(format!(
+                "{at} does not tell its cluster: the user needs +cluster|nodes"
+            )));
+        }
+        other => other?,
+    };
+    if view.len() > NODES_MAX {
+        return Err(refused(format!(
+            "the cluster has {} nodes, more than {NODES_MAX}",
+            view.len()
+        )));
+    }
+    let place = |seen: &Seen| match seen.is("myself") && (seen.host.is_empty() || seen.port == 0) {
+        // It was never told its own address.
+        true => at.clone(),
+        false if seen.host.is_empty() => HostPort::new(&*at.host, seen.port),
+        false => HostPort::new(&*seen.host, seen.port),
+    };
+    let mut shards = Vec::new();
+    let mut notes = Vec::new();
+    for shard in cluster::shards(&view)? {
+        let primary = view.iter().find(|seen| seen.id == shard.primary);
+        let primary = primary.ok_or_else(|| refused("a shard without a primary".to_owned()))?;
+        let mut replicas = Vec::new();
+        for seen in view
+            .iter()
+            .filter(|seen| seen.primary.as_ref() == Some(&shard.primary))
+        {
+            match seen.is_settled() || seen.is("myself") {
+                true => replicas.push(place(seen)),
+                false => notes.push(format!(
+                    "the replica {} is not reached by its cluster",
+                    place(seen)
+                )),
+            }
+        }
+        shards.push(((shard.slots, place(primary), replicas), None));
+    }
+    describe(Form::Cluster, shards, notes, dial)
+}
+
+type Places = (Vec<(u16, u16)>, HostPort, Vec<HostPort>);
+
+/// Looks at every node, each primary's connection given or made.
+fn describe(
+    form: Form,
+    shards: Vec<(Places, Option<Node>)>,
+    mut notes: Vec<String>,
+    dial: Dial<'_>,
+) -> Result<Found, Error> {
+    let mut about = None;
+    let (mut used_bytes, mut limit_bytes, mut is_limited) = (0u64, 0u64, true);
+    let mut found = Vec::new();
+    for ((slots, primary, replicas), node) in shards {
+        let mut node = match node {
+            Some(node) => node,
+            None => dial(&primary, As::Node)?,
+        };
+        let memory = node.info("memory")?;
+        used_bytes = used_bytes.saturating_add(number(&memory, "used_memory"));
+        let limit = number(&memory, "maxmemory");
+        is_limited &= limit > 0;
+        limit_bytes = limit_bytes.saturating_add(limit);
+        if about.is_none() {
+            about = Some(look_at(&mut node, &mut notes)?);
+        }
+        let replicas = replicas.into_iter().map(|at| {
+            let amiss = match dial(&at, As::Node).and_then(|mut node| node.info("replication")) {
+                Ok(fields) if field(&fields, "master_link_status") == Some("up") => None,
+                Ok(_) => Some("it is not in sync with its primary".to_owned()),
+                Err(error) => Some(
+                    match error.kind {
+                        Kind::Auth => "it does not know the user or the password",
+                        Kind::Refused => "the user may not do there what it may on the primary",
+                        _ => "nothing that may be connected to answers there",
+                    }
+                    .to_owned(),
+                ),
+            };
+            if let Some(why) = &amiss {
+                notes.push(format!("the replica {at} is left out: {why}"));
+            }
+            NodeFound { at, amiss }
+        });
+        let replicas = replicas.collect();
+        found.push(ShardFound {
+            slots,
+            primary,
+            replicas,
+        });
+    }
+    let about = about.ok_or_else(|| refused("a cluster without shards".to_owned()))?;
+    Ok(Found {
+        form,
+        family: about.family,
+        version: about.version,
+        shards: found,
+        sentinels: Vec::new(),
+        used_bytes,
+        limit_bytes: if is_limited { limit_bytes } else { 0 },
+        persistence: about.persistence,
+        way: about.way,
+        notes,
+    })
+}
+
+struct About {
+    family: String,
+    version: String,
+    persistence: Option<String>,
+    way: Way,
+}
+
+/// What a primary is and lets us do.
+fn look_at(node: &mut Node, notes: &mut Vec<String>) -> Result<About, Error> {
+    let server = node.info("server")?;
+    let text = |name: &str| field(&server, name).map(str::to_owned);
+    let (family, version) = match text("valkey_version") {
+        Some(version) => ("valkey".to_owned(), version),
+        None => ("redis".to_owned(), text("redis_version").unwrap_or_default()),
+    };
+    let mut way = Way::Psync;
+    for (name, note) in [
+        (
+            "psync",
+            "PSYNC is renamed or taken away: no snapshot can be taken",
+        ),
+        (
+            "replconf",
+            "REPLCONF is renamed or taken away: no snapshot can be taken",
+        ),
+        (
+            "config",
+            "CONFIG is renamed or taken away: a snapshot begins repl-diskless-sync-delay later (5 s where nobody has changed it)",
+        ),
+    ] {
+        if is_missing(node, name)? {
+            notes.push(note.to_owned());
+            if name != "config" {
+                way = Way::None;
+            }
+        }
+    }
+    for (command, note) in [
+        (
+            &["PSYNC", "?", "-1"][..],
+            "the user may not PSYNC (+psync): no snapshot can be taken",
+        ),
+        (
+            &["REPLCONF", "capa", "eof"],
+            "the user may not REPLCONF (+replconf): no snapshot can be taken",
+        ),
+        (
+            &["CONFIG", "SET", "repl-diskless-sync-delay", "0"],
+            "the user may not CONFIG SET (+config|set): a snapshot begins repl-diskless-sync-delay later (5 s where nobody has changed it)",
+        ),
+    ] {
+        let already_told = notes.iter().any(|told| told.starts_with(command[0]));
+        if !already_told && is_forbidden(node, command)? {
+            notes.push(note.to_owned());
+            if command[0] != "CONFIG" {
+                way = Way::None;
+            }
+        }
+    }
+    let value = |node: &mut Node, name: &str| match node.config_get(name) {
+        Ok(value) => Ok(value),
+        Err(error) if error.kind == Kind::Refused => Ok(None),
+        Err(error) => Err(error),
+    };
+    let persistence = match (
+        value(node, "appendonly")?.as_deref(),
+        value(node, "save")?.as_deref(),
+    ) {
+        (None, _) => None,
+        (Some("yes"), _) => Some("aof"),
+        (Some(_), Some("") | None) => Some("none"),
+        (Some(_), Some(_)) => Some("rdb"),
+    };
+    Ok(About {
+        family,
+        version,
+        persistence: persistence.map(str::to_owned),
+        way,
+    })
+}
+
+/// Whether the engine knows no such command; where it may not be asked, it is taken to.
+fn is_missing(node: &mut Node, name: &str) -> Result<bool, Error> {
+    let answer = node.ask(&[b"COMMAND", b"INFO", name.as_bytes()])?;
+    // A null array, which is read as an empty one.
+    Ok(
+        matches!(answer, Reply::Array(found) if found.iter().all(|one| matches!(one, Reply::Array(about) if about.is_empty()) || *one == Reply::Bulk(None))),
+    )
+}
+
+/// Whether the user may not do that, as the engine says without doing it (engine 7.0 and later); where it does not say, the
+/// first backup finds out.
+fn is_forbidden(node: &mut Node, command: &[&str]) -> Result<bool, Error> {
+    let Reply::Bulk(Some(user)) = node.ask(&[b"ACL", b"WHOAMI"])? else {
+        return Ok(false);
+    };
+    let mut words: Vec<&[u8]> = vec![b"ACL", b"DRYRUN", &user];
+    words.extend(command.iter().map(|word| word.as_bytes()));
+    Ok(match node.ask(&words)? {
+        // Valkey and Redis say so in a bulk, and in an error only that they will not tell.
+        Reply::Bulk(Some(text)) => String::from_utf8_lossy(&text).contains("no permissions"),
+        _ => false,
+    })
+}
+
+/// Whether a source can give a snapshot without suffering: it has loaded, and there is memory for the pages that change while
+/// its child writes.
+///
+/// # Errors
+/// [`Kind::Refused`] while it loads; [`Kind::SourceAtRisk`] with what it has and what it needs.
+pub fn check_before_capture(node: &mut Node) -> Result<(), Error> {
+    let persistence = node.info("persistence")?;
+    if field(&persistence, "loading") == Some("1") {
+        return Err(refused(format!(
+            "{} is loading its data: try again when it has",
+            node.label()
+        )));
+    }
+    let memory = node.info("memory")?;
+    let has = number(&memory, "total_system_memory");
+    let needed = memory_needed(&memory, &persistence);
+    if has > 0 && needed > has {
+        let context = format!(
+            "{} would have {} MB of memory in use while its child writes, and its machine has {} MB",
+            node.label(),
+            needed >> 20,
+            has >> 20
+        );
+        return Err(Error::new(Kind::SourceAtRisk, "begin capture", context));
+    }
+    Ok(())
+}
+
+/// What it has in memory, and what its child copied of that when it wrote last; a tenth where that is not known.
+fn memory_needed(memory: &[(String, String)], persistence: &[(String, String)]) -> u64 {
+    let copied = match number(persistence, "rdb_last_cow_size") {
+        0 => number(memory, "used_memory") / 10,
+        bytes => bytes,
+    };
+    number(memory, "used_memory_rss").saturating_add(copied)
+}
+
+/// Of the replicas of a shard one that has all that its primary had, and is not behind by more than `limit` of waiting.
+pub fn caught_up<'a>(
+    shard: &'a ShardFound,
+    primary: &mut Node,
+    limit: Duration,
+    dial: Dial<'_>,
+) -> Result<Option<&'a HostPort>, Error> {
+    for replica in shard.replicas.iter().filter(|replica| replica.amiss.is_none()) {
+        if let Ok(mut node) = dial(&replica.at, As::Node)
+            && cluster::has_caught_up(primary, &mut node, limit)?
+        {
+            return Ok(Some(&replica.at));
+        }
+    }
+    Ok(None)
+}
+
+fn refused(what: String) -> Error {
+    Error::new(Kind::Refused, "discover", what)
+}
+
+pub(crate) fn field<'a>(fields: &'a [(String, String)], wanted: &str) -> Option<&'a str> {
+    let found = fields.iter().find(|(name, _)| name == wanted);
+    found.map(|(_, value)| value.as_str())
+}
+
+/// 0 where it is not told.
+pub(crate) fn number(fields: &[(String, String)], wanted: &str) -> u64 {
+    field(fields, wanted)
+        .and_then(|value| value.parse().ok())
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_with_a_port_is_read_as_it_is_written() {
+        for (text, host, port) in [
+            ("host", "host", 6379),
+            ("10.0.0.1:7000", "10.0.0.1", 7000),
+            ("[::1]", "::1", 6379),
+            ("[fd00::1]:26379", "fd00::1", 26379),
+        ] {
+            let read: HostPort = text.parse().unwrap();
+            assert_eq!(read, HostPort::new(host, port), "{text}");
+            assert_eq!(read.to_string().parse(), Ok(read), "{text}");
+        }
+        for wrong in [
+            "",
+            ":6379",
+            "host:",
+            "host:0",
+            "host:x",
+            "host:70000",
+            "::1",
+            "[::1",
+            "[::1]x",
+            "[host]:1",
+            "a b",
+            "a/b:1",
+            "user@host:1",
+            "host\r\n:1",
+        ] {
+            assert_eq!(wrong.parse::<HostPort>(), Err(NoHostPort), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn lines_of_replicas_are_told_from_other_lines() {
+        assert!(is_replica_line("slave0") && is_replica_line("slave12"));
+        for other in ["slave", "slave_repl_offset", "slave0x", "connected_slaves"] {
+            assert!(!is_replica_line(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn memory_counts_what_the_child_copies() {
+        let fields = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
+            let pairs = pairs.iter();
+            pairs
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect()
+        };
+        let memory = fields(&[("used_memory", "1000"), ("used_memory_rss", "1500")]);
+        assert_eq!(memory_needed(&memory, &[]), 1600);
+        assert_eq!(
+            memory_needed(&memory, &fields(&[("rdb_last_cow_size", "700")])),
+            2200
+        );
+        assert_eq!(memory_needed(&[], &[]), 0);
+    }
+}

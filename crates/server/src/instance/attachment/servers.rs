@@ -1,0 +1,319 @@
+//! The servers of attached instances: connected to, looked at, chosen from for a capture, and left as they were.
+
+use std::time::{Duration, Instant};
+
+use engine::backup::Shard;
+use engine::discover::{self, As, Found, HostPort, ShardFound, Way};
+use engine::node::{Address, Bounds, Endpoint, Node, Tls};
+use engine::psync::{Entry, Setting};
+use engine::{Error, Kind, Secret};
+
+use super::{Attachment, Reach, Secrets, sealed_for};
+use crate::app::App;
+use crate::egress;
+use crate::ids::{InstanceId, Moment};
+use crate::instance::record::{self, Instance, Status};
+use crate::{limits, tls};
+
+/// Servers that can be dialled: only where the operator allows it, each time anew.
+pub struct Servers<'a> {
+    reach: &'a Reach,
+    secrets: Secrets,
+    allowed: egress::Servers,
+    tls: Option<Tls>,
+    until: Instant,
+}
+
+impl<'a> Servers<'a> {
+    /// Those that this reaches; everything must have been said within `limit`.
+    ///
+    /// # Errors
+    /// [`Kind::Io`] where the catalogue fails, [`Kind::Key`] for certificates that are none.
+    pub fn new(app: &App, reach: &'a Reach, secrets: Secrets, limit: Duration) -> Result<Self, Error> {
+        let allowed = egress::Servers::of(app).map_err(crate::instance::job::catalog_failed)?;
+        let unusable = |e: anyhow::Error| Error::new(Kind::Key, "read certificates", format!("{e:#}"));
+        let tls = match &reach.tls {
+            None => None,
+            Some(trust) => {
+                let own = trust.certificate.as_deref().zip(secrets.private_key.as_deref());
+                Some(Tls {
+                    config: tls::connector(&trust.ca, own).map_err(unusable)?,
+                    name: trust.server_name.clone(),
+                })
+            }
+        };
+        Ok(Self {
+            reach,
+            secrets,
+            allowed,
+            tls,
+            until: Instant::now() + limit,
+        })
+    }
+
+    /// Those of an instance.
+    ///
+    /// # Errors
+    /// As [`Servers::new`]; [`Kind::Key`] where the sealed column does not open.
+    pub fn of(app: &App, id: &InstanceId, attachment: &'a Attachment) -> Result<Self, Error> {
+        let text = app.vault.master.open(&sealed_for(id), &attachment.sealed)?;
+        let secrets = serde_json::from_str(&text)
+            .map_err(|_not_ours| Error::new(Kind::Key, "open secret", "it is of another form"))?;
+        // Each shard may keep a capture waiting for its replica.
+        let shards = u32::try_from(attachment.found.shards.len()).unwrap_or(u32::MAX);
+        let limit = limits::DISCOVERY_TIME_MAX + (limits::CATCH_UP + limits::ATTACHED_ANSWER) * shards;
+        Self::new(app, &attachment.reach, secrets, limit)
+    }
+
+    /// Connects to a host where it is allowed to be, and says how.
+    ///
+    /// # Errors
+    /// As [`Node::connect`]; [`Kind::Connection`] where it is not allowed, [`Kind::Idle`] where the time is over.
+    fn reach(&self, wanted: &HostPort, role: As) -> Result<(Endpoint, Node), Error> {
+        let moved = self.reach.moved.iter().find(|(named, _)| named == wanted);
+        let wanted = moved.map_or(wanted, |(_, here)| here);
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            let context = format!("no time is left for {wanted}");
+            return Err(Error::new(Kind::Idle, "discover", context));
+        }
+        let (user, password) = match role {
+            As::Node => (&self.reach.user, &self.secrets.password),
+            As::Sentinel => (&self.reach.sentinel_user, &self.secrets.sentinel_password),
+        };
+        let mut last = None;
+        for at in self.allowed.resolve(wanted)? {
+            let endpoint = Endpoint {
+                address: Address::Checked(wanted.host.clone(), at),
+                user: user.clone(),
+                password: password.clone().map(Secret::new),
+                tls: self.tls.clone(),
+                timeout: limits::ATTACHED_ANSWER.min(left),
+            };
+            match Node::connect_within(&endpoint, Bounds::narrow(left)) {
+                Ok(node) => return Ok((endpoint, node)),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.unwrap_or_else(|| Error::new(Kind::Connection, "connect", "it has no address")))
+    }
+
+    fn dial(&self, wanted: &HostPort, role: As) -> Result<Node, Error> {
+        Ok(self.reach(wanted, role)?.1)
+    }
+
+    /// Finds out what is there, from what was given and from what was found before.
+    ///
+    /// # Errors
+    /// As [`discover::discover`].
+    pub fn discover(&self, before: Option<&Found>) -> Result<Found, Error> {
+        let mut seeds = self.reach.seeds.clone();
+        if let Some(before) = before {
+            let known = before.sentinels.iter().chain(before.nodes());
+            for node in known {
+                if !seeds.contains(node) {
+                    seeds.push(node.clone());
+                }
+            }
+        }
+        let name = self.reach.primary_name.as_deref();
+        discover::discover(&seeds, name, &|at, role| self.dial(at, role))
+    }
+
+    /// The node of a shard to capture: a replica that has caught up spares the primary the fork.
+    fn choose(&self, shard: &ShardFound) -> Result<(Endpoint, HostPort), Error> {
+        let mut primary = self.dial(&shard.primary, As::Node)?;
+        let dial = |at: &HostPort, role: As| self.dial(at, role);
+        let replica = discover::caught_up(shard, &mut primary, limits::CATCH_UP, &dial)?;
+        let chosen = replica.unwrap_or(&shard.primary);
+        let (mut endpoint, mut node) = self.reach(chosen, As::Node)?;
+        discover::check_before_capture(&mut node)?;
+        endpoint.timeout = limits::ATTACHED_SILENCE;
+        Ok((endpoint, chosen.clone()))
+    }
+}
+
+/// What a capture of an attached instance reads.
+pub struct Chosen {
+    /// The nodes, one for each shard.
+    pub shards: Vec<Shard>,
+    /// What is there now.
+    pub found: Found,
+    /// Where it is one: primary or replica, a space, and where.
+    pub captured_from: Option<String>,
+}
+
+/// Finds the instance's servers again and chooses those to capture.
+///
+/// # Errors
+/// As [`look`]; [`Kind::Refused`] where no snapshot can be had, [`Kind::SourceAtRisk`].
+pub fn choose(app: &App, instance: &Instance, attachment: &Attachment, now: Moment) -> Result<Chosen, Error> {
+    let servers = Servers::of(app, &instance.id, attachment)?;
+    let found = find_again(app, instance, attachment, &servers, now)?;
+    if found.way == Way::None {
+        let context = found.notes.join("; ");
+        return Err(Error::new(Kind::Refused, "find servers", context));
+    }
+    let mut shards = Vec::new();
+    let mut captured_from = None;
+    for shard in &found.shards {
+        let (source, at) = servers.choose(shard)?;
+        let role = if at == shard.primary { "primary" } else { "replica" };
+        captured_from = Some(format!("{role} {at}"));
+        shards.push(Shard {
+            source,
+            port: shard.primary.port,
+            slots: shard.slots.clone(),
+        });
+    }
+    Ok(Chosen {
+        captured_from: captured_from.filter(|_| instance.layout.mode.is_whole()),
+        shards,
+        found,
+    })
+}
+
+/// The slots of each shard as they are now.
+///
+/// # Errors
+/// As [`look`].
+pub fn slots(
+    app: &App,
+    instance: &Instance,
+    attachment: &Attachment,
+    now: Moment,
+) -> Result<Vec<Vec<(u16, u16)>>, Error> {
+    let servers = Servers::of(app, &instance.id, attachment)?;
+    let found = find_again(app, instance, attachment, &servers, now)?;
+    Ok(found.shards.into_iter().map(|shard| shard.slots).collect())
+}
+
+/// Why a capture of attached servers failed, as their instance's record may tell: what they answer is told in their own words
+/// in the log alone.
+pub fn told(instance: &Instance, error: &Error) -> String {
+    const CODES: [&str; 8] = [
+        "NOPERM",
+        "NOAUTH",
+        "WRONGPASS",
+        "LOADING",
+        "MASTERDOWN",
+        "NOMASTERLINK",
+        "MISCONF",
+        "BUSY",
+    ];
+    let is_theirs = match error.kind {
+        Kind::Refused => matches!(error.operation, "ask for snapshot" | "run command"),
+        Kind::Protocol => error.operation != "read snapshot",
+        Kind::Auth => true,
+        _ => false,
+    };
+    if !is_theirs {
+        return engine::chain(error);
+    }
+    tracing::warn!(instance.id = %instance.id, error = engine::chain(error), "what attached servers answered");
+    let mut words = error.context.split(|letter: char| !letter.is_ascii_uppercase());
+    let code = words.find_map(|word| CODES.into_iter().find(|code| *code == word));
+    match (error.kind, code) {
+        (Kind::Protocol, _) => format!(
+            "{}: the server does not answer as an engine does",
+            error.operation
+        ),
+        (_, Some("NOPERM")) => format!(
+            "{}: the server refuses it (NOPERM): the user lacks a permission, `cachekeep instance attach --print-acl` prints which it needs",
+            error.operation
+        ),
+        (_, Some(code)) => format!("{}: the server refuses it ({code})", error.operation),
+        (_, None) => format!("{}: the server refuses it", error.operation),
+    }
+}
+
+/// Writes down what becomes of a setting.
+///
+/// # Errors
+/// [`Kind::Io`] where the catalogue fails.
+pub fn note(app: &App, id: &InstanceId, entry: Entry<'_>, now: Moment) -> Result<(), Error> {
+    let change = |settings: &mut Vec<Setting>| match entry {
+        Entry::Changing(setting) => settings.push(setting.clone()),
+        Entry::Back(setting) => settings.retain(|noted| noted != setting),
+    };
+    app.catalog
+        .write(|tx| record::change_attached_settings(tx, id, change, now))
+        .map_err(crate::instance::job::catalog_failed)
+}
+
+/// Puts settings back that a capture left changed, which a crash may have cut off.
+///
+/// # Errors
+/// As [`Node::connect`] and [`Node::command`]: they stay written down.
+pub fn put_settings_back(
+    app: &App,
+    instance: &Instance,
+    attachment: &Attachment,
+    now: Moment,
+) -> Result<(), Error> {
+    if attachment.settings.is_empty() {
+        return Ok(());
+    }
+    let servers = Servers::of(app, &instance.id, attachment)?;
+    for setting in &attachment.settings {
+        let unreadable = || {
+            Error::new(
+                Kind::Io,
+                "put settings back",
+                format!("{} is no place", setting.node),
+            )
+        };
+        let at: HostPort = setting.node.parse().map_err(|_| unreadable())?;
+        let mut node = servers.dial(&at, As::Node)?;
+        setting.put_back(&mut node)?;
+        note(app, &instance.id, Entry::Back(setting), now)?;
+        tracing::info!(instance.id = %instance.id, node = setting.node, setting = setting.name, "a setting of a source is what it was");
+    }
+    Ok(())
+}
+
+/// Finds the instance's servers again, and keeps what is found: they can be used.
+///
+/// # Errors
+/// As [`Servers::discover`]; [`Kind::Mismatch`] where it is a cluster and was none, or the other way round.
+pub fn look(app: &App, instance: &Instance, attachment: &Attachment, now: Moment) -> Result<(), Error> {
+    let servers = Servers::of(app, &instance.id, attachment)?;
+    find_again(app, instance, attachment, &servers, now).map(drop)
+}
+
+fn find_again(
+    app: &App,
+    instance: &Instance,
+    attachment: &Attachment,
+    servers: &Servers<'_>,
+    now: Moment,
+) -> Result<Found, Error> {
+    let found = servers.discover(Some(&attachment.found))?;
+    if found.form != attachment.found.form {
+        let context =
+            "one of a cluster and one without are not the same instance: detach it, and attach it again";
+        return Err(Error::new(Kind::Mismatch, "find servers", context));
+    }
+    app.board.note_memory(&instance.id, found.used_bytes);
+    let is_another = is_another(&found, &attachment.found);
+    if is_another || instance.status == Status::Error {
+        app.catalog
+            .write(|tx| {
+                if is_another {
+                    record::set_found(tx, &instance.id, attachment, &found, now)?;
+                }
+                record::transition(tx, &instance.id, Status::Error, Status::Running, None, now).map(drop)
+            })
+            .map_err(crate::instance::job::catalog_failed)?;
+    }
+    Ok(found)
+}
+
+/// Whether more has changed than how much data there is.
+fn is_another(found: &Found, before: &Found) -> bool {
+    let of = |found: &Found| Found {
+        used_bytes: 0,
+        ..found.clone()
+    };
+    of(found) != of(before)
+}
