@@ -20,6 +20,9 @@ use crate::jobs::{JobKind, queue};
 use crate::limits;
 use crate::refusal::Refusal;
 
+/// What is to be known of servers that somebody else runs.
+const NOT_INTO: &str = "backups cannot be restored into them yet: restore into an instance of this service";
+
 /// A wish to restore.
 #[derive(Debug)]
 pub struct RestoreRequest {
@@ -72,6 +75,7 @@ pub(super) fn look_into(
 ) -> Result<(), Refusal> {
     let (instance, backup, to_cluster) = app.catalog.read(|tx| {
         let instance = instances::find(tx, project, id)?;
+        instances::check_managed(&instance, NOT_INTO)?;
         let source = source(tx, project, &instance, request)?;
         let to_cluster = !instance.layout.mode.is_whole() && source.layout.mode.is_whole();
         let engine = |of: &Instance| (of.engine, minor(&of.engine_version));
@@ -205,10 +209,7 @@ pub(super) fn check(
     request: &RestoreRequest,
 ) -> Result<Accepted, Refusal> {
     let instance = instances::find(tx, project, id)?;
-    instances::check_managed(
-        &instance,
-        "backups cannot be restored into them yet: restore into an instance of this service",
-    )?;
+    instances::check_managed(&instance, NOT_INTO)?;
     if app.config.strict_dcs && instance.layout.mode == Mode::Single {
         return Err(Refusal::SingleNode);
     }
