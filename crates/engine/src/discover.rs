@@ -107,7 +107,9 @@ pub enum Form {
 pub enum Way {
     /// As a replica's copy: one moment of the data.
     Psync,
-    /// `PSYNC` is hidden or forbidden, so that there is none.
+    /// Key by key, for `PSYNC` is hidden or forbidden: of no single moment.
+    Scan,
+    /// Neither may be had.
     None,
 }
 
@@ -454,45 +456,24 @@ fn look_at(node: &mut Node, notes: &mut Vec<String>) -> Result<About, Error> {
         None => ("redis".to_owned(), text("redis_version").unwrap_or_default()),
     };
     let mut way = Way::Psync;
-    for (name, note) in [
-        (
-            "psync",
-            "PSYNC is renamed or taken away: no snapshot can be taken",
-        ),
-        (
-            "replconf",
-            "REPLCONF is renamed or taken away: no snapshot can be taken",
-        ),
-        (
-            "config",
-            "CONFIG is renamed or taken away: a snapshot begins repl-diskless-sync-delay later (5 s where nobody has changed it)",
-        ),
+    for (command, is_needed) in [
+        (&["PSYNC", "?", "-1"][..], true),
+        (&["REPLCONF", "capa", "eof"], true),
+        (TUNES, false),
     ] {
-        if is_missing(node, name)? {
-            notes.push(note.to_owned());
-            if name != "config" {
-                way = Way::None;
-            }
+        let Some(hindrance) = hindrance(node, command)? else {
+            continue;
+        };
+        notes.push(format!("{hindrance}{}", if is_needed { "" } else { SLOW }));
+        if is_needed {
+            way = Way::Scan;
         }
     }
-    for (command, note) in [
-        (
-            &["PSYNC", "?", "-1"][..],
-            "the user may not PSYNC (+psync): no snapshot can be taken",
-        ),
-        (
-            &["REPLCONF", "capa", "eof"],
-            "the user may not REPLCONF (+replconf): no snapshot can be taken",
-        ),
-        (
-            &["CONFIG", "SET", "repl-diskless-sync-delay", "0"],
-            "the user may not CONFIG SET (+config|set): a snapshot begins repl-diskless-sync-delay later (5 s where nobody has changed it)",
-        ),
-    ] {
-        let already_told = notes.iter().any(|told| told.starts_with(command[0]));
-        if !already_told && is_forbidden(node, command)? {
-            notes.push(note.to_owned());
-            if command[0] != "CONFIG" {
+    if way == Way::Scan {
+        notes.push("a backup is read key by key (SCAN, DUMP), and so is of no single moment; libraries of functions are left out".to_owned());
+        for command in [&["SCAN", "0"][..], &["DUMP", "key"], &["PTTL", "key"], &["TIME"]] {
+            if let Some(hindrance) = hindrance(node, command)? {
+                notes.push(format!("{hindrance}: no backup can be taken"));
                 way = Way::None;
             }
         }
@@ -517,6 +498,24 @@ fn look_at(node: &mut Node, notes: &mut Vec<String>) -> Result<About, Error> {
         persistence: persistence.map(str::to_owned),
         way,
     })
+}
+
+/// What a capture sets on its source.
+const TUNES: &[&str] = &["CONFIG", "SET", "repl-diskless-sync-delay", "0"];
+const SLOW: &str = ": a snapshot begins repl-diskless-sync-delay later (5 s where nobody has changed it)";
+
+/// Why a command cannot be used, in words; `None`: it can, as far as that is told.
+fn hindrance(node: &mut Node, command: &[&str]) -> Result<Option<String>, Error> {
+    let name = command.first().copied().unwrap_or_default();
+    if is_missing(node, name)? {
+        return Ok(Some(format!("{name} is renamed or taken away")));
+    }
+    let (shown, rule) = match command {
+        ["CONFIG", "SET", ..] => ("CONFIG SET", "config|set".to_owned()),
+        _ => (name, name.to_lowercase()),
+    };
+    let is_forbidden = is_forbidden(node, command)?;
+    Ok(is_forbidden.then(|| format!("the user may not {shown} (+{rule})")))
 }
 
 /// Whether the engine knows no such command; where it may not be asked, it is taken to.

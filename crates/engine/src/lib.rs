@@ -24,6 +24,7 @@ pub mod process;
 pub mod proof;
 pub mod psync;
 pub mod replay;
+pub mod scan;
 pub mod segment;
 pub mod selection;
 pub mod sentinel;

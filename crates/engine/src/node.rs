@@ -572,6 +572,23 @@ impl Node {
         }
     }
 
+    /// Reads the beginning of a bulk reply, whose bytes and line end follow: its length, `None` for the null bulk. Any other
+    /// reply is read whole.
+    ///
+    /// # Errors
+    /// As [`Node::ask`].
+    pub fn bulk_header(&mut self) -> Result<Result<Option<u64>, Reply>, Error> {
+        let line = self.line()?;
+        match line.split_first() {
+            Some((b'$', number)) => match String::from_utf8_lossy(number).parse::<i64>() {
+                Ok(number) => Ok(Ok(u64::try_from(number).ok())),
+                Err(_) => Err(self.garbage("bulk length is no integer")),
+            },
+            Some((b'-', text)) => Ok(Err(Reply::Error(String::from_utf8_lossy(text).into_owned()))),
+            _ => Err(self.garbage("no bulk reply")),
+        }
+    }
+
     /// Reads one line without its line end (`\r\n` or a bare `\n`).
     ///
     /// # Errors

@@ -185,7 +185,13 @@ fn take(
                 Ok(0) => break,
                 Ok(count) => count,
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
-                Err(e) => return Err(Error::io(Kind::Io, IMPORT, "cannot read it", e)),
+                Err(e) => {
+                    // A source that is read over a connection says itself what is the matter.
+                    return Err(match e.downcast::<Error>() {
+                        Ok(own) => own,
+                        Err(e) => Error::io(Kind::Io, IMPORT, "cannot read it", e),
+                    });
+                }
             };
             cutter.feed(&chunk[..count], || {
                 control.check(IMPORT).and_then(|()| sealing.check())

@@ -197,7 +197,8 @@ pub struct FoundShown {
     pub max_memory: u64,
     /// `aof`, `rdb`, `none`; null where it is not told.
     pub persistence: Option<String>,
-    /// How a backup is taken: `psync`; `none` where it cannot be, which `notes` explain.
+    /// How a backup is taken: `psync`, as of one moment; `scan`, key by key, where that is hidden; `none` where neither can be:
+    /// `notes` explain it.
     pub capture: &'static str,
     /// Primaries and what follows them.
     pub shards: Vec<ShardShown>,
@@ -241,6 +242,7 @@ impl FoundShown {
             persistence: found.persistence.clone(),
             capture: match found.way {
                 Way::Psync => "psync",
+                Way::Scan => "scan",
                 Way::None => "none",
             },
             shards: found.shards.iter().map(ShardShown::new).collect(),

@@ -274,6 +274,9 @@ pub struct BackupDetails {
     pub manifest_blake3: Option<String>,
     /// Of a primary with replicas, which node was captured: `primary` or `replica`, a space, its id.
     pub captured_from: Option<String>,
+    /// Whether it holds the data of one moment (of a cluster's shard); false where its server hides `PSYNC`, so that it was read key by
+    /// key.
+    pub point_in_time: bool,
     /// The store that its file lies in: `local` or the name of a storage.
     pub storage: String,
     /// A copy of it in another store; null without one.
@@ -374,6 +377,7 @@ impl BackupRecord {
                 used_memory_bytes: row.used_memory_bytes,
                 manifest_blake3: row.manifest_blake3.clone(),
                 captured_from: row.captured_from.clone(),
+                point_in_time: row.is_point_in_time,
                 storage: row
                     .storage_name
                     .clone()

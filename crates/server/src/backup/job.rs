@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use engine::backup::{BackupPlan, BackupReport, Labels, Shard};
+use engine::backup::{BackupPlan, BackupReport, ImportPlan, Labels, Shard, ShardFile};
 use engine::cluster;
+use engine::discover::Way;
 use engine::guard::{self, Guardrails};
 use engine::keys::Recipient;
 use engine::node::Endpoint;
 use engine::process::Engine;
 use engine::psync::{Ledger, Tuning};
+use engine::scan::KeyByKey;
 use engine::store::Store;
 use engine::{Control, Error, Kind, failpoint};
 
@@ -148,6 +150,7 @@ pub fn capture(
         shards,
         used_bytes: used,
         captured_from,
+        is_point_in_time,
     } = sources(app, instance)?;
     let finished = |made: BackupReport| Finished {
         size_bytes: made.stored_bytes,
@@ -156,6 +159,7 @@ pub fn capture(
         used_memory_bytes: made.used_memory_bytes,
         manifest_blake3: made.manifest_blake3,
         captured_from: captured_from.clone(),
+        is_point_in_time,
     };
     let first = shards.first().ok_or_else(|| {
         Error::new(
@@ -202,6 +206,9 @@ pub fn capture(
         false => Vec::new(),
     };
     guarded(&watched, control, || {
+        if !is_point_in_time {
+            return key_by_key(&plan, &shards, instance, store, app, control).map(finished);
+        }
         if instance.layout.mode.is_whole() {
             return engine::backup::run(&plan, store, &app.vault.signer, control).map(finished);
         }
@@ -222,6 +229,46 @@ pub fn capture(
             Err(error) => Err(error),
         }
     })
+}
+
+/// As [`engine::backup::run`], where `PSYNC` is hidden.
+fn key_by_key(
+    plan: &BackupPlan<'_>,
+    shards: &[Shard],
+    instance: &Instance,
+    store: &Store,
+    app: &App,
+    control: &Control,
+) -> Result<BackupReport, Error> {
+    let import = ImportPlan {
+        prefix: plan.prefix.clone(),
+        labels: plan.labels.clone(),
+        recipient: plan.recipient.clone(),
+        spill_dir: plan.spool_dir.clone(),
+        source: format!("the keys of {}", plan.source.address),
+        expected_bytes: plan.expected_bytes,
+        accept_functions: false,
+    };
+    let keys = |shard: &Shard| {
+        KeyByKey::new(
+            shard.source.clone(),
+            &plan.spool_dir,
+            plan.snapshot_bytes_max,
+            control,
+        )
+    };
+    if instance.layout.mode.is_whole() {
+        let first = shards.first().map(keys);
+        let mut source =
+            first.ok_or_else(|| Error::new(Kind::NotFound, "find engine", "there is no node"))?;
+        return engine::backup::import(&import, &mut source, store, &app.vault.signer, control);
+    }
+    let files = shards.iter().map(|shard| ShardFile {
+        source: Box::new(keys(shard)),
+        slots: shard.slots.clone(),
+        port: shard.port,
+    });
+    engine::backup::import_shards(&import, files.collect(), store, &app.vault.signer, control)
 }
 
 /// Does `work` while somebody looks after the servers that are not ours.
@@ -261,6 +308,8 @@ pub struct Sources {
     pub used_bytes: u64,
     /// See [`Backup::captured_from`].
     captured_from: Option<String>,
+    /// See [`Backup::is_point_in_time`].
+    is_point_in_time: bool,
 }
 
 /// The nodes to capture. A replica that has caught up spares the primary the fork.
@@ -274,6 +323,7 @@ pub fn sources(app: &App, instance: &Instance) -> Result<Sources, Error> {
             shards: chosen.shards,
             used_bytes: chosen.found.used_bytes,
             captured_from: chosen.captured_from,
+            is_point_in_time: chosen.found.way == Way::Psync,
         });
     }
     let endpoint = |engine: &Engine| {
@@ -293,6 +343,7 @@ pub fn sources(app: &App, instance: &Instance) -> Result<Sources, Error> {
             shards: engines.iter().map(whole).collect(),
             used_bytes: used,
             captured_from: None,
+            is_point_in_time: true,
         });
     }
     if instance.layout.mode == Mode::Ha {
@@ -315,6 +366,7 @@ pub fn sources(app: &App, instance: &Instance) -> Result<Sources, Error> {
             }],
             used_bytes: primary.1.used_memory()?,
             captured_from: Some(format!("{role} {id}")),
+            is_point_in_time: true,
         });
     }
     let mut by_port = BTreeMap::new();
@@ -356,5 +408,6 @@ pub fn sources(app: &App, instance: &Instance) -> Result<Sources, Error> {
         shards,
         used_bytes: used,
         captured_from: None,
+        is_point_in_time: true,
     })
 }

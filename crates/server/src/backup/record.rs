@@ -190,6 +190,8 @@ pub struct Backup {
     pub manifest_blake3: Option<String>,
     /// `primary` or `replica`, a space, and the id of the node that was captured, where it could have been another one.
     pub captured_from: Option<String>,
+    /// Whether it holds the data of one moment; else it was read key by key.
+    pub is_point_in_time: bool,
     /// The retired process that holds the data, for [`Kind::Generation`].
     pub generation_id: Option<GenerationId>,
     /// What the verify that counts found.
@@ -239,7 +241,7 @@ macro_rules! columns {
          storage_id, (SELECT name FROM storage WHERE storage.id = storage_id), \
          proof_level, proof_at_ms, proof_engine, proof_load_ms, proof_failure, \
          copy_prefix, copy_storage_id, (SELECT name FROM storage WHERE storage.id = copy_storage_id), copy_at_ms, captured_from, \
-         schedule_id, due_at_ms, try_number, expires_at_ms"
+         schedule_id, due_at_ms, try_number, expires_at_ms, point_in_time"
     };
 }
 
@@ -277,6 +279,7 @@ fn row(row: &Row<'_>) -> Result<Backup, Error> {
         captured_from: row.get(34)?,
         run: run_record::read(row, 35)?,
         expires_at: row.get(38)?,
+        is_point_in_time: row.get(39)?,
     })
 }
 
@@ -604,6 +607,8 @@ pub struct Finished {
     pub manifest_blake3: String,
     /// See [`Backup::captured_from`].
     pub captured_from: Option<String>,
+    /// See [`Backup::is_point_in_time`].
+    pub is_point_in_time: bool,
 }
 
 /// Running → Succeeded. `false`: the record has ended otherwise.
@@ -613,7 +618,7 @@ pub struct Finished {
 pub fn succeed(tx: &Tx<'_>, id: &BackupId, finished: &Finished, now: Moment) -> Result<bool, Error> {
     let changed = tx.execute(
         "UPDATE backup SET status = 'succeeded', progress_bp = 10000, phase = NULL, size_bytes = ?2, plain_bytes = ?3, keys = ?4, \
-         used_memory_bytes = ?5, manifest_blake3 = ?6, updated_at_ms = ?7, captured_from = ?8 WHERE id = ?1 AND status = 'running'",
+         used_memory_bytes = ?5, manifest_blake3 = ?6, updated_at_ms = ?7, captured_from = ?8, point_in_time = ?9 WHERE id = ?1 AND status = 'running'",
         (
             id,
             finished.size_bytes,
@@ -623,6 +628,7 @@ pub fn succeed(tx: &Tx<'_>, id: &BackupId, finished: &Finished, now: Moment) -> 
             &finished.manifest_blake3,
             now,
             &finished.captured_from,
+            finished.is_point_in_time,
         ),
     )?;
     Ok(changed == 1)

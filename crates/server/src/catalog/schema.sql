@@ -156,6 +156,7 @@ CREATE TABLE backup (
     storage_id TEXT REFERENCES storage(id), -- in which store; null: the local folder; set with prefix
     manifest_blake3 TEXT,                   -- set with succeeded
     captured_from TEXT,                     -- primary or replica, a space, the node's id; null: there is only one node, or one for each shard
+    point_in_time BIGINT NOT NULL DEFAULT 1,  -- 0: read key by key, of no single moment
     generation_id TEXT REFERENCES generation(id), -- kind generation: the data is a retired process, not an archive
     phase TEXT,
     proof_level TEXT CHECK (proof_level IN ('stored', 'parsed', 'proven')), -- of the verify that counts; null: none yet

@@ -17,6 +17,8 @@ const NEEDED: &str = "+ping +info +role +psync +replconf +command|info +acl|whoa
 const NEEDED_OF_CLUSTER: &str = "+cluster|nodes";
 /// Saves the five seconds of repl-diskless-sync-delay, and tells what survives a crash.
 const WISHED: &str = "+config|get +config|set";
+/// Where `PSYNC` is not to be had: all keys are read.
+const NEEDED_WITHOUT_PSYNC: &str = "~* +scan +dump +pttl +time +select";
 /// What the user of a Sentinel needs.
 const NEEDED_OF_SENTINEL: &str = "+ping +info +sentinel|masters +sentinel|sentinels";
 
@@ -127,6 +129,10 @@ fn print_acl(user: &str) {
         "# Where a capture may begin at once (else repl-diskless-sync-delay later); it lets the user change any setting:"
     );
     println!("ACL SETUSER {user} {WISHED}");
+    println!(
+        "# Instead of +psync and +replconf, where those are not to be had (a backup is of no single moment then):"
+    );
+    println!("ACL SETUSER {user} {NEEDED_WITHOUT_PSYNC}");
     println!("# On Sentinels, where they want a user at all:");
     println!("ACL SETUSER {user} reset on >PASSWORD {NEEDED_OF_SENTINEL}");
 }

@@ -5,7 +5,6 @@
 mod alone;
 mod attach;
 mod attach_hostile;
-mod attach_matrix;
 mod beside_api;
 mod broken_engine;
 mod busy;

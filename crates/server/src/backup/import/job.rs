@@ -136,6 +136,7 @@ pub fn run(
                 used_memory_bytes: made.used_memory_bytes,
                 manifest_blake3: made.manifest_blake3.clone(),
                 captured_from: None,
+                is_point_in_time: true,
             };
             let write = |tx: &Tx<'_>| record::succeed(tx, id, &finished, Moment::now());
             if app.catalog.write(write).map_err(unwritten)? {

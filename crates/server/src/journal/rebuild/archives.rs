@@ -350,6 +350,7 @@ impl Work<'_> {
             used_memory_bytes: used.unwrap_or(0),
             manifest_blake3,
             captured_from: None,
+            is_point_in_time: true,
         }
     }
 
