@@ -29,7 +29,7 @@ struct Package {
     why: &'static str,
 }
 
-const PACKAGES: [Package; 9] = [
+const PACKAGES: [Package; 10] = [
     Package {
         name: "redis-server",
         program: "redis-server",
@@ -67,6 +67,12 @@ const PACKAGES: [Package; 9] = [
         why: "reads the catalogue from outside cachekeep",
     },
     Package {
+        name: "prometheus",
+        program: "promtool",
+        purpose: Purpose::Test,
+        why: "its promtool judges metrics and alert rules",
+    },
+    Package {
         name: "curl",
         program: "curl",
         purpose: Purpose::Test,
@@ -86,7 +92,7 @@ const PACKAGES: [Package; 9] = [
     },
 ];
 
-/// Run as root by `sh -c`. Debian starts and enables the redis service when its package is installed, on port 6379;
+/// Run as root by `sh -c`. Debian starts and enables the services of redis and Prometheus when their packages are installed, on ports 6379 and 9090;
 /// `policy-rc.d` forbids the start and the unit is disabled afterwards. The trap removes the policy file however
 /// the script ends, an interrupted one included.
 const INSTALL_SCRIPT: &str = r#"
@@ -103,12 +109,12 @@ export DEBIAN_FRONTEND=noninteractive
 apt-get update -q
 apt-get install -y -q --no-install-recommends "$@"
 for name in "$@"; do
-    [ "$name" = redis-server ] || continue
+    case "$name" in redis-server | prometheus) ;; *) continue ;; esac
     if command -v systemctl > /dev/null; then
-        systemctl --quiet disable redis-server.service > /dev/null 2>&1 || true
-        [ ! -d /run/systemd/system ] || systemctl --quiet stop redis-server.service || true
+        systemctl --quiet disable "$name.service" > /dev/null 2>&1 || true
+        [ ! -d /run/systemd/system ] || systemctl --quiet stop "$name.service" || true
     else
-        update-rc.d redis-server disable > /dev/null 2>&1 || true
+        update-rc.d "$name" disable > /dev/null 2>&1 || true
     fi
 done
 "#;

@@ -15,6 +15,7 @@ mod jobs;
 mod journal;
 mod limits;
 mod memory;
+mod metrics;
 mod rate;
 mod reconcile;
 mod refusal;

@@ -39,6 +39,7 @@ mod tests {
         let config = Config {
             data_dir: "/srv/my data".into(),
             listen: ([127, 0, 0, 1], 0).into(),
+            metrics_listen: None,
             tls: None,
             region: String::new(),
             engine_bind: [127, 0, 0, 1].into(),

@@ -111,6 +111,11 @@ async fn dispatch(
         Ok(reply) => reply,
         Err(error) => error.into_response(shape, operation, &request_id),
     };
+    let status = reply.status();
+    edge.app.counters.add(
+        crate::metrics::ANSWERS,
+        &[("operation", operation), ("status", status.as_str())],
+    );
     if let Ok(value) = HeaderValue::from_str(&request_id) {
         reply.headers_mut().insert("x-request-id", value);
     }
@@ -317,7 +322,8 @@ fn too_many() -> ApiError {
     }
 }
 
-const PARAMS: [&str; 8] = [
+const PARAMS: [&str; 9] = [
+    "schedule_id",
     "project_id",
     "instance_id",
     "backup_id",

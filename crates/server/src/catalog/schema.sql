@@ -166,6 +166,7 @@ CREATE TABLE backup (
     schedule_id TEXT,                       -- whose run it is; null: no schedule asked for it. It may be gone by now
     due_at_ms BIGINT,                       -- when that run was due
     try_number BIGINT,                      -- from 1 on
+    held TEXT,                              -- why neither retention nor a person may take it; null: they may
     expires_at_ms BIGINT,                   -- retention may take it from then on; null: it stays until somebody deletes it
     created_at_ms BIGINT NOT NULL,
     execution_at_ms BIGINT,
@@ -185,6 +186,22 @@ WHEN (OLD.status IN ('failed', 'expired') AND NEW.status NOT IN (OLD.status, 'de
   OR (OLD.status = 'deleted' AND NEW.status <> 'deleted')
   OR (OLD.status = 'succeeded' AND NEW.status NOT IN ('succeeded', 'expired', 'deleted'))
 BEGIN SELECT RAISE(ABORT, 'backup_terminal_is_final'); END;
+
+-- What is done by itself besides the backup policy. A row that is deleted stays: the mirror knows no deletions.
+CREATE TABLE schedule (
+    id TEXT NOT NULL PRIMARY KEY,
+    project_id TEXT NOT NULL REFERENCES project(id),
+    instance_id TEXT NOT NULL REFERENCES instance(id),
+    name TEXT NOT NULL,
+    task TEXT NOT NULL CHECK (task IN ('backup', 'drill')),
+    cron TEXT NOT NULL,                     -- minute hour day month weekday
+    zone TEXT NOT NULL,                     -- a name of the IANA database
+    window_ms BIGINT NOT NULL,              -- how long after it was due a run may begin, where the service was away
+    keeps TEXT NOT NULL,                    -- JSON: which of its backups stay; without a rule all do
+    created_at_ms BIGINT NOT NULL,
+    deleted_at_ms BIGINT
+);
+CREATE UNIQUE INDEX schedule_instance_name_unique ON schedule(instance_id, name) WHERE deleted_at_ms IS NULL;
 
 -- Where a remote store holds or may hold objects of an attempt: written before the first object is, removed after
 -- the last one is gone. So what is to be deleted is known without a listing.
@@ -207,6 +224,9 @@ CREATE TABLE verification (
     bytes_total BIGINT NOT NULL DEFAULT 0,
     engine TEXT,                            -- version of the engine that loaded it, for proven
     load_ms BIGINT,
+    schedule_id TEXT,                       -- whose drill it is; null: somebody asked for it
+    due_at_ms BIGINT,                       -- when that drill was due
+    try_number BIGINT,                      -- from 1 on
     failure TEXT,                           -- what is wrong with the backup, or why nothing could be found out
     created_at_ms BIGINT NOT NULL,
     started_at_ms BIGINT,
@@ -215,6 +235,7 @@ CREATE TABLE verification (
     CHECK (status NOT IN ('damaged', 'failed') OR failure IS NOT NULL)
 );
 CREATE UNIQUE INDEX verification_ordinal_unique ON verification(backup_id, ordinal);
+CREATE UNIQUE INDEX verification_schedule_try_unique ON verification(schedule_id, due_at_ms, try_number) WHERE schedule_id IS NOT NULL;
 CREATE UNIQUE INDEX verification_unfinished_unique ON verification(backup_id) WHERE status IN ('waiting', 'running');
 CREATE TRIGGER verification_terminal_is_final BEFORE UPDATE ON verification
 WHEN OLD.status IN ('holds', 'damaged', 'failed')
@@ -291,7 +312,7 @@ CREATE INDEX generation_instance_index ON generation(instance_id) WHERE state <>
 -- transaction of the change itself, and removed after the store has it. A row that changes again counts up.
 CREATE TABLE outbox (
     project_id TEXT NOT NULL,
-    subject TEXT NOT NULL CHECK (subject IN ('project', 'old_key', 'storage', 'choice', 'instance', 'generation', 'backup', 'restore')),
+    subject TEXT NOT NULL CHECK (subject IN ('project', 'old_key', 'storage', 'choice', 'instance', 'generation', 'schedule', 'backup', 'restore')),
     id TEXT NOT NULL,                       -- of the row; of a choice its project or ''
     changes BIGINT NOT NULL DEFAULT 1,
     UNIQUE (project_id, subject, id)
@@ -344,6 +365,14 @@ END;
 CREATE TRIGGER generation_changed_is_mirrored AFTER UPDATE ON generation BEGIN
     INSERT INTO outbox (project_id, subject, id)
     SELECT project_id, 'generation', NEW.id FROM instance WHERE instance.id = NEW.instance_id
+    ON CONFLICT DO UPDATE SET changes = changes + 1;
+END;
+CREATE TRIGGER schedule_added_is_mirrored AFTER INSERT ON schedule BEGIN
+    INSERT INTO outbox (project_id, subject, id) VALUES (NEW.project_id, 'schedule', NEW.id)
+    ON CONFLICT DO UPDATE SET changes = changes + 1;
+END;
+CREATE TRIGGER schedule_changed_is_mirrored AFTER UPDATE ON schedule BEGIN
+    INSERT INTO outbox (project_id, subject, id) VALUES (NEW.project_id, 'schedule', NEW.id)
     ON CONFLICT DO UPDATE SET changes = changes + 1;
 END;
 -- Of backups and restores what was accepted and how it ended; not how far they are.

@@ -139,6 +139,7 @@ pub(super) fn administer(global: &Global) -> anyhow::Result<Config> {
     Ok(Config {
         data_dir: global.data_dir(),
         listen: "127.0.0.1:0".parse()?,
+        metrics_listen: None,
         tls: None,
         region: String::new(),
         engine_bind: "127.0.0.1".parse()?,

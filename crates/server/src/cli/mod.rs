@@ -16,6 +16,7 @@ mod place;
 mod remote;
 mod replay;
 mod restores;
+mod schedule;
 mod selectors;
 mod source;
 mod storage;
@@ -110,6 +111,12 @@ enum Verb {
     Import(import::Import),
     /// Restore, list the records of restores, undo; or restore into a directory without a service
     Restore(Box<RestoreNoun>),
+    /// Have instances backed up and backups proven by the clock
+    #[command(subcommand)]
+    Schedule(schedule::ScheduleVerb),
+    /// Say which backups would go by the rules, and why
+    #[command(subcommand)]
+    Retention(schedule::RetentionVerb),
     /// Validate an RDB file or a backup to its last byte and say what is in it
     Inspect(inspect::Inspect),
     /// Write the content of an RDB file or a backup as JSON
@@ -188,6 +195,9 @@ struct Serve {
     /// Address (or a name of this machine) and port of the API; port 0 takes any free one (it is written to admin.json)
     #[arg(long, env = "CACHEKEEP_LISTEN", default_value = "127.0.0.1:8635", value_name = "ADDRESS:PORT", value_parser = address)]
     listen: SocketAddr,
+    /// Address and port on which Prometheus finds /metrics, by plain http and without a credential [default: none]
+    #[arg(long, env = "CACHEKEEP_METRICS_LISTEN", value_name = "ADDRESS:PORT", value_parser = address)]
+    metrics_listen: Option<SocketAddr>,
     /// Certificate chain, PEM; with --tls-key the API speaks https
     #[arg(long, requires = "tls_key", value_name = "FILE")]
     tls_cert: Option<PathBuf>,
@@ -310,6 +320,8 @@ fn run() -> ExitCode {
             Some(verb) => restores::restore(&global, verb),
             None => alone::restore(&global, &noun.alone),
         },
+        Verb::Schedule(verb) => schedule::schedule(&global, &verb),
+        Verb::Retention(verb) => schedule::retention(&global, &verb),
         Verb::Inspect(verb) => Ok(inspect::run(&global, &verb)),
         Verb::Export(verb) => Ok(export::run(&global, &verb)),
         Verb::Get(verb) => Ok(export::get(&global, &verb)),
@@ -347,6 +359,13 @@ fn start_log(form: LogForm) {
 
 fn configure(global: &Global, serve: Serve) -> anyhow::Result<Config> {
     let tls = serve.tls_cert.zip(serve.tls_key);
+    if let Some(address) = serve.metrics_listen {
+        anyhow::ensure!(
+            address.ip().is_loopback() || serve.insecure,
+            "refusing metrics beyond this machine ({address}): they name every project's instances to whoever asks; listen on \
+             127.0.0.1, or say --insecure"
+        );
+    }
     anyhow::ensure!(
         tls.is_some() || serve.listen.ip().is_loopback() || serve.insecure,
         "refusing plain http beyond this machine ({}): give --tls-cert and --tls-key, or say --insecure",
@@ -362,6 +381,7 @@ fn configure(global: &Global, serve: Serve) -> anyhow::Result<Config> {
     Ok(Config {
         data_dir,
         listen: serve.listen,
+        metrics_listen: serve.metrics_listen,
         tls,
         region: serve.region,
         engine_bind: serve.engine_bind,

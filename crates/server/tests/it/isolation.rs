@@ -32,7 +32,7 @@ enum Row {
 }
 
 /// Every route: method, path behind the prefix of the version, what it takes, a legal body.
-const ROWS: [(&str, &str, Row, &str); 59] = [
+const ROWS: [(&str, &str, Row, &str); 67] = [
     ("GET", "/", Row::Open, ""),
     ("GET", "/v2", Row::Open, ""),
     ("GET", "/v2/", Row::Open, ""),
@@ -229,6 +229,39 @@ const ROWS: [(&str, &str, Row, &str); 59] = [
         Row::Instance,
         r#"{"url":"https://127.0.0.1/stolen"}"#,
     ),
+    ("GET", "{ck}/instances/{instance_id}/schedules", Row::Instance, ""),
+    (
+        "POST",
+        "{ck}/instances/{instance_id}/schedules",
+        Row::Instance,
+        r#"{"name":"stolen","cron":"0 0 1 1 *"}"#,
+    ),
+    (
+        "DELETE",
+        "{ck}/instances/{instance_id}/schedules/{schedule_id}",
+        Row::Instance,
+        "",
+    ),
+    (
+        "POST",
+        "{ck}/instances/{instance_id}/schedules/{schedule_id}/run",
+        Row::Instance,
+        "",
+    ),
+    ("GET", "{ck}/instances/{instance_id}/drills", Row::Instance, ""),
+    ("GET", "{ck}/instances/{instance_id}/retention", Row::Instance, ""),
+    (
+        "PUT",
+        "{ck}/instances/{instance_id}/backups/{backup_id}/hold",
+        Row::Backup,
+        r#"{"reason":"stolen"}"#,
+    ),
+    (
+        "DELETE",
+        "{ck}/instances/{instance_id}/backups/{backup_id}/hold",
+        Row::Backup,
+        "",
+    ),
     // As above with the query that reaches deleted instances.
     (
         "GET",
@@ -330,7 +363,8 @@ fn request(route: &Route, project: &str, ids: &Ids) -> Request {
         .replace("{project_id}", project)
         .replace("{instance_id}", &ids.instance)
         .replace("{backup_id}", &ids.backup)
-        .replace("{restore_id}", &ids.restore);
+        .replace("{restore_id}", &ids.restore)
+        .replace("{schedule_id}", &ids.backup);
     let id = if route.row == Row::Batch {
         &ids.instance
     } else {
