@@ -24,7 +24,7 @@ use crate::jobs::worker::{self, Board};
 use crate::metrics::Counters;
 use crate::secrets::{self, MasterKey};
 use crate::stall::Unstalled;
-use crate::{backup, journal, limits, reconcile, schedule, storage};
+use crate::{audit, backup, journal, limits, reconcile, schedule, storage};
 
 /// Opens everything below the data directory. Used by `serve` and by the administrator's commands.
 ///
@@ -70,6 +70,7 @@ pub fn open_with(mut config: Config, catalog: &Path, may_make_keys: bool) -> any
     make_private(catalog)?;
     let catalog =
         Catalog::open(catalog).with_context(|| format!("cannot open the catalogue {}", catalog.display()))?;
+    let catalog = catalog.telling(audit::tell);
     check_master_key(&catalog, &master)?;
     Ok(App {
         config,

@@ -87,12 +87,16 @@ fn tell(app: &App, now: Moment) -> Result<String, catalog::Error> {
     page.family(
         "cachekeep_build_info",
         "gauge",
-        "The program that runs, and its engine.",
+        "The program that runs, and its engines.",
     );
-    let engine = app.config.engine_version.as_str();
+    let engines: Vec<String> = app.config.engines.iter().map(ToString::to_string).collect();
+    let engines = engines.join(", ");
     page.sample(
         "cachekeep_build_info",
-        &[("version", env!("CARGO_PKG_VERSION")), ("engine", engine)],
+        &[
+            ("version", env!("CARGO_PKG_VERSION")),
+            ("engines", engines.as_str()),
+        ],
         1,
     );
 

@@ -7,6 +7,7 @@ use super::command::remove_local_copy;
 use super::record::{self, Backup};
 use super::run_record as runs;
 use crate::app::App;
+use crate::audit::{self, Act};
 use crate::catalog::{self, Tx};
 use crate::ids::Moment;
 use crate::instance::record as instances;
@@ -34,7 +35,14 @@ pub fn take_expired(app: &App, now: Moment) -> Result<(), catalog::Error> {
             continue;
         }
         // Judged again, of what is so when it is written.
-        let expired = app.catalog.write(|tx| {
+        let act = Act {
+            at: now,
+            project: None,
+            who: "scheduler".to_owned(),
+            what: "ExpireBackups".to_owned(),
+            subject: format!("instance_id={id}"),
+        };
+        let take = |tx: &Tx<'_>| {
             let mut expired = Vec::new();
             for (backup, why) in goes(tx)? {
                 if runs::expire(tx, &backup, &why, now)? {
@@ -42,7 +50,8 @@ pub fn take_expired(app: &App, now: Moment) -> Result<(), catalog::Error> {
                 }
             }
             Ok::<_, catalog::Error>(expired)
-        })?;
+        };
+        let expired = audit::acting(act, || app.catalog.write(take))?;
         for backup in expired {
             tracing::info!(backup.id = %backup.id, instance.id = %backup.instance_id, why = backup.failure, "a backup has expired");
             app.counters.add(metrics::EXPIRED, &[]);

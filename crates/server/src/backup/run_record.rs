@@ -152,7 +152,7 @@ pub fn with_something_due(tx: &Tx<'_>, now: Moment) -> Result<Vec<InstanceId>, E
 }
 
 /// Succeeded → Expired. The last line of defence: whatever was judged, what is held or being restored stays, and so does the
-/// newest backup of its instance that can be restored. `false`: it stays as it is.
+/// last backup of its instance that can be restored. `false`: it stays as it is.
 ///
 /// # Errors
 /// The catalogue failed.
@@ -160,9 +160,9 @@ pub fn expire(tx: &Tx<'_>, id: &BackupId, why: &str, now: Moment) -> Result<bool
     let changed = tx.execute(
         "UPDATE backup SET status = 'expired', failure = ?2, updated_at_ms = ?3 WHERE id = ?1 AND status = 'succeeded' \
          AND phase IS NULL AND generation_id IS NULL AND held IS NULL \
-         AND EXISTS (SELECT 1 FROM backup AS newer WHERE newer.instance_id = backup.instance_id \
-         AND newer.ordinal > backup.ordinal AND newer.status = 'succeeded' AND newer.phase IS NULL \
-         AND newer.kind IN ('manual', 'auto') AND newer.proof_failure IS NULL) \
+         AND EXISTS (SELECT 1 FROM backup AS other WHERE other.instance_id = backup.instance_id \
+         AND other.id <> backup.id AND other.status = 'succeeded' AND other.phase IS NULL \
+         AND other.kind IN ('manual', 'auto') AND other.proof_failure IS NULL) \
          AND NOT EXISTS (SELECT 1 FROM job JOIN restore ON restore.id = job.subject_id \
          WHERE job.state <> 'done' AND job.kind = 'restore' AND restore.backup_id = backup.id)",
         (id, why, now),

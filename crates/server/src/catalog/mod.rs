@@ -63,7 +63,11 @@ pub struct Catalog {
     path: PathBuf,
     writer: Mutex<Connection>,
     readers: Readers,
+    before_commit: BeforeCommit,
 }
+
+/// What belongs into every transaction that changes something.
+pub type BeforeCommit = fn(&Tx<'_>) -> Result<(), Error>;
 
 /// One transaction.
 pub struct Tx<'c>(&'c Connection);
@@ -103,7 +107,15 @@ impl Catalog {
             path: path.to_owned(),
             writer: Mutex::new(writer),
             readers: Readers::of(path)?,
+            before_commit: |_| Ok(()),
         })
+    }
+
+    /// Has this done at the end of every transaction that changes something: where it fails, the transaction does.
+    #[must_use]
+    pub fn telling(mut self, before_commit: BeforeCommit) -> Self {
+        self.before_commit = before_commit;
+        self
     }
 
     /// Runs `work` on one consistent state.
@@ -182,7 +194,12 @@ impl Catalog {
     pub fn write<T, E: From<Error>>(&self, work: impl FnOnce(&Tx<'_>) -> Result<T, E>) -> Result<T, E> {
         let writer = self.lock();
         begin(&writer, "BEGIN IMMEDIATE").map_err(E::from)?;
-        match work(&Tx(&writer)) {
+        let tx = Tx(&writer);
+        let done = work(&tx).and_then(|value| match (self.before_commit)(&tx) {
+            Ok(()) => Ok(value),
+            Err(error) => Err(E::from(error)),
+        });
+        match done {
             Ok(value) => {
                 let _snapshots_ended = self.readers.pause();
                 match begin(&writer, "COMMIT") {

@@ -294,6 +294,21 @@ BEGIN SELECT RAISE(ABORT, 'restore_terminal_is_final'); END;
 CREATE TRIGGER restore_is_never_deleted BEFORE DELETE ON restore
 BEGIN SELECT RAISE(ABORT, 'restore_is_never_deleted'); END;
 
+-- Who changed what, in the transaction of the change. Each row's digest holds all rows before it.
+CREATE TABLE audit (
+    number BIGINT NOT NULL PRIMARY KEY,     -- from 1 on, without gaps
+    at_ms BIGINT NOT NULL,
+    project_id TEXT NOT NULL,               -- empty: of no project
+    who TEXT NOT NULL,
+    what TEXT NOT NULL,
+    subject TEXT NOT NULL,
+    digest TEXT NOT NULL
+);
+CREATE TRIGGER audit_is_never_changed BEFORE UPDATE ON audit
+BEGIN SELECT RAISE(ABORT, 'audit_is_never_changed'); END;
+CREATE TRIGGER audit_is_never_deleted BEFORE DELETE ON audit
+BEGIN SELECT RAISE(ABORT, 'audit_is_never_deleted'); END;
+
 -- Calls with an Idempotency-Key that were accepted: written in the transaction of what they made.
 CREATE TABLE idempotency (
     project_id TEXT NOT NULL REFERENCES project(id),

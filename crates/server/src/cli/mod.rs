@@ -3,6 +3,7 @@
 mod admin;
 mod after_failover;
 mod alone;
+mod audit;
 mod catalog;
 mod client;
 mod closed_pipe;
@@ -114,6 +115,9 @@ enum Verb {
     /// Have instances backed up and backups proven by the clock
     #[command(subcommand)]
     Schedule(schedule::ScheduleVerb),
+    /// Say who changed what, and prove that nothing of that was changed (works on the data directory)
+    #[command(subcommand)]
+    Audit(audit::AuditVerb),
     /// Say which backups would go by the rules, and why
     #[command(subcommand)]
     Retention(schedule::RetentionVerb),
@@ -321,6 +325,7 @@ fn run() -> ExitCode {
             None => alone::restore(&global, &noun.alone),
         },
         Verb::Schedule(verb) => schedule::schedule(&global, &verb),
+        Verb::Audit(verb) => audit::audit(&global, &verb),
         Verb::Retention(verb) => schedule::retention(&global, &verb),
         Verb::Inspect(verb) => Ok(inspect::run(&global, &verb)),
         Verb::Export(verb) => Ok(export::run(&global, &verb)),

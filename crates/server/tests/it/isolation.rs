@@ -29,6 +29,8 @@ enum Row {
     Backup,
     /// An instance and a restore in the path.
     Restore,
+    /// An instance and a schedule in the path.
+    Schedule,
 }
 
 /// Every route: method, path behind the prefix of the version, what it takes, a legal body.
@@ -239,13 +241,13 @@ const ROWS: [(&str, &str, Row, &str); 67] = [
     (
         "DELETE",
         "{ck}/instances/{instance_id}/schedules/{schedule_id}",
-        Row::Instance,
+        Row::Schedule,
         "",
     ),
     (
         "POST",
         "{ck}/instances/{instance_id}/schedules/{schedule_id}/run",
-        Row::Instance,
+        Row::Schedule,
         "",
     ),
     ("GET", "{ck}/instances/{instance_id}/drills", Row::Instance, ""),
@@ -354,6 +356,7 @@ struct Ids {
     source: String,
     backup: String,
     restore: String,
+    schedule: String,
 }
 
 /// The request of a row for these ids.
@@ -364,7 +367,7 @@ fn request(route: &Route, project: &str, ids: &Ids) -> Request {
         .replace("{instance_id}", &ids.instance)
         .replace("{backup_id}", &ids.backup)
         .replace("{restore_id}", &ids.restore)
-        .replace("{schedule_id}", &ids.backup);
+        .replace("{schedule_id}", &ids.schedule);
     let id = if route.row == Row::Batch {
         &ids.instance
     } else {
@@ -383,7 +386,13 @@ fn seen(answer: &Answer, ids: &Ids) -> (u16, String) {
     if let Some(id) = answer.header("x-request-id") {
         text = text.replace(id, "REQUEST");
     }
-    for id in [&ids.instance, &ids.source, &ids.backup, &ids.restore] {
+    for id in [
+        &ids.instance,
+        &ids.source,
+        &ids.backup,
+        &ids.restore,
+        &ids.schedule,
+    ] {
         text = text.replace(id.as_str(), "ID");
     }
     // Measured every few seconds: it may change between two calls.
@@ -398,7 +407,11 @@ fn furnished(caller: &Caller, name: &str) -> Ids {
     let instance = caller.make_instance(name);
     let backup = caller.make_backup(&instance, name);
     let restore = caller.make_restore(&instance, &backup, name);
+    let wish = json!({"name": name, "cron": "0 0 1 1 *"});
+    let path = format!("/instances/{instance}/schedules");
+    let made = caller.ck("POST", &path, Some(&wish)).expect(200).json();
     Ids {
+        schedule: made["schedule_id"].as_str().unwrap().to_owned(),
         source: instance.clone(),
         instance,
         backup,
@@ -467,6 +480,7 @@ fn no_credential_but_its_own_reaches_anything_of_a_project_on_any_route() {
         source: UNKNOWN.to_owned(),
         backup: UNKNOWN.to_owned(),
         restore: UNKNOWN.to_owned(),
+        schedule: UNKNOWN.to_owned(),
     };
     let names = ["victim", victim.project.as_str(), &ids.restore, &victim.user];
     for (who, credential, known) in &strangers {
@@ -521,7 +535,10 @@ fn no_credential_but_its_own_reaches_anything_of_a_project_on_any_route() {
                     instance: mine.clone(),
                     ..unknown.clone()
                 };
-                if matches!(route.row, Row::BackupInBody | Row::Backup | Row::Restore) {
+                if matches!(
+                    route.row,
+                    Row::BackupInBody | Row::Backup | Row::Restore | Row::Schedule
+                ) {
                     let (foreign, unknown) = (send(&own, &mixed), send(&own, &none));
                     assert!(foreign.0 >= 400, "{what}: {foreign:?}");
                     assert_eq!(foreign, unknown, "{what}: a foreign record is no unknown one");

@@ -3,6 +3,7 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod alone;
+mod audit;
 mod beside_api;
 mod broken_engine;
 mod busy;

@@ -106,10 +106,10 @@ fn a_schedule_makes_backups_in_its_zone_and_keeps_what_its_rules_want() {
         let rows = records(&service, &instance);
         (rows.last().unwrap()["status"] == "succeed" && rows.len() > 6).then_some(rows)
     });
-    // Seven of the runs that were missed are told.
+    // Of the runs that were due meanwhile the newest seven are told, the last of them made.
     assert_eq!(
         late.iter().filter(|row| row["status"] == "failed").count(),
-        7,
+        6,
         "{late:#?}"
     );
     wait("the end of what was kept as one of two", || {
