@@ -97,7 +97,7 @@ class Filled:
     def __init__(self, instance_id, backup_id, restore_id):
         self.ids = {
             "project_id": api.project, "project": api.project, "instance_id": instance_id, "instance": instance_id,
-            "backup_id": backup_id, "backup": backup_id, "restore_id": restore_id, "restore": restore_id,
+            "backup_id": backup_id, "backup": backup_id, "restore_id": restore_id, "restore": restore_id, "schedule_id": UNKNOWN,
         }
 
     def path(self, path, **other):
@@ -130,7 +130,7 @@ def test_refusals(document, filled):
             malformed = {"instance_id": "no-uuid", "backup_id": "no-uuid", "restore_id": "no-uuid"}
             unknown = {"instance_id": UNKNOWN, "backup_id": UNKNOWN, "restore_id": UNKNOWN}
             if "{instance_id}" in path:
-                body = {"json": {"backup_id": UNKNOWN, "expiration": 300, "name": "renamed-1", "url": "https://example.invalid/dump.rdb", "new_password": "Abcdef-12", "new_capacity": 0.25}}
+                body = {"json": {"backup_id": UNKNOWN, "expiration": 300, "name": "renamed-1", "url": "https://example.invalid/dump.rdb", "new_password": "Abcdef-12", "new_capacity": 0.25, "cron": "0 2 * * *", "reason": "case 1234"}}
                 more = body if method in ("post", "put") else {}
                 answer = call(method, filled.path(path, **malformed), **more)
                 checks.same(f"{claim}: malformed instance", answer.status_code, 400)

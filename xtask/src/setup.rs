@@ -29,7 +29,7 @@ struct Package {
     why: &'static str,
 }
 
-const PACKAGES: [Package; 10] = [
+const PACKAGES: [Package; 11] = [
     Package {
         name: "redis-server",
         program: "redis-server",
@@ -73,6 +73,12 @@ const PACKAGES: [Package; 10] = [
         why: "holds the catalogue of services that keep it there",
     },
     Package {
+        name: "prometheus",
+        program: "promtool",
+        purpose: Purpose::Test,
+        why: "its promtool judges metrics and alert rules",
+    },
+    Package {
         name: "curl",
         program: "curl",
         purpose: Purpose::Test,
@@ -92,8 +98,8 @@ const PACKAGES: [Package; 10] = [
     },
 ];
 
-/// Run as root by `sh -c`. Debian starts and enables the redis service when its package is installed, on port 6379, and
-/// PostgreSQL's on 5432; `policy-rc.d` forbids the start and the units are disabled afterwards. The trap removes the policy file however
+/// Run as root by `sh -c`. Debian starts and enables the services of redis, PostgreSQL and Prometheus when their packages are
+/// installed, on ports 6379, 5432 and 9090; `policy-rc.d` forbids the start and the units are disabled afterwards. The trap removes the policy file however
 /// the script ends, an interrupted one included.
 const INSTALL_SCRIPT: &str = r#"
 set -eu
@@ -109,7 +115,7 @@ export DEBIAN_FRONTEND=noninteractive
 apt-get update -q
 apt-get install -y -q --no-install-recommends "$@"
 for name in "$@"; do
-    case "$name" in redis-server | postgresql) ;; *) continue ;; esac
+    case "$name" in redis-server | postgresql | prometheus) ;; *) continue ;; esac
     if command -v systemctl > /dev/null; then
         systemctl --quiet disable "$name.service" > /dev/null 2>&1 || true
         [ ! -d /run/systemd/system ] || systemctl --quiet stop "$name.service" || true

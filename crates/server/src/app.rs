@@ -6,6 +6,7 @@ use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::jobs::aside::Aside;
 use crate::jobs::worker::Board;
+use crate::metrics::Counters;
 use crate::secrets::MasterKey;
 
 /// The running service.
@@ -20,6 +21,8 @@ pub struct App {
     pub board: Board,
     /// What is at work beside them.
     pub aside: Aside,
+    /// What is counted since the start.
+    pub counters: Counters,
     /// The port of the API, once it listens.
     pub listens_on: OnceLock<u16>,
 }

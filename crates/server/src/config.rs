@@ -21,6 +21,8 @@ pub struct Config {
     pub database: Option<String>,
     /// Where the API listens; port 0 chooses one.
     pub listen: SocketAddr,
+    /// Where metrics are told, by plain http; `None`: nowhere.
+    pub metrics_listen: Option<SocketAddr>,
     /// Certificate chain and key, PEM.
     pub tls: Option<(PathBuf, PathBuf)>,
     /// The name of the region, and of the first project.

@@ -104,6 +104,12 @@ id!(
     is_uuid
 );
 id!(
+    /// A schedule of an instance: a UUID.
+    ScheduleId,
+    36,
+    is_uuid
+);
+id!(
     /// A remote object store: a UUID.
     StorageId,
     36,
@@ -128,7 +134,7 @@ macro_rules! random {
         }
     )*};
 }
-random!(hyphenated: InstanceId, BackupId, RestoreId, GenerationId, NodeId, JobId, VerificationId, StorageId);
+random!(hyphenated: InstanceId, BackupId, RestoreId, GenerationId, NodeId, JobId, VerificationId, ScheduleId, StorageId);
 random!(simple: ProjectId, UserId);
 
 fn is_hex32(text: &[u8; 32]) -> bool {

@@ -162,8 +162,14 @@ pub const MISSED_RUNS_TOLD: usize = 7;
 /// Scheduled backups that have not ended at any time: one place less than there are jobs at once ([`JOBS_AT_ONCE`]), so that
 /// people find one though a thousand instances are due at the same hour, and their instances are free until their turn comes.
 pub const SCHEDULED_AT_ONCE: usize = 3;
-/// Expired backups that are taken away in one look: the rest goes in the next one.
-pub const EXPIRED_AT_ONCE: u64 = 1000;
+/// Schedules of an instance: more are a mistake, and each is looked at every few seconds.
+pub const SCHEDULES_MAX: usize = 32;
+/// Longest time that a run may begin late, where the service was away.
+pub const WINDOW_MS_MAX: i64 = 31 * 24 * 3_600_000;
+/// The same where a schedule names none: a nightly backup is made in the morning rather than not at all.
+pub const WINDOW_MS_DEFAULT: i64 = 24 * 3_600_000;
+/// Most that a rule of retention may keep.
+pub const KEEP_MAX: i64 = 10_000;
 /// How often a running job writes its progress to the catalogue.
 pub const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 /// Rows of one entry of the journal: a restore record has 1 KiB, and both are held in memory.

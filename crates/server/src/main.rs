@@ -2,6 +2,7 @@
 
 mod api;
 mod app;
+mod audit;
 mod backup;
 mod catalog;
 mod cli;
@@ -16,6 +17,7 @@ mod jobs;
 mod journal;
 mod limits;
 mod memory;
+mod metrics;
 mod rate;
 mod reconcile;
 mod refusal;

@@ -134,6 +134,18 @@ pub enum Refusal {
     Unreadable(engine::Error),
     /// The restore cannot be given up any more, and why.
     NotCancellable(&'static str),
+    /// No such schedule of this instance.
+    ScheduleUnknown,
+    /// The instance has a schedule of that name.
+    ScheduleNameTaken,
+    /// As many schedules as an instance may have.
+    TooManySchedules,
+    /// The five fields cannot be read, and why.
+    CronInvalid(String),
+    /// No such time zone.
+    ZoneUnknown,
+    /// The backup is held.
+    Held,
     /// Another call is deleting the backup.
     BeingDeleted,
     /// The stored files of the backup could not be removed; its record stays.

@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
-use crate::api::router;
+use crate::api::{metrics, router};
 use crate::app::{App, Vault};
 use crate::catalog::Catalog;
 use crate::config::Config;
@@ -21,9 +21,10 @@ use crate::identity::record::{self, AccessKey, Account, DOMAIN, Project};
 use crate::ids::{Moment, ProjectId, UserId};
 use crate::jobs::aside::Aside;
 use crate::jobs::worker::{self, Board};
+use crate::metrics::Counters;
 use crate::secrets::{self, MasterKey};
 use crate::stall::Unstalled;
-use crate::{backup, journal, limits, reconcile, schedule, storage};
+use crate::{audit, backup, journal, limits, reconcile, schedule, storage};
 
 /// Opens everything below the data directory. Used by `serve` and by the administrator's commands.
 ///
@@ -90,6 +91,7 @@ pub fn open_with(mut config: Config, catalog: &Path, begin: Begin) -> anyhow::Re
                 .with_context(|| format!("cannot open the catalogue {}", catalog.display()))?
         }
     };
+    let catalog = catalog.telling(audit::tell);
     check_master_key(&catalog, &master)?;
     Ok(App {
         config,
@@ -102,6 +104,7 @@ pub fn open_with(mut config: Config, catalog: &Path, begin: Begin) -> anyhow::Re
         },
         board: Board::new(),
         aside: Aside::default(),
+        counters: Counters::default(),
         listens_on: std::sync::OnceLock::new(),
     })
 }
@@ -384,6 +387,14 @@ pub fn run(config: Config) -> anyhow::Result<()> {
             )
         })?;
     let address = listener.local_addr()?;
+    let metrics_listener = match config.metrics_listen {
+        Some(wanted) => Some(
+            runtime
+                .block_on(TcpListener::bind(wanted))
+                .with_context(|| format!("cannot listen on {wanted}: choose another --metrics-listen"))?,
+        ),
+        None => None,
+    };
     let _lock = match in_use {
         Some(lock) => lock,
         None => lock(&config.data_dir)?,
@@ -421,10 +432,17 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     })?;
     let scheme = if app.config.tls.is_some() { "https" } else { "http" };
     println!("cachekeep serves {scheme}://{address}");
+    if let Some(listener) = &metrics_listener {
+        println!("metrics: http://{}/metrics", listener.local_addr()?);
+    }
     println!("credentials: {}", app.config.admin_file().display());
     let engines: Vec<String> = app.config.engines.iter().map(ToString::to_string).collect();
     tracing::info!(%address, data_dir = %app.config.data_dir.display(), engines = engines.join(", "), "serving");
-    runtime.block_on(accept(app.clone(), listener, tls))?;
+    if let Some(listener) = metrics_listener {
+        let page = metrics::build(app.clone());
+        runtime.spawn(accept(page, listener, None));
+    }
+    runtime.block_on(accept(router::build(app.clone()), listener, tls))?;
     closing.store(true, Ordering::SeqCst);
     app.board.close();
     tracing::info!("stopping: engines stay up, jobs that run are taken up at the next start");
@@ -481,8 +499,12 @@ pub fn lock(data_dir: &Path) -> anyhow::Result<std::fs::File> {
     Ok(file)
 }
 
-async fn accept(app: Arc<App>, listener: TcpListener, tls: Option<TlsAcceptor>) -> anyhow::Result<()> {
-    let service = router::build(app);
+/// Serves connections until the service is told to stop.
+async fn accept(
+    service: axum::Router,
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+) -> anyhow::Result<()> {
     let connections = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
     let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     loop {

@@ -283,6 +283,8 @@ pub struct BackupDetails {
     pub copy: Option<BackupCopy>,
     /// The run of a schedule that it was made by; null where somebody asked for it.
     pub run: Option<BackupRun>,
+    /// Why neither retention nor DeleteBackupFile may take it; null: they may.
+    pub held: Option<String>,
     /// When retention may take it; null: it stays until somebody deletes it.
     pub expires_at: Option<String>,
     /// What the verify that counts found; null before the first.
@@ -394,6 +396,7 @@ impl BackupRecord {
                     due_at: run.due.iso(),
                     try_number: run.number,
                 }),
+                held: row.held.clone(),
                 expires_at: row.expires_at.map(crate::ids::Moment::iso),
                 proof: row.proof.as_ref().map(|proof| BackupProof {
                     level: proof.level.word(),

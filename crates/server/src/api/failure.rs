@@ -40,6 +40,7 @@ mod tests {
             database: None,
             data_dir: "/srv/my data".into(),
             listen: ([127, 0, 0, 1], 0).into(),
+            metrics_listen: None,
             tls: None,
             region: String::new(),
             engine_bind: [127, 0, 0, 1].into(),

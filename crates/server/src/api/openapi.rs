@@ -6,7 +6,7 @@ use utoipa::{PartialSchema, ToSchema};
 use super::error::{ApiError, Version, json_response};
 use super::request::Request;
 use super::routes::{Access, Reply, Route, routes};
-use super::{attachments, backups, instance_shown, instances, plans, proofs, restores};
+use super::{attachments, backups, instance_shown, instances, plans, proofs, restores, schedules};
 use crate::limits;
 
 /// What a route answers when it succeeds.
@@ -44,6 +44,14 @@ pub enum Answer {
     AttachmentList,
     /// Servers as they were found.
     Attachment,
+    /// See the type of the same name.
+    ScheduleList,
+    /// See the type of the same name.
+    ScheduleMade,
+    /// See the type of the same name.
+    RunBegun,
+    /// See the type of the same name.
+    Retention,
     /// A page of instances.
     InstanceList,
     /// One instance.
@@ -74,6 +82,10 @@ impl Answer {
             Answer::VerificationList => reference("VerificationList"),
             Answer::AttachmentList => reference("AttachmentList"),
             Answer::Attachment => reference("FoundShown"),
+            Answer::ScheduleList => reference("ScheduleList"),
+            Answer::ScheduleMade => reference("ScheduleMade"),
+            Answer::RunBegun => reference("RunBegun"),
+            Answer::Retention => reference("Retention"),
             Answer::Instance => reference(instance),
             Answer::BatchResults => reference("BatchResults"),
             Answer::InstanceList => json!({
@@ -101,6 +113,10 @@ pub enum Wish {
     Import,
     /// Of an attachment.
     Attach,
+    /// Of a schedule.
+    Schedule,
+    /// Of a hold.
+    Hold,
     /// Of ListBackupFileLinks.
     Links,
     /// Of CreateInstance.
@@ -181,6 +197,30 @@ impl Wish {
                                     "description": "Nodes that call themselves otherwise than they are reached"},
                     "dry_run": flag("Only say what is there")}),
                 &["name", "addresses"],
+            ),
+            Wish::Schedule => {
+                let rule = json!({"type": ["integer", "null"], "minimum": 0, "maximum": limits::KEEP_MAX});
+                let rules = ["days", "last", "hourly", "daily", "weekly", "monthly", "yearly"];
+                let keep: Map<String, Value> = rules
+                    .iter()
+                    .map(|name| ((*name).to_owned(), rule.clone()))
+                    .collect();
+                named(
+                    json!({"name": text("4 to 64 characters: a letter, then letters, digits, _ and -; unique in the instance"),
+                           "cron": text("Minute, hour, day, month, weekday: 0 2 * * *"),
+                           "zone": {"type": ["string", "null"], "description": "Of the IANA time zone database [default: UTC]"},
+                           "task": {"type": ["string", "null"], "enum": ["backup", "drill", null],
+                                    "description": "drill: the newest backup is loaded by a throw-away engine [default: backup]"},
+                           "window_minutes": {"type": ["integer", "null"],
+                                    "description": "How late a run may begin where the service was away [default: 1440]"},
+                           "keep": {"type": ["object", "null"], "properties": keep,
+                                    "description": "A backup of it stays if a rule wants it; without any all stay"}}),
+                    &["name", "cron"],
+                )
+            }
+            Wish::Hold => named(
+                json!({"reason": text("1 to 128 characters: why nobody may delete it")}),
+                &["reason"],
             ),
             Wish::Links => named(
                 json!({"expiration": {"type": ["integer", "string"], "description": "Seconds, 300 to 86400"}}),
@@ -351,7 +391,14 @@ fn operation(route: &Route) -> Value {
     }
     let is_made_once = matches!(
         route.wish,
-        Wish::Restore | Wish::Undo | Wish::Backup | Wish::Verify | Wish::Import | Wish::Attach | Wish::Create
+        Wish::Restore
+            | Wish::Undo
+            | Wish::Backup
+            | Wish::Verify
+            | Wish::Import
+            | Wish::Attach
+            | Wish::Create
+            | Wish::Schedule
     );
     if is_made_once && Version::of(&route.path) == Version::V2 {
         parameters.push(
@@ -418,6 +465,10 @@ fn schemas() -> Value {
         proofs::VerificationStarted,
         proofs::VerificationList,
         attachments::AttachmentList,
+        schedules::ScheduleList,
+        schedules::ScheduleMade,
+        schedules::RunBegun,
+        schedules::Retention,
         instance_shown::InstanceShown,
         instances::BatchResults
     );

@@ -111,7 +111,7 @@ pub struct VerificationRecord {
 }
 
 impl VerificationRecord {
-    fn new(request: &Request, row: &Verification) -> Self {
+    pub(super) fn new(request: &Request, row: &Verification) -> Self {
         let progress = match row.status {
             Status::Holds | Status::Damaged => 10_000,
             _ => (row.bytes_done.min(row.bytes_total).saturating_mul(10_000))

@@ -20,6 +20,7 @@ use super::error::{ApiError, Shape, Version};
 use super::request::Request;
 use super::routes::{Access, Reply, Route, Work, routes};
 use crate::app::App;
+use crate::audit::{self, Act};
 use crate::catalog::Seen;
 use crate::ids::{Moment, ProjectId};
 use crate::limits;
@@ -111,6 +112,11 @@ async fn dispatch(
         Ok(reply) => reply,
         Err(error) => error.into_response(shape, operation, &request_id),
     };
+    let status = reply.status();
+    edge.app.counters.add(
+        crate::metrics::ANSWERS,
+        &[("operation", operation), ("status", status.as_str())],
+    );
     if let Ok(value) = HeaderValue::from_str(&request_id) {
         reply.headers_mut().insert("x-request-id", value);
     }
@@ -206,10 +212,28 @@ async fn handle(
     if route.work == Work::Quick {
         return handler(&request);
     }
-    match tokio::task::spawn_blocking(move || handler(&request)).await {
+    let act = request.project.as_ref().map(|project| Act {
+        at: request.now,
+        project: Some(project.clone()),
+        who: request.caller.clone(),
+        what: route.name.to_owned(),
+        subject: named_in(&request),
+    });
+    let handle = move || match act {
+        Some(act) => audit::acting(act, || handler(&request)),
+        None => handler(&request),
+    };
+    match tokio::task::spawn_blocking(handle).await {
         Ok(reply) => reply,
         Err(panic) => Err(Refusal::Internal(format!("a handler panicked, this is a bug: {panic}")).into()),
     }
+}
+
+/// What the path names besides the project, for the audit log.
+fn named_in(request: &Request) -> String {
+    let named = request.params.iter().filter(|(name, _)| *name != "project_id");
+    let named: Vec<String> = named.map(|(name, value)| format!("{name}={value}")).collect();
+    named.join(" ")
 }
 
 /// Who calls, and the body. Nothing of the body is kept before as much of the credential was checked as can be
@@ -317,7 +341,8 @@ fn too_many() -> ApiError {
     }
 }
 
-const PARAMS: [&str; 8] = [
+const PARAMS: [&str; 9] = [
+    "schedule_id",
     "project_id",
     "instance_id",
     "backup_id",

@@ -8,7 +8,7 @@ use super::openapi::{Answer, Wish};
 use super::request::Request;
 use super::{
     attachments, backups, certificates, download, events, identity, imports, instances, openapi, plans,
-    proofs, restores, system, topology,
+    proofs, restores, schedules, system, topology,
 };
 
 /// A response.
@@ -502,6 +502,85 @@ pub fn routes() -> Vec<Route> {
         Work::Waits,
         imports::create,
     );
+    let schedules = format!("{one}/schedules");
+    let schedule = format!("{schedules}/{{schedule_id}}");
+    let hold = format!("{one}/backups/{{backup_id}}/hold");
+    for (name, method, path, answer, wish, work, handler) in [
+        (
+            "CkListSchedules",
+            "GET",
+            schedules.as_str(),
+            Answer::ScheduleList,
+            Wish::Nothing,
+            Work::Quick,
+            schedules::list as Handler,
+        ),
+        (
+            "CkCreateSchedule",
+            "POST",
+            &schedules,
+            Answer::ScheduleMade,
+            Wish::Schedule,
+            Work::Waits,
+            schedules::create,
+        ),
+        (
+            "CkDeleteSchedule",
+            "DELETE",
+            &schedule,
+            Answer::Object,
+            Wish::Nothing,
+            Work::Waits,
+            schedules::delete,
+        ),
+        (
+            "CkRunSchedule",
+            "POST",
+            &format!("{schedule}/run"),
+            Answer::RunBegun,
+            Wish::Nothing,
+            Work::Waits,
+            schedules::run,
+        ),
+        (
+            "CkListDrills",
+            "GET",
+            &format!("{one}/drills"),
+            Answer::VerificationList,
+            Wish::Nothing,
+            Work::Quick,
+            schedules::drills,
+        ),
+        (
+            "CkPlanRetention",
+            "GET",
+            &format!("{one}/retention"),
+            Answer::Retention,
+            Wish::Nothing,
+            Work::Quick,
+            schedules::retention,
+        ),
+        (
+            "CkHoldBackup",
+            "PUT",
+            &hold,
+            Answer::Object,
+            Wish::Hold,
+            Work::Waits,
+            schedules::hold,
+        ),
+        (
+            "CkReleaseBackup",
+            "DELETE",
+            &hold,
+            Answer::Object,
+            Wish::Nothing,
+            Work::Waits,
+            schedules::release,
+        ),
+    ] {
+        add(name, method, path, project, answer, &[], wish, work, handler);
+    }
     add(
         "CkListAttachments",
         "GET",

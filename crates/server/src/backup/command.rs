@@ -94,6 +94,9 @@ pub fn delete(
         if matches!(backup.status, Status::Waiting | Status::Running) {
             return Err(Refusal::Busy(JobKind::Backup));
         }
+        if backup.held.is_some() {
+            return Err(Refusal::Held);
+        }
         if backup.is_being_deleted() {
             return Err(Refusal::BeingDeleted);
         }

@@ -7,24 +7,54 @@ use super::command::remove_local_copy;
 use super::record::{self, Backup};
 use super::run_record as runs;
 use crate::app::App;
-use crate::catalog;
+use crate::audit::{self, Act};
+use crate::catalog::{self, Tx};
 use crate::ids::Moment;
+use crate::instance::record as instances;
+use crate::schedule::keep::Verdict;
+use crate::{metrics, schedule};
 
 /// Takes away everything whose time has come by `now`.
 ///
 /// # Errors
 /// The catalogue failed.
 pub fn take_expired(app: &App, now: Moment) -> Result<(), catalog::Error> {
-    for id in app.catalog.read(|tx| runs::due_to_expire(tx, now))? {
-        let expired = app.catalog.write(|tx| {
-            let expired = runs::expire(tx, &id, now)?;
-            Ok::<_, catalog::Error>(match expired {
-                true => record::load(tx, &id)?,
-                false => None,
-            })
-        })?;
-        if let Some(backup) = expired {
-            tracing::info!(backup.id = %id, instance.id = %backup.instance_id, "a backup has expired");
+    for id in app.catalog.read(|tx| runs::with_something_due(tx, now))? {
+        let goes = |tx: &Tx<'_>| {
+            let Some(instance) = instances::load(tx, &id)? else {
+                return Ok(Vec::new());
+            };
+            let judged = schedule::command::judged(tx, &instance, now)?.into_iter();
+            let goes = judged.filter_map(|(archived, verdict)| match verdict {
+                Verdict::Goes(why) => Some((archived.id, why)),
+                Verdict::Stays(_) => None,
+            });
+            Ok::<_, catalog::Error>(goes.collect())
+        };
+        if app.catalog.read(goes)?.is_empty() {
+            continue;
+        }
+        // Judged again, of what is so when it is written.
+        let act = Act {
+            at: now,
+            project: None,
+            who: "scheduler".to_owned(),
+            what: "ExpireBackups".to_owned(),
+            subject: format!("instance_id={id}"),
+        };
+        let take = |tx: &Tx<'_>| {
+            let mut expired = Vec::new();
+            for (backup, why) in goes(tx)? {
+                if runs::expire(tx, &backup, &why, now)? {
+                    expired.extend(record::load(tx, &backup)?);
+                }
+            }
+            Ok::<_, catalog::Error>(expired)
+        };
+        let expired = audit::acting(act, || app.catalog.write(take))?;
+        for backup in expired {
+            tracing::info!(backup.id = %backup.id, instance.id = %backup.instance_id, why = backup.failure, "a backup has expired");
+            app.counters.add(metrics::EXPIRED, &[]);
             remove(app, &backup);
         }
     }

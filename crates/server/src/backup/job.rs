@@ -26,8 +26,8 @@ use crate::instance::record::Instance;
 use crate::instance::{self, job as instances, nodes, watched};
 use crate::jobs::Claim;
 use crate::jobs::worker::{Ended, Stop, begun_too_often, failure_code, settle, step, with_progress};
-use crate::limits;
 use crate::storage::{self, record as storages};
+use crate::{limits, metrics};
 
 /// Captures the instance into the store and settles the record.
 ///
@@ -127,6 +127,8 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
 
 /// Settles the record as failed. What is left in the store is swept later.
 fn fail(app: &App, claim: &Claim, id: &BackupId, code: FailureCode, why: String) -> Result<Ended, Stop> {
+    app.counters
+        .add(metrics::FAILURES, &[("kind", "backup"), ("code", &code.text())]);
     settle(app, claim, |tx| {
         record::fail(tx, id, code, &why, Moment::now()).map(drop)
     })?;

@@ -202,6 +202,8 @@ pub struct Backup {
     pub run: Option<RunOf>,
     /// From when on retention may take it; `None`: it stays.
     pub expires_at: Option<Moment>,
+    /// Why neither retention nor a person may take it; `None`: they may.
+    pub held: Option<String>,
     /// What is going on now.
     pub phase: Option<String>,
     /// Plain bytes expected while it runs; an estimate from the memory that the data takes.
@@ -241,7 +243,7 @@ macro_rules! columns {
          storage_id, (SELECT name FROM storage WHERE storage.id = storage_id), \
          proof_level, proof_at_ms, proof_engine, proof_load_ms, proof_failure, \
          copy_prefix, copy_storage_id, (SELECT name FROM storage WHERE storage.id = copy_storage_id), copy_at_ms, captured_from, \
-         schedule_id, due_at_ms, try_number, expires_at_ms, point_in_time"
+         schedule_id, due_at_ms, try_number, expires_at_ms, held, point_in_time"
     };
 }
 
@@ -279,7 +281,8 @@ fn row(row: &Row<'_>) -> Result<Backup, Error> {
         captured_from: row.get(34)?,
         run: run_record::read(row, 35)?,
         expires_at: row.get(38)?,
-        is_point_in_time: row.get(39)?,
+        held: row.get(39)?,
+        is_point_in_time: row.get(40)?,
     })
 }
 

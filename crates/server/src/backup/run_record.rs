@@ -3,7 +3,7 @@
 use super::record::{self, FailureCode, Format, Kind, Status};
 use crate::catalog::{Error, Row, Tx};
 use crate::ids::{BackupId, InstanceId, Moment, ProjectId};
-use crate::limits;
+use crate::schedule::keep::Archived;
 
 /// One try of a run.
 #[derive(Debug, Clone, Copy)]
@@ -108,50 +108,73 @@ pub fn unfinished(tx: &Tx<'_>) -> Result<usize, Error> {
     Ok(count.unwrap_or(0))
 }
 
-/// What keeps a backup from expiring though its time has come: it is the newest of its instance that could be restored, or the
-/// newest that was proven. `backup` is the table's name in what follows.
-macro_rules! is_superseded {
-    () => {
-        "status = 'succeeded' AND phase IS NULL AND generation_id IS NULL \
-         AND EXISTS (SELECT 1 FROM backup AS newer WHERE newer.instance_id = backup.instance_id \
-         AND newer.ordinal > backup.ordinal AND newer.status = 'succeeded' AND newer.phase IS NULL \
-         AND newer.kind IN ('manual', 'auto') AND newer.proof_failure IS NULL) \
-         AND (coalesce(proof_level, '') <> 'proven' OR proof_failure IS NOT NULL \
-         OR EXISTS (SELECT 1 FROM backup AS newer WHERE newer.instance_id = backup.instance_id \
-         AND newer.ordinal > backup.ordinal AND newer.status = 'succeeded' AND newer.phase IS NULL \
-         AND newer.kind IN ('manual', 'auto') AND newer.proof_level = 'proven' AND newer.proof_failure IS NULL))"
-    };
-}
-
-/// Backups whose time has come, oldest first; at most [`limits::EXPIRED_AT_ONCE`].
+/// The backups of an instance that succeeded and have an archive, newest first, as retention sees them.
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn due_to_expire(tx: &Tx<'_>, now: Moment) -> Result<Vec<BackupId>, Error> {
+pub fn archived(tx: &Tx<'_>, instance: &InstanceId) -> Result<Vec<Archived>, Error> {
     tx.all(
-        concat!(
-            "SELECT id FROM backup WHERE expires_at_ms <= ?1 AND ",
-            is_superseded!(),
-            " ORDER BY expires_at_ms, id LIMIT ?2"
-        ),
-        (now, limits::EXPIRED_AT_ONCE),
+        "SELECT id, name, kind IN ('manual', 'auto'), schedule_id, created_at_ms, expires_at_ms, held, \
+         EXISTS (SELECT 1 FROM job JOIN restore ON restore.id = job.subject_id \
+         WHERE job.state <> 'done' AND job.kind = 'restore' AND restore.backup_id = backup.id), \
+         proof_failure IS NOT NULL, coalesce(proof_level, '') = 'proven' AND proof_failure IS NULL \
+         FROM backup WHERE instance_id = ?1 AND status = 'succeeded' AND phase IS NULL AND generation_id IS NULL \
+         ORDER BY ordinal DESC",
+        (instance,),
+        |row| {
+            Ok(Archived {
+                id: row.get(0)?,
+                name: row.get(1)?,
+                counts: row.get(2)?,
+                schedule: row.get(3)?,
+                created_at: row.get(4)?,
+                expires_at: row.get(5)?,
+                held: row.get(6)?,
+                is_in_use: row.get(7)?,
+                is_damaged: row.get(8)?,
+                is_proven: row.get(9)?,
+            })
+        },
+    )
+}
+
+/// Instances with a backup whose time has come, or with a schedule that has rules.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn with_something_due(tx: &Tx<'_>, now: Moment) -> Result<Vec<InstanceId>, Error> {
+    tx.all(
+        "SELECT instance_id FROM backup WHERE status = 'succeeded' AND expires_at_ms <= ?1 \
+         UNION SELECT instance_id FROM schedule WHERE deleted_at_ms IS NULL AND task = 'backup' ORDER BY 1",
+        (now,),
         |row| row.get(0),
     )
 }
 
-/// Succeeded → Expired, where its time has come and nothing keeps it. `false`: it stays as it is.
+/// Succeeded → Expired. The last line of defence: whatever was judged, what is held or being restored stays, and so does the
+/// last backup of its instance that can be restored. `false`: it stays as it is.
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn expire(tx: &Tx<'_>, id: &BackupId, now: Moment) -> Result<bool, Error> {
+pub fn expire(tx: &Tx<'_>, id: &BackupId, why: &str, now: Moment) -> Result<bool, Error> {
     let changed = tx.execute(
-        concat!(
-            "UPDATE backup SET status = 'expired', updated_at_ms = ?2 WHERE id = ?1 AND expires_at_ms <= ?2 AND ",
-            is_superseded!(),
-            " AND NOT EXISTS (SELECT 1 FROM job JOIN restore ON restore.id = job.subject_id \
-             WHERE job.state <> 'done' AND job.kind = 'restore' AND restore.backup_id = backup.id)"
-        ),
-        (id, now),
+        "UPDATE backup SET status = 'expired', failure = ?2, updated_at_ms = ?3 WHERE id = ?1 AND status = 'succeeded' \
+         AND phase IS NULL AND generation_id IS NULL AND held IS NULL \
+         AND EXISTS (SELECT 1 FROM backup AS other WHERE other.instance_id = backup.instance_id \
+         AND other.id <> backup.id AND other.status = 'succeeded' AND other.phase IS NULL \
+         AND other.kind IN ('manual', 'auto') AND other.proof_failure IS NULL) \
+         AND NOT EXISTS (SELECT 1 FROM job JOIN restore ON restore.id = job.subject_id \
+         WHERE job.state <> 'done' AND job.kind = 'restore' AND restore.backup_id = backup.id)",
+        (id, why, now),
     )?;
     Ok(changed == 1)
+}
+
+/// Writes why a backup is held, or that it is not.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn set_hold(tx: &Tx<'_>, id: &BackupId, why: Option<&str>) -> Result<(), Error> {
+    tx.execute("UPDATE backup SET held = ?2 WHERE id = ?1", (id, why))?;
+    Ok(())
 }

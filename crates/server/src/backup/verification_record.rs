@@ -9,7 +9,7 @@
 
 use super::proof_record::ProofLevel;
 use crate::catalog::{Error, FromSql, Row, Tx, Value};
-use crate::ids::{BackupId, Moment, VerificationId};
+use crate::ids::{BackupId, InstanceId, Moment, VerificationId};
 use crate::instance::OwnedInstance;
 use crate::limits;
 
@@ -137,6 +137,67 @@ pub fn insert(
         (&id, backup, level.word(), now),
     )?;
     Ok(id)
+}
+
+/// Adds a drill: a verify at the highest level of the instance's newest backup that can be restored and is not being
+/// verified. `None`: there is none.
+///
+/// # Errors
+/// `Constraint` where this try has its record already.
+pub fn insert_drill(
+    tx: &Tx<'_>,
+    instance: &InstanceId,
+    schedule: &str,
+    due: Moment,
+    number: i64,
+    now: Moment,
+) -> Result<Option<VerificationId>, Error> {
+    let newest = tx.one(
+        "SELECT id, EXISTS (SELECT 1 FROM verification WHERE backup_id = backup.id AND status IN ('waiting', 'running')) \
+         FROM backup WHERE instance_id = ?1 AND status = 'succeeded' AND phase IS NULL AND kind IN ('manual', 'auto') \
+         ORDER BY ordinal DESC LIMIT 1",
+        (instance,),
+        |row| Ok((row.get::<BackupId>(0)?, row.get::<bool>(1)?)),
+    )?;
+    let Some((backup, false)) = newest else {
+        return Ok(None);
+    };
+    let id = insert(tx, &backup, ProofLevel::Proven, now)?;
+    tx.execute(
+        "UPDATE verification SET schedule_id = ?2, due_at_ms = ?3, try_number = ?4 WHERE id = ?1",
+        (&id, schedule, due, number),
+    )?;
+    Ok(Some(id))
+}
+
+/// The newest drill of a schedule: when it was due, its number, what became of it.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn newest_drill(tx: &Tx<'_>, schedule: &str) -> Result<Option<(Moment, i64, Status)>, Error> {
+    tx.one(
+        "SELECT due_at_ms, try_number, status FROM verification WHERE schedule_id = ?1 \
+         ORDER BY due_at_ms DESC, try_number DESC LIMIT 1",
+        (schedule,),
+        |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+    )
+}
+
+/// The newest drills of an instance, newest first; at most [`limits::VERIFICATIONS_KEPT`].
+///
+/// # Errors
+/// The catalogue failed.
+pub fn drills(tx: &Tx<'_>, of: &OwnedInstance) -> Result<Vec<Verification>, Error> {
+    tx.all(
+        concat!(
+            "SELECT ",
+            columns!(),
+            " FROM verification WHERE schedule_id IS NOT NULL AND backup_id IN (SELECT id FROM backup WHERE instance_id = ?1) \
+             ORDER BY created_at_ms DESC, ordinal DESC LIMIT ?2"
+        ),
+        (&of.id, limits::VERIFICATIONS_KEPT),
+        row,
+    )
 }
 
 /// The verify of a backup that has not ended.

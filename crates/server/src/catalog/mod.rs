@@ -49,12 +49,18 @@ pub enum Error {
 }
 
 /// An open catalogue.
-pub struct Catalog(Backend);
+pub struct Catalog {
+    backend: Backend,
+    before_commit: BeforeCommit,
+}
 
 enum Backend {
     Sqlite(Box<sqlite::Database>),
     Postgres(Box<postgres::Database>),
 }
+
+/// What belongs into every transaction that changes something.
+pub type BeforeCommit = fn(&Tx<'_>) -> Result<(), Error>;
 
 /// One transaction.
 pub struct Tx<'c>(Session<'c>);
@@ -71,7 +77,8 @@ impl Catalog {
     /// [`Error::Unusable`] for a file of another version, of another form or of another program,
     /// [`Error::Database`] otherwise.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        Ok(Self(Backend::Sqlite(Box::new(sqlite::Database::open(path)?))))
+        let database = sqlite::Database::open(path)?;
+        Ok(Self::of(Backend::Sqlite(Box::new(database))))
     }
 
     /// Opens a database of PostgreSQL by its URL; where it has no tables they are made, if `may_make` says so. `node` names the
@@ -81,7 +88,21 @@ impl Catalog {
     /// As [`Self::open`]; [`Error::Away`] where nobody answers; [`Error::Unusable`] for a wrong URL or another's catalogue.
     pub fn connect(url: &str, node: &str, may_make: bool) -> Result<Self, Error> {
         let database = postgres::Database::open(url, node, may_make)?;
-        Ok(Self(Backend::Postgres(Box::new(database))))
+        Ok(Self::of(Backend::Postgres(Box::new(database))))
+    }
+
+    fn of(backend: Backend) -> Self {
+        Self {
+            backend,
+            before_commit: |_| Ok(()),
+        }
+    }
+
+    /// Has this done at the end of every transaction that changes something: where it fails, the transaction does.
+    #[must_use]
+    pub fn telling(mut self, before_commit: BeforeCommit) -> Self {
+        self.before_commit = before_commit;
+        self
     }
 
     /// Runs `work` on one consistent state.
@@ -97,7 +118,7 @@ impl Catalog {
     /// # Errors
     /// [`Error::Unusable`] where SQLite's WAL index cannot be read.
     pub fn seen(&self) -> Result<Seen, Error> {
-        match &self.0 {
+        match &self.backend {
             Backend::Sqlite(database) => database.seen(),
             // It looks for itself at each read.
             Backend::Postgres(_) => Ok(Seen::default()),
@@ -114,7 +135,7 @@ impl Catalog {
         seen: Seen,
         work: impl FnOnce(&Tx<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
-        match &self.0 {
+        match &self.backend {
             Backend::Sqlite(database) => database.read(seen, |open| work(&Tx(Session::Sqlite(open)))),
             Backend::Postgres(database) => database.read(|open| work(&Tx(Session::Postgres(open)))),
         }
@@ -125,10 +146,21 @@ impl Catalog {
     /// # Errors
     /// What `work` returns, or [`Error::Database`]; [`Error::Away`] where it is not known whether it was committed.
     pub fn write<T, E: From<Error>>(&self, work: impl FnOnce(&Tx<'_>) -> Result<T, E>) -> Result<T, E> {
-        match &self.0 {
+        let work = |tx: &Tx<'_>| self.and_tell(tx, work);
+        match &self.backend {
             Backend::Sqlite(database) => database.write(|open| work(&Tx(Session::Sqlite(open)))),
             Backend::Postgres(database) => database.write(|open| work(&Tx(Session::Postgres(open)))),
         }
+    }
+
+    fn and_tell<T, E: From<Error>>(
+        &self,
+        tx: &Tx<'_>,
+        work: impl FnOnce(&Tx<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let value = work(tx)?;
+        (self.before_commit)(tx)?;
+        Ok(value)
     }
 
     /// As [`Self::write`] of this process's last change: what is overwritten is overwritten on the disk too. `false`: that
@@ -140,7 +172,8 @@ impl Catalog {
         &self,
         work: impl FnOnce(&Tx<'_>) -> Result<(), E>,
     ) -> Result<bool, E> {
-        match &self.0 {
+        let work = |tx: &Tx<'_>| self.and_tell(tx, work);
+        match &self.backend {
             Backend::Sqlite(database) => database.write_erasing(|open| work(&Tx(Session::Sqlite(open)))),
             Backend::Postgres(database) => {
                 database.write(|open| work(&Tx(Session::Postgres(open))))?;
@@ -155,7 +188,7 @@ impl Catalog {
     /// # Errors
     /// [`Error::Database`]; [`Error::Unusable`] where somebody has.
     pub fn gather(&self) -> Result<(), Error> {
-        match &self.0 {
+        match &self.backend {
             Backend::Sqlite(database) => database.gather(),
             Backend::Postgres(_) => Ok(()),
         }

@@ -171,6 +171,7 @@ CREATE TABLE backup (
     schedule_id TEXT,                       -- whose run it is; null: no schedule asked for it. It may be gone by now
     due_at_ms BIGINT,                       -- when that run was due
     try_number BIGINT,                      -- from 1 on
+    held TEXT,                              -- why neither retention nor a person may take it; null: they may
     expires_at_ms BIGINT,                   -- retention may take it from then on; null: it stays until somebody deletes it
     created_at_ms BIGINT NOT NULL,
     execution_at_ms BIGINT,
@@ -190,6 +191,22 @@ WHEN (OLD.status IN ('failed', 'expired') AND NEW.status NOT IN (OLD.status, 'de
   OR (OLD.status = 'deleted' AND NEW.status <> 'deleted')
   OR (OLD.status = 'succeeded' AND NEW.status NOT IN ('succeeded', 'expired', 'deleted'))
 BEGIN SELECT RAISE(ABORT, 'backup_terminal_is_final'); END;
+
+-- What is done by itself besides the backup policy. A row that is deleted stays: the mirror knows no deletions.
+CREATE TABLE schedule (
+    id TEXT NOT NULL PRIMARY KEY,
+    project_id TEXT NOT NULL REFERENCES project(id),
+    instance_id TEXT NOT NULL REFERENCES instance(id),
+    name TEXT NOT NULL,
+    task TEXT NOT NULL CHECK (task IN ('backup', 'drill')),
+    cron TEXT NOT NULL,                     -- minute hour day month weekday
+    zone TEXT NOT NULL,                     -- a name of the IANA database
+    window_ms BIGINT NOT NULL,              -- how long after it was due a run may begin, where the service was away
+    keeps TEXT NOT NULL,                    -- JSON: which of its backups stay; without a rule all do
+    created_at_ms BIGINT NOT NULL,
+    deleted_at_ms BIGINT
+);
+CREATE UNIQUE INDEX schedule_instance_name_unique ON schedule(instance_id, name) WHERE deleted_at_ms IS NULL;
 
 -- Where a remote store holds or may hold objects of an attempt: written before the first object is, removed after
 -- the last one is gone. So what is to be deleted is known without a listing.
@@ -212,6 +229,9 @@ CREATE TABLE verification (
     bytes_total BIGINT NOT NULL DEFAULT 0,
     engine TEXT,                            -- version of the engine that loaded it, for proven
     load_ms BIGINT,
+    schedule_id TEXT,                       -- whose drill it is; null: somebody asked for it
+    due_at_ms BIGINT,                       -- when that drill was due
+    try_number BIGINT,                      -- from 1 on
     failure TEXT,                           -- what is wrong with the backup, or why nothing could be found out
     created_at_ms BIGINT NOT NULL,
     started_at_ms BIGINT,
@@ -220,6 +240,7 @@ CREATE TABLE verification (
     CHECK (status NOT IN ('damaged', 'failed') OR failure IS NOT NULL)
 );
 CREATE UNIQUE INDEX verification_ordinal_unique ON verification(backup_id, ordinal);
+CREATE UNIQUE INDEX verification_schedule_try_unique ON verification(schedule_id, due_at_ms, try_number) WHERE schedule_id IS NOT NULL;
 CREATE UNIQUE INDEX verification_unfinished_unique ON verification(backup_id) WHERE status IN ('waiting', 'running');
 CREATE TRIGGER verification_terminal_is_final BEFORE UPDATE ON verification
 WHEN OLD.status IN ('holds', 'damaged', 'failed')
@@ -278,6 +299,21 @@ BEGIN SELECT RAISE(ABORT, 'restore_terminal_is_final'); END;
 CREATE TRIGGER restore_is_never_deleted BEFORE DELETE ON restore
 BEGIN SELECT RAISE(ABORT, 'restore_is_never_deleted'); END;
 
+-- Who changed what, in the transaction of the change. Each row's digest holds all rows before it.
+CREATE TABLE audit (
+    number BIGINT NOT NULL PRIMARY KEY,     -- from 1 on, without gaps
+    at_ms BIGINT NOT NULL,
+    project_id TEXT NOT NULL,               -- empty: of no project
+    who TEXT NOT NULL,
+    what TEXT NOT NULL,
+    subject TEXT NOT NULL,
+    digest TEXT NOT NULL
+);
+CREATE TRIGGER audit_is_never_changed BEFORE UPDATE ON audit
+BEGIN SELECT RAISE(ABORT, 'audit_is_never_changed'); END;
+CREATE TRIGGER audit_is_never_deleted BEFORE DELETE ON audit
+BEGIN SELECT RAISE(ABORT, 'audit_is_never_deleted'); END;
+
 -- Calls with an Idempotency-Key that were accepted: written in the transaction of what they made.
 CREATE TABLE idempotency (
     project_id TEXT NOT NULL REFERENCES project(id),
@@ -297,7 +333,7 @@ CREATE INDEX generation_instance_index ON generation(instance_id) WHERE state <>
 CREATE TABLE outbox (
     number INTEGER PRIMARY KEY,             -- told in this order
     project_id TEXT NOT NULL,
-    subject TEXT NOT NULL CHECK (subject IN ('project', 'old_key', 'storage', 'choice', 'instance', 'generation', 'backup', 'restore')),
+    subject TEXT NOT NULL CHECK (subject IN ('project', 'old_key', 'storage', 'choice', 'instance', 'generation', 'schedule', 'backup', 'restore')),
     id TEXT NOT NULL,                       -- of the row; of a choice its project or ''
     changes BIGINT NOT NULL DEFAULT 1,
     UNIQUE (project_id, subject, id)
@@ -350,6 +386,14 @@ END;
 CREATE TRIGGER generation_changed_is_mirrored AFTER UPDATE ON generation BEGIN
     INSERT INTO outbox (project_id, subject, id)
     SELECT project_id, 'generation', NEW.id FROM instance WHERE instance.id = NEW.instance_id
+    ON CONFLICT (project_id, subject, id) DO UPDATE SET changes = outbox.changes + 1;
+END;
+CREATE TRIGGER schedule_added_is_mirrored AFTER INSERT ON schedule BEGIN
+    INSERT INTO outbox (project_id, subject, id) VALUES (NEW.project_id, 'schedule', NEW.id)
+    ON CONFLICT (project_id, subject, id) DO UPDATE SET changes = outbox.changes + 1;
+END;
+CREATE TRIGGER schedule_changed_is_mirrored AFTER UPDATE ON schedule BEGIN
+    INSERT INTO outbox (project_id, subject, id) VALUES (NEW.project_id, 'schedule', NEW.id)
     ON CONFLICT (project_id, subject, id) DO UPDATE SET changes = outbox.changes + 1;
 END;
 -- Of backups and restores what was accepted and how it ended; not how far they are.

@@ -2,8 +2,8 @@
 
 use super::Error;
 use crate::ids::{
-    BackupId, GenerationId, InstanceId, JobId, Moment, NodeId, ProjectId, RestoreId, StorageId, UserId,
-    VerificationId,
+    BackupId, GenerationId, InstanceId, JobId, Moment, NodeId, ProjectId, RestoreId, ScheduleId, StorageId,
+    UserId, VerificationId,
 };
 
 /// A value as both databases hold it.
@@ -204,6 +204,7 @@ macro_rules! id {
 }
 
 id!(
+    ScheduleId,
     ProjectId,
     InstanceId,
     BackupId,

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::{Global, Output, keys};
 use crate::app::App;
+use crate::audit::{self, Act};
 use crate::config::Config;
 use crate::identity::record::{self, DOMAIN, Project};
 use crate::ids::{InstanceId, Moment};
@@ -128,7 +129,28 @@ pub(super) fn open(global: &Global) -> anyhow::Result<App> {
         "{} is no data directory of cachekeep: name it with --data-dir, or run `cachekeep serve` once",
         config.data_dir.display()
     );
+    audit::act(Act {
+        at: Moment::now(),
+        project: None,
+        who: format!("operator with user id {}", rustix::process::getuid().as_raw()),
+        what: verb_of(std::env::args().skip(1)),
+        subject: String::new(),
+    });
     serve::open(config)
+}
+
+/// Noun and verb of a command line: nothing of its options, which may hold secrets.
+fn verb_of(words: impl Iterator<Item = String>) -> String {
+    let nouns = ["project", "user", "key", "storage", "catalog", "backup", "import"];
+    let mut words = words.skip_while(|word| !nouns.contains(&word.as_str()));
+    let noun = words.next().unwrap_or_default();
+    let verb = words
+        .next()
+        .filter(|word| word.bytes().all(|byte| byte.is_ascii_lowercase()));
+    match verb {
+        Some(verb) if noun != "import" => format!("{noun} {verb}"),
+        _ => noun,
+    }
 }
 
 /// Settings of verbs that work on the data directory: they start no engine and listen nowhere.
@@ -141,6 +163,7 @@ pub(super) fn administer(global: &Global) -> anyhow::Result<Config> {
         database: crate::config::known_database(&data_dir)?,
         data_dir,
         listen: "127.0.0.1:0".parse()?,
+        metrics_listen: None,
         tls: None,
         region: String::new(),
         engine_bind: "127.0.0.1".parse()?,

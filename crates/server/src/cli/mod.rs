@@ -4,6 +4,7 @@ mod admin;
 mod after_failover;
 mod alone;
 mod attach;
+mod audit;
 mod catalog;
 mod client;
 mod closed_pipe;
@@ -17,6 +18,7 @@ mod place;
 mod remote;
 mod replay;
 mod restores;
+mod schedule;
 mod selectors;
 mod source;
 mod storage;
@@ -111,6 +113,15 @@ enum Verb {
     Import(import::Import),
     /// Restore, list the records of restores, undo; or restore into a directory without a service
     Restore(Box<RestoreNoun>),
+    /// Have instances backed up and backups proven by the clock
+    #[command(subcommand)]
+    Schedule(schedule::ScheduleVerb),
+    /// Say who changed what, and prove that nothing of that was changed (works on the data directory)
+    #[command(subcommand)]
+    Audit(audit::AuditVerb),
+    /// Say which backups would go by the rules, and why
+    #[command(subcommand)]
+    Retention(schedule::RetentionVerb),
     /// Validate an RDB file or a backup to its last byte and say what is in it
     Inspect(inspect::Inspect),
     /// Write the content of an RDB file or a backup as JSON
@@ -193,6 +204,9 @@ struct Serve {
     /// data directory: postgresql://USER:PASSWORD@HOST/DATABASE?sslmode=require. Said once, it is kept in catalog.url
     #[arg(long, env = "CACHEKEEP_CATALOG", value_name = "URL", hide_env_values = true)]
     catalog: Option<String>,
+    /// Address and port on which Prometheus finds /metrics, by plain http and without a credential [default: none]
+    #[arg(long, env = "CACHEKEEP_METRICS_LISTEN", value_name = "ADDRESS:PORT", value_parser = address)]
+    metrics_listen: Option<SocketAddr>,
     /// Certificate chain, PEM; with --tls-key the API speaks https
     #[arg(long, requires = "tls_key", value_name = "FILE")]
     tls_cert: Option<PathBuf>,
@@ -319,6 +333,9 @@ fn run() -> ExitCode {
             Some(verb) => restores::restore(&global, verb),
             None => alone::restore(&global, &noun.alone),
         },
+        Verb::Schedule(verb) => schedule::schedule(&global, &verb),
+        Verb::Audit(verb) => audit::audit(&global, &verb),
+        Verb::Retention(verb) => schedule::retention(&global, &verb),
         Verb::Inspect(verb) => Ok(inspect::run(&global, &verb)),
         Verb::Export(verb) => Ok(export::run(&global, &verb)),
         Verb::Get(verb) => Ok(export::get(&global, &verb)),
@@ -356,6 +373,13 @@ fn start_log(form: LogForm) {
 
 fn configure(global: &Global, serve: Serve) -> anyhow::Result<Config> {
     let tls = serve.tls_cert.zip(serve.tls_key);
+    if let Some(address) = serve.metrics_listen {
+        anyhow::ensure!(
+            address.ip().is_loopback() || serve.insecure,
+            "refusing metrics beyond this machine ({address}): they name every project's instances to whoever asks; listen on \
+             127.0.0.1, or say --insecure"
+        );
+    }
     anyhow::ensure!(
         tls.is_some() || serve.listen.ip().is_loopback() || serve.insecure,
         "refusing plain http beyond this machine ({}): give --tls-cert and --tls-key, or say --insecure",
@@ -376,6 +400,7 @@ fn configure(global: &Global, serve: Serve) -> anyhow::Result<Config> {
         data_dir,
         database,
         listen: serve.listen,
+        metrics_listen: serve.metrics_listen,
         tls,
         region: serve.region,
         engine_bind: serve.engine_bind,

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::client::Client;
 use super::target::{Target, plain, print_one, print_rows};
-use super::{Global, Output, attach, copy, verify};
+use super::{Global, Output, attach, copy, schedule, verify};
 use crate::api::system::Flavor;
 use crate::instance::layout::{Layout, Mode};
 use crate::secrets;
@@ -204,6 +204,25 @@ pub(crate) enum BackupVerb {
         /// Name or id of the instance
         instance: String,
         /// Id or name of the backup
+        backup: String,
+    },
+    /// Hold a backup: neither retention nor a deletion takes it until it is released
+    #[command(after_help = "Example:\n  cachekeep backup hold cache1 latest --reason 'case 1234'")]
+    Hold {
+        /// Name or id of the instance
+        instance: String,
+        /// Id or name of the backup, or latest
+        backup: String,
+        /// Why, up to 128 characters
+        #[arg(long)]
+        reason: String,
+    },
+    /// Take a hold back
+    #[command(after_help = "Example:\n  cachekeep backup release cache1 backup_20260102030405")]
+    Release {
+        /// Name or id of the instance
+        instance: String,
+        /// Id or name of the backup, or latest
         backup: String,
     },
     /// Download a backup as a plain RDB file
@@ -541,6 +560,12 @@ pub(crate) fn backup(global: &Global, verb: &BackupVerb) -> anyhow::Result<ExitC
                 eprintln!("deleted {id}");
             }
         }
+        BackupVerb::Hold {
+            instance,
+            backup,
+            reason,
+        } => schedule::hold(global, instance, backup, Some(reason))?,
+        BackupVerb::Release { instance, backup } => schedule::hold(global, instance, backup, None)?,
         BackupVerb::Download { instance, backup, to } => {
             let target = Target::find(global, instance)?;
             let id = target.backup(backup)?;

@@ -6,6 +6,7 @@ use crate::ids::{Moment, ProjectId};
 use crate::refusal::Refusal;
 use crate::schedule::Plan;
 use crate::schedule::cron::Cron;
+use crate::schedule::record::Task;
 
 /// Days that an automatic backup may be kept; DCS itself allows 7.
 const SAVE_DAYS_MAX: i64 = 3650;
@@ -101,6 +102,7 @@ pub fn plan(stored: &str) -> Option<Plan> {
     let updated_at: jiff::Timestamp = stored["updated_at"].as_str()?.parse().ok()?;
     Some(Plan {
         schedule: stored["backup_policy_id"].as_str()?.to_owned(),
+        task: Task::Backup,
         cron: Cron::weekly(
             &days,
             from,

@@ -12,7 +12,7 @@ use super::queue::{self, Claim};
 use crate::app::App;
 use crate::catalog::{self, Tx};
 use crate::ids::{InstanceId, JobId, Moment};
-use crate::{backup, instance, limits, restore};
+use crate::{backup, instance, limits, metrics, restore};
 
 /// How a job ended, for the log; the records say the rest.
 #[derive(Debug)]
@@ -392,6 +392,15 @@ fn run_one(app: &App, claim: &Claim, control: &Control) {
         | JobKind::Resize => instance::job::run(app, claim, control),
     };
     let duration_ms = began.elapsed().as_millis();
+    let outcome = match &ended {
+        Ok(Ended::Done) => "done",
+        Ok(Ended::Failed(_)) => "failed",
+        Err(_) => "lost",
+    };
+    app.counters.add(
+        metrics::JOBS_ENDED,
+        &[("kind", claim.kind.word()), ("outcome", outcome)],
+    );
     match ended {
         Ok(Ended::Done) => {
             tracing::info!(job.id = %claim.job_id, job.kind = claim.kind.word(), duration_ms, phases = control.phases_taken(), "job done");

@@ -36,6 +36,7 @@ pub fn run(app: &Arc<App>, closing: &AtomicBool) {
                         continue;
                     }
                     if let Err(error) = send_all(app, &project.id, closing) {
+                        app.counters.add(crate::metrics::STORE_ERRORS, &[]);
                         tracing::warn!(
                             project.id = %project.id,
                             error = engine::chain(&error),

@@ -19,6 +19,8 @@ pub enum Subject {
     Instance,
     /// A generation.
     Generation,
+    /// A schedule of an instance.
+    Schedule,
     /// A backup record.
     Backup,
     /// A restore record.
@@ -27,13 +29,14 @@ pub enum Subject {
 
 impl Subject {
     /// In the order in which one refers to the other.
-    pub const ALL: [Subject; 8] = [
+    pub const ALL: [Subject; 9] = [
         Subject::Project,
         Subject::OldKey,
         Subject::Storage,
         Subject::Choice,
         Subject::Instance,
         Subject::Generation,
+        Subject::Schedule,
         Subject::Backup,
         Subject::Restore,
     ];
@@ -47,6 +50,7 @@ impl Subject {
             Subject::Choice => "choice",
             Subject::Instance => "instance",
             Subject::Generation => "generation",
+            Subject::Schedule => "schedule",
             Subject::Backup => "backup",
             Subject::Restore => "restore",
         }
@@ -65,6 +69,7 @@ impl Subject {
             Subject::Choice => "SELECT * FROM storage_default WHERE coalesce(project_id, '') = ?1",
             Subject::Instance => "SELECT * FROM instance WHERE id = ?1",
             Subject::Generation => "SELECT * FROM generation WHERE id = ?1",
+            Subject::Schedule => "SELECT * FROM schedule WHERE id = ?1",
             Subject::Backup => "SELECT * FROM backup WHERE id = ?1",
             Subject::Restore => "SELECT * FROM restore WHERE id = ?1",
         }
@@ -78,6 +83,7 @@ impl Subject {
             Subject::Choice => ("storage_default", "coalesce(project_id, '')"),
             Subject::Instance => ("instance", "id"),
             Subject::Generation => ("generation", "id"),
+            Subject::Schedule => ("schedule", "id"),
             Subject::Backup => ("backup", "id"),
             Subject::Restore => ("restore", "instance_id, ordinal"),
         }
@@ -242,6 +248,8 @@ pub fn begin_chain(
          ON CONFLICT (project_id, subject, id) DO UPDATE SET changes = outbox.changes + 1",
         "INSERT INTO outbox (project_id, subject, id) SELECT ?1, 'generation', generation.id FROM generation \
          JOIN instance ON instance.id = instance_id WHERE project_id = ?1 ON CONFLICT (project_id, subject, id) DO UPDATE SET changes = outbox.changes + 1",
+        "INSERT INTO outbox (project_id, subject, id) SELECT ?1, 'schedule', id FROM schedule WHERE project_id = ?1 \
+         ON CONFLICT (project_id, subject, id) DO UPDATE SET changes = outbox.changes + 1",
         "INSERT INTO outbox (project_id, subject, id) SELECT ?1, 'backup', id FROM backup WHERE project_id = ?1 \
          ON CONFLICT (project_id, subject, id) DO UPDATE SET changes = outbox.changes + 1",
         "INSERT INTO outbox (project_id, subject, id) SELECT ?1, 'restore', id FROM restore WHERE project_id = ?1 \

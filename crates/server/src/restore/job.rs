@@ -408,6 +408,9 @@ impl Work<'_> {
             );
         }
         let code = failure_code(error, moved, true);
+        let text = code.text();
+        let labels = [("kind", "restore"), ("code", text.as_str())];
+        self.app.counters.add(crate::metrics::FAILURES, &labels);
         let now = Moment::now();
         failpoint::hit("restore.before_fail")?;
         settle(self.app, self.claim, |tx| {

@@ -5,18 +5,20 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::{Plan, Try, decide};
+use super::record::{self as schedules, Task};
+use super::{Plan, Try, command, decide};
 use crate::app::App;
 use crate::backup::expiry;
-use crate::backup::record::FailureCode;
-use crate::backup::run_record::{self as runs, Run};
+use crate::backup::record::{FailureCode, Status as Ended};
+use crate::backup::run_record as runs;
+use crate::backup::verification_record::{self as verifications, Status as Verified};
 use crate::catalog::{self, Tx};
 use crate::clock::{self, Leap, Steady};
 use crate::ids::{InstanceId, Moment};
 use crate::instance::layout::Mode;
 use crate::instance::{Instance, Status, policy, record as instances};
 use crate::jobs::{JobKind, queue};
-use crate::limits;
+use crate::{limits, metrics};
 
 /// For ever; one thread calls this.
 pub fn run(app: &Arc<App>, closing: &AtomicBool) {
@@ -58,19 +60,19 @@ fn read(steady: &mut Steady) -> Moment {
 fn begin_due(app: &App, up_since: Moment, now: Moment) -> Result<(), catalog::Error> {
     let due = app.catalog.read(|tx| {
         let mut due = BTreeMap::new();
-        for instance in instances::with_policy(tx)? {
-            for plan in plans(app, &instance) {
+        for (instance, planned) in all_plans(app, tx)? {
+            for plan in planned {
                 let decision = decide(&plan, newest(tx, &plan)?, up_since, now);
                 if let Some((at, number)) = decision.begin {
                     // Those whose turn comes first after a retry are not always the same ones.
                     due.insert(
-                        (at, number, instance.id.clone(), plan.schedule.clone()),
-                        (instance.id.clone(), plan),
+                        (at, number, instance.clone(), plan.schedule.clone()),
+                        (instance.clone(), plan),
                     );
                 } else if !decision.missed.is_empty() {
                     due.insert(
-                        (now, 0, instance.id.clone(), plan.schedule.clone()),
-                        (instance.id.clone(), plan),
+                        (now, 0, instance.clone(), plan.schedule.clone()),
+                        (instance.clone(), plan),
                     );
                 }
             }
@@ -95,19 +97,54 @@ fn begin_due(app: &App, up_since: Moment, now: Moment) -> Result<(), catalog::Er
     Ok(())
 }
 
-/// What is planned for an instance.
-fn plans(app: &App, instance: &Instance) -> Vec<Plan> {
-    // Strict mode backs up what DCS backs up.
-    if app.config.strict_dcs && instance.layout.mode == Mode::Single {
-        return Vec::new();
+/// What is planned, of all instances.
+fn all_plans(app: &App, tx: &Tx<'_>) -> Result<BTreeMap<InstanceId, Vec<Plan>>, catalog::Error> {
+    let mut all: BTreeMap<InstanceId, Vec<Plan>> = BTreeMap::new();
+    for instance in instances::with_policy(tx)? {
+        all.entry(instance.id.clone())
+            .or_default()
+            .extend(by_policy(app, &instance));
     }
-    let by_policy = instance.backup_policy.as_deref().and_then(policy::plan);
-    by_policy.into_iter().collect()
+    for schedule in schedules::all(tx)? {
+        all.entry(schedule.instance_id.clone())
+            .or_default()
+            .extend(command::plan(&schedule));
+    }
+    Ok(all)
 }
 
+/// What is planned for one.
+fn plans(app: &App, tx: &Tx<'_>, instance: &Instance) -> Result<Vec<Plan>, catalog::Error> {
+    let schedules = schedules::list(tx, &instance.id)?;
+    let by_schedule = schedules.iter().filter_map(command::plan);
+    Ok(by_policy(app, instance).into_iter().chain(by_schedule).collect())
+}
+
+fn by_policy(app: &App, instance: &Instance) -> Option<Plan> {
+    // Strict mode backs up what DCS backs up.
+    if app.config.strict_dcs && instance.layout.mode == Mode::Single {
+        return None;
+    }
+    instance.backup_policy.as_deref().and_then(policy::plan)
+}
+
+/// The newest try. One that found a backup damaged has done its work.
 fn newest(tx: &Tx<'_>, plan: &Plan) -> Result<Option<Try>, catalog::Error> {
-    let newest = runs::newest(tx, &plan.schedule)?;
-    Ok(newest.map(|(due, number, status)| Try { due, number, status }))
+    if plan.task == Task::Backup {
+        let newest = runs::newest(tx, &plan.schedule)?;
+        return Ok(newest.map(|(due, number, status)| Try { due, number, status }));
+    }
+    let newest = verifications::newest_drill(tx, &plan.schedule)?;
+    Ok(newest.map(|(due, number, status)| Try {
+        due,
+        number,
+        status: match status {
+            Verified::Waiting => Ended::Waiting,
+            Verified::Running => Ended::Running,
+            Verified::Holds | Verified::Damaged => Ended::Succeeded,
+            Verified::Failed => Ended::Failed,
+        },
+    }))
 }
 
 /// Writes what is due of one schedule: decided anew, of what the catalogue says now. `true`: a job was added.
@@ -122,27 +159,30 @@ fn begin(
     let Some(instance) = instances::load(tx, instance)? else {
         return Ok(false);
     };
-    let plan = plans(app, &instance)
+    let plan = plans(app, tx, &instance)?
         .into_iter()
         .find(|plan| plan.schedule == schedule);
     let Some(plan) = plan.filter(|_| !matches!(instance.status, Status::Deleting | Status::Deleted)) else {
         return Ok(false);
     };
     let decision = decide(&plan, newest(tx, &plan)?, up_since, now);
-    let run = |due: Moment, number: i64| Run {
-        schedule: &plan.schedule,
-        due,
-        number,
-        period: plan.period.as_deref(),
-        expires: plan.keep_ms.map(|keep| Moment(now.0.saturating_add(keep))),
-    };
+    if plan.task == Task::Drill {
+        if let Some((due, number)) = decision.begin
+            && let Some(id) = verifications::insert_drill(tx, &instance.id, schedule, due, number, now)?
+        {
+            tracing::info!(instance.id = %instance.id, verification.id = %id, schedule, due = due.iso(), number, "a drill begins");
+            app.board.tidy();
+        }
+        return Ok(false);
+    }
     let skip = |due: Moment, number: i64, code: FailureCode, why: &str| {
+        app.counters.add(metrics::SKIPPED, &[("code", &code.text())]);
         tracing::warn!(instance.id = %instance.id, schedule = plan.schedule, due = due.iso(), why, "an automatic backup did not run");
         runs::insert_skipped(
             tx,
             &instance.project_id,
             &instance.id,
-            &run(due, number),
+            &plan.run(due, number, now),
             code,
             why,
             now,
@@ -170,7 +210,13 @@ fn begin(
         // It is begun when one of those has ended.
         return Ok(false);
     }
-    let id = runs::insert(tx, &instance.project_id, &instance.id, &run(due, number), now)?;
+    let id = runs::insert(
+        tx,
+        &instance.project_id,
+        &instance.id,
+        &plan.run(due, number, now),
+        now,
+    )?;
     // Its deadline is counted by the wall clock, as that of every job.
     queue::insert(
         tx,

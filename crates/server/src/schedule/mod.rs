@@ -2,12 +2,15 @@
 //!
 //! A run is identified by its schedule and the moment at which it is due; its tries are backup records, of which the catalogue
 //! admits one for each number. So nothing is remembered but records: a run that was made is not made again, whatever crashes
-//! and whatever the clock does, and a run that was not made has a record that says why.
+//! and whatever the clock does, and a run that was not made has a record that says why. (Of a drill the records are verifies.)
 //!
 //! Deliberately absent: a table of runs, and timers. `job.rs` looks every few seconds at what is due by now.
 
+pub mod command;
 pub mod cron;
 pub mod job;
+pub mod keep;
+pub mod record;
 
 use crate::backup::record::Status;
 use crate::ids::Moment;
@@ -19,6 +22,8 @@ use cron::Cron;
 pub struct Plan {
     /// Whose runs they are.
     pub schedule: String,
+    /// What is done.
+    pub task: record::Task,
     /// When.
     pub cron: Cron,
     /// How long after that a run may still begin, where the service was away.
@@ -110,6 +115,7 @@ mod tests {
     fn plan() -> Plan {
         Plan {
             schedule: "daily".to_owned(),
+            task: record::Task::Backup,
             cron: Cron::weekly(&[1, 2, 3, 4, 5, 6, 7], 2, 0).unwrap(),
             window_ms: 2 * HOUR,
             since: Moment(0),

@@ -12,7 +12,7 @@ use crate::app::App;
 use crate::backup::record as backups;
 use crate::catalog;
 use crate::ids::{BackupId, StorageId};
-use crate::limits;
+use crate::{limits, metrics};
 
 /// For ever, after each job, each deletion and every [`limits::RECONCILE_EVERY`]; the local folder every
 /// [`limits::SWEEP_EVERY`]. A thread of its own: a store that does not answer must not keep the reconciler from the
@@ -60,6 +60,7 @@ fn remote(
         match removed {
             Ok(()) => app.catalog.write(|tx| backups::forget_place(tx, &place.prefix))?,
             Err(error) => {
+                app.counters.add(metrics::STORE_ERRORS, &[]);
                 tracing::warn!(
                     prefix = place.prefix,
                     error = engine::chain(&error),

@@ -29,10 +29,12 @@ enum Row {
     Backup,
     /// An instance and a restore in the path.
     Restore,
+    /// An instance and a schedule in the path.
+    Schedule,
 }
 
 /// Every route: method, path behind the prefix of the version, what it takes, a legal body.
-const ROWS: [(&str, &str, Row, &str); 63] = [
+const ROWS: [(&str, &str, Row, &str); 71] = [
     ("GET", "/", Row::Open, ""),
     ("GET", "/v2", Row::Open, ""),
     ("GET", "/v2/", Row::Open, ""),
@@ -238,6 +240,39 @@ const ROWS: [(&str, &str, Row, &str); 63] = [
     ),
     ("GET", "{ck}/attachments/{instance_id}", Row::Instance, ""),
     ("DELETE", "{ck}/attachments/{instance_id}", Row::Instance, ""),
+    ("GET", "{ck}/instances/{instance_id}/schedules", Row::Instance, ""),
+    (
+        "POST",
+        "{ck}/instances/{instance_id}/schedules",
+        Row::Instance,
+        r#"{"name":"stolen","cron":"0 0 1 1 *"}"#,
+    ),
+    (
+        "DELETE",
+        "{ck}/instances/{instance_id}/schedules/{schedule_id}",
+        Row::Schedule,
+        "",
+    ),
+    (
+        "POST",
+        "{ck}/instances/{instance_id}/schedules/{schedule_id}/run",
+        Row::Schedule,
+        "",
+    ),
+    ("GET", "{ck}/instances/{instance_id}/drills", Row::Instance, ""),
+    ("GET", "{ck}/instances/{instance_id}/retention", Row::Instance, ""),
+    (
+        "PUT",
+        "{ck}/instances/{instance_id}/backups/{backup_id}/hold",
+        Row::Backup,
+        r#"{"reason":"stolen"}"#,
+    ),
+    (
+        "DELETE",
+        "{ck}/instances/{instance_id}/backups/{backup_id}/hold",
+        Row::Backup,
+        "",
+    ),
     // As above with the query that reaches deleted instances.
     (
         "GET",
@@ -330,6 +365,7 @@ struct Ids {
     source: String,
     backup: String,
     restore: String,
+    schedule: String,
 }
 
 /// The request of a row for these ids.
@@ -339,7 +375,8 @@ fn request(route: &Route, project: &str, ids: &Ids) -> Request {
         .replace("{project_id}", project)
         .replace("{instance_id}", &ids.instance)
         .replace("{backup_id}", &ids.backup)
-        .replace("{restore_id}", &ids.restore);
+        .replace("{restore_id}", &ids.restore)
+        .replace("{schedule_id}", &ids.schedule);
     let id = if route.row == Row::Batch {
         &ids.instance
     } else {
@@ -358,7 +395,13 @@ fn seen(answer: &Answer, ids: &Ids) -> (u16, String) {
     if let Some(id) = answer.header("x-request-id") {
         text = text.replace(id, "REQUEST");
     }
-    for id in [&ids.instance, &ids.source, &ids.backup, &ids.restore] {
+    for id in [
+        &ids.instance,
+        &ids.source,
+        &ids.backup,
+        &ids.restore,
+        &ids.schedule,
+    ] {
         text = text.replace(id.as_str(), "ID");
     }
     // Measured every few seconds: it may change between two calls.
@@ -373,7 +416,11 @@ fn furnished(caller: &Caller, name: &str) -> Ids {
     let instance = caller.make_instance(name);
     let backup = caller.make_backup(&instance, name);
     let restore = caller.make_restore(&instance, &backup, name);
+    let wish = json!({"name": name, "cron": "0 0 1 1 *"});
+    let path = format!("/instances/{instance}/schedules");
+    let made = caller.ck("POST", &path, Some(&wish)).expect(200).json();
     Ids {
+        schedule: made["schedule_id"].as_str().unwrap().to_owned(),
         source: instance.clone(),
         instance,
         backup,
@@ -442,6 +489,7 @@ fn no_credential_but_its_own_reaches_anything_of_a_project_on_any_route() {
         source: UNKNOWN.to_owned(),
         backup: UNKNOWN.to_owned(),
         restore: UNKNOWN.to_owned(),
+        schedule: UNKNOWN.to_owned(),
     };
     let names = ["victim", victim.project.as_str(), &ids.restore, &victim.user];
     for (who, credential, known) in &strangers {
@@ -496,7 +544,10 @@ fn no_credential_but_its_own_reaches_anything_of_a_project_on_any_route() {
                     instance: mine.clone(),
                     ..unknown.clone()
                 };
-                if matches!(route.row, Row::BackupInBody | Row::Backup | Row::Restore) {
+                if matches!(
+                    route.row,
+                    Row::BackupInBody | Row::Backup | Row::Restore | Row::Schedule
+                ) {
                     let (foreign, unknown) = (send(&own, &mixed), send(&own, &none));
                     assert!(foreign.0 >= 400, "{what}: {foreign:?}");
                     assert_eq!(foreign, unknown, "{what}: a foreign record is no unknown one");

@@ -13,7 +13,7 @@ const HOUR: i64 = 3_600_000;
 const DAY: i64 = 24 * HOUR;
 
 /// What the service takes for the clocks of its machine.
-struct Clock {
+pub struct Clock {
     _folder: Scratch,
     file: PathBuf,
     wall_ms: i64,
@@ -22,7 +22,7 @@ struct Clock {
 
 impl Clock {
     /// It is this moment now.
-    fn at(moment: &str) -> Self {
+    pub fn at(moment: &str) -> Self {
         let folder = Scratch::new("clock").unwrap();
         let wanted: jiff::Timestamp = moment.parse().unwrap();
         let clock = Self {
@@ -35,7 +35,7 @@ impl Clock {
         clock
     }
 
-    fn variable(&self) -> (&str, &str) {
+    pub fn variable(&self) -> (&str, &str) {
         ("CACHEKEEP_CLOCK_FILE", self.file.to_str().unwrap())
     }
 
@@ -46,14 +46,14 @@ impl Clock {
     }
 
     /// So much time passes.
-    fn pass(&mut self, ms: i64) {
+    pub fn pass(&mut self, ms: i64) {
         self.wall_ms += ms;
         self.passed_ms += ms;
         self.write();
     }
 
     /// Time passes until this moment.
-    fn pass_to(&mut self, moment: &str) {
+    pub fn pass_to(&mut self, moment: &str) {
         let wanted: jiff::Timestamp = moment.parse().unwrap();
         let now = jiff::Timestamp::now().as_millisecond() + self.wall_ms;
         self.pass(wanted.as_millisecond() - now);
@@ -80,7 +80,7 @@ fn set_policy(caller: &Caller, instance: &str, policy: &Value) {
 }
 
 /// All backup records of an instance, oldest first.
-fn records(service: &Service, instance: &str) -> Vec<Value> {
+pub fn records(service: &Service, instance: &str) -> Vec<Value> {
     let path = format!("/instances/{instance}/backups?limit=1000");
     let mut rows = service.logged_in().get(&path).expect(200).json()["backup_record_response"]
         .as_array()
@@ -92,7 +92,7 @@ fn records(service: &Service, instance: &str) -> Vec<Value> {
 
 /// Waits for as many records that have ended.
 #[track_caller]
-fn wait_records(service: &Service, instance: &str, count: usize) -> Vec<Value> {
+pub fn wait_records(service: &Service, instance: &str, count: usize) -> Vec<Value> {
     wait("records of backups", || {
         let rows = records(service, instance);
         assert!(rows.len() <= count, "{count} wanted: {rows:#?}");
@@ -116,7 +116,7 @@ fn folder(service: &Service, caller: &Caller, instance: &str, backup: &Value) ->
     store.join(backup["backup_id"].as_str().unwrap())
 }
 
-fn has_files(folder: &Path) -> bool {
+pub fn has_files(folder: &Path) -> bool {
     let mut waiting = vec![folder.to_owned()];
     while let Some(next) = waiting.pop() {
         for entry in std::fs::read_dir(next).into_iter().flatten() {

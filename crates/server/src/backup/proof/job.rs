@@ -23,10 +23,10 @@ use crate::instance::job::catalog_failed;
 use crate::instance::layout::Layout;
 use crate::jobs::aside::{Seat, Task};
 use crate::jobs::worker::{panic_text, with_progress};
-use crate::limits;
 use crate::restore::command::{available_memory, memory_needed};
 use crate::restore::job::archive_identity;
 use crate::secrets;
+use crate::{limits, metrics};
 
 const VERIFY: &str = "verify backup";
 
@@ -303,6 +303,8 @@ fn run_next(app: &Arc<App>) -> Result<bool, catalog::Error> {
         };
         tracing::info!(verification.id = %asked.id, backup.id = %asked.backup_id, level = asked.level.word(),
                        outcome = ended.status.word(), why = ended.failure, "verified");
+        let labels = [("level", asked.level.word()), ("outcome", ended.status.word())];
+        app.counters.add(metrics::VERIFIES_ENDED, &labels);
         verifications::end(tx, &asked.id, &ended, now)
     })?;
     Ok(true)

@@ -116,7 +116,7 @@ fn put(tx: &Tx<'_>, subject: Subject, image: &mut Image) -> Result<Option<String
             let (instance, ordinal) = (text(image, "instance_id"), number(image, "ordinal"));
             record::clear_ordinal(tx, subject, instance, ordinal, &id)?;
         }
-        Subject::OldKey | Subject::Choice | Subject::Instance | Subject::Generation => {}
+        Subject::OldKey | Subject::Choice | Subject::Instance | Subject::Generation | Subject::Schedule => {}
     }
     let (table, key) = subject.table_and_key();
     tx.put_image(table, key, image)?;
