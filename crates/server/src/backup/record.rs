@@ -716,7 +716,7 @@ pub fn expire_all_of(tx: &Tx<'_>, project: &ProjectId, why: &str, now: Moment) -
 /// The catalogue failed.
 pub fn kept_of(tx: &Tx<'_>, project: &ProjectId) -> Result<(u64, u64), Error> {
     let sums = tx.one(
-        "SELECT count(*), coalesce(sum(size_bytes), 0) FROM backup \
+        "SELECT count(*), CAST(coalesce(sum(size_bytes), 0) AS BIGINT) FROM backup \
          WHERE project_id = ?1 AND status = 'succeeded' AND generation_id IS NULL",
         (project,),
         |row| Ok((row.get(0)?, row.get(1)?)),

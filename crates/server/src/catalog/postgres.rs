@@ -405,6 +405,19 @@ impl Open {
             .collect())
     }
 
+    /// The columns of a statement's answer that no value can be read from, with their types.
+    #[cfg(test)]
+    pub fn unread(&self, sql: &str) -> Result<Vec<String>, Error> {
+        let statement = self.prepared(sql)?;
+        let unread = statement
+            .columns()
+            .iter()
+            .filter(|column| !is_read(column.type_()));
+        Ok(unread
+            .map(|column| format!("{} is {}", column.name(), column.type_()))
+            .collect())
+    }
+
     /// A statement without parameters or answer.
     pub fn run_plain(&self, sql: &str) -> Result<(), Error> {
         Ok(self.client.borrow_mut().batch_execute(sql)?)
@@ -515,7 +528,24 @@ impl<'r> FromSql<'r> for Received<'r> {
         Ok(Self(Value::Null))
     }
 
-    fn accepts(_: &Type) -> bool {
-        true
+    fn accepts(ty: &Type) -> bool {
+        is_read(ty)
     }
+}
+
+/// Whether [`Received`] reads values of this type. A sum of BIGINT is NUMERIC and has to be cast.
+pub fn is_read(ty: &Type) -> bool {
+    matches!(
+        *ty,
+        Type::INT8
+            | Type::INT4
+            | Type::INT2
+            | Type::BOOL
+            | Type::FLOAT8
+            | Type::BYTEA
+            | Type::TEXT
+            | Type::VARCHAR
+            | Type::NAME
+            | Type::UNKNOWN
+    )
 }

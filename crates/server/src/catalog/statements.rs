@@ -110,9 +110,10 @@ fn every_statement_is_prepared_on_both_databases() {
         if let Err(error) = sqlite.prepare(statement) {
             wrong.push(format!("SQLite: {error}: {statement}"));
         }
-        let prepared = database.read(|open| open.columns(statement).map(drop));
-        if let Err(error) = prepared {
-            wrong.push(format!("PostgreSQL: {}: {statement}", engine::chain(&error)));
+        match database.read(|open| open.unread(statement)) {
+            Ok(unread) if unread.is_empty() => {}
+            Ok(unread) => wrong.push(format!("PostgreSQL: {}: {statement}", unread.join(", "))),
+            Err(error) => wrong.push(format!("PostgreSQL: {}: {statement}", engine::chain(&error))),
         }
     }
     assert!(
