@@ -177,7 +177,13 @@ impl Catalog {
             Backend::Sqlite(database) => database.write_erasing(|open| work(&Tx(Session::Sqlite(open)))),
             Backend::Postgres(database) => {
                 database.write(|open| work(&Tx(Session::Postgres(open))))?;
-                database.vacuum()?;
+                // It is committed: an error would say that it is not.
+                if let Err(error) = database.vacuum() {
+                    tracing::warn!(
+                        error = engine::chain(&error),
+                        "the tables of keys could not be written anew"
+                    );
+                }
                 Ok(false)
             }
         }

@@ -326,10 +326,10 @@ impl Database {
     /// [`Error::Away`], [`Error::Database`].
     pub fn vacuum(&self) -> Result<(), Error> {
         let lent = self.borrow()?;
-        lent.get()
-            .client
-            .borrow_mut()
-            .batch_execute("VACUUM FULL project; VACUUM FULL project_old_key")?;
+        let mut client = lent.get().client.borrow_mut();
+        // Statements of one call are one transaction, in which VACUUM is refused (25001).
+        client.batch_execute("VACUUM FULL project")?;
+        client.batch_execute("VACUUM FULL project_old_key")?;
         Ok(())
     }
 }
