@@ -297,7 +297,8 @@ impl Database {
 
     /// What became of a transaction whose end was not heard of.
     fn was_committed(&self, number: &str, error: &Error) -> bool {
-        if !matches!(error, Error::Away(_)) {
+        // Any other error may have come instead of an answer to COMMIT; this one is the answer.
+        if matches!(error, Error::Constraint(_)) {
             return false;
         }
         let until = Instant::now() + COMMIT_WAIT;
