@@ -90,6 +90,9 @@ impl Tx<'_> {
         let done = work(self);
         if done.is_err() {
             run("ROLLBACK TO attempt")?;
+            if let Session::Postgres(open) = self.0 {
+                open.is_back_at_savepoint();
+            }
         }
         run("RELEASE attempt")?;
         Ok(done)

@@ -9,7 +9,7 @@
 //!
 //! Source: PostgreSQL manual 13.3.5 (advisory locks), 9.27 (`pg_xact_status`), 55 (protocol).
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::error::Error as _;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -60,6 +60,8 @@ struct Idle {
 pub struct Open {
     client: RefCell<Client>,
     statements: RefCell<HashMap<String, Statement>>,
+    /// Whether a statement of the open transaction was refused: then COMMIT undoes it, and answers as if all were well.
+    failed: Cell<bool>,
 }
 
 impl From<postgres::Error> for Error {
@@ -202,6 +204,7 @@ impl Database {
         Ok(Open {
             client: RefCell::new(client),
             statements: RefCell::default(),
+            failed: Cell::new(false),
         })
     }
 
@@ -248,7 +251,10 @@ impl Database {
             let is_fresh = lent.get().statements.borrow().is_empty();
             let begun = lent.get().client.borrow_mut().simple_query(sql);
             match begun {
-                Ok(answer) => return Ok((lent, answer)),
+                Ok(answer) => {
+                    lent.get().failed.set(false);
+                    return Ok((lent, answer));
+                }
                 Err(error) if !is_fresh && lent.get().client.borrow().is_closed() => drop(error),
                 Err(error) => return Err(error.into()),
             }
@@ -358,11 +364,17 @@ impl Lent<'_> {
         let Some(open) = self.open.take() else {
             return Ok(());
         };
+        let failed = open.failed.get();
+        let sql = if failed { "ROLLBACK" } else { sql };
         let done = open.client.borrow_mut().batch_execute(sql);
         if done.is_ok() {
             lock(&self.of.idle).sessions.push(open);
         }
-        Ok(done?)
+        done?;
+        match failed {
+            true => Err(Error::Database("a statement of it failed".into())),
+            false => Ok(()),
+        }
     }
 }
 
@@ -421,14 +433,28 @@ impl Open {
 
     /// A statement without parameters or answer.
     pub fn run_plain(&self, sql: &str) -> Result<(), Error> {
-        Ok(self.client.borrow_mut().batch_execute(sql)?)
+        let done = self.client.borrow_mut().batch_execute(sql);
+        self.noted(done)
+    }
+
+    /// After a return to a savepoint: it was taken, so nothing had failed before it.
+    pub fn is_back_at_savepoint(&self) {
+        self.failed.set(false);
+    }
+
+    fn noted<T>(&self, done: Result<T, postgres::Error>) -> Result<T, Error> {
+        if done.as_ref().is_err_and(|error| error.as_db_error().is_some()) {
+            self.failed.set(true);
+        }
+        Ok(done?)
     }
 
     fn prepared(&self, sql: &str) -> Result<Statement, Error> {
         if let Some(statement) = self.statements.borrow().get(sql) {
             return Ok(statement.clone());
         }
-        let statement = self.client.borrow_mut().prepare(&dialect::statement(sql))?;
+        let prepared = self.client.borrow_mut().prepare(&dialect::statement(sql));
+        let statement = self.noted(prepared)?;
         self.statements
             .borrow_mut()
             .insert(sql.to_owned(), statement.clone());
@@ -455,7 +481,8 @@ impl Open {
             )));
         }
         let params: Vec<&(dyn ToSql + Sync)> = owned.iter().map(|value| value as _).collect();
-        Ok(run(&mut self.client.borrow_mut(), &statement, &params)?)
+        let done = run(&mut self.client.borrow_mut(), &statement, &params);
+        self.noted(done)
     }
 }
 

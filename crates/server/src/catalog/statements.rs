@@ -124,3 +124,18 @@ fn every_statement_is_prepared_on_both_databases() {
         wrong.join("\n")
     );
 }
+
+#[test]
+fn a_transaction_of_which_a_statement_failed_is_not_told_as_committed() {
+    let server = xtask::postgres::Postgres::start().unwrap();
+    let url = server.make_schema("failed").unwrap();
+    let catalog = Catalog::connect(&url, "n", true).unwrap();
+    let fail = |tx: &Tx<'_>| tx.execute("SELECT 1 / 0", ());
+    let swallowed = catalog.write(|tx| {
+        drop(fail(tx));
+        Ok::<_, Error>(())
+    });
+    assert!(matches!(swallowed, Err(Error::Database(_))), "{swallowed:?}");
+    let undone = catalog.write(|tx| tx.attempt(fail)).unwrap();
+    assert!(matches!(undone, Err(Error::Database(_))), "{undone:?}");
+}
