@@ -31,9 +31,9 @@ const CONNECT_WAIT: Duration = Duration::from_secs(3);
 const COMMIT_WAIT: Duration = Duration::from_secs(30);
 const COMMIT_ASKED_EVERY: Duration = Duration::from_millis(200);
 /// One of ours takes milliseconds. A statement that waits for a stuck writer ends by this, and so does a transaction that
-/// lost its client.
+/// lost its client; minutes, for a rebuild fetches from a store inside its transaction.
 const SETTINGS: &str = "SET statement_timeout = '20s'; SET lock_timeout = '15s'; \
-    SET idle_in_transaction_session_timeout = '60s'; SET client_min_messages = warning; \
+    SET idle_in_transaction_session_timeout = '10min'; SET client_min_messages = warning; \
     SET synchronous_commit = on; SET TIME ZONE 'UTC'";
 /// The first half of the advisory lock's key, the second is the schema: `cake`.
 const LOCK: &str = "1667328869, hashtext(current_schema())";

@@ -46,7 +46,8 @@ pub(super) fn put_all(
     for (subject, mut image) in rows {
         let changed = match tx.attempt(|tx| put(tx, subject, &mut image))? {
             Ok(changed) => changed,
-            Err(error @ Error::Database(_)) => return Err(error),
+            // Nothing is wrong with the row.
+            Err(error @ (Error::Database(_) | Error::Away(_))) => return Err(error),
             Err(error) => Some(format!("it is left out: {}", engine::chain(&error))),
         };
         if let Some(changed) = changed {
