@@ -58,7 +58,8 @@ pub fn passed() -> Duration {
 pub struct Steady {
     told: Moment,
     at: Duration,
-    doubted_since: Option<Duration>,
+    /// Since when, and by how much the wall clock is ahead.
+    doubted: Option<(Duration, i64)>,
 }
 
 /// What a look at the steady clock found out besides the time.
@@ -78,7 +79,7 @@ impl Steady {
         Self {
             told: wall,
             at: passed,
-            doubted_since: None,
+            doubted: None,
         }
     }
 
@@ -89,18 +90,22 @@ impl Steady {
         self.at = passed;
         let by = wall.0.saturating_sub(carried.0);
         if by.unsigned_abs() <= limits::CLOCK_LEEWAY_MS {
-            self.doubted_since = None;
+            self.doubted = None;
             self.told = wall;
             return (wall, Leap::None);
         }
         self.told = carried;
-        match self.doubted_since {
+        // A leap from where an earlier one led is another one: that the earlier one stood says nothing of it.
+        let doubted = self
+            .doubted
+            .filter(|(_, before)| by.saturating_sub(*before).unsigned_abs() <= limits::CLOCK_LEEWAY_MS);
+        match doubted {
             None => {
-                self.doubted_since = Some(passed);
+                self.doubted = Some((passed, by));
                 (carried, Leap::Doubted(by))
             }
-            Some(since) if passed.saturating_sub(since) >= limits::LEAP_BELIEVED_AFTER => {
-                self.doubted_since = None;
+            Some((since, _)) if passed.saturating_sub(since) >= limits::LEAP_BELIEVED_AFTER => {
+                self.doubted = None;
                 self.told = wall;
                 (wall, Leap::Believed(by))
             }
@@ -139,6 +144,28 @@ mod tests {
             let wall = Moment(25 * HOUR + leap);
             assert_eq!(clock.read(wall, hours(at)), (wall, Leap::Believed(leap)));
         }
+    }
+
+    #[test]
+    fn a_leap_on_top_of_a_leap_has_to_stand_for_a_day_of_its_own() {
+        let mut clock = Steady::start(Moment(0), hours(0));
+        let mut told = Vec::new();
+        for at in 1..=47 {
+            let leap = if at < 23 { HOUR } else { 1_000_000 * HOUR };
+            let wall = Moment(at * HOUR + leap);
+            let (now, found) = clock.read(wall, hours(at));
+            assert_eq!(now, if at < 47 { Moment(at * HOUR) } else { wall }, "{at}");
+            if found != Leap::None {
+                told.push((at, found));
+            }
+        }
+        let doubted = |by| Leap::Doubted(by * HOUR);
+        let expected = [
+            (1, doubted(1)),
+            (23, doubted(1_000_000)),
+            (47, Leap::Believed(1_000_000 * HOUR)),
+        ];
+        assert_eq!(told, expected);
     }
 
     #[test]
