@@ -386,7 +386,7 @@ pub fn all_living(tx: &Tx<'_>) -> Result<Vec<Instance>, Error> {
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn with_policy(tx: &Tx<'_>) -> Result<Vec<Instance>, Error> {
+pub fn with_policy(tx: &Tx<'_>) -> Result<Vec<Result<Instance, Error>>, Error> {
     tx.all(
         concat!(
             "SELECT ",
@@ -394,7 +394,7 @@ pub fn with_policy(tx: &Tx<'_>) -> Result<Vec<Instance>, Error> {
             " FROM instance WHERE backup_policy IS NOT NULL AND status NOT IN ('deleting', 'deleted') ORDER BY id"
         ),
         (),
-        row,
+        |read| Ok(row(read)),
     )
 }
 

@@ -27,11 +27,14 @@ pub fn run(app: &Arc<App>, closing: &AtomicBool) {
     let mut seen = 0;
     while !closing.load(Ordering::SeqCst) {
         let now = read(&mut steady);
-        if let Err(error) = begin_due(app, up_since, now).and_then(|()| expiry::take_expired(app, now)) {
-            tracing::error!(
-                error = engine::chain(&error),
-                "the scheduler could not use the catalogue"
-            );
+        // The one does not wait for the other: a schedule that cannot be read keeps nothing from expiring.
+        for done in [begin_due(app, up_since, now), expiry::take_expired(app, now)] {
+            if let Err(error) = done {
+                tracing::error!(
+                    error = engine::chain(&error),
+                    "the scheduler could not use the catalogue"
+                );
+            }
         }
         seen = app.board.wait_to_tidy(seen, limits::RECONCILE_EVERY);
     }
@@ -56,13 +59,16 @@ fn read(steady: &mut Steady) -> Moment {
     now
 }
 
-/// Begins every run that is due.
+/// Begins every run that is due. What is wrong with one schedule or instance stops no other one.
 fn begin_due(app: &App, up_since: Moment, now: Moment) -> Result<(), catalog::Error> {
     let due = app.catalog.read(|tx| {
         let mut due = BTreeMap::new();
         for (instance, planned) in all_plans(app, tx)? {
             for plan in planned {
-                let decision = decide(&plan, newest(tx, &plan)?, up_since, now);
+                let Some(last) = passed_over(newest(tx, &plan), &plan.schedule)? else {
+                    continue;
+                };
+                let decision = decide(&plan, last, up_since, now);
                 if let Some((at, number)) = decision.begin {
                     // Those whose turn comes first after a retry are not always the same ones.
                     due.insert(
@@ -79,11 +85,18 @@ fn begin_due(app: &App, up_since: Moment, now: Moment) -> Result<(), catalog::Er
         }
         Ok::<_, catalog::Error>(due)
     })?;
-    let mut is_begun = false;
+    let (mut is_begun, mut ended) = (false, Ok(()));
     for (instance, plan) in due.into_values() {
-        is_begun |= app
+        let begun = app
             .catalog
-            .write(|tx| begin(app, tx, &instance, &plan.schedule, up_since, now))?;
+            .write(|tx| begin(app, tx, &instance, &plan.schedule, up_since, now));
+        match passed_over(begun, &plan.schedule) {
+            Ok(begun) => is_begun |= begun.unwrap_or(false),
+            Err(error) => {
+                ended = Err(error);
+                break;
+            }
+        }
     }
     if is_begun {
         match engine::failpoint::hit("schedule.accepted") {
@@ -94,18 +107,40 @@ fn begin_due(app: &App, up_since: Moment, now: Moment) -> Result<(), catalog::Er
             ),
         }
     }
-    Ok(())
+    ended
+}
+
+/// `None`, and told: it went wrong for this one. An error where it would go wrong for all.
+fn passed_over<T>(done: Result<T, catalog::Error>, schedule: &str) -> Result<Option<T>, catalog::Error> {
+    match done {
+        Ok(value) => Ok(Some(value)),
+        Err(error @ catalog::Error::Away(_)) => Err(error),
+        Err(error) => {
+            tracing::error!(
+                schedule,
+                error = engine::chain(&error),
+                "nothing is begun by this schedule"
+            );
+            Ok(None)
+        }
+    }
 }
 
 /// What is planned, of all instances.
 fn all_plans(app: &App, tx: &Tx<'_>) -> Result<BTreeMap<InstanceId, Vec<Plan>>, catalog::Error> {
     let mut all: BTreeMap<InstanceId, Vec<Plan>> = BTreeMap::new();
     for instance in instances::with_policy(tx)? {
+        let Some(instance) = passed_over(instance, "a backup policy")? else {
+            continue;
+        };
         all.entry(instance.id.clone())
             .or_default()
             .extend(by_policy(app, &instance));
     }
     for schedule in schedules::all(tx)? {
+        let Some(schedule) = passed_over(schedule, "one that cannot be read")? else {
+            continue;
+        };
         all.entry(schedule.instance_id.clone())
             .or_default()
             .extend(command::plan(&schedule));
@@ -115,7 +150,7 @@ fn all_plans(app: &App, tx: &Tx<'_>) -> Result<BTreeMap<InstanceId, Vec<Plan>>, 
 
 /// What is planned for one.
 fn plans(app: &App, tx: &Tx<'_>, instance: &Instance) -> Result<Vec<Plan>, catalog::Error> {
-    let schedules = schedules::list(tx, &instance.id)?;
+    let schedules = schedules::readable(tx, &instance.id)?;
     let by_schedule = schedules.iter().filter_map(command::plan);
     Ok(by_policy(app, instance).into_iter().chain(by_schedule).collect())
 }

@@ -112,6 +112,18 @@ pub fn insert(tx: &Tx<'_>, of: &OwnedInstance, schedule: &Schedule) -> Result<()
 /// # Errors
 /// The catalogue failed.
 pub fn list(tx: &Tx<'_>, instance: &InstanceId) -> Result<Vec<Schedule>, Error> {
+    each_of(tx, instance)?.into_iter().collect()
+}
+
+/// As [`list`], without those that cannot be read.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn readable(tx: &Tx<'_>, instance: &InstanceId) -> Result<Vec<Schedule>, Error> {
+    Ok(each_of(tx, instance)?.into_iter().flatten().collect())
+}
+
+fn each_of(tx: &Tx<'_>, instance: &InstanceId) -> Result<Vec<Result<Schedule, Error>>, Error> {
     tx.all(
         concat!(
             "SELECT ",
@@ -119,7 +131,7 @@ pub fn list(tx: &Tx<'_>, instance: &InstanceId) -> Result<Vec<Schedule>, Error> 
             " FROM schedule WHERE instance_id = ?1 AND deleted_at_ms IS NULL ORDER BY name"
         ),
         (instance,),
-        row,
+        |read| Ok(row(read)),
     )
 }
 
@@ -139,11 +151,11 @@ pub fn find(tx: &Tx<'_>, of: &OwnedInstance, id: &ScheduleId) -> Result<Option<S
     )
 }
 
-/// All schedules of instances that are not deleted.
+/// All schedules of instances that are not deleted, each as far as it can be read.
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn all(tx: &Tx<'_>) -> Result<Vec<Schedule>, Error> {
+pub fn all(tx: &Tx<'_>) -> Result<Vec<Result<Schedule, Error>>, Error> {
     tx.all(
         concat!(
             "SELECT ",
@@ -152,7 +164,7 @@ pub fn all(tx: &Tx<'_>) -> Result<Vec<Schedule>, Error> {
              WHERE instance.id = schedule.instance_id AND instance.status NOT IN ('deleting', 'deleted')) ORDER BY id"
         ),
         (),
-        row,
+        |read| Ok(row(read)),
     )
 }
 
