@@ -181,6 +181,8 @@ CREATE TABLE backup (
     CHECK (schedule_id IS NULL OR (due_at_ms IS NOT NULL AND try_number IS NOT NULL))
 );
 CREATE UNIQUE INDEX backup_instance_ordinal_unique ON backup(instance_id, ordinal);
+-- After the one above: of equal ones SQLite takes the later one.
+CREATE INDEX backup_succeeded_index ON backup(instance_id, ordinal) WHERE status = 'succeeded';
 -- A run is made once, whatever the clock says: see schedule/mod.rs.
 CREATE UNIQUE INDEX backup_schedule_try_unique ON backup(schedule_id, due_at_ms, try_number) WHERE schedule_id IS NOT NULL;
 CREATE INDEX backup_expires_index ON backup(expires_at_ms) WHERE status = 'succeeded';

@@ -54,7 +54,7 @@ pub fn instances(tx: &Tx<'_>) -> Result<Vec<Seen>, Error> {
         let last = tx.one(
             "SELECT verification.finished_at_ms, verification.status = 'holds' FROM schedule \
              JOIN verification ON verification.schedule_id = schedule.id \
-             WHERE schedule.instance_id = ?1 AND schedule.task = 'drill' AND verification.finished_at_ms IS NOT NULL \
+             WHERE schedule.instance_id = ?1 AND schedule.deleted_at_ms IS NULL AND schedule.task = 'drill' AND verification.finished_at_ms IS NOT NULL \
              ORDER BY verification.finished_at_ms DESC LIMIT 1",
             (&seen.id,),
             |row| Ok((row.get(0)?, row.get(1)?)),
