@@ -82,15 +82,16 @@ pub fn insert_skipped(
     Ok(id)
 }
 
-/// The newest try of a schedule: when it was due, its number, what became of it.
+/// The newest try of a schedule that was due by `now`: when, its number, what became of it. A run that somebody asked for
+/// is due by the wall clock, which may be ahead: until then it is not the newest one.
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn newest(tx: &Tx<'_>, schedule: &str) -> Result<Option<(Moment, i64, Status)>, Error> {
+pub fn newest(tx: &Tx<'_>, schedule: &str, now: Moment) -> Result<Option<(Moment, i64, Status)>, Error> {
     tx.one(
-        "SELECT due_at_ms, try_number, status FROM backup WHERE schedule_id = ?1 \
+        "SELECT due_at_ms, try_number, status FROM backup WHERE schedule_id = ?1 AND due_at_ms <= ?2 \
          ORDER BY due_at_ms DESC, try_number DESC LIMIT 1",
-        (schedule,),
+        (schedule, now),
         |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
     )
 }

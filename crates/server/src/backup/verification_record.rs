@@ -170,15 +170,19 @@ pub fn insert_drill(
     Ok(Some(id))
 }
 
-/// The newest drill of a schedule: when it was due, its number, what became of it.
+/// The newest drill of a schedule that was due by `now`: when, its number, what became of it. As of backups.
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn newest_drill(tx: &Tx<'_>, schedule: &str) -> Result<Option<(Moment, i64, Status)>, Error> {
+pub fn newest_drill(
+    tx: &Tx<'_>,
+    schedule: &str,
+    now: Moment,
+) -> Result<Option<(Moment, i64, Status)>, Error> {
     tx.one(
-        "SELECT due_at_ms, try_number, status FROM verification WHERE schedule_id = ?1 \
+        "SELECT due_at_ms, try_number, status FROM verification WHERE schedule_id = ?1 AND due_at_ms <= ?2 \
          ORDER BY due_at_ms DESC, try_number DESC LIMIT 1",
-        (schedule,),
+        (schedule, now),
         |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
     )
 }

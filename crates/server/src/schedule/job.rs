@@ -65,7 +65,7 @@ fn begin_due(app: &App, up_since: Moment, now: Moment) -> Result<(), catalog::Er
         let mut due = BTreeMap::new();
         for (instance, planned) in all_plans(app, tx)? {
             for plan in planned {
-                let Some(last) = passed_over(newest(tx, &plan), &plan.schedule)? else {
+                let Some(last) = passed_over(newest(tx, &plan, now), &plan.schedule)? else {
                     continue;
                 };
                 let decision = decide(&plan, last, up_since, now);
@@ -164,12 +164,12 @@ fn by_policy(app: &App, instance: &Instance) -> Option<Plan> {
 }
 
 /// The newest try. One that found a backup damaged has done its work.
-fn newest(tx: &Tx<'_>, plan: &Plan) -> Result<Option<Try>, catalog::Error> {
+fn newest(tx: &Tx<'_>, plan: &Plan, now: Moment) -> Result<Option<Try>, catalog::Error> {
     if plan.task == Task::Backup {
-        let newest = runs::newest(tx, &plan.schedule)?;
+        let newest = runs::newest(tx, &plan.schedule, now)?;
         return Ok(newest.map(|(due, number, status)| Try { due, number, status }));
     }
-    let newest = verifications::newest_drill(tx, &plan.schedule)?;
+    let newest = verifications::newest_drill(tx, &plan.schedule, now)?;
     Ok(newest.map(|(due, number, status)| Try {
         due,
         number,
@@ -200,7 +200,7 @@ fn begin(
     let Some(plan) = plan.filter(|_| !matches!(instance.status, Status::Deleting | Status::Deleted)) else {
         return Ok(false);
     };
-    let decision = decide(&plan, newest(tx, &plan)?, up_since, now);
+    let decision = decide(&plan, newest(tx, &plan, now)?, up_since, now);
     if plan.task == Task::Drill {
         if let Some((due, number)) = decision.begin
             && let Some(id) = verifications::insert_drill(tx, &instance.id, schedule, due, number, now)?

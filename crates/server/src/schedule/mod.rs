@@ -56,7 +56,7 @@ pub struct Decision {
     pub begin: Option<(Moment, i64)>,
 }
 
-/// Decides from the newest try of the schedule alone.
+/// Decides from the newest try of the schedule alone that was due by now.
 ///
 /// A run that failed or found the instance busy is tried again at the full hours after it was due, three times in all
 /// (contract §8.2), unless the next run is due by then. What was due while the service was away is begun as long as its window
