@@ -157,6 +157,8 @@ pub const LEAP_BELIEVED_AFTER: Duration = Duration::from_secs(24 * 3600);
 pub const TRIES_OF_A_RUN: i64 = 3;
 /// Runs that were missed further back than this are not looked for.
 pub const MISSED_RUNS_LOOKED_BACK_MS: i64 = 31 * 24 * 3_600_000;
+/// Nor are drills that were missed further back than this, or than their window where that is longer.
+pub const MISSED_DRILLS_LOOKED_BACK_MS: i64 = 24 * 3_600_000;
 /// Of the runs of a schedule that were missed so many get a record, the newest ones.
 pub const MISSED_RUNS_TOLD: usize = 7;
 /// Scheduled backups that have not ended at any time: one place less than there are jobs at once ([`JOBS_AT_ONCE`]), so that

@@ -71,7 +71,12 @@ pub fn decide(plan: &Plan, last: Option<Try>, up_since: Moment, now: Moment) -> 
         }
         from = from.max(last.due);
     }
-    from = from.max(Moment(now.0.saturating_sub(limits::MISSED_RUNS_LOOKED_BACK_MS)));
+    let looked_back = match plan.task {
+        record::Task::Backup => limits::MISSED_RUNS_LOOKED_BACK_MS,
+        // One that is missed leaves no record, so each look would go over all of them again.
+        record::Task::Drill => plan.window_ms.max(limits::MISSED_DRILLS_LOOKED_BACK_MS),
+    };
+    from = from.max(Moment(now.0.saturating_sub(looked_back)));
     let mut due = Vec::new();
     while let Some(next) = plan.cron.next_after(from).filter(|next| *next <= now) {
         if due.len() == limits::MISSED_RUNS_TOLD {
@@ -212,6 +217,16 @@ mod tests {
             decided(&plan(), None, at(1000, 5)).missed.len(),
             limits::MISSED_RUNS_TOLD
         );
+    }
+
+    #[test]
+    fn a_drill_that_was_missed_days_ago_is_not_looked_at_again() {
+        let drills = Plan {
+            task: record::Task::Drill,
+            ..plan()
+        };
+        assert_eq!(decided(&drills, None, at(9, 5)).missed, [at(9, 2)]);
+        assert_eq!(decided(&drills, None, at(9, 3)), begin(9, 1));
     }
 
     #[test]
