@@ -34,6 +34,9 @@ const PRINT_BYTES: usize = 16;
 const REPLY_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// A source must have answered all that is asked before the first key by then.
 const BEGINS_WITHIN: Duration = Duration::from_secs(60);
+/// And what is read at once later: the names of some keys, or a piece of a value. Between two of these the operation is asked
+/// whether it is still wanted.
+const STEP_WITHIN: Duration = Duration::from_secs(60);
 
 /// The keys of a node as the bytes of an RDB file. Connects with the first read.
 pub struct KeyByKey<'a> {
@@ -109,7 +112,6 @@ impl<'a> KeyByKey<'a> {
         let mut node = Node::connect_within(&self.source, bounds)?;
         let version = version_of_payloads(&mut node)?;
         let keyspace = node.info("keyspace")?;
-        node.release();
         let mut dbs: Vec<u32> = keyspace
             .iter()
             .filter_map(|(name, _)| name.strip_prefix("db")?.parse().ok())
@@ -186,6 +188,8 @@ impl Read for KeyByKey<'_> {
 impl Reading {
     /// Some bytes or keys more; `false` where there are none.
     fn step(&mut self, ready: &mut Vec<u8>) -> Result<bool, Error> {
+        // A source that drips is never silent.
+        self.node.bound(Instant::now().checked_add(STEP_WITHIN));
         if self.value.is_some() {
             return self.read_piece(ready).map(|()| true);
         }
