@@ -120,11 +120,17 @@ impl<'a> Servers<'a> {
         discover::discover(&seeds, name, &|at, role| self.dial(at, role))
     }
 
-    /// The node of a shard to capture: a replica that has caught up spares the primary the fork.
-    fn choose(&self, shard: &ShardFound) -> Result<(Endpoint, HostPort), Error> {
-        let mut primary = self.dial(&shard.primary, As::Node)?;
-        let dial = |at: &HostPort, role: As| self.dial(at, role);
-        let replica = discover::caught_up(shard, &mut primary, limits::CATCH_UP, &dial)?;
+    /// The node of a shard to capture: a replica that has caught up spares the primary the fork. Where keys are read one by one
+    /// nothing forks, and a cluster's replica sends who asks it for a key on to the primary.
+    fn choose(&self, shard: &ShardFound, way: Way) -> Result<(Endpoint, HostPort), Error> {
+        let replica = match way {
+            Way::Scan => None,
+            Way::Psync | Way::None => {
+                let mut primary = self.dial(&shard.primary, As::Node)?;
+                let dial = |at: &HostPort, role: As| self.dial(at, role);
+                discover::caught_up(shard, &mut primary, limits::CATCH_UP, &dial)?
+            }
+        };
         let chosen = replica.unwrap_or(&shard.primary);
         let (mut endpoint, mut node) = self.reach(chosen, As::Node)?;
         discover::check_before_capture(&mut node)?;
@@ -157,7 +163,7 @@ pub fn choose(app: &App, instance: &Instance, attachment: &Attachment, now: Mome
     let mut shards = Vec::new();
     let mut captured_from = None;
     for shard in &found.shards {
-        let (source, at) = servers.choose(shard)?;
+        let (source, at) = servers.choose(shard, found.way)?;
         let role = if at == shard.primary { "primary" } else { "replica" };
         captured_from = Some(format!("{role} {at}"));
         shards.push(Shard {
