@@ -195,7 +195,8 @@ pub fn slots(
 }
 
 /// Why a capture of attached servers failed, as their instance's record may tell: what they answer is told in their own words
-/// in the log alone.
+/// in the log alone, and so is where a name leads and what is there: else who attaches one address could ask by its replicas'
+/// names what our network has.
 pub fn told(instance: &Instance, error: &Error) -> String {
     const CODES: [&str; 8] = [
         "NOPERM",
@@ -210,13 +211,17 @@ pub fn told(instance: &Instance, error: &Error) -> String {
     let is_theirs = match error.kind {
         Kind::Refused => matches!(error.operation, "ask for snapshot" | "run command"),
         Kind::Protocol => error.operation != "read snapshot",
-        Kind::Auth => true,
+        Kind::Auth | Kind::Connection => true,
+        Kind::Idle => error.operation != "read snapshot",
         _ => false,
     };
     if !is_theirs {
         return engine::chain(error);
     }
     tracing::warn!(instance.id = %instance.id, error = engine::chain(error), "what attached servers answered");
+    if matches!(error.kind, Kind::Connection | Kind::Idle) {
+        return "one of its servers cannot be reached, or does not answer in time".to_owned();
+    }
     let mut words = error.context.split(|letter: char| !letter.is_ascii_uppercase());
     let code = words.find_map(|word| CODES.into_iter().find(|code| *code == word));
     match (error.kind, code) {
