@@ -341,10 +341,17 @@ impl Node {
                 None => node.ask(&[b"AUTH", password.expose().as_bytes()])?,
             };
             if let Reply::Error(text) = answer {
+                // No more than the code: a peer that is no engine may say what it was asked, the password among it.
+                let code = text.split(' ').next().unwrap_or_default();
+                let is_code = code.len() <= 32 && code.bytes().all(|byte| byte.is_ascii_uppercase());
+                let why = match !code.is_empty() && is_code && code != password.expose() {
+                    true => code,
+                    false => "the user or the password is refused",
+                };
                 return Err(Error::new(
                     Kind::Auth,
                     "authenticate",
-                    format!("{}: {text}", node.label),
+                    format!("{}: {why}", node.label),
                 ));
             }
         }
