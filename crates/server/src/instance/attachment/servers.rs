@@ -51,17 +51,14 @@ impl<'a> Servers<'a> {
         })
     }
 
-    /// Those of an instance.
+    /// Those of an instance; everything must have been said within `limit`.
     ///
     /// # Errors
     /// As [`Servers::new`]; [`Kind::Key`] where the sealed column does not open.
-    pub fn of(app: &App, id: &InstanceId, attachment: &'a Attachment) -> Result<Self, Error> {
+    fn of(app: &App, id: &InstanceId, attachment: &'a Attachment, limit: Duration) -> Result<Self, Error> {
         let text = app.vault.master.open(&sealed_for(id), &attachment.sealed)?;
         let secrets = serde_json::from_str(&text)
             .map_err(|_not_ours| Error::new(Kind::Key, "open secret", "it is of another form"))?;
-        // Each shard may keep a capture waiting for its replica.
-        let shards = u32::try_from(attachment.found.shards.len()).unwrap_or(u32::MAX);
-        let limit = limits::DISCOVERY_TIME_MAX + (limits::CATCH_UP + limits::ATTACHED_ANSWER) * shards;
         Self::new(app, &attachment.reach, secrets, limit)
     }
 
@@ -139,6 +136,14 @@ impl<'a> Servers<'a> {
     }
 }
 
+/// How long a capture may ask what it is to read: each shard may keep it waiting for its replica, and how many there are a
+/// stranger says.
+fn capture_limit(attachment: &Attachment) -> Duration {
+    let shards = u32::try_from(attachment.found.shards.len()).unwrap_or(u32::MAX);
+    let of_shards = (limits::CATCH_UP + limits::ATTACHED_ANSWER).saturating_mul(shards);
+    limits::ATTACHED_CHOICE_MAX.min(limits::DISCOVERY_TIME_MAX.saturating_add(of_shards))
+}
+
 /// What a capture of an attached instance reads.
 pub struct Chosen {
     /// The nodes, one for each shard.
@@ -154,7 +159,7 @@ pub struct Chosen {
 /// # Errors
 /// As [`look`]; [`Kind::Refused`] where no snapshot can be had, [`Kind::SourceAtRisk`].
 pub fn choose(app: &App, instance: &Instance, attachment: &Attachment, now: Moment) -> Result<Chosen, Error> {
-    let servers = Servers::of(app, &instance.id, attachment)?;
+    let servers = Servers::of(app, &instance.id, attachment, capture_limit(attachment))?;
     let found = find_again(app, instance, attachment, &servers, now)?;
     if found.way == Way::None {
         let context = found.notes.join("; ");
@@ -189,7 +194,7 @@ pub fn slots(
     attachment: &Attachment,
     now: Moment,
 ) -> Result<Vec<Vec<(u16, u16)>>, Error> {
-    let servers = Servers::of(app, &instance.id, attachment)?;
+    let servers = Servers::of(app, &instance.id, attachment, capture_limit(attachment))?;
     let found = find_again(app, instance, attachment, &servers, now)?;
     Ok(found.shards.into_iter().map(|shard| shard.slots).collect())
 }
@@ -265,7 +270,7 @@ pub fn put_settings_back(
     if attachment.settings.is_empty() {
         return Ok(());
     }
-    let servers = Servers::of(app, &instance.id, attachment)?;
+    let servers = Servers::of(app, &instance.id, attachment, limits::DISCOVERY_TIME_MAX)?;
     for setting in &attachment.settings {
         let unreadable = || {
             Error::new(
@@ -288,7 +293,7 @@ pub fn put_settings_back(
 /// # Errors
 /// As [`Servers::discover`]; [`Kind::Mismatch`] where it is a cluster and was none, or the other way round.
 pub fn look(app: &App, instance: &Instance, attachment: &Attachment, now: Moment) -> Result<(), Error> {
-    let servers = Servers::of(app, &instance.id, attachment)?;
+    let servers = Servers::of(app, &instance.id, attachment, limits::DISCOVERY_TIME_MAX)?;
     find_again(app, instance, attachment, &servers, now).map(drop)
 }
 
