@@ -201,7 +201,7 @@ pub fn capture(
             false => 0,
         },
         idle_timeout: limits::ENGINE_IDLE,
-        expected_bytes: used * 6 / 10 / shards.len() as u64,
+        expected_bytes: used / 10 * 6 / shards.len() as u64,
     };
     let watched: Vec<Endpoint> = match is_attached {
         true => shards.iter().map(|shard| shard.source.clone()).collect(),

@@ -102,7 +102,7 @@ impl<'a> Servers<'a> {
     /// Finds out what is there, from what was given and from what was found before.
     ///
     /// # Errors
-    /// As [`discover::discover`].
+    /// As [`discover::discover`]; [`Kind::Refused`] where they say that they have more than may be read of them.
     pub fn discover(&self, before: Option<&Found>) -> Result<Found, Error> {
         let mut seeds = self.reach.seeds.clone();
         if let Some(before) = before {
@@ -114,7 +114,13 @@ impl<'a> Servers<'a> {
             }
         }
         let name = self.reach.primary_name.as_deref();
-        discover::discover(&seeds, name, &|at, role| self.dial(at, role))
+        let found = discover::discover(&seeds, name, &|at, role| self.dial(at, role))?;
+        // What they say later bounds what is read and spooled as well.
+        if found.used_bytes > limits::ATTACHED_BYTES_MAX {
+            let what = "its servers say that their data takes more than a terabyte";
+            return Err(Error::new(Kind::Refused, "discover", what));
+        }
+        Ok(found)
     }
 
     /// The node of a shard to capture: a replica that has caught up spares the primary the fork. Where keys are read one by one
