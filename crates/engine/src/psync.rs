@@ -180,29 +180,39 @@ impl<'a> Tuned<'a> {
         Ok(())
     }
 
-    /// Puts the old values back, over a new connection where the old one broke.
+    /// Puts the old values back, over a new connection where the old one broke: all that can be.
     ///
     /// # Errors
-    /// As [`Node::connect`] and [`Node::command`]: the source still has the values of the capture.
+    /// As [`Node::connect`] and [`Node::command`], the first of them: the source still has those values of the capture.
     pub(crate) fn put_back(&mut self) -> Result<(), Error> {
         let mut node = self.node.take();
+        let (mut left, mut first) = (Vec::new(), Ok(()));
         while let Some(setting) = self.changed.last() {
             let through_old = node.is_some();
-            let mut through = match node.take() {
-                Some(through) => through,
-                None => connect(&self.endpoint)?,
-            };
-            match setting.put_back(&mut through) {
-                Ok(()) => {
-                    self.settle_last()?;
-                    node = Some(through);
+            let mut through = match node.take().map_or_else(|| connect(&self.endpoint), Ok) {
+                Ok(through) => through,
+                // The others are of the same node.
+                Err(e) => {
+                    first = first.and(Err(e));
+                    break;
                 }
-                // The connection idled for as long as the fork took: once more over a fresh one.
-                Err(e) if through_old && e.kind != Kind::Refused => {}
-                Err(e) => return Err(e),
+            };
+            let is_back = setting.put_back(&mut through);
+            let is_broken = matches!(&is_back, Err(e) if e.kind != Kind::Refused);
+            // The connection idled for as long as the fork took: once more over a fresh one.
+            if is_broken && through_old {
+                continue;
+            }
+            if !is_broken {
+                node = Some(through);
+            }
+            if let Err(e) = is_back.and_then(|()| self.settle_last()) {
+                first = first.and(Err(e));
+                left.extend(self.changed.pop());
             }
         }
-        Ok(())
+        self.changed.extend(left.into_iter().rev());
+        first
     }
 }
 

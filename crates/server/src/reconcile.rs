@@ -302,9 +302,9 @@ fn look_after(app: &App, instance: &Instance, attached: &Attachment) -> Result<(
     if attached.settings.is_empty() && !app.board.is_due(&instance.id, every) {
         return Ok(());
     }
-    let looked = servers::put_settings_back(app, instance, attached, now)
-        .and_then(|()| servers::look(app, instance, attached, now));
-    let Err(error) = looked else {
+    // What does not go back is told in the log and tried again: a node that is gone for good says nothing of the others.
+    let _told_in_the_log = servers::put_settings_back(app, instance, attached, now);
+    let Err(error) = servers::look(app, instance, attached, now) else {
         return Ok(());
     };
     let why = servers::told(instance, &error);

@@ -123,6 +123,15 @@ impl<'a> Servers<'a> {
         Ok(found)
     }
 
+    fn put_back(&self, setting: &Setting) -> Result<(), Error> {
+        let unreadable = || {
+            let context = format!("{} is no place", setting.node);
+            Error::new(Kind::Io, "put settings back", context)
+        };
+        let at: HostPort = setting.node.parse().map_err(|_| unreadable())?;
+        setting.put_back(&mut self.dial(&at, As::Node)?)
+    }
+
     /// The node of a shard to capture: a replica that has caught up spares the primary the fork. Where keys are read one by one
     /// nothing forks, and a cluster's replica sends who asks it for a key on to the primary.
     fn choose(&self, shard: &ShardFound, way: Way) -> Result<(Endpoint, HostPort), Error> {
@@ -263,10 +272,10 @@ pub fn note(app: &App, id: &InstanceId, entry: Entry<'_>, now: Moment) -> Result
         .map_err(crate::instance::job::catalog_failed)
 }
 
-/// Puts settings back that a capture left changed, which a crash may have cut off.
+/// Puts settings back that a capture left changed, which a crash may have cut off: all that can be.
 ///
 /// # Errors
-/// As [`Node::connect`] and [`Node::command`]: they stay written down.
+/// As [`Node::connect`] and [`Node::command`], the first of them: those stay written down.
 pub fn put_settings_back(
     app: &App,
     instance: &Instance,
@@ -277,21 +286,22 @@ pub fn put_settings_back(
         return Ok(());
     }
     let servers = Servers::of(app, &instance.id, attachment, limits::DISCOVERY_TIME_MAX)?;
+    let mut first = Ok(());
     for setting in &attachment.settings {
-        let unreadable = || {
-            Error::new(
-                Kind::Io,
-                "put settings back",
-                format!("{} is no place", setting.node),
-            )
-        };
-        let at: HostPort = setting.node.parse().map_err(|_| unreadable())?;
-        let mut node = servers.dial(&at, As::Node)?;
-        setting.put_back(&mut node)?;
-        note(app, &instance.id, Entry::Back(setting), now)?;
-        tracing::info!(instance.id = %instance.id, node = setting.node, setting = setting.name, "a setting of a source is what it was");
+        let is_back = servers
+            .put_back(setting)
+            .and_then(|()| note(app, &instance.id, Entry::Back(setting), now));
+        match is_back {
+            Ok(()) => {
+                tracing::info!(instance.id = %instance.id, node = setting.node, setting = setting.name, "a setting of a source is what it was");
+            }
+            Err(error) => {
+                tracing::warn!(instance.id = %instance.id, node = setting.node, setting = setting.name, error = engine::chain(&error), "a setting of a source is not what it was");
+                first = first.and(Err(error));
+            }
+        }
     }
-    Ok(())
+    first
 }
 
 /// Finds the instance's servers again, and keeps what is found: they can be used.
