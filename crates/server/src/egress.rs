@@ -13,6 +13,8 @@ use crate::catalog;
 use crate::instance::{generation, record as instances};
 
 const HTTPS_PORT: u16 = 443;
+/// Addresses of one name that are tried: each may take the time of an answer.
+const ADDRESSES_MAX: usize = 16;
 
 /// Addresses of a network, with one port or all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -249,6 +251,9 @@ impl Servers {
             .collect();
         if found.is_empty() {
             return Err(refused("has no address"));
+        }
+        if found.len() > ADDRESSES_MAX {
+            return Err(refused(&format!("has more than {ADDRESSES_MAX} addresses")));
         }
         for at in &found {
             let why = self.refusal(at);
@@ -497,6 +502,8 @@ mod tests {
         assert!(resolve(&["127.0.0.1:21000"]).is_err(), "an engine");
         assert!(resolve(&["[::ffff:127.0.0.1]:8635"]).is_err(), "the API, as IPv6");
         assert!(resolve(&[]).is_err());
+        assert!(resolve(&["10.0.0.1:6379"; ADDRESSES_MAX]).is_ok());
+        assert!(resolve(&["10.0.0.1:6379"; ADDRESSES_MAX + 1]).is_err());
         // An IPv4 address in IPv6 clothes is what it is.
         assert_eq!(
             resolve(&["[::ffff:10.0.0.1]:6379"]).unwrap(),

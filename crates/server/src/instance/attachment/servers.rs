@@ -69,17 +69,15 @@ impl<'a> Servers<'a> {
     fn reach(&self, wanted: &HostPort, role: As) -> Result<(Endpoint, Node), Error> {
         let moved = self.reach.moved.iter().find(|(named, _)| named == wanted);
         let wanted = moved.map_or(wanted, |(_, here)| here);
-        let left = self.until.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            let context = format!("no time is left for {wanted}");
-            return Err(Error::new(Kind::Idle, "discover", context));
-        }
+        // A look-up takes time, too.
+        self.left(wanted)?;
         let (user, password) = match role {
             As::Node => (&self.reach.user, &self.secrets.password),
             As::Sentinel => (&self.reach.sentinel_user, &self.secrets.sentinel_password),
         };
         let mut last = None;
         for at in self.allowed.resolve(wanted)? {
+            let left = self.left(wanted)?;
             let endpoint = Endpoint {
                 address: Address::Checked(wanted.host.clone(), at),
                 user: user.clone(),
@@ -93,6 +91,18 @@ impl<'a> Servers<'a> {
             }
         }
         Err(last.unwrap_or_else(|| Error::new(Kind::Connection, "connect", "it has no address")))
+    }
+
+    /// The time that is left, which is some.
+    fn left(&self, wanted: &HostPort) -> Result<Duration, Error> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        match left.is_zero() {
+            false => Ok(left),
+            true => {
+                let context = format!("no time is left for {wanted}");
+                Err(Error::new(Kind::Idle, "discover", context))
+            }
+        }
     }
 
     fn dial(&self, wanted: &HostPort, role: As) -> Result<Node, Error> {
