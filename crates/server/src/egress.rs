@@ -138,7 +138,7 @@ pub enum Asker {
     Operator,
     /// A caller of the API: our own ports on this machine are kept from him, whatever is allowed.
     Caller {
-        /// Ports of the API and of engines.
+        /// Ports of the API, of the metrics and of engines.
         ours: Vec<u16>,
     },
 }
@@ -292,10 +292,12 @@ pub fn our_ports(app: &App) -> Result<Vec<u16>, catalog::Error> {
     let managed = || living.iter().filter(|instance| instance.attachment.is_none());
     let of_sentinels = managed().flat_map(|instance| &instance.sentinels);
     let own = app.listens_on.get().copied();
+    let of_metrics = app.config.metrics_listen.map(|at| at.port());
     let all = of_nodes
         .chain(managed().map(|instance| instance.port))
         .chain(of_sentinels.map(|sentinel| sentinel.port))
         .chain(own)
+        .chain(of_metrics)
         .chain(app.config.engine_ports.clone());
     Ok(all.collect())
 }
