@@ -7,6 +7,7 @@
 //!
 //! Source: the engines' `src/replication.c`, `syncCommand` and `readSyncBulkPayload`.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::control::Control;
 use crate::error::{Error, Kind};
 use crate::failpoint;
-use crate::node::{Bounds, Endpoint, Node, Reply};
+use crate::node::{Address, Bounds, Endpoint, Node, Reply};
 
 /// Longest silence of the socket before the operation's control is asked again.
 const SLICE: Duration = Duration::from_millis(100);
@@ -45,6 +46,9 @@ pub enum Tuning<'a> {
 pub struct Setting {
     /// The node, as its address is written.
     pub node: String,
+    /// Where that was found, where it was looked up; notes of before have none.
+    #[serde(default)]
+    pub at: Option<SocketAddr>,
     /// `repl-diskless-sync-delay`
     pub name: String,
     /// What it was.
@@ -154,6 +158,10 @@ impl<'a> Tuned<'a> {
         };
         let setting = Setting {
             node: self.endpoint.address.to_string(),
+            at: match &self.endpoint.address {
+                Address::Checked(_, at) => Some(*at),
+                Address::Tcp(..) | Address::Unix(_) => None,
+            },
             name: name.to_owned(),
             before,
             during: wanted.to_owned(),

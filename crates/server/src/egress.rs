@@ -256,12 +256,23 @@ impl Servers {
             return Err(refused(&format!("has more than {ADDRESSES_MAX} addresses")));
         }
         for at in &found {
-            let why = self.refusal(at);
-            if let Some(why) = why {
-                return Err(refused(&format!("leads to {at}, {why}")));
-            }
+            self.check(wanted, at)?;
         }
         Ok(found)
+    }
+
+    /// Whether a host may be connected to there.
+    ///
+    /// # Errors
+    /// As [`Servers::resolve`].
+    pub fn check(&self, wanted: &HostPort, at: &SocketAddr) -> Result<(), Error> {
+        match self.refusal(at) {
+            None => Ok(()),
+            Some(why) => {
+                let context = format!("{wanted} leads to {at}, {why}");
+                Err(Error::new(Kind::Connection, "look up server", context))
+            }
+        }
     }
 
     fn refusal(&self, at: &SocketAddr) -> Option<&'static str> {

@@ -1,5 +1,6 @@
 //! The servers of attached instances: connected to, looked at, chosen from for a capture, and left as they were.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use engine::backup::Shard;
@@ -71,26 +72,33 @@ impl<'a> Servers<'a> {
         let wanted = moved.map_or(wanted, |(_, here)| here);
         // A look-up takes time, too.
         self.left(wanted)?;
-        let (user, password) = match role {
-            As::Node => (&self.reach.user, &self.secrets.password),
-            As::Sentinel => (&self.reach.sentinel_user, &self.secrets.sentinel_password),
-        };
         let mut last = None;
         for at in self.allowed.resolve(wanted)? {
-            let left = self.left(wanted)?;
-            let endpoint = Endpoint {
-                address: Address::Checked(wanted.host.clone(), at),
-                user: user.clone(),
-                password: password.clone().map(Secret::new),
-                tls: self.tls.clone(),
-                timeout: limits::ATTACHED_ANSWER.min(left),
-            };
-            match Node::connect_within(&endpoint, Bounds::narrow(left)) {
+            let endpoint = self.endpoint(wanted, at, role)?;
+            match self.connect(&endpoint, wanted) {
                 Ok(node) => return Ok((endpoint, node)),
                 Err(error) => last = Some(error),
             }
         }
         Err(last.unwrap_or_else(|| Error::new(Kind::Connection, "connect", "it has no address")))
+    }
+
+    fn endpoint(&self, host: &HostPort, at: SocketAddr, role: As) -> Result<Endpoint, Error> {
+        let (user, password) = match role {
+            As::Node => (&self.reach.user, &self.secrets.password),
+            As::Sentinel => (&self.reach.sentinel_user, &self.secrets.sentinel_password),
+        };
+        Ok(Endpoint {
+            address: Address::Checked(host.host.clone(), at),
+            user: user.clone(),
+            password: password.clone().map(Secret::new),
+            tls: self.tls.clone(),
+            timeout: limits::ATTACHED_ANSWER.min(self.left(host)?),
+        })
+    }
+
+    fn connect(&self, endpoint: &Endpoint, host: &HostPort) -> Result<Node, Error> {
+        Node::connect_within(endpoint, Bounds::narrow(self.left(host)?))
     }
 
     /// The time that is left, which is some.
@@ -138,8 +146,16 @@ impl<'a> Servers<'a> {
             let context = format!("{} is no place", setting.node);
             Error::new(Kind::Io, "put settings back", context)
         };
-        let at: HostPort = setting.node.parse().map_err(|_| unreadable())?;
-        setting.put_back(&mut self.dial(&at, As::Node)?)
+        let host: HostPort = setting.node.parse().map_err(|_| unreadable())?;
+        let mut node = match setting.at {
+            // What was noted is where it was reached: it is not what a node calls itself, which leads elsewhere from here.
+            Some(at) => {
+                self.allowed.check(&host, &at)?;
+                self.connect(&self.endpoint(&host, at, As::Node)?, &host)?
+            }
+            None => self.dial(&host, As::Node)?,
+        };
+        setting.put_back(&mut node)
     }
 
     /// The node of a shard to capture: a replica that has caught up spares the primary the fork. Where keys are read one by one
