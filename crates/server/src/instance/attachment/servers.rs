@@ -265,8 +265,11 @@ pub fn told(instance: &Instance, error: &Error) -> String {
         return engine::chain(error);
     }
     tracing::warn!(instance.id = %instance.id, error = engine::chain(error), "what attached servers answered");
-    if matches!(error.kind, Kind::Connection | Kind::Idle) {
-        return "one of its servers cannot be reached, or does not answer in time".to_owned();
+    let has_begun = matches!(error.operation, "ask for snapshot" | "read keys");
+    // What is no engine is told like what is not there, as when servers are attached.
+    if matches!(error.kind, Kind::Connection | Kind::Idle) || (error.kind == Kind::Protocol && !has_begun) {
+        return "one of its servers cannot be reached, or does not answer in time as an engine does"
+            .to_owned();
     }
     let mut words = error.context.split(|letter: char| !letter.is_ascii_uppercase());
     let code = words.find_map(|word| CODES.into_iter().find(|code| *code == word));
