@@ -19,6 +19,8 @@ const PORT: u16 = 6379;
 const HOPS_MAX: u32 = 4;
 /// Nodes that are looked at: the most that the cluster specification recommends.
 const NODES_MAX: usize = 1000;
+/// Names of primaries that are told where one of them must be chosen.
+const NAMES_MAX: usize = 32;
 
 /// Where a node is said to be.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -70,12 +72,27 @@ impl FromStr for HostPort {
             None if port.is_empty() => PORT,
             None => return Err(NoHostPort),
         };
-        let is_host =
-            |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '.' | '-' | '_' | ':');
-        match host.is_empty() || host.len() > 253 || !host.chars().all(is_host) {
-            true => Err(NoHostPort),
-            false => Ok(Self::new(host, port)),
+        match is_host(host) {
+            false => Err(NoHostPort),
+            true => Ok(Self::new(host, port)),
         }
+    }
+}
+
+fn is_plain(letter: char) -> bool {
+    letter.is_ascii_alphanumeric() || matches!(letter, '.' | '-' | '_')
+}
+
+/// Whether this may be the name or the address of a host. What a peer calls one is told to people, and may be any text.
+fn is_host(text: &str) -> bool {
+    !text.is_empty() && text.len() <= 253 && text.chars().all(|letter| is_plain(letter) || letter == ':')
+}
+
+/// What a peer calls something, as it may be told.
+fn shown(name: &str) -> &str {
+    match name.len() <= 64 && name.chars().all(is_plain) {
+        true => name,
+        false => "(a name that is not shown)",
     }
 }
 
@@ -250,7 +267,11 @@ fn ask_sentinel(
 ) -> Result<(HostPort, Vec<HostPort>), Error> {
     let watched = maps(&node.run(&["SENTINEL", "MASTERS"])?);
     let named = |map: &Vec<(String, String)>| field(map, "name").unwrap_or_default().to_owned();
-    let all: Vec<String> = watched.iter().map(named).collect();
+    let all: Vec<String> = watched
+        .iter()
+        .take(NAMES_MAX)
+        .map(|map| shown(&named(map)).to_owned())
+        .collect();
     let chosen = match (name, watched.as_slice()) {
         (None, [one]) => one,
         (None, []) => return Err(refused(format!("the Sentinel {at} watches nothing"))),
@@ -294,7 +315,8 @@ fn maps(reply: &Reply) -> Vec<Vec<(String, String)>> {
 
 fn spot(fields: &[(String, String)], host: &str, port: &str) -> Option<HostPort> {
     let port = field(fields, port)?.parse().ok().filter(|port| *port > 0)?;
-    Some(HostPort::new(field(fields, host)?, port))
+    let host = field(fields, host).filter(|host| is_host(host))?;
+    Some(HostPort::new(host, port))
 }
 
 /// A node and those that it follows or that follow it.
@@ -344,6 +366,14 @@ fn by_cluster(at: &HostPort, mut node: Node, dial: Dial<'_>) -> Result<Found, Er
         return Err(refused(format!(
             "the cluster has {} nodes, more than {NODES_MAX}",
             view.len()
+        )));
+    }
+    if view
+        .iter()
+        .any(|seen| !seen.host.is_empty() && !is_host(&seen.host))
+    {
+        return Err(refused(format!(
+            "the cluster of {at} names a node that is no host"
         )));
     }
     let place = |seen: &Seen| match seen.is("myself") && (seen.host.is_empty() || seen.port == 0) {
@@ -616,6 +646,23 @@ pub(crate) fn number(fields: &[(String, String)], wanted: &str) -> u64 {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_peer_calls_something_is_told_where_it_is_plain() {
+        assert_eq!(shown("my-primary_1.eu"), "my-primary_1.eu");
+        for odd in ["<b>", "a b", "secret\n", "é", &"a".repeat(65)] {
+            assert_eq!(shown(odd), "(a name that is not shown)", "{odd}");
+        }
+        let fields = |host: &str| {
+            let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+            [pair("ip", host), pair("port", "7000")]
+        };
+        assert_eq!(
+            spot(&fields("fd00::1"), "ip", "port"),
+            Some(HostPort::new("fd00::1", 7000))
+        );
+        assert_eq!(spot(&fields("a secret"), "ip", "port"), None);
+    }
 
     #[test]
     fn a_host_with_a_port_is_read_as_it_is_written() {

@@ -71,15 +71,18 @@ pub fn watch(sources: &[Endpoint], rails: &Guardrails, control: &Control, is_don
 }
 
 impl Watched {
+    /// An answer that drips is as late as one that does not come.
+    fn answered_by(&self) -> Option<Instant> {
+        Instant::now().checked_add(self.endpoint.timeout)
+    }
+
     fn ping(&mut self) -> Result<(), Error> {
+        let until = self.answered_by();
         let node = match &mut self.node {
             Some(node) => node,
-            None => {
-                let mut node = psync::connect(&self.endpoint)?;
-                node.release();
-                self.node.insert(node)
-            }
+            None => self.node.insert(psync::connect(&self.endpoint)?),
         };
+        node.bound(until);
         node.run(&["PING"]).map(drop)
     }
 
@@ -102,9 +105,11 @@ impl Watched {
             return Err(at_risk(context));
         }
         answered?;
+        let until = self.answered_by();
         let Some(node) = self.node.as_mut().filter(|_| with_memory) else {
             return Ok(());
         };
+        node.bound(until);
         let memory = node.info("memory")?;
         // The first name is of engine 7.0 and later.
         let buffers =

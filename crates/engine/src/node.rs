@@ -213,10 +213,10 @@ impl Stream {
             .and_then(|()| socket.set_write_timeout(Some(limit)))
     }
 
-    fn release(&mut self) {
+    fn bound(&mut self, until: Option<Instant>) {
         match self {
-            Stream::Tcp(s) => s.until = None,
-            Stream::Tls(s) => s.sock.until = None,
+            Stream::Tcp(s) => s.until = until,
+            Stream::Tls(s) => s.sock.until = until,
             Stream::Unix(_) => {}
         }
     }
@@ -341,10 +341,17 @@ impl Node {
                 None => node.ask(&[b"AUTH", password.expose().as_bytes()])?,
             };
             if let Reply::Error(text) = answer {
+                // No more than the code: a peer that is no engine may say what it was asked, the password among it.
+                let code = text.split(' ').next().unwrap_or_default();
+                let is_code = code.len() <= 32 && code.bytes().all(|byte| byte.is_ascii_uppercase());
+                let why = match !code.is_empty() && is_code && code != password.expose() {
+                    true => code,
+                    false => "the user or the password is refused",
+                };
                 return Err(Error::new(
                     Kind::Auth,
                     "authenticate",
-                    format!("{}: {text}", node.label),
+                    format!("{}: {why}", node.label),
                 ));
             }
         }
@@ -366,7 +373,13 @@ impl Node {
 
     /// The peer has shown what it is: from now on only its silence ends the connection.
     pub fn release(&mut self) {
-        self.stream.release();
+        self.bound(None);
+    }
+
+    /// What is asked from now on must have been answered by then, however slowly it drips; `None`: only silence ends it. A Unix
+    /// socket is of an engine of ours, and has no such moment.
+    pub fn bound(&mut self, until: Option<Instant>) {
+        self.stream.bound(until);
     }
 
     /// The address, for messages.
@@ -704,4 +717,34 @@ pub(crate) fn connect_unix(path: &std::path::Path) -> io::Result<UnixStream> {
     let directory = std::fs::File::open(directory)?;
     let short = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd())).join(name);
     UnixStream::connect(short)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_that_drips_holds_nobody_beyond_the_moment() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            let (mut client, _) = listener.accept().unwrap();
+            while client.write_all(b"+").is_ok() {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let endpoint = Endpoint {
+            address: Address::Checked("localhost".to_owned(), at),
+            user: None,
+            password: None,
+            tls: None,
+            timeout: Duration::from_secs(5),
+        };
+        let mut node = Node::connect(&endpoint).unwrap();
+        let began = Instant::now();
+        node.bound(began.checked_add(Duration::from_millis(300)));
+        assert_eq!(node.run(&["PING"]).unwrap_err().kind, Kind::Idle);
+        assert!(began.elapsed() < Duration::from_secs(4));
+    }
 }

@@ -7,6 +7,7 @@
 //!
 //! Source: the engines' `src/replication.c`, `syncCommand` and `readSyncBulkPayload`.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::control::Control;
 use crate::error::{Error, Kind};
 use crate::failpoint;
-use crate::node::{Bounds, Endpoint, Node, Reply};
+use crate::node::{Address, Bounds, Endpoint, Node, Reply};
 
 /// Longest silence of the socket before the operation's control is asked again.
 const SLICE: Duration = Duration::from_millis(100);
@@ -45,6 +46,9 @@ pub enum Tuning<'a> {
 pub struct Setting {
     /// The node, as its address is written.
     pub node: String,
+    /// Where that was found, where it was looked up; notes of before have none.
+    #[serde(default)]
+    pub at: Option<SocketAddr>,
     /// `repl-diskless-sync-delay`
     pub name: String,
     /// What it was.
@@ -154,6 +158,10 @@ impl<'a> Tuned<'a> {
         };
         let setting = Setting {
             node: self.endpoint.address.to_string(),
+            at: match &self.endpoint.address {
+                Address::Checked(_, at) => Some(*at),
+                Address::Tcp(..) | Address::Unix(_) => None,
+            },
             name: name.to_owned(),
             before,
             during: wanted.to_owned(),
@@ -180,29 +188,39 @@ impl<'a> Tuned<'a> {
         Ok(())
     }
 
-    /// Puts the old values back, over a new connection where the old one broke.
+    /// Puts the old values back, over a new connection where the old one broke: all that can be.
     ///
     /// # Errors
-    /// As [`Node::connect`] and [`Node::command`]: the source still has the values of the capture.
+    /// As [`Node::connect`] and [`Node::command`], the first of them: the source still has those values of the capture.
     pub(crate) fn put_back(&mut self) -> Result<(), Error> {
         let mut node = self.node.take();
+        let (mut left, mut first) = (Vec::new(), Ok(()));
         while let Some(setting) = self.changed.last() {
             let through_old = node.is_some();
-            let mut through = match node.take() {
-                Some(through) => through,
-                None => connect(&self.endpoint)?,
-            };
-            match setting.put_back(&mut through) {
-                Ok(()) => {
-                    self.settle_last()?;
-                    node = Some(through);
+            let mut through = match node.take().map_or_else(|| connect(&self.endpoint), Ok) {
+                Ok(through) => through,
+                // The others are of the same node.
+                Err(e) => {
+                    first = first.and(Err(e));
+                    break;
                 }
-                // The connection idled for as long as the fork took: once more over a fresh one.
-                Err(e) if through_old && e.kind != Kind::Refused => {}
-                Err(e) => return Err(e),
+            };
+            let is_back = setting.put_back(&mut through);
+            let is_broken = matches!(&is_back, Err(e) if e.kind != Kind::Refused);
+            // The connection idled for as long as the fork took: once more over a fresh one.
+            if is_broken && through_old {
+                continue;
+            }
+            if !is_broken {
+                node = Some(through);
+            }
+            if let Err(e) = is_back.and_then(|()| self.settle_last()) {
+                first = first.and(Err(e));
+                left.extend(self.changed.pop());
             }
         }
-        Ok(())
+        self.changed.extend(left.into_iter().rev());
+        first
     }
 }
 

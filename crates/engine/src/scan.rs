@@ -30,10 +30,15 @@ const PIECE_BYTES: usize = 256 * 1024;
 const FOOTER_BYTES: u64 = 10;
 /// Bytes that stand for a key among those already named.
 const PRINT_BYTES: usize = 16;
+/// What a name costs at least, in a table that is half full.
+const BYTES_PER_NAME: u64 = 2 * PRINT_BYTES as u64;
 /// What a source may answer in one reply that is no value: the names of so many keys.
 const REPLY_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// A source must have answered all that is asked before the first key by then.
 const BEGINS_WITHIN: Duration = Duration::from_secs(60);
+/// And what is read at once later: the names of some keys, or a piece of a value. Between two of these the operation is asked
+/// whether it is still wanted.
+const STEP_WITHIN: Duration = Duration::from_secs(60);
 
 /// The keys of a node as the bytes of an RDB file. Connects with the first read.
 pub struct KeyByKey<'a> {
@@ -66,6 +71,8 @@ struct Reading {
     named: Vec<Vec<u8>>,
     asked: Vec<Vec<u8>>,
     seen: Seen,
+    /// What all names have cost: those of keys that are gone when they are asked for are in no value.
+    bytes_of_names: u64,
     /// The clock of the source when the keys were asked for that are on their way.
     now_ms: i64,
     /// The RDB version of all payloads.
@@ -109,7 +116,6 @@ impl<'a> KeyByKey<'a> {
         let mut node = Node::connect_within(&self.source, bounds)?;
         let version = version_of_payloads(&mut node)?;
         let keyspace = node.info("keyspace")?;
-        node.release();
         let mut dbs: Vec<u32> = keyspace
             .iter()
             .filter_map(|(name, _)| name.strip_prefix("db")?.parse().ok())
@@ -126,6 +132,7 @@ impl<'a> KeyByKey<'a> {
             named: Vec::new(),
             asked: Vec::new(),
             seen: Seen::create(&self.spill_dir)?,
+            bytes_of_names: 0,
             now_ms: 0,
             version,
             is_db_told: false,
@@ -149,7 +156,9 @@ impl<'a> KeyByKey<'a> {
             State::Reading(reading) => {
                 let goes_on = reading.step(&mut self.ready)?;
                 self.bytes += self.ready.len() as u64;
-                if self.bytes_max > 0 && self.bytes > self.bytes_max {
+                // In the memory of an engine each key takes more than what is kept of its name here.
+                let taken = self.bytes.saturating_add(reading.bytes_of_names);
+                if self.bytes_max > 0 && taken > self.bytes_max {
                     let context = format!(
                         "its keys have more than {} MB, which is more than the server says that its data takes",
                         self.bytes_max >> 20
@@ -186,6 +195,8 @@ impl Read for KeyByKey<'_> {
 impl Reading {
     /// Some bytes or keys more; `false` where there are none.
     fn step(&mut self, ready: &mut Vec<u8>) -> Result<bool, Error> {
+        // A source that drips is never silent.
+        self.node.bound(Instant::now().checked_add(STEP_WITHIN));
         if self.value.is_some() {
             return self.read_piece(ready).map(|()| true);
         }
@@ -228,6 +239,7 @@ impl Reading {
             // It may name a key again.
             if self.seen.is_new(key)? {
                 self.named.push(key.clone());
+                self.bytes_of_names += BYTES_PER_NAME;
             }
         }
         self.at = Some((db, cursor.text().ok_or_else(|| odd("SCAN"))?));

@@ -13,6 +13,8 @@ use crate::catalog;
 use crate::instance::{generation, record as instances};
 
 const HTTPS_PORT: u16 = 443;
+/// Addresses of one name that are tried: each may take the time of an answer.
+const ADDRESSES_MAX: usize = 16;
 
 /// Addresses of a network, with one port or all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,7 +138,7 @@ pub enum Asker {
     Operator,
     /// A caller of the API: our own ports on this machine are kept from him, whatever is allowed.
     Caller {
-        /// Ports of the API and of engines.
+        /// Ports of the API, of the metrics and of engines.
         ours: Vec<u16>,
     },
 }
@@ -250,13 +252,27 @@ impl Servers {
         if found.is_empty() {
             return Err(refused("has no address"));
         }
+        if found.len() > ADDRESSES_MAX {
+            return Err(refused(&format!("has more than {ADDRESSES_MAX} addresses")));
+        }
         for at in &found {
-            let why = self.refusal(at);
-            if let Some(why) = why {
-                return Err(refused(&format!("leads to {at}, {why}")));
-            }
+            self.check(wanted, at)?;
         }
         Ok(found)
+    }
+
+    /// Whether a host may be connected to there.
+    ///
+    /// # Errors
+    /// As [`Servers::resolve`].
+    pub fn check(&self, wanted: &HostPort, at: &SocketAddr) -> Result<(), Error> {
+        match self.refusal(at) {
+            None => Ok(()),
+            Some(why) => {
+                let context = format!("{wanted} leads to {at}, {why}");
+                Err(Error::new(Kind::Connection, "look up server", context))
+            }
+        }
     }
 
     fn refusal(&self, at: &SocketAddr) -> Option<&'static str> {
@@ -287,10 +303,12 @@ pub fn our_ports(app: &App) -> Result<Vec<u16>, catalog::Error> {
     let managed = || living.iter().filter(|instance| instance.attachment.is_none());
     let of_sentinels = managed().flat_map(|instance| &instance.sentinels);
     let own = app.listens_on.get().copied();
+    let of_metrics = app.config.metrics_listen.map(|at| at.port());
     let all = of_nodes
         .chain(managed().map(|instance| instance.port))
         .chain(of_sentinels.map(|sentinel| sentinel.port))
         .chain(own)
+        .chain(of_metrics)
         .chain(app.config.engine_ports.clone());
     Ok(all.collect())
 }
@@ -497,6 +515,8 @@ mod tests {
         assert!(resolve(&["127.0.0.1:21000"]).is_err(), "an engine");
         assert!(resolve(&["[::ffff:127.0.0.1]:8635"]).is_err(), "the API, as IPv6");
         assert!(resolve(&[]).is_err());
+        assert!(resolve(&["10.0.0.1:6379"; ADDRESSES_MAX]).is_ok());
+        assert!(resolve(&["10.0.0.1:6379"; ADDRESSES_MAX + 1]).is_err());
         // An IPv4 address in IPv6 clothes is what it is.
         assert_eq!(
             resolve(&["[::ffff:10.0.0.1]:6379"]).unwrap(),

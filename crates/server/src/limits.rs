@@ -59,6 +59,8 @@ pub const ATTACHED_SEEDS_MAX: usize = 16;
 pub const ATTACHED_BYTES_MAX: u64 = 1 << 40;
 /// Attached servers must have told what they are within this time: less than [`REQUEST_TIME_MAX`].
 pub const DISCOVERY_TIME_MAX: Duration = Duration::from_secs(20);
+/// What a capture reads must have been chosen within this time, of however many shards.
+pub const ATTACHED_CHOICE_MAX: Duration = Duration::from_secs(300);
 /// A server that is looked at must connect, and answer each question, within this time.
 pub const ATTACHED_ANSWER: Duration = Duration::from_secs(3);
 /// As [`ENGINE_IDLE`], of the connection to a server of somebody else's, before its snapshot begins.
@@ -136,6 +138,10 @@ pub const RETIRED_GENERATIONS_MAX: usize = 1;
 /// Instances that the reconciler mends side by side. Most take a millisecond; one that loads or hangs takes long, and
 /// some of those must not keep the others waiting.
 pub const MENDED_AT_ONCE: usize = 16;
+/// Attached instances that are looked at side by side, beside those: strangers decide how long each takes.
+pub const ATTACHED_LOOKS_AT_ONCE: usize = 16;
+/// The reconciler waits so long for a place among [`ATTACHED_LOOKS_AT_ONCE`]: what is not due takes a millisecond.
+pub const ATTACHED_PLACE_WAIT: Duration = Duration::from_millis(200);
 /// An engine that lives and says nothing for this long is busy with something of its clients', and left alone.
 pub const GLANCE: Duration = Duration::from_secs(2);
 /// How often the reconciler looks at every instance.

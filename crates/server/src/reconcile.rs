@@ -132,39 +132,62 @@ fn is_held(lock: &std::path::Path) -> bool {
 
 /// For ever, after each job and every [`limits::RECONCILE_EVERY`]; one thread calls this.
 pub fn run(app: &Arc<App>, closing: &std::sync::atomic::AtomicBool) {
-    let places = Arc::new(Places::default());
+    let places = Arc::new(Places::of(limits::MENDED_AT_ONCE));
+    let attached = Arc::new(Places::of(limits::ATTACHED_LOOKS_AT_ONCE));
     let mut seen = 0;
+    let mut pass = 0;
     while !closing.load(std::sync::atomic::Ordering::SeqCst) {
         remove_proofs(app);
         if let Err(error) = settle_imports(app)
             .and_then(|()| settle_copies(app))
-            .and_then(|()| look_at_all(app, &places))
+            .and_then(|()| look_at_all(app, &places, &attached, pass))
         {
             tracing::error!(
                 error = engine::chain(&error),
                 "the reconciler could not read the catalogue"
             );
         }
+        pass = pass.wrapping_add(1);
         seen = app.board.wait_to_tidy(seen, limits::RECONCILE_EVERY);
     }
 }
 
-/// How many instances are being mended, at most [`limits::MENDED_AT_ONCE`].
-#[derive(Default)]
+/// How many instances are being mended, at most `most`.
 struct Places {
+    most: usize,
     taken: Mutex<usize>,
     given_back: Condvar,
 }
 
 impl Places {
+    fn of(most: usize) -> Self {
+        Self {
+            most,
+            taken: Mutex::default(),
+            given_back: Condvar::new(),
+        }
+    }
+
     fn taken(&self) -> MutexGuard<'_, usize> {
         self.taken.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     fn take(&self) {
-        let full = |taken: &mut usize| *taken >= limits::MENDED_AT_ONCE;
+        let full = |taken: &mut usize| *taken >= self.most;
         let waited = self.given_back.wait_while(self.taken(), full);
         *waited.unwrap_or_else(|poisoned| poisoned.into_inner()) += 1;
+    }
+
+    /// As [`Places::take`], without waiting for longer than what takes a millisecond does.
+    fn try_take(&self) -> bool {
+        let full = |taken: &mut usize| *taken >= self.most;
+        let waited = self
+            .given_back
+            .wait_timeout_while(self.taken(), limits::ATTACHED_PLACE_WAIT, full);
+        let (mut taken, _) = waited.unwrap_or_else(|poisoned| poisoned.into_inner());
+        let is_free = *taken < self.most;
+        *taken += usize::from(is_free);
+        is_free
     }
 
     fn give_back(&self) {
@@ -175,37 +198,59 @@ impl Places {
 
 /// One look at everything. Each instance has a thread of its own, and nobody waits for it: one that loads for minutes
 /// after a reboot, or hangs, keeps none of the others from being looked at again.
-fn look_at_all(app: &Arc<App>, places: &Arc<Places>) -> Result<(), catalog::Error> {
-    for instance in app.catalog.read(record::all_living)? {
-        // Held means that a job is at work, or that an earlier look has not come to its end. What is read below stays
-        // true while we hold it.
+fn look_at_all(
+    app: &Arc<App>,
+    places: &Arc<Places>,
+    of_attached: &Arc<Places>,
+    pass: usize,
+) -> Result<(), catalog::Error> {
+    let living = app.catalog.read(record::all_living)?;
+    let (mut attached, managed): (Vec<Instance>, Vec<Instance>) = living
+        .into_iter()
+        .partition(|instance| instance.attachment.is_some());
+    for instance in managed {
         places.take();
-        let Some(gate) = Gate::enter(app, &instance.id) else {
-            places.give_back();
-            continue;
-        };
-        let (shared, held) = (app.clone(), places.clone());
-        let thread = std::thread::Builder::new().name("mend".to_owned()).spawn(move || {
-            let mended =
-                std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| mend(&shared, &instance.id)));
-            match mended {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => {
-                    tracing::error!(instance.id = %instance.id, error = engine::chain(&error), "the reconciler could not use the catalogue");
-                }
-                Err(panic) => {
-                    tracing::error!(instance.id = %instance.id, panic = panic_text(&panic), "the reconciler panicked: this is a bug");
-                }
-            }
-            drop(gate);
-            held.give_back();
-        });
-        if let Err(error) = thread {
-            tracing::error!(%error, "no thread to look at an instance");
-            places.give_back();
+        look_aside(app, places, instance);
+    }
+    // Servers that answer late may fill all places: each pass begins with others, and ends where there is no place.
+    let first = pass.wrapping_mul(limits::ATTACHED_LOOKS_AT_ONCE) % attached.len().max(1);
+    attached.rotate_left(first);
+    for instance in attached {
+        if !of_attached.try_take() {
+            break;
         }
+        look_aside(app, of_attached, instance);
     }
     Ok(())
+}
+
+/// Mends it on a thread of its own, which gives the place back that was taken for it.
+fn look_aside(app: &Arc<App>, places: &Arc<Places>, instance: Instance) {
+    // Held means that a job is at work, or that an earlier look has not come to its end. What is read below stays
+    // true while we hold it.
+    let Some(gate) = Gate::enter(app, &instance.id) else {
+        places.give_back();
+        return;
+    };
+    let (shared, held) = (app.clone(), places.clone());
+    let thread = std::thread::Builder::new().name("mend".to_owned()).spawn(move || {
+        let mended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| mend(&shared, &instance.id)));
+        match mended {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::error!(instance.id = %instance.id, error = engine::chain(&error), "the reconciler could not use the catalogue");
+            }
+            Err(panic) => {
+                tracing::error!(instance.id = %instance.id, panic = panic_text(&panic), "the reconciler panicked: this is a bug");
+            }
+        }
+        drop(gate);
+        held.give_back();
+    });
+    if let Err(error) = thread {
+        tracing::error!(%error, "no thread to look at an instance");
+        places.give_back();
+    }
 }
 
 fn mend(app: &App, id: &InstanceId) -> Result<(), catalog::Error> {
@@ -257,9 +302,9 @@ fn look_after(app: &App, instance: &Instance, attached: &Attachment) -> Result<(
     if attached.settings.is_empty() && !app.board.is_due(&instance.id, every) {
         return Ok(());
     }
-    let looked = servers::put_settings_back(app, instance, attached, now)
-        .and_then(|()| servers::look(app, instance, attached, now));
-    let Err(error) = looked else {
+    // What does not go back is told in the log and tried again: a node that is gone for good says nothing of the others.
+    let _told_in_the_log = servers::put_settings_back(app, instance, attached, now);
+    let Err(error) = servers::look(app, instance, attached, now) else {
         return Ok(());
     };
     let why = servers::told(instance, &error);

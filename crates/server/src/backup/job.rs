@@ -201,20 +201,22 @@ pub fn capture(
             false => 0,
         },
         idle_timeout: limits::ENGINE_IDLE,
-        expected_bytes: used * 6 / 10 / shards.len() as u64,
+        expected_bytes: used / 10 * 6 / shards.len() as u64,
     };
     let watched: Vec<Endpoint> = match is_attached {
         true => shards.iter().map(|shard| shard.source.clone()).collect(),
         false => Vec::new(),
     };
     guarded(&watched, control, || {
-        if !is_point_in_time {
-            return key_by_key(&plan, &shards, instance, store, app, control).map(finished);
+        let is_whole = instance.layout.mode.is_whole();
+        let made = match (is_point_in_time, is_whole) {
+            (false, _) => key_by_key(&plan, &shards, instance, store, app, control)?,
+            (true, true) => engine::backup::run(&plan, store, &app.vault.signer, control)?,
+            (true, false) => engine::backup::run_shards(&plan, &shards, store, &app.vault.signer, control)?,
+        };
+        if is_whole {
+            return Ok(finished(made));
         }
-        if instance.layout.mode.is_whole() {
-            return engine::backup::run(&plan, store, &app.vault.signer, control).map(finished);
-        }
-        let made = engine::backup::run_shards(&plan, &shards, store, &app.vault.signer, control)?;
         // A slot that came or went meanwhile would be in two of the snapshots, or in none.
         let told = |shards: &[Shard]| -> Vec<_> { shards.iter().map(|shard| shard.slots.clone()).collect() };
         let after = match &instance.attachment {

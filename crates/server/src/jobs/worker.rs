@@ -314,7 +314,11 @@ fn time_left(app: &App, claim: &Claim) -> Result<Duration, catalog::Error> {
         (JobKind::Backup, _) => app
             .catalog
             .read(|tx| instance::record::load(tx, &claim.instance_id))?
-            .map_or(0, |instance| instance::job::max_memory_bytes(&instance)),
+            .map_or(0, |instance| match instance.attachment {
+                // A stranger says how much it may hold.
+                Some(_) => instance::job::max_memory_bytes(&instance).min(limits::ATTACHED_BYTES_MAX),
+                None => instance::job::max_memory_bytes(&instance),
+            }),
         (JobKind::Restore, Some(restore)) => app
             .catalog
             .read(|tx| restore::record::expected_bytes(tx, restore))?,

@@ -43,12 +43,7 @@ pub fn discover(app: &Arc<App>, wish: &Attach) -> Result<Found, Refusal> {
     let control = Arc::new(Control::new(None));
     let _seat = Seat::take(app, Task::Attach, &control).ok_or(Refusal::TooManyAttachments)?;
     let servers = Servers::new(app, &wish.reach, wish.secrets.clone(), limits::DISCOVERY_TIME_MAX);
-    let found = servers.and_then(|servers| servers.discover(None)).map_err(told)?;
-    if found.used_bytes > limits::ATTACHED_BYTES_MAX {
-        let what = "its servers say that their data takes more than a terabyte".to_owned();
-        return Err(Refusal::NotAttachable(NotAttached::Shape(what)));
-    }
-    Ok(found)
+    servers.and_then(|servers| servers.discover(None)).map_err(told)
 }
 
 /// Attaches what was found: the instance is there when this returns, once for each `once`.

@@ -1,5 +1,6 @@
 //! The servers of attached instances: connected to, looked at, chosen from for a capture, and left as they were.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use engine::backup::Shard;
@@ -51,17 +52,14 @@ impl<'a> Servers<'a> {
         })
     }
 
-    /// Those of an instance.
+    /// Those of an instance; everything must have been said within `limit`.
     ///
     /// # Errors
     /// As [`Servers::new`]; [`Kind::Key`] where the sealed column does not open.
-    pub fn of(app: &App, id: &InstanceId, attachment: &'a Attachment) -> Result<Self, Error> {
+    fn of(app: &App, id: &InstanceId, attachment: &'a Attachment, limit: Duration) -> Result<Self, Error> {
         let text = app.vault.master.open(&sealed_for(id), &attachment.sealed)?;
         let secrets = serde_json::from_str(&text)
             .map_err(|_not_ours| Error::new(Kind::Key, "open secret", "it is of another form"))?;
-        // Each shard may keep a capture waiting for its replica.
-        let shards = u32::try_from(attachment.found.shards.len()).unwrap_or(u32::MAX);
-        let limit = limits::DISCOVERY_TIME_MAX + (limits::CATCH_UP + limits::ATTACHED_ANSWER) * shards;
         Self::new(app, &attachment.reach, secrets, limit)
     }
 
@@ -72,30 +70,47 @@ impl<'a> Servers<'a> {
     fn reach(&self, wanted: &HostPort, role: As) -> Result<(Endpoint, Node), Error> {
         let moved = self.reach.moved.iter().find(|(named, _)| named == wanted);
         let wanted = moved.map_or(wanted, |(_, here)| here);
-        let left = self.until.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            let context = format!("no time is left for {wanted}");
-            return Err(Error::new(Kind::Idle, "discover", context));
-        }
-        let (user, password) = match role {
-            As::Node => (&self.reach.user, &self.secrets.password),
-            As::Sentinel => (&self.reach.sentinel_user, &self.secrets.sentinel_password),
-        };
+        // A look-up takes time, too.
+        self.left(wanted)?;
         let mut last = None;
         for at in self.allowed.resolve(wanted)? {
-            let endpoint = Endpoint {
-                address: Address::Checked(wanted.host.clone(), at),
-                user: user.clone(),
-                password: password.clone().map(Secret::new),
-                tls: self.tls.clone(),
-                timeout: limits::ATTACHED_ANSWER.min(left),
-            };
-            match Node::connect_within(&endpoint, Bounds::narrow(left)) {
+            let endpoint = self.endpoint(wanted, at, role)?;
+            match self.connect(&endpoint, wanted) {
                 Ok(node) => return Ok((endpoint, node)),
                 Err(error) => last = Some(error),
             }
         }
         Err(last.unwrap_or_else(|| Error::new(Kind::Connection, "connect", "it has no address")))
+    }
+
+    fn endpoint(&self, host: &HostPort, at: SocketAddr, role: As) -> Result<Endpoint, Error> {
+        let (user, password) = match role {
+            As::Node => (&self.reach.user, &self.secrets.password),
+            As::Sentinel => (&self.reach.sentinel_user, &self.secrets.sentinel_password),
+        };
+        Ok(Endpoint {
+            address: Address::Checked(host.host.clone(), at),
+            user: user.clone(),
+            password: password.clone().map(Secret::new),
+            tls: self.tls.clone(),
+            timeout: limits::ATTACHED_ANSWER.min(self.left(host)?),
+        })
+    }
+
+    fn connect(&self, endpoint: &Endpoint, host: &HostPort) -> Result<Node, Error> {
+        Node::connect_within(endpoint, Bounds::narrow(self.left(host)?))
+    }
+
+    /// The time that is left, which is some.
+    fn left(&self, wanted: &HostPort) -> Result<Duration, Error> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        match left.is_zero() {
+            false => Ok(left),
+            true => {
+                let context = format!("no time is left for {wanted}");
+                Err(Error::new(Kind::Idle, "discover", context))
+            }
+        }
     }
 
     fn dial(&self, wanted: &HostPort, role: As) -> Result<Node, Error> {
@@ -105,7 +120,7 @@ impl<'a> Servers<'a> {
     /// Finds out what is there, from what was given and from what was found before.
     ///
     /// # Errors
-    /// As [`discover::discover`].
+    /// As [`discover::discover`]; [`Kind::Refused`] where they say that they have more than may be read of them.
     pub fn discover(&self, before: Option<&Found>) -> Result<Found, Error> {
         let mut seeds = self.reach.seeds.clone();
         if let Some(before) = before {
@@ -117,20 +132,57 @@ impl<'a> Servers<'a> {
             }
         }
         let name = self.reach.primary_name.as_deref();
-        discover::discover(&seeds, name, &|at, role| self.dial(at, role))
+        let found = discover::discover(&seeds, name, &|at, role| self.dial(at, role))?;
+        // What they say later bounds what is read and spooled as well.
+        if found.used_bytes > limits::ATTACHED_BYTES_MAX {
+            let what = "its servers say that their data takes more than a terabyte";
+            return Err(Error::new(Kind::Refused, "discover", what));
+        }
+        Ok(found)
     }
 
-    /// The node of a shard to capture: a replica that has caught up spares the primary the fork.
-    fn choose(&self, shard: &ShardFound) -> Result<(Endpoint, HostPort), Error> {
-        let mut primary = self.dial(&shard.primary, As::Node)?;
-        let dial = |at: &HostPort, role: As| self.dial(at, role);
-        let replica = discover::caught_up(shard, &mut primary, limits::CATCH_UP, &dial)?;
+    fn put_back(&self, setting: &Setting) -> Result<(), Error> {
+        let unreadable = || {
+            let context = format!("{} is no place", setting.node);
+            Error::new(Kind::Io, "put settings back", context)
+        };
+        let host: HostPort = setting.node.parse().map_err(|_| unreadable())?;
+        let mut node = match setting.at {
+            // What was noted is where it was reached: it is not what a node calls itself, which leads elsewhere from here.
+            Some(at) => {
+                self.allowed.check(&host, &at)?;
+                self.connect(&self.endpoint(&host, at, As::Node)?, &host)?
+            }
+            None => self.dial(&host, As::Node)?,
+        };
+        setting.put_back(&mut node)
+    }
+
+    /// The node of a shard to capture: a replica that has caught up spares the primary the fork. Where keys are read one by one
+    /// nothing forks, and a cluster's replica sends who asks it for a key on to the primary.
+    fn choose(&self, shard: &ShardFound, way: Way) -> Result<(Endpoint, HostPort), Error> {
+        let replica = match way {
+            Way::Scan => None,
+            Way::Psync | Way::None => {
+                let mut primary = self.dial(&shard.primary, As::Node)?;
+                let dial = |at: &HostPort, role: As| self.dial(at, role);
+                discover::caught_up(shard, &mut primary, limits::CATCH_UP, &dial)?
+            }
+        };
         let chosen = replica.unwrap_or(&shard.primary);
         let (mut endpoint, mut node) = self.reach(chosen, As::Node)?;
         discover::check_before_capture(&mut node)?;
         endpoint.timeout = limits::ATTACHED_SILENCE;
         Ok((endpoint, chosen.clone()))
     }
+}
+
+/// How long a capture may ask what it is to read: each shard may keep it waiting for its replica, and how many there are a
+/// stranger says.
+fn capture_limit(attachment: &Attachment) -> Duration {
+    let shards = u32::try_from(attachment.found.shards.len()).unwrap_or(u32::MAX);
+    let of_shards = (limits::CATCH_UP + limits::ATTACHED_ANSWER).saturating_mul(shards);
+    limits::ATTACHED_CHOICE_MAX.min(limits::DISCOVERY_TIME_MAX.saturating_add(of_shards))
 }
 
 /// What a capture of an attached instance reads.
@@ -148,7 +200,7 @@ pub struct Chosen {
 /// # Errors
 /// As [`look`]; [`Kind::Refused`] where no snapshot can be had, [`Kind::SourceAtRisk`].
 pub fn choose(app: &App, instance: &Instance, attachment: &Attachment, now: Moment) -> Result<Chosen, Error> {
-    let servers = Servers::of(app, &instance.id, attachment)?;
+    let servers = Servers::of(app, &instance.id, attachment, capture_limit(attachment))?;
     let found = find_again(app, instance, attachment, &servers, now)?;
     if found.way == Way::None {
         let context = found.notes.join("; ");
@@ -157,7 +209,7 @@ pub fn choose(app: &App, instance: &Instance, attachment: &Attachment, now: Mome
     let mut shards = Vec::new();
     let mut captured_from = None;
     for shard in &found.shards {
-        let (source, at) = servers.choose(shard)?;
+        let (source, at) = servers.choose(shard, found.way)?;
         let role = if at == shard.primary { "primary" } else { "replica" };
         captured_from = Some(format!("{role} {at}"));
         shards.push(Shard {
@@ -183,13 +235,14 @@ pub fn slots(
     attachment: &Attachment,
     now: Moment,
 ) -> Result<Vec<Vec<(u16, u16)>>, Error> {
-    let servers = Servers::of(app, &instance.id, attachment)?;
+    let servers = Servers::of(app, &instance.id, attachment, capture_limit(attachment))?;
     let found = find_again(app, instance, attachment, &servers, now)?;
     Ok(found.shards.into_iter().map(|shard| shard.slots).collect())
 }
 
 /// Why a capture of attached servers failed, as their instance's record may tell: what they answer is told in their own words
-/// in the log alone.
+/// in the log alone, and so is where a name leads and what is there: else who attaches one address could ask by its replicas'
+/// names what our network has.
 pub fn told(instance: &Instance, error: &Error) -> String {
     const CODES: [&str; 8] = [
         "NOPERM",
@@ -204,13 +257,20 @@ pub fn told(instance: &Instance, error: &Error) -> String {
     let is_theirs = match error.kind {
         Kind::Refused => matches!(error.operation, "ask for snapshot" | "run command"),
         Kind::Protocol => error.operation != "read snapshot",
-        Kind::Auth => true,
+        Kind::Auth | Kind::Connection => true,
+        Kind::Idle => error.operation != "read snapshot",
         _ => false,
     };
     if !is_theirs {
         return engine::chain(error);
     }
     tracing::warn!(instance.id = %instance.id, error = engine::chain(error), "what attached servers answered");
+    let has_begun = matches!(error.operation, "ask for snapshot" | "read keys");
+    // What is no engine is told like what is not there, as when servers are attached.
+    if matches!(error.kind, Kind::Connection | Kind::Idle) || (error.kind == Kind::Protocol && !has_begun) {
+        return "one of its servers cannot be reached, or does not answer in time as an engine does"
+            .to_owned();
+    }
     let mut words = error.context.split(|letter: char| !letter.is_ascii_uppercase());
     let code = words.find_map(|word| CODES.into_iter().find(|code| *code == word));
     match (error.kind, code) {
@@ -241,10 +301,10 @@ pub fn note(app: &App, id: &InstanceId, entry: Entry<'_>, now: Moment) -> Result
         .map_err(crate::instance::job::catalog_failed)
 }
 
-/// Puts settings back that a capture left changed, which a crash may have cut off.
+/// Puts settings back that a capture left changed, which a crash may have cut off: all that can be.
 ///
 /// # Errors
-/// As [`Node::connect`] and [`Node::command`]: they stay written down.
+/// As [`Node::connect`] and [`Node::command`], the first of them: those stay written down.
 pub fn put_settings_back(
     app: &App,
     instance: &Instance,
@@ -254,22 +314,23 @@ pub fn put_settings_back(
     if attachment.settings.is_empty() {
         return Ok(());
     }
-    let servers = Servers::of(app, &instance.id, attachment)?;
+    let servers = Servers::of(app, &instance.id, attachment, limits::DISCOVERY_TIME_MAX)?;
+    let mut first = Ok(());
     for setting in &attachment.settings {
-        let unreadable = || {
-            Error::new(
-                Kind::Io,
-                "put settings back",
-                format!("{} is no place", setting.node),
-            )
-        };
-        let at: HostPort = setting.node.parse().map_err(|_| unreadable())?;
-        let mut node = servers.dial(&at, As::Node)?;
-        setting.put_back(&mut node)?;
-        note(app, &instance.id, Entry::Back(setting), now)?;
-        tracing::info!(instance.id = %instance.id, node = setting.node, setting = setting.name, "a setting of a source is what it was");
+        let is_back = servers
+            .put_back(setting)
+            .and_then(|()| note(app, &instance.id, Entry::Back(setting), now));
+        match is_back {
+            Ok(()) => {
+                tracing::info!(instance.id = %instance.id, node = setting.node, setting = setting.name, "a setting of a source is what it was");
+            }
+            Err(error) => {
+                tracing::warn!(instance.id = %instance.id, node = setting.node, setting = setting.name, error = engine::chain(&error), "a setting of a source is not what it was");
+                first = first.and(Err(error));
+            }
+        }
     }
-    Ok(())
+    first
 }
 
 /// Finds the instance's servers again, and keeps what is found: they can be used.
@@ -277,7 +338,7 @@ pub fn put_settings_back(
 /// # Errors
 /// As [`Servers::discover`]; [`Kind::Mismatch`] where it is a cluster and was none, or the other way round.
 pub fn look(app: &App, instance: &Instance, attachment: &Attachment, now: Moment) -> Result<(), Error> {
-    let servers = Servers::of(app, &instance.id, attachment)?;
+    let servers = Servers::of(app, &instance.id, attachment, limits::DISCOVERY_TIME_MAX)?;
     find_again(app, instance, attachment, &servers, now).map(drop)
 }
 
