@@ -356,7 +356,7 @@ impl<'f, 's, 'a> Feeder<'f, 's, 'a> {
         };
         self.touched[node] = true;
         self.write_ahead()?;
-        let room = self.shared.room(batch.bytes.len());
+        let room = self.shared.room(&batch);
         let room = room.ok_or_else(|| Error::new(Kind::Cancelled, APPLY, "all stop"))?;
         self.turn = (self.turn + 1) % self.shared.plan.connections;
         // What waits for a replica waits for all that was sent on its own connection.

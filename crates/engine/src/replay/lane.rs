@@ -20,6 +20,8 @@ use crate::node::{Address, Node, Reply};
 pub(super) const APPLY: &str = "apply backup";
 /// Bytes under way on one connection: at least, and at most.
 const WINDOW_BYTES: std::ops::RangeInclusive<usize> = 256 * 1024..=4 * 1024 * 1024;
+/// What a batch takes in memory beside its commands.
+const BATCH_OWN_BYTES: usize = 100;
 /// How often a command is redirected before the cluster is said to be in disorder.
 const REDIRECTIONS_MAX: usize = 16;
 /// A replica is waited for so long, in milliseconds; where none confirms, that is told.
@@ -61,6 +63,7 @@ pub(super) struct Batch {
 
 /// Bytes that may be under way to all nodes together.
 pub(super) struct Budget {
+    total: usize,
     left: Mutex<usize>,
     more: Condvar,
 }
@@ -68,23 +71,27 @@ pub(super) struct Budget {
 impl Budget {
     pub(super) fn new(bytes: usize) -> Self {
         Self {
+            total: bytes,
             left: Mutex::new(bytes),
             more: Condvar::new(),
         }
     }
 
-    /// Takes bytes, or waits for a while; a batch larger than the rest takes what there is.
+    /// Takes bytes, or waits for a while; a batch larger than all there is waits until nothing else is under way.
     fn try_take(&self, bytes: usize) -> Option<usize> {
+        let wanted = bytes.min(self.total);
         let mut left = lock(&self.left);
-        if *left == 0 {
+        if *left < wanted {
             left = match self.more.wait_timeout(left, Duration::from_millis(20)) {
                 Ok((left, _)) => left,
                 Err(poisoned) => poisoned.into_inner().0,
             };
         }
-        let taken = bytes.min(*left);
-        *left -= taken;
-        (taken > 0 || bytes == 0).then_some(taken)
+        if *left < wanted {
+            return None;
+        }
+        *left -= wanted;
+        Some(wanted)
     }
 
     fn give_back(&self, bytes: usize) {
@@ -152,8 +159,10 @@ impl Shared<'_> {
         self.is_stopped.load(Ordering::Relaxed)
     }
 
-    /// Takes room for a batch, as soon as there is some. `None`: all stop.
-    pub(super) fn room(&self, bytes: usize) -> Option<usize> {
+    /// Takes room for a batch, as soon as there is as much. `None`: all stop.
+    pub(super) fn room(&self, batch: &Batch) -> Option<usize> {
+        // A batch of few bytes is held as a whole too.
+        let bytes = batch.bytes.len() + batch.keys.len() * size_of::<Command>() + BATCH_OWN_BYTES;
         loop {
             if self.is_stopped() {
                 return None;
@@ -592,4 +601,21 @@ pub(super) fn key_of(bytes: &[u8]) -> Option<&[u8]> {
     at += verb + 2;
     let length = line(&mut at)?;
     bytes.get(at..at.checked_add(length)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_is_under_way_than_there_is_room_for_but_one_batch_that_is_larger() {
+        let budget = Budget::new(100);
+        assert_eq!(budget.try_take(60), Some(60));
+        assert_eq!(budget.try_take(60), None);
+        assert_eq!(budget.try_take(40), Some(40));
+        budget.give_back(60);
+        assert_eq!(budget.try_take(500), None);
+        budget.give_back(40);
+        assert_eq!(budget.try_take(500), Some(100));
+    }
 }
