@@ -463,7 +463,7 @@ impl Run<'_> {
             .keys_done
             .store(self.state.position.key, Ordering::Relaxed);
         let pace = self.pace;
-        let fed = std::thread::scope(|scope| {
+        let (fed, sent_below) = std::thread::scope(|scope| {
             pace.begin();
             if pace.is_limited() && pass.writes() {
                 let (target, addresses) = (self.target, &addresses);
@@ -491,7 +491,7 @@ impl Run<'_> {
             let sent_below = feeder.sent_below();
             feeder.end();
             pace.end();
-            fed.map_err(|error| (error, sent_below))
+            (fed, sent_below)
         });
         let Shared {
             ledger,
@@ -510,14 +510,12 @@ impl Run<'_> {
             .into_inner()
             .unwrap_or_else(|poisoned| poisoned.into_inner());
         let ended = match (first, fed) {
-            (None, Ok(())) => Ok(()),
-            (Some(error), Ok(())) => Err(error),
-            (first, Err((error, sent_below))) => {
-                self.state.sent_below = self.state.sent_below.max(sent_below);
-                Err(first.unwrap_or(error))
-            }
+            (None, fed) => fed,
+            (Some(error), _) => Err(error),
         };
         if pass.writes() {
+            // Whatever broke may have broken after everything was fed.
+            self.state.sent_below = self.state.sent_below.max(sent_below);
             self.write()?;
         }
         ended
