@@ -27,7 +27,7 @@ mod shape;
 mod target;
 mod words;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -165,6 +165,8 @@ struct Run<'a> {
     plan: &'a Plan,
     control: &'a Control,
     files: &'a [Valid],
+    /// As [`Shape::sources`].
+    sources: &'a BTreeMap<u32, u32>,
     target: &'a Target,
     pace: &'a Pace,
     /// As they were found last.
@@ -200,7 +202,11 @@ fn perform(plan: &Plan, endpoint: &Endpoint, inputs: Vec<Input>, control: &Contr
         is_unconfirmed: false,
         failure: Some(failure),
     };
-    let (files, target) = match prepare(plan, endpoint, inputs, control) {
+    let Prepared {
+        files,
+        sources,
+        target,
+    } = match prepare(plan, endpoint, inputs, control) {
         Ok(prepared) => prepared,
         Err(error) => return nothing(error),
     };
@@ -229,6 +235,7 @@ fn perform(plan: &Plan, endpoint: &Endpoint, inputs: Vec<Input>, control: &Contr
         plan,
         control,
         files: &files,
+        sources: &sources,
         target: &target,
         pace: &pace,
         primaries: Vec::new(),
@@ -266,13 +273,20 @@ fn perform(plan: &Plan, endpoint: &Endpoint, inputs: Vec<Input>, control: &Contr
     }
 }
 
+/// What is known before anything is asked or sent.
+struct Prepared {
+    files: Vec<Valid>,
+    sources: BTreeMap<u32, u32>,
+    target: Target,
+}
+
 /// Validates all, and looks at the target.
 fn prepare(
     plan: &Plan,
     endpoint: &Endpoint,
     inputs: Vec<Input>,
     control: &Control,
-) -> Result<(Vec<Valid>, Target), Error> {
+) -> Result<Prepared, Error> {
     let mut bytes = 0;
     for input in &inputs {
         bytes += input.bytes()?;
@@ -311,7 +325,11 @@ fn prepare(
         );
     }
     let target = Target::look(endpoint)?;
-    Ok((files, target))
+    Ok(Prepared {
+        sources: plan.shape.sources(&selected),
+        files,
+        target,
+    })
 }
 
 fn keys_of(files: &[Valid]) -> u64 {
@@ -449,6 +467,7 @@ impl Run<'_> {
         let shared = Shared {
             target: self.target,
             plan: self.plan,
+            sources: self.sources,
             control: self.control,
             ledger: Mutex::new(Ledger::new(self.state.position, self.state.account.clone())),
             budget: Budget::new(UNDER_WAY_BYTES),

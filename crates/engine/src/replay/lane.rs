@@ -3,7 +3,7 @@
 //! As many batches are under way as keep the node busy for a round trip and more; what is under way is held until it is
 //! answered, because a slot may have moved and a command must then be sent to another node.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -133,6 +133,8 @@ impl Bits {
 pub(super) struct Shared<'a> {
     pub(super) target: &'a Target,
     pub(super) plan: &'a Plan,
+    /// As [`super::shape::Shape::sources`].
+    pub(super) sources: &'a BTreeMap<u32, u32>,
     pub(super) control: &'a Control,
     pub(super) ledger: Mutex<Ledger>,
     pub(super) budget: Budget,
@@ -424,7 +426,10 @@ impl<'s, 'a> Lane<'s, 'a> {
         let key = key_of(&batch.bytes[bytes]).unwrap_or_default();
         match batch.verb {
             Verb::Remove => (batch.db, key.to_vec()),
-            Verb::Apply | Verb::Exists => self.shared.plan.shape.source_of(batch.db, key),
+            Verb::Apply | Verb::Exists => {
+                let shape = &self.shared.plan.shape;
+                shape.source_of(self.shared.sources, batch.db, key)
+            }
         }
     }
 
