@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::account::Account;
 use super::ledger::{Chunk, Ledger};
-use super::target::{Target, named_by};
+use super::target::{Target, has_replicas, named_by};
 use super::{Conflict, Plan};
 use crate::control::Control;
 use crate::error::{Error, Kind};
@@ -157,6 +157,13 @@ impl Shared<'_> {
         self.is_stopped.store(true, Ordering::Relaxed);
     }
 
+    /// What a `WAIT` answers: how many replicas have it.
+    fn count_confirmed(&self, answer: &Reply) {
+        if answer.int().is_none_or(|replicas| replicas <= 0) {
+            self.is_unconfirmed.store(true, Ordering::Relaxed);
+        }
+    }
+
     pub(super) fn is_stopped(&self) -> bool {
         self.is_stopped.load(Ordering::Relaxed)
     }
@@ -222,7 +229,15 @@ pub(super) struct Lane<'s, 'a> {
     flying_bytes: usize,
     window: Window,
     /// Connections to nodes that this one sends us to.
-    others: HashMap<String, Node>,
+    others: HashMap<String, Other>,
+}
+
+/// A node that another sent us to.
+struct Other {
+    node: Node,
+    has_replicas: bool,
+    /// Since a replica was waited for.
+    is_written: bool,
 }
 
 impl<'s, 'a> Lane<'s, 'a> {
@@ -397,9 +412,11 @@ impl<'s, 'a> Lane<'s, 'a> {
             }
         }
         if batch.waits {
-            let confirmed = self.node.reply()?;
-            if confirmed.int().is_none_or(|replicas| replicas == 0) {
-                self.shared.is_unconfirmed.store(true, Ordering::Relaxed);
+            self.shared.count_confirmed(&self.node.reply()?);
+        }
+        for other in self.others.values_mut() {
+            if std::mem::take(&mut other.is_written) && other.has_replicas {
+                wait_for_replica(&mut other.node, self.shared)?;
             }
         }
         Ok(stop)
@@ -533,18 +550,31 @@ impl<'s, 'a> Lane<'s, 'a> {
             let other = match self.others.entry(address.to_string()) {
                 std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
                 std::collections::hash_map::Entry::Vacant(new) => {
-                    new.insert(Node::connect(&self.shared.target.at(address))?)
+                    let mut node = Node::connect(&self.shared.target.at(address))?;
+                    new.insert(Other {
+                        has_replicas: has_replicas(&mut node)?,
+                        is_written: false,
+                        node,
+                    })
                 }
             };
             if is_asking {
-                other.run(&["ASKING"])?;
+                other.node.run(&["ASKING"])?;
             }
-            other.send_raw(&batch.bytes[bytes.clone()])?;
-            reply = decisive(other, key.commands)?;
+            other.is_written |= batch.verb != Verb::Exists;
+            other.node.send_raw(&batch.bytes[bytes.clone()])?;
+            reply = decisive(&mut other.node, key.commands)?;
         }
         let context = format!("{}: a key was sent from node to node in vain", self.node.label());
         Err(Error::new(Kind::Connection, APPLY, context))
     }
+}
+
+/// Waits until a replica has what was sent on this connection, and says where none has.
+pub(super) fn wait_for_replica(node: &mut Node, shared: &Shared<'_>) -> Result<(), Error> {
+    let answer = node.ask(&[b"WAIT", b"1", REPLICA_WAIT_MS.as_bytes()])?;
+    shared.count_confirmed(&answer);
+    Ok(())
 }
 
 /// The reply to a command. Of several that make one key, the last of which is an EXEC: the first refusal, or what the last but one

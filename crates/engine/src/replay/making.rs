@@ -7,7 +7,7 @@ use rdb::{AofWriter, Copied, Header, KeySummary, Loss, PayloadWriter, Taker, Typ
 
 use super::feeder::{Feeder, Link, PAYLOAD_BYTES_MAX, Pass, Verdict};
 use super::input::Valid;
-use super::lane::{APPLY, Judgement, Verb, judge};
+use super::lane::{APPLY, Judgement, Verb, judge, wait_for_replica};
 use super::words::{Counter, Gathered, Options, push_command, push_options, push_restore};
 use super::{Conflict, Form};
 use crate::error::{Error, Kind};
@@ -289,6 +289,7 @@ impl Feed<'_, '_, '_, '_> {
             Err(error) => return Err(steps.failure.take().unwrap_or(error)),
         }
         let answer = steps.finish(&[self.renames(), &unfinished, name], &[b"DEL", &unfinished])?;
+        self.confirm(node, &mut link.0)?;
         self.count_large(candidate, key, &answer)?;
         self.feeder.links.insert(node, link);
         Ok(())
@@ -347,6 +348,7 @@ impl Feed<'_, '_, '_, '_> {
         push_options(&mut out, &options);
         link.0.send_raw(&out)?;
         let answer = link.0.reply()?;
+        self.confirm(node, &mut link.0)?;
         self.count_large(candidate, key, &answer)?;
         self.feeder.links.insert(node, link);
         Ok(())
@@ -378,6 +380,15 @@ impl Feed<'_, '_, '_, '_> {
             *at = db;
         }
         Ok(feeder.links.remove(&node).map(|link| (node, link)))
+    }
+
+    /// Waits for a replica, where the node has one: what was sent on this connection is behind none of the others' waiting.
+    fn confirm(&self, node: usize, link: &mut Node) -> Result<(), Error> {
+        let feeder = &*self.feeder;
+        if feeder.nodes.primaries[node].has_replicas {
+            wait_for_replica(link, feeder.shared)?;
+        }
+        Ok(())
     }
 
     fn count_large(
