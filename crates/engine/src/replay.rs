@@ -456,6 +456,11 @@ impl Run<'_> {
         self.primaries.clone_from(&nodes.primaries);
         if !is_first && pass.writes() {
             self.state.resumed += 1;
+        }
+        if pass == Pass::Apply {
+            self.state.mark()?;
+        }
+        if pass.writes() {
             self.write()?;
         }
         self.is_touched |= pass.writes();
@@ -494,6 +499,7 @@ impl Run<'_> {
             let judged_at_ms = self.state.judged_at_ms;
             let mut feeder = Feeder::new(&shared, pass, judged_at_ms, pace, nodes, &mut spawn);
             feeder.present = self.present.as_ref();
+            feeder.marks.clone_from(&self.state.marks);
             feeder.written = self.journal.filter(|_| pass.writes()).map(|journal| Written {
                 journal,
                 state: &mut self.state,

@@ -227,7 +227,8 @@ impl Feed<'_, '_, '_, '_> {
         key: &KeySummary<'_>,
         name: &[u8],
     ) -> Result<(), Error> {
-        let unfinished = self.feeder.unfinished(name, "small");
+        // A transaction leaves nothing behind.
+        let (unfinished, _) = self.feeder.unfinished(name, "small");
         let Some(made) = self.commands_of(candidate, key, &unfinished, Gathered::default())? else {
             return Ok(());
         };
@@ -262,7 +263,7 @@ impl Feed<'_, '_, '_, '_> {
             self.feeder.own.failed.add(candidate.db, candidate.key, reason);
             return Ok(());
         }
-        let unfinished = self.feeder.unfinished(name, "large");
+        let (unfinished, left) = self.feeder.unfinished(name, "large");
         if let Pass::Judge { asks } = self.feeder.pass {
             let can_be = self
                 .commands_of(candidate, key, &unfinished, io::sink())?
@@ -276,8 +277,11 @@ impl Feed<'_, '_, '_, '_> {
             return Ok(());
         };
         let mut steps = Steps::new(&mut link.0);
+        let gone = [&b"DEL"[..], &unfinished]
+            .into_iter()
+            .chain(left.iter().map(|name| &name[..]));
         steps
-            .command(&[b"DEL", &unfinished])
+            .command(&gone.collect::<Vec<_>>())
             .map_err(|e| steps.error(e))?;
         let made = self.commands_of(candidate, key, &unfinished, &mut steps);
         match made {
