@@ -416,6 +416,10 @@ impl Feed<'_, '_, '_, '_> {
                     return Err(Error::new(Kind::Refused, APPLY, what));
                 }
             }
+            // It has expired since it was decided about.
+            Reply::Error(text) if text.starts_with("ERR no such key") => {
+                feeder.own.expired.add(candidate.db, candidate.key, "");
+            }
             Reply::Error(text) if !is_busy => match judge(text) {
                 Judgement::OfAll(kind) => return Err(Error::new(kind, APPLY, text.clone())),
                 Judgement::OfTheKey => feeder.own.failed.add(candidate.db, candidate.key, text),
