@@ -466,6 +466,8 @@ impl<'f, 's, 'a> Feeder<'f, 's, 'a> {
             return Ok(());
         }
         let replaces = self.shared.plan.conflict == Conflict::Replace;
+        self.write_ahead()?;
+        let is_in_doubt = self.position.key < self.shared.in_doubt_below;
         for node in 0..self.nodes.primaries.len() {
             let (link, _) = self.link(node)?;
             let answer = match replaces {
@@ -473,6 +475,10 @@ impl<'f, 's, 'a> Feeder<'f, 's, 'a> {
                 false => link.ask(&[b"FUNCTION", b"LOAD", code])?,
             };
             if let Reply::Error(text) = answer {
+                // An attempt before may have loaded it.
+                if is_in_doubt && text.contains("already exists") {
+                    continue;
+                }
                 if let Judgement::OfAll(kind) = judge(&text) {
                     return Err(Error::new(kind, APPLY, format!("FUNCTION LOAD: {text}")));
                 }
