@@ -9,13 +9,17 @@ use super::feeder::{Feeder, Link, PAYLOAD_BYTES_MAX, Pass, Verdict};
 use super::input::Valid;
 use super::lane::{APPLY, Judgement, Verb, judge, wait_for_replica};
 use super::words::{Counter, Gathered, Options, push_command, push_options, push_restore};
-use super::{Conflict, Form};
+use super::{Conflict, Expiry, Form};
 use crate::error::{Error, Kind};
 use crate::node::{Node, Reply};
 use crate::selection::Candidate;
 
 /// Bytes of a large value that are sent before its answers are taken.
 const LARGE_BYTES: usize = 256 * 1024;
+
+/// Type codes of hashes whose fields may expire by themselves.
+const FIELD_EXPIRY_CODES: std::ops::RangeInclusive<u8> = 22..=25;
+const FIELDS_KEEP: &str = "fields that expire by themselves do so when they would have in the source";
 
 /// The file whose entries come.
 pub(super) struct Feed<'x, 'f, 's, 'a> {
@@ -76,6 +80,9 @@ impl Feed<'_, '_, '_, '_> {
             bytes: Some(entry.bytes),
         };
         if let Some((db, name, expire_at_ms)) = self.decide(&key, entry.key.len() as u64) {
+            let has_expiring_fields =
+                entry.kind == Type::Hash && FIELD_EXPIRY_CODES.contains(&entry.type_code);
+            self.count_losses(&key, &[], has_expiring_fields);
             match (self.feeder.pass, self.feeder.shared.target.form) {
                 (Pass::Judge { asks }, _) => self.ask(&key, db, &name, entry.bytes, asks)?,
                 (Pass::Remove, _) | (Pass::Apply, None) => {}
@@ -139,13 +146,21 @@ impl Feed<'_, '_, '_, '_> {
     }
 
     /// Counts what is lost of a key: all of it, or something. Whether the rest is to be applied.
-    fn count_losses(&mut self, key: &Candidate<'_>, losses: &[(bool, &'static str)]) -> bool {
+    fn count_losses(
+        &mut self,
+        key: &Candidate<'_>,
+        losses: &[(bool, &'static str)],
+        has_expiring_fields: bool,
+    ) -> bool {
+        let keeps = has_expiring_fields && self.feeder.shared.plan.shape.expiry != Expiry::Absolute;
         let own = &mut self.feeder.own;
         if let Some((_, reason)) = losses.iter().find(|(is_left_out, _)| *is_left_out) {
             own.failed.add(key.db, key.key, reason);
             return false;
         }
-        if let Some((_, reason)) = losses.first() {
+        // Expiries of fields lie in the value, which is sent as it stands.
+        let first = losses.first().map(|(_, reason)| *reason);
+        if let Some(reason) = first.or(keeps.then_some(FIELDS_KEEP)) {
             own.reduced.add(key.db, key.key, reason);
         }
         true
@@ -164,7 +179,7 @@ impl Feed<'_, '_, '_, '_> {
         let header = PayloadWriter::new(self.valid.report.family, target, reader(self.valid))
             .and_then(|mut writer| writer.payload(key, &mut payload, lost))
             .map_err(cannot_make)?;
-        if !self.count_losses(candidate, &losses) {
+        if !self.count_losses(candidate, &losses, key.expiring_elements > 0) {
             return Ok(());
         }
         if let Pass::Judge { asks } = self.feeder.pass {
@@ -210,7 +225,8 @@ impl Feed<'_, '_, '_, '_> {
             .key(&key, |loss| losses.push((loss.is_left_out, loss.reason)))
             .map_err(cannot_make)?;
         let out = writer.finish().map_err(cannot_make)?;
-        Ok(self.count_losses(candidate, &losses).then_some(out))
+        let is_left = self.count_losses(candidate, &losses, key.expiring_elements > 0);
+        Ok(is_left.then_some(out))
     }
 
     fn renames(&self) -> &'static [u8] {
