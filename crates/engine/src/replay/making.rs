@@ -17,6 +17,8 @@ use crate::selection::Candidate;
 /// Bytes of a large value that are sent before its answers are taken.
 const LARGE_BYTES: usize = 256 * 1024;
 
+/// The target breaks the connection at a longer word, so it would be sent again for ever.
+const WORD_TOO_LONG: &str = "a value above the target's proto-max-bulk-len";
 /// Type codes of hashes whose fields may expire by themselves.
 const FIELD_EXPIRY_CODES: std::ops::RangeInclusive<u8> = 22..=25;
 const FIELDS_KEEP: &str = "fields that expire by themselves do so when they would have in the source";
@@ -50,6 +52,15 @@ impl Feed<'_, '_, '_, '_> {
         None
     }
 
+    /// Counts a key as failed for which the target would have to take a longer word than it does.
+    fn is_too_long(&mut self, key: &Candidate<'_>, word_bytes: u64) -> bool {
+        let is_too_long = word_bytes > self.feeder.shared.target.bulk_bytes_max;
+        if is_too_long {
+            self.feeder.own.failed.add(key.db, key.key, WORD_TOO_LONG);
+        }
+        is_too_long
+    }
+
     /// Judges only: a key that could be applied is asked for, or counted.
     fn ask(
         &mut self,
@@ -80,6 +91,11 @@ impl Feed<'_, '_, '_, '_> {
             bytes: Some(entry.bytes),
         };
         if let Some((db, name, expire_at_ms)) = self.decide(&key, entry.key.len() as u64) {
+            // The type code before the value, the footer behind it.
+            let payload_bytes = 1 + entry.value.len() as u64 + rdb::FOOTER_BYTES as u64;
+            if self.is_too_long(&key, payload_bytes) {
+                return self.feeder.advance(entry.db, entry.offset, entry.bytes);
+            }
             let has_expiring_fields =
                 entry.kind == Type::Hash && FIELD_EXPIRY_CODES.contains(&entry.type_code);
             self.count_losses(&key, &[], has_expiring_fields);
@@ -96,8 +112,6 @@ impl Feed<'_, '_, '_, '_> {
                         },
                     };
                     self.feeder.append(Verb::Apply, db, &name, entry.bytes, |out| {
-                        // The type code before the value, the footer behind it.
-                        let payload_bytes = 1 + entry.value.len() as u64 + rdb::FOOTER_BYTES as u64;
                         push_restore(out, &name, expire_at_ms, payload_bytes, &options);
                         let from = out.len();
                         out.push(entry.type_code);
@@ -179,6 +193,9 @@ impl Feed<'_, '_, '_, '_> {
         let header = PayloadWriter::new(self.valid.report.family, target, reader(self.valid))
             .and_then(|mut writer| writer.payload(key, &mut payload, lost))
             .map_err(cannot_make)?;
+        if self.is_too_long(candidate, payload.len() as u64) {
+            return Ok(());
+        }
         if !self.count_losses(candidate, &losses, key.expiring_elements > 0) {
             return Ok(());
         }
@@ -248,6 +265,9 @@ impl Feed<'_, '_, '_, '_> {
         let Some(made) = self.commands_of(candidate, key, &unfinished, Gathered::default())? else {
             return Ok(());
         };
+        if self.is_too_long(candidate, made.counter.longest) {
+            return Ok(());
+        }
         if let Pass::Judge { asks } = self.feeder.pass {
             return self.ask(candidate, key.db, name, key.bytes, asks);
         }
