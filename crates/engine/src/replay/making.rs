@@ -443,6 +443,7 @@ impl Feed<'_, '_, '_, '_> {
             other => *other == Reply::Int(0),
         };
         let is_in_doubt = feeder.position.key < feeder.shared.in_doubt_below;
+        let can_expire = key.expire_at_ms.is_some() || key.expiring_elements > 0;
         match answer {
             _ if is_busy && !is_in_doubt => {
                 feeder.own.conflicting.add(candidate.db, candidate.key, "");
@@ -453,7 +454,7 @@ impl Feed<'_, '_, '_, '_> {
                 }
             }
             // It has expired since it was decided about.
-            Reply::Error(text) if text.starts_with("ERR no such key") => {
+            Reply::Error(text) if can_expire && text.starts_with("ERR no such key") => {
                 feeder.own.expired.add(candidate.db, candidate.key, "");
             }
             Reply::Error(text) if !is_busy => match judge(text) {
