@@ -26,7 +26,7 @@ mod window;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
 
@@ -344,7 +344,8 @@ pub fn delete(store: &Store, prefix: &str) -> Result<(), Error> {
 pub struct Archive {
     store: Store,
     prefix: String,
-    manifest: Manifest,
+    /// Shared by the readers of its shards.
+    manifest: Arc<Manifest>,
     manifest_blake3: String,
 }
 
@@ -384,7 +385,7 @@ impl Archive {
         Ok(Self {
             store: store.clone(),
             prefix: prefix.to_owned(),
-            manifest,
+            manifest: Arc::new(manifest),
             manifest_blake3: blake3::hash(&bytes).to_string(),
         })
     }

@@ -27,7 +27,7 @@ mod shape;
 mod target;
 mod words;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -165,6 +165,8 @@ struct Run<'a> {
     plan: &'a Plan,
     control: &'a Control,
     files: &'a [Valid],
+    /// As [`Shape::sources`].
+    sources: &'a BTreeMap<u32, u32>,
     target: &'a Target,
     pace: &'a Pace,
     /// As they were found last.
@@ -200,7 +202,11 @@ fn perform(plan: &Plan, endpoint: &Endpoint, inputs: Vec<Input>, control: &Contr
         is_unconfirmed: false,
         failure: Some(failure),
     };
-    let (files, target) = match prepare(plan, endpoint, inputs, control) {
+    let Prepared {
+        files,
+        sources,
+        target,
+    } = match prepare(plan, endpoint, inputs, control) {
         Ok(prepared) => prepared,
         Err(error) => return nothing(error),
     };
@@ -229,6 +235,7 @@ fn perform(plan: &Plan, endpoint: &Endpoint, inputs: Vec<Input>, control: &Contr
         plan,
         control,
         files: &files,
+        sources: &sources,
         target: &target,
         pace: &pace,
         primaries: Vec::new(),
@@ -266,13 +273,20 @@ fn perform(plan: &Plan, endpoint: &Endpoint, inputs: Vec<Input>, control: &Contr
     }
 }
 
+/// What is known before anything is asked or sent.
+struct Prepared {
+    files: Vec<Valid>,
+    sources: BTreeMap<u32, u32>,
+    target: Target,
+}
+
 /// Validates all, and looks at the target.
 fn prepare(
     plan: &Plan,
     endpoint: &Endpoint,
     inputs: Vec<Input>,
     control: &Control,
-) -> Result<(Vec<Valid>, Target), Error> {
+) -> Result<Prepared, Error> {
     let mut bytes = 0;
     for input in &inputs {
         bytes += input.bytes()?;
@@ -311,7 +325,11 @@ fn prepare(
         );
     }
     let target = Target::look(endpoint)?;
-    Ok((files, target))
+    Ok(Prepared {
+        sources: plan.shape.sources(&selected),
+        files,
+        target,
+    })
 }
 
 fn keys_of(files: &[Valid]) -> u64 {
@@ -438,6 +456,11 @@ impl Run<'_> {
         self.primaries.clone_from(&nodes.primaries);
         if !is_first && pass.writes() {
             self.state.resumed += 1;
+        }
+        if pass == Pass::Apply {
+            self.state.mark()?;
+        }
+        if pass.writes() {
             self.write()?;
         }
         self.is_touched |= pass.writes();
@@ -449,6 +472,7 @@ impl Run<'_> {
         let shared = Shared {
             target: self.target,
             plan: self.plan,
+            sources: self.sources,
             control: self.control,
             ledger: Mutex::new(Ledger::new(self.state.position, self.state.account.clone())),
             budget: Budget::new(UNDER_WAY_BYTES),
@@ -463,7 +487,7 @@ impl Run<'_> {
             .keys_done
             .store(self.state.position.key, Ordering::Relaxed);
         let pace = self.pace;
-        let fed = std::thread::scope(|scope| {
+        let (fed, sent_below) = std::thread::scope(|scope| {
             pace.begin();
             if pace.is_limited() && pass.writes() {
                 let (target, addresses) = (self.target, &addresses);
@@ -475,6 +499,7 @@ impl Run<'_> {
             let judged_at_ms = self.state.judged_at_ms;
             let mut feeder = Feeder::new(&shared, pass, judged_at_ms, pace, nodes, &mut spawn);
             feeder.present = self.present.as_ref();
+            feeder.marks.clone_from(&self.state.marks);
             feeder.written = self.journal.filter(|_| pass.writes()).map(|journal| Written {
                 journal,
                 state: &mut self.state,
@@ -491,7 +516,7 @@ impl Run<'_> {
             let sent_below = feeder.sent_below();
             feeder.end();
             pace.end();
-            fed.map_err(|error| (error, sent_below))
+            (fed, sent_below)
         });
         let Shared {
             ledger,
@@ -510,14 +535,12 @@ impl Run<'_> {
             .into_inner()
             .unwrap_or_else(|poisoned| poisoned.into_inner());
         let ended = match (first, fed) {
-            (None, Ok(())) => Ok(()),
-            (Some(error), Ok(())) => Err(error),
-            (first, Err((error, sent_below))) => {
-                self.state.sent_below = self.state.sent_below.max(sent_below);
-                Err(first.unwrap_or(error))
-            }
+            (None, fed) => fed,
+            (Some(error), _) => Err(error),
         };
         if pass.writes() {
+            // Whatever broke may have broken after everything was fed.
+            self.state.sent_below = self.state.sent_below.max(sent_below);
             self.write()?;
         }
         ended

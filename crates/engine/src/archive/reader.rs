@@ -76,6 +76,21 @@ impl FileReader {
         self.read_from(0, control, workers, push)
     }
 
+    /// As [`FileReader::read`], for who does not ask for [`FileReader::read_at`] meanwhile: no segment is copied.
+    ///
+    /// # Errors
+    /// As [`Archive::read`].
+    pub fn read_once(
+        &self,
+        control: &Control,
+        workers: usize,
+        push: impl FnMut(&[u8]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let segments = &self.archive.manifest.segments[self.segments.clone()];
+        self.archive
+            .read_segments(segments, &self.identity, control, workers, push)
+    }
+
     /// As [`FileReader::read`], from the byte at `offset` on.
     ///
     /// # Errors
@@ -93,7 +108,8 @@ impl FileReader {
         let mut at = segments
             .first()
             .map_or(offset, |segment| segment.first_offset - self.bytes.start);
-        self.archive
+        let ended = self
+            .archive
             .read_segments(segments, &self.identity, control, workers, |piece| {
                 {
                     let mut held = self.held.borrow_mut();
@@ -105,7 +121,10 @@ impl FileReader {
                 let before = usize::try_from(offset.saturating_sub(at)).unwrap_or(usize::MAX);
                 at += piece.len() as u64;
                 push(piece.get(before..).unwrap_or_default())
-            })
+            });
+        // A reader of each shard would hold two segments until the last of them ends.
+        *self.held.borrow_mut() = Held::default();
+        ended
     }
 
     /// Fills `buffer` with the bytes from `offset` of the RDB on.

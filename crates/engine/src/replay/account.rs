@@ -61,7 +61,8 @@ pub struct Account {
     pub expired: Tally,
     /// The target cannot hold it, or refused it; or its new name may be another's.
     pub failed: Tally,
-    /// Applied, but without something that no command makes: counted among the applied ones too.
+    /// Applied, but without something that no command makes, or with expiries of fields as they were: counted among the
+    /// applied ones too.
     pub reduced: Tally,
     /// Other keys of the target that were removed.
     pub removed: Tally,

@@ -44,7 +44,7 @@ const AHEAD_KEYS: u64 = 64 * 1024;
 const QUEUE_BATCHES: usize = 1024;
 /// How long a node may be silent while it takes a large value: half a gigabyte in one payload takes seconds.
 const LARGE_SILENCE: Duration = Duration::from_secs(60);
-/// A large value is made under this name, in the slot of its key, and then renamed: nobody sees half of it.
+/// A value is made by commands under a name that begins so, in the slot of its key, and then renamed: nobody sees half of it.
 const UNFINISHED: &str = "cachekeep:replay";
 
 /// What is done with a key that is taken.
@@ -119,6 +119,8 @@ pub(super) struct Feeder<'f, 's, 'a> {
     /// Bytes of the files before this one.
     bytes_before: u64,
     pub(super) links: HashMap<usize, Link>,
+    /// What marks the unfinished values of attempts before, and last of this one.
+    pub(super) marks: Vec<String>,
     pub(super) failure: Option<Error>,
 }
 
@@ -156,6 +158,7 @@ impl<'f, 's, 'a> Feeder<'f, 's, 'a> {
             position,
             bytes_before: 0,
             links: HashMap::new(),
+            marks: Vec::new(),
             failure: None,
         };
         feeder.make_room();
@@ -356,7 +359,7 @@ impl<'f, 's, 'a> Feeder<'f, 's, 'a> {
         };
         self.touched[node] = true;
         self.write_ahead()?;
-        let room = self.shared.room(batch.bytes.len());
+        let room = self.shared.room(&batch);
         let room = room.ok_or_else(|| Error::new(Kind::Cancelled, APPLY, "all stop"))?;
         self.turn = (self.turn + 1) % self.shared.plan.connections;
         // What waits for a replica waits for all that was sent on its own connection.
@@ -463,6 +466,8 @@ impl<'f, 's, 'a> Feeder<'f, 's, 'a> {
             return Ok(());
         }
         let replaces = self.shared.plan.conflict == Conflict::Replace;
+        self.write_ahead()?;
+        let is_in_doubt = self.position.key < self.shared.in_doubt_below;
         for node in 0..self.nodes.primaries.len() {
             let (link, _) = self.link(node)?;
             let answer = match replaces {
@@ -470,6 +475,10 @@ impl<'f, 's, 'a> Feeder<'f, 's, 'a> {
                 false => link.ask(&[b"FUNCTION", b"LOAD", code])?,
             };
             if let Reply::Error(text) = answer {
+                // An attempt before may have loaded it.
+                if is_in_doubt && text.contains("already exists") {
+                    continue;
+                }
                 if let Judgement::OfAll(kind) = judge(&text) {
                     return Err(Error::new(kind, APPLY, format!("FUNCTION LOAD: {text}")));
                 }
@@ -494,16 +503,24 @@ impl<'f, 's, 'a> Feeder<'f, 's, 'a> {
         }
     }
 
-    /// A name in the slot of `name` that no key has.
-    pub(super) fn unfinished(&self, name: &[u8], by: &str) -> Vec<u8> {
-        if !self.shared.target.is_cluster {
-            return format!("{UNFINISHED}:{by}").into_bytes();
-        }
-        let slot = rdb::slot_of(name);
-        // One in 16384 numbers has this slot.
-        let found = (0..SLOTS * 64)
-            .map(|number| format!("{UNFINISHED}:{{{number}}}:{by}").into_bytes())
-            .find(|name| rdb::slot_of(name) == slot);
-        found.unwrap_or_default()
+    /// Names in the slot of `name` that no key has: the first to make a value under, the others where an attempt before
+    /// may have left a part of it.
+    pub(super) fn unfinished(&self, name: &[u8], by: &str) -> (Vec<u8>, Vec<Vec<u8>>) {
+        let tag = match self.shared.target.is_cluster {
+            false => String::new(),
+            true => {
+                let slot = rdb::slot_of(name);
+                // One in 16384 numbers has this slot.
+                let mut tags = (0..SLOTS * 64).map(|number| format!("{{{number}}}:"));
+                tags.find(|tag| rdb::slot_of(tag.as_bytes()) == slot)
+                    .unwrap_or_default()
+            }
+        };
+        let marked = |mark: &str| format!("{UNFINISHED}:{mark}:{tag}{by}").into_bytes();
+        let (own, before) = match self.marks.split_last() {
+            Some((own, before)) => (own.as_str(), before),
+            None => ("", &[][..]),
+        };
+        (marked(own), before.iter().map(|mark| marked(mark)).collect())
     }
 }

@@ -72,7 +72,7 @@ impl Input {
         };
         let named = match &self {
             Self::Archive(reader, identity) => {
-                reader.read(control, WORKERS, take)?;
+                reader.read_once(control, WORKERS, take)?;
                 Some(identity.clone())
             }
             Self::File(file) => {

@@ -7,6 +7,7 @@ use std::fs::{File, TryLockError};
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
+use ring::rand::{SecureRandom as _, SystemRandom};
 use serde::{Deserialize, Serialize};
 
 use super::account::Account;
@@ -20,6 +21,9 @@ const READ: &str = "read journal";
 const VERSION: u32 = 1;
 /// Of a file that is longer nothing is read: 700 names of 256 bytes take 800 KiB as numbers.
 const BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+/// Marks that are remembered.
+const MARKS_MAX: usize = 64;
 
 /// How far a replay is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +56,9 @@ pub(super) struct State {
     /// Keys from this one on were not sent.
     pub(super) sent_below: u64,
     pub(super) account: Account,
+    /// What marks the unfinished values of each attempt, the last ones: an attempt that broke may have left one.
+    #[serde(default)]
+    pub(super) marks: Vec<String>,
 }
 
 impl State {
@@ -65,7 +72,24 @@ impl State {
             position: Position::default(),
             sent_below: 0,
             account: Account::default(),
+            marks: Vec::new(),
         }
+    }
+
+    /// Gives the next attempt a mark of its own: others that are at work with the target, and what is still on its way
+    /// from an attempt before, then never write to its unfinished values.
+    ///
+    /// # Errors
+    /// The random source fails.
+    pub(super) fn mark(&mut self) -> Result<(), Error> {
+        let mut bytes = [0; 4];
+        SystemRandom::new()
+            .fill(&mut bytes)
+            .map_err(|_unspecified| Error::new(Kind::Io, "mark unfinished values", "no random bytes"))?;
+        self.marks.push(format!("{:08x}", u32::from_be_bytes(bytes)));
+        let over = self.marks.len().saturating_sub(MARKS_MAX);
+        self.marks.drain(..over);
+        Ok(())
     }
 }
 
@@ -200,4 +224,25 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(ending);
     PathBuf::from(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_attempt_has_a_mark_of_its_own_and_the_last_are_remembered() {
+        let mut state = State::new("identity".to_owned(), 0);
+        for count in 1..=2 * MARKS_MAX {
+            let before = state.marks.last().cloned();
+            state.mark().unwrap();
+            assert_eq!(state.marks.len(), count.min(MARKS_MAX));
+            assert_ne!(state.marks.last(), before.as_ref());
+            assert!(before.is_none_or(|before| state.marks.contains(&before)));
+        }
+        let mut written = serde_json::to_value(&state).unwrap();
+        written.as_object_mut().unwrap().remove("marks");
+        let read: State = serde_json::from_value(written).unwrap();
+        assert!(read.marks.is_empty(), "one of before");
+    }
 }

@@ -3,7 +3,7 @@
 //! As many batches are under way as keep the node busy for a round trip and more; what is under way is held until it is
 //! answered, because a slot may have moved and a command must then be sent to another node.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::account::Account;
 use super::ledger::{Chunk, Ledger};
-use super::target::{Target, named_by};
+use super::target::{Target, has_replicas, named_by};
 use super::{Conflict, Plan};
 use crate::control::Control;
 use crate::error::{Error, Kind};
@@ -20,6 +20,8 @@ use crate::node::{Address, Node, Reply};
 pub(super) const APPLY: &str = "apply backup";
 /// Bytes under way on one connection: at least, and at most.
 const WINDOW_BYTES: std::ops::RangeInclusive<usize> = 256 * 1024..=4 * 1024 * 1024;
+/// What a batch takes in memory beside its commands.
+const BATCH_OWN_BYTES: usize = 100;
 /// How often a command is redirected before the cluster is said to be in disorder.
 const REDIRECTIONS_MAX: usize = 16;
 /// A replica is waited for so long, in milliseconds; where none confirms, that is told.
@@ -61,6 +63,7 @@ pub(super) struct Batch {
 
 /// Bytes that may be under way to all nodes together.
 pub(super) struct Budget {
+    total: usize,
     left: Mutex<usize>,
     more: Condvar,
 }
@@ -68,23 +71,27 @@ pub(super) struct Budget {
 impl Budget {
     pub(super) fn new(bytes: usize) -> Self {
         Self {
+            total: bytes,
             left: Mutex::new(bytes),
             more: Condvar::new(),
         }
     }
 
-    /// Takes bytes, or waits for a while; a batch larger than the rest takes what there is.
+    /// Takes bytes, or waits for a while; a batch larger than all there is waits until nothing else is under way.
     fn try_take(&self, bytes: usize) -> Option<usize> {
+        let wanted = bytes.min(self.total);
         let mut left = lock(&self.left);
-        if *left == 0 {
+        if *left < wanted {
             left = match self.more.wait_timeout(left, Duration::from_millis(20)) {
                 Ok((left, _)) => left,
                 Err(poisoned) => poisoned.into_inner().0,
             };
         }
-        let taken = bytes.min(*left);
-        *left -= taken;
-        (taken > 0 || bytes == 0).then_some(taken)
+        if *left < wanted {
+            return None;
+        }
+        *left -= wanted;
+        Some(wanted)
     }
 
     fn give_back(&self, bytes: usize) {
@@ -126,6 +133,8 @@ impl Bits {
 pub(super) struct Shared<'a> {
     pub(super) target: &'a Target,
     pub(super) plan: &'a Plan,
+    /// As [`super::shape::Shape::sources`].
+    pub(super) sources: &'a BTreeMap<u32, u32>,
     pub(super) control: &'a Control,
     pub(super) ledger: Mutex<Ledger>,
     pub(super) budget: Budget,
@@ -148,12 +157,21 @@ impl Shared<'_> {
         self.is_stopped.store(true, Ordering::Relaxed);
     }
 
+    /// What a `WAIT` answers: how many replicas have it.
+    fn count_confirmed(&self, answer: &Reply) {
+        if answer.int().is_none_or(|replicas| replicas <= 0) {
+            self.is_unconfirmed.store(true, Ordering::Relaxed);
+        }
+    }
+
     pub(super) fn is_stopped(&self) -> bool {
         self.is_stopped.load(Ordering::Relaxed)
     }
 
-    /// Takes room for a batch, as soon as there is some. `None`: all stop.
-    pub(super) fn room(&self, bytes: usize) -> Option<usize> {
+    /// Takes room for a batch, as soon as there is as much. `None`: all stop.
+    pub(super) fn room(&self, batch: &Batch) -> Option<usize> {
+        // A batch of few bytes is held as a whole too.
+        let bytes = batch.bytes.len() + batch.keys.len() * size_of::<Command>() + BATCH_OWN_BYTES;
         loop {
             if self.is_stopped() {
                 return None;
@@ -211,7 +229,15 @@ pub(super) struct Lane<'s, 'a> {
     flying_bytes: usize,
     window: Window,
     /// Connections to nodes that this one sends us to.
-    others: HashMap<String, Node>,
+    others: HashMap<String, Other>,
+}
+
+/// A node that another sent us to.
+struct Other {
+    node: Node,
+    has_replicas: bool,
+    /// Since a replica was waited for.
+    is_written: bool,
 }
 
 impl<'s, 'a> Lane<'s, 'a> {
@@ -386,9 +412,11 @@ impl<'s, 'a> Lane<'s, 'a> {
             }
         }
         if batch.waits {
-            let confirmed = self.node.reply()?;
-            if confirmed.int().is_none_or(|replicas| replicas == 0) {
-                self.shared.is_unconfirmed.store(true, Ordering::Relaxed);
+            self.shared.count_confirmed(&self.node.reply()?);
+        }
+        for other in self.others.values_mut() {
+            if std::mem::take(&mut other.is_written) && other.has_replicas {
+                wait_for_replica(&mut other.node, self.shared)?;
             }
         }
         Ok(stop)
@@ -415,7 +443,10 @@ impl<'s, 'a> Lane<'s, 'a> {
         let key = key_of(&batch.bytes[bytes]).unwrap_or_default();
         match batch.verb {
             Verb::Remove => (batch.db, key.to_vec()),
-            Verb::Apply | Verb::Exists => self.shared.plan.shape.source_of(batch.db, key),
+            Verb::Apply | Verb::Exists => {
+                let shape = &self.shared.plan.shape;
+                shape.source_of(self.shared.sources, batch.db, key)
+            }
         }
     }
 
@@ -519,18 +550,31 @@ impl<'s, 'a> Lane<'s, 'a> {
             let other = match self.others.entry(address.to_string()) {
                 std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
                 std::collections::hash_map::Entry::Vacant(new) => {
-                    new.insert(Node::connect(&self.shared.target.at(address))?)
+                    let mut node = Node::connect(&self.shared.target.at(address))?;
+                    new.insert(Other {
+                        has_replicas: has_replicas(&mut node)?,
+                        is_written: false,
+                        node,
+                    })
                 }
             };
             if is_asking {
-                other.run(&["ASKING"])?;
+                other.node.run(&["ASKING"])?;
             }
-            other.send_raw(&batch.bytes[bytes.clone()])?;
-            reply = decisive(other, key.commands)?;
+            other.is_written |= batch.verb != Verb::Exists;
+            other.node.send_raw(&batch.bytes[bytes.clone()])?;
+            reply = decisive(&mut other.node, key.commands)?;
         }
         let context = format!("{}: a key was sent from node to node in vain", self.node.label());
         Err(Error::new(Kind::Connection, APPLY, context))
     }
+}
+
+/// Waits until a replica has what was sent on this connection, and says where none has.
+pub(super) fn wait_for_replica(node: &mut Node, shared: &Shared<'_>) -> Result<(), Error> {
+    let answer = node.ask(&[b"WAIT", b"1", REPLICA_WAIT_MS.as_bytes()])?;
+    shared.count_confirmed(&answer);
+    Ok(())
 }
 
 /// The reply to a command. Of several that make one key, the last of which is an EXEC: the first refusal, or what the last but one
@@ -592,4 +636,21 @@ pub(super) fn key_of(bytes: &[u8]) -> Option<&[u8]> {
     at += verb + 2;
     let length = line(&mut at)?;
     bytes.get(at..at.checked_add(length)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_is_under_way_than_there_is_room_for_but_one_batch_that_is_larger() {
+        let budget = Budget::new(100);
+        assert_eq!(budget.try_take(60), Some(60));
+        assert_eq!(budget.try_take(60), None);
+        assert_eq!(budget.try_take(40), Some(40));
+        budget.give_back(60);
+        assert_eq!(budget.try_take(500), None);
+        budget.give_back(40);
+        assert_eq!(budget.try_take(500), Some(100));
+    }
 }

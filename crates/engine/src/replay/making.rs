@@ -7,15 +7,21 @@ use rdb::{AofWriter, Copied, Header, KeySummary, Loss, PayloadWriter, Taker, Typ
 
 use super::feeder::{Feeder, Link, PAYLOAD_BYTES_MAX, Pass, Verdict};
 use super::input::Valid;
-use super::lane::{APPLY, Judgement, Verb, judge};
+use super::lane::{APPLY, Judgement, Verb, judge, wait_for_replica};
 use super::words::{Counter, Gathered, Options, push_command, push_options, push_restore};
-use super::{Conflict, Form};
+use super::{Conflict, Expiry, Form};
 use crate::error::{Error, Kind};
 use crate::node::{Node, Reply};
 use crate::selection::Candidate;
 
 /// Bytes of a large value that are sent before its answers are taken.
 const LARGE_BYTES: usize = 256 * 1024;
+
+/// The target breaks the connection at a longer word, so it would be sent again for ever.
+const WORD_TOO_LONG: &str = "a value above the target's proto-max-bulk-len";
+/// Type codes of hashes whose fields may expire by themselves.
+const FIELD_EXPIRY_CODES: std::ops::RangeInclusive<u8> = 22..=25;
+const FIELDS_KEEP: &str = "fields that expire by themselves do so when they would have in the source";
 
 /// The file whose entries come.
 pub(super) struct Feed<'x, 'f, 's, 'a> {
@@ -44,6 +50,15 @@ impl Feed<'_, '_, '_, '_> {
         };
         own.0.add(key.db, key.key, own.1);
         None
+    }
+
+    /// Counts a key as failed for which the target would have to take a longer word than it does.
+    fn is_too_long(&mut self, key: &Candidate<'_>, word_bytes: u64) -> bool {
+        let is_too_long = word_bytes > self.feeder.shared.target.bulk_bytes_max;
+        if is_too_long {
+            self.feeder.own.failed.add(key.db, key.key, WORD_TOO_LONG);
+        }
+        is_too_long
     }
 
     /// Judges only: a key that could be applied is asked for, or counted.
@@ -76,6 +91,14 @@ impl Feed<'_, '_, '_, '_> {
             bytes: Some(entry.bytes),
         };
         if let Some((db, name, expire_at_ms)) = self.decide(&key, entry.key.len() as u64) {
+            // The type code before the value, the footer behind it.
+            let payload_bytes = 1 + entry.value.len() as u64 + rdb::FOOTER_BYTES as u64;
+            if self.is_too_long(&key, payload_bytes) {
+                return self.feeder.advance(entry.db, entry.offset, entry.bytes);
+            }
+            let has_expiring_fields =
+                entry.kind == Type::Hash && FIELD_EXPIRY_CODES.contains(&entry.type_code);
+            self.count_losses(&key, &[], has_expiring_fields);
             match (self.feeder.pass, self.feeder.shared.target.form) {
                 (Pass::Judge { asks }, _) => self.ask(&key, db, &name, entry.bytes, asks)?,
                 (Pass::Remove, _) | (Pass::Apply, None) => {}
@@ -89,8 +112,6 @@ impl Feed<'_, '_, '_, '_> {
                         },
                     };
                     self.feeder.append(Verb::Apply, db, &name, entry.bytes, |out| {
-                        // The type code before the value, the footer behind it.
-                        let payload_bytes = 1 + entry.value.len() as u64 + rdb::FOOTER_BYTES as u64;
                         push_restore(out, &name, expire_at_ms, payload_bytes, &options);
                         let from = out.len();
                         out.push(entry.type_code);
@@ -139,13 +160,21 @@ impl Feed<'_, '_, '_, '_> {
     }
 
     /// Counts what is lost of a key: all of it, or something. Whether the rest is to be applied.
-    fn count_losses(&mut self, key: &Candidate<'_>, losses: &[(bool, &'static str)]) -> bool {
+    fn count_losses(
+        &mut self,
+        key: &Candidate<'_>,
+        losses: &[(bool, &'static str)],
+        has_expiring_fields: bool,
+    ) -> bool {
+        let keeps = has_expiring_fields && self.feeder.shared.plan.shape.expiry != Expiry::Absolute;
         let own = &mut self.feeder.own;
         if let Some((_, reason)) = losses.iter().find(|(is_left_out, _)| *is_left_out) {
             own.failed.add(key.db, key.key, reason);
             return false;
         }
-        if let Some((_, reason)) = losses.first() {
+        // Expiries of fields lie in the value, which is sent as it stands.
+        let first = losses.first().map(|(_, reason)| *reason);
+        if let Some(reason) = first.or(keeps.then_some(FIELDS_KEEP)) {
             own.reduced.add(key.db, key.key, reason);
         }
         true
@@ -164,7 +193,10 @@ impl Feed<'_, '_, '_, '_> {
         let header = PayloadWriter::new(self.valid.report.family, target, reader(self.valid))
             .and_then(|mut writer| writer.payload(key, &mut payload, lost))
             .map_err(cannot_make)?;
-        if !self.count_losses(candidate, &losses) {
+        if self.is_too_long(candidate, payload.len() as u64) {
+            return Ok(());
+        }
+        if !self.count_losses(candidate, &losses, key.expiring_elements > 0) {
             return Ok(());
         }
         if let Pass::Judge { asks } = self.feeder.pass {
@@ -210,7 +242,8 @@ impl Feed<'_, '_, '_, '_> {
             .key(&key, |loss| losses.push((loss.is_left_out, loss.reason)))
             .map_err(cannot_make)?;
         let out = writer.finish().map_err(cannot_make)?;
-        Ok(self.count_losses(candidate, &losses).then_some(out))
+        let is_left = self.count_losses(candidate, &losses, key.expiring_elements > 0);
+        Ok(is_left.then_some(out))
     }
 
     fn renames(&self) -> &'static [u8] {
@@ -227,10 +260,14 @@ impl Feed<'_, '_, '_, '_> {
         key: &KeySummary<'_>,
         name: &[u8],
     ) -> Result<(), Error> {
-        let unfinished = self.feeder.unfinished(name, "small");
+        // A transaction leaves nothing behind.
+        let (unfinished, _) = self.feeder.unfinished(name, "small");
         let Some(made) = self.commands_of(candidate, key, &unfinished, Gathered::default())? else {
             return Ok(());
         };
+        if self.is_too_long(candidate, made.counter.longest) {
+            return Ok(());
+        }
         if let Pass::Judge { asks } = self.feeder.pass {
             return self.ask(candidate, key.db, name, key.bytes, asks);
         }
@@ -262,7 +299,7 @@ impl Feed<'_, '_, '_, '_> {
             self.feeder.own.failed.add(candidate.db, candidate.key, reason);
             return Ok(());
         }
-        let unfinished = self.feeder.unfinished(name, "large");
+        let (unfinished, left) = self.feeder.unfinished(name, "large");
         if let Pass::Judge { asks } = self.feeder.pass {
             let can_be = self
                 .commands_of(candidate, key, &unfinished, io::sink())?
@@ -276,8 +313,11 @@ impl Feed<'_, '_, '_, '_> {
             return Ok(());
         };
         let mut steps = Steps::new(&mut link.0);
+        let gone = [&b"DEL"[..], &unfinished]
+            .into_iter()
+            .chain(left.iter().map(|name| &name[..]));
         steps
-            .command(&[b"DEL", &unfinished])
+            .command(&gone.collect::<Vec<_>>())
             .map_err(|e| steps.error(e))?;
         let made = self.commands_of(candidate, key, &unfinished, &mut steps);
         match made {
@@ -289,6 +329,7 @@ impl Feed<'_, '_, '_, '_> {
             Err(error) => return Err(steps.failure.take().unwrap_or(error)),
         }
         let answer = steps.finish(&[self.renames(), &unfinished, name], &[b"DEL", &unfinished])?;
+        self.confirm(node, &mut link.0)?;
         self.count_large(candidate, key, &answer)?;
         self.feeder.links.insert(node, link);
         Ok(())
@@ -347,6 +388,7 @@ impl Feed<'_, '_, '_, '_> {
         push_options(&mut out, &options);
         link.0.send_raw(&out)?;
         let answer = link.0.reply()?;
+        self.confirm(node, &mut link.0)?;
         self.count_large(candidate, key, &answer)?;
         self.feeder.links.insert(node, link);
         Ok(())
@@ -380,6 +422,15 @@ impl Feed<'_, '_, '_, '_> {
         Ok(feeder.links.remove(&node).map(|link| (node, link)))
     }
 
+    /// Waits for a replica, where the node has one: what was sent on this connection is behind none of the others' waiting.
+    fn confirm(&self, node: usize, link: &mut Node) -> Result<(), Error> {
+        let feeder = &*self.feeder;
+        if feeder.nodes.primaries[node].has_replicas {
+            wait_for_replica(link, feeder.shared)?;
+        }
+        Ok(())
+    }
+
     fn count_large(
         &mut self,
         candidate: &Candidate<'_>,
@@ -392,6 +443,7 @@ impl Feed<'_, '_, '_, '_> {
             other => *other == Reply::Int(0),
         };
         let is_in_doubt = feeder.position.key < feeder.shared.in_doubt_below;
+        let can_expire = key.expire_at_ms.is_some() || key.expiring_elements > 0;
         match answer {
             _ if is_busy && !is_in_doubt => {
                 feeder.own.conflicting.add(candidate.db, candidate.key, "");
@@ -400,6 +452,10 @@ impl Feed<'_, '_, '_, '_> {
                         "a key appeared in the target after it was looked for, and conflicts are to fail";
                     return Err(Error::new(Kind::Refused, APPLY, what));
                 }
+            }
+            // It has expired since it was decided about.
+            Reply::Error(text) if can_expire && text.starts_with("ERR no such key") => {
+                feeder.own.expired.add(candidate.db, candidate.key, "");
             }
             Reply::Error(text) if !is_busy => match judge(text) {
                 Judgement::OfAll(kind) => return Err(Error::new(kind, APPLY, text.clone())),

@@ -244,7 +244,8 @@ impl Run<'_> {
             self.give(valid, &mut parts)?;
         }
         for (node, dbs) in &mut links {
-            for (db, _) in dbs {
+            // Whose database no selected key goes to keeps all of it.
+            for (db, _) in dbs.iter().filter(|(db, _)| self.sources.contains_key(db)) {
                 self.scan(node, *db, &mut parts)?;
             }
         }
@@ -336,8 +337,8 @@ impl Run<'_> {
     /// Whether a key of the target is where a selected key of the backup could be.
     fn is_in_scope(&self, db: u32, name: &[u8]) -> bool {
         let shape = &self.plan.shape;
-        let (from, key) = shape.source_of(db, name);
-        shape.db(from) == db && shape.could_be_made(name) && self.plan.selection.takes_name(from, &key)
+        let (from, key) = shape.source_of(self.sources, db, name);
+        shape.could_be_made(name) && self.plan.selection.takes_name(from, &key)
     }
 
     /// Hands the names of the list from `offset` on to `push`, each with its bytes in the file.

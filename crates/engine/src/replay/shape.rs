@@ -81,10 +81,14 @@ impl Shape {
         }
     }
 
+    /// Where databases with keys that are selected go to: to, from. One to one where none is [`Shape::crowded`].
+    pub(super) fn sources(&self, selected: &BTreeSet<u32>) -> BTreeMap<u32, u32> {
+        selected.iter().map(|db| (self.db(*db), *db)).collect()
+    }
+
     /// Where a key of the target comes from. Exact, because no two keys get the same place.
-    pub(super) fn source_of(&self, db: u32, key: &[u8]) -> (u32, Vec<u8>) {
-        let from = self.dbs.iter().find(|(_, to)| **to == db);
-        let db = from.map_or(db, |(from, _)| *from);
+    pub(super) fn source_of(&self, sources: &BTreeMap<u32, u32>, db: u32, key: &[u8]) -> (u32, Vec<u8>) {
+        let db = sources.get(&db).copied().unwrap_or(db);
         let key = match &self.naming {
             Naming::Kept => key.to_vec(),
             Naming::Into(prefix) => key.strip_prefix(&prefix[..]).unwrap_or(key).to_vec(),
@@ -142,7 +146,7 @@ mod tests {
                 assert!(made.insert(name.to_vec()), "{shape:?} {key:?}");
                 assert!(shape.could_be_made(&name));
                 assert_eq!(
-                    shape.source_of(shape.db(4), &name),
+                    shape.source_of(&shape.sources(&[0, 4].into()), shape.db(4), &name),
                     (4, key.to_vec()),
                     "{shape:?}"
                 );
@@ -155,5 +159,13 @@ mod tests {
         };
         assert_eq!(both.crowded(&[0, 1].into()), Some(0));
         assert_eq!(both.crowded(&[1, 2].into()), None);
+        let two = Shape {
+            dbs: [(1, 0), (2, 0)].into(),
+            ..Shape::default()
+        };
+        assert_eq!(
+            two.source_of(&two.sources(&[2].into()), 0, b"k"),
+            (2, b"k".to_vec())
+        );
     }
 }

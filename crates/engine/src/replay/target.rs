@@ -105,11 +105,10 @@ impl Target {
                 .ok_or_else(|| Error::new(Kind::Protocol, LOOK, format!("{address}: CLUSTER SLOTS is none")))
                 .and_then(Nodes::whole);
         }
-        let replicas = field_of(&mut node, "replication", "connected_slaves")?;
         Ok(Nodes {
             primaries: vec![Primary {
                 address: address.clone(),
-                has_replicas: replicas.is_some_and(|count| count != "0"),
+                has_replicas: has_replicas(&mut node)?,
             }],
             owners: Vec::new(),
         })
@@ -219,6 +218,15 @@ fn slots_of(reply: &Reply, asked: &Address) -> Option<Nodes> {
         nodes.owners.get_mut(first..=last)?.fill(index);
     }
     Some(nodes)
+}
+
+/// Whether a node has replicas, as it says itself.
+///
+/// # Errors
+/// As [`Node::command`].
+pub(super) fn has_replicas(node: &mut Node) -> Result<bool, Error> {
+    let replicas = field_of(node, "replication", "connected_slaves")?;
+    Ok(replicas.is_some_and(|count| count != "0"))
 }
 
 /// One field of `INFO <section>`.

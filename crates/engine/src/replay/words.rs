@@ -98,6 +98,8 @@ impl Options {
 pub(super) struct Counter {
     /// Commands that have ended.
     pub(super) commands: u64,
+    /// Bytes of the longest word.
+    pub(super) longest: u64,
     /// Words of the command that are still to come, and bytes of the word.
     words: u64,
     bytes: u64,
@@ -129,7 +131,10 @@ impl Counter {
                 match (self.line.first(), number) {
                     (Some(b'*'), Some(words)) => self.words = words,
                     // With the line end behind the word.
-                    (Some(b'$'), Some(length)) => self.bytes = length + 2,
+                    (Some(b'$'), Some(length)) => {
+                        self.longest = self.longest.max(length);
+                        self.bytes = length + 2;
+                    }
                     _ => return Err(io::Error::other("no command where one was to be")),
                 }
                 self.line.clear();
@@ -170,7 +175,11 @@ mod tests {
         for piece in 1..all.len() {
             let mut counter = Counter::default();
             all.chunks(piece).for_each(|piece| counter.count(piece).unwrap());
-            assert_eq!(counter.commands, 2, "in pieces of {piece}");
+            assert_eq!(
+                (counter.commands, counter.longest),
+                (2, 7),
+                "in pieces of {piece}"
+            );
         }
         assert!(Counter::default().count(b"+OK\r\n").is_err());
     }

@@ -43,7 +43,8 @@ pub(crate) struct ReplayOptions {
     /// What becomes of a key that the target has already; fail writes nothing at all if there is one
     #[arg(long, value_enum, default_value_t = OnConflict::Replace, requires = "from")]
     on_conflict: OnConflict,
-    /// When keys expire: when they would have, as long from now as they would have when the backup was made, or never
+    /// When keys expire: when they would have, as long from now as they would have when the backup was made, or never;
+    /// fields of hashes that expire by themselves do so when they would have, and their keys are counted as reduced
     #[arg(long, value_enum, default_value_t = OnExpiry::Absolute, requires = "from")]
     expiry: OnExpiry,
     /// Keys of database A go to database B; may be given many times

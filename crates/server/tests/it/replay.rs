@@ -474,3 +474,32 @@ pub fn keys_of(target: &Target) -> Vec<Vec<u8>> {
 pub fn is_long() -> bool {
     std::env::var_os("CACHEKEEP_TEST_LONG").is_some()
 }
+
+#[test]
+fn a_value_that_is_longer_than_the_target_takes_has_failed_and_the_others_are_applied() {
+    let engine = PlainEngine::start(&[("rdbcompression", "no")]).unwrap();
+    let mut link = Connection::open(&engine.target()).unwrap();
+    link.ask(&["SET", "long", &"v".repeat(2 << 20)]).unwrap();
+    link.ask(&["SET", "short", "v"]).unwrap();
+    let source = Source::of(engine);
+    for words in [&[][..], &["--commands"]] {
+        let target = PlainEngine::start(&[("proto-max-bulk-len", "1mb")]).unwrap();
+        let words = [words, &["--patience", "5"]].concat();
+        let (_, dry) = restored(
+            source.path(),
+            &url(&target),
+            &[&words[..], &["--dry-run"]].concat(),
+        );
+        let (status, account) = restored(source.path(), &url(&target), &words);
+        assert_eq!(status, 3, "{words:?}: {account:#}");
+        for told in [&dry, &account] {
+            assert_eq!(
+                (count(told, "applied"), count(told, "failed")),
+                (1, 1),
+                "{told:#}"
+            );
+            assert_eq!(told["first"]["failed"][0]["key"], "long");
+        }
+        assert_eq!(ask(&target.target(), &["GET", "short"]).text(), Some("v"));
+    }
+}

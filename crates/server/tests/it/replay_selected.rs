@@ -341,3 +341,42 @@ fn where_others_go_only_what_the_selection_could_have_put_there_goes() {
     link.ask(&["SELECT", "0"]).unwrap();
     assert_eq!(link.ask(&["GET", "other"]).unwrap().text(), Some("old"));
 }
+
+#[test]
+fn where_others_go_a_database_that_no_selected_key_goes_to_keeps_what_it_has() {
+    let source = Source::new(&mixed(2000, 2), &[]);
+    // Each: words, and of databases 0, 1 and 5 those whose other key goes.
+    let cases: [(&[&str], &[&str]); 3] = [
+        (&[], &["0", "1"]),
+        (&["--map-db", "1:7"], &["0"]),
+        (&["--map-db", "0:5", "--map-db", "1:5", "--db", "1"], &["5"]),
+    ];
+    for (choice, gone) in cases {
+        let target = PlainEngine::start(&[]).unwrap();
+        let mut link = Connection::open(&target.target()).unwrap();
+        for db in ["0", "1", "5"] {
+            link.ask(&["SELECT", db]).unwrap();
+            link.ask(&["SET", "of-another", "old"]).unwrap();
+        }
+        let words = [&["--mode", "replace"], choice].concat();
+        let (dry_status, dry) = restored(
+            source.path(),
+            &url(&target),
+            &[&words[..], &["--dry-run"]].concat(),
+        );
+        let (status, account) = restored(source.path(), &url(&target), &words);
+        assert_eq!((dry_status, status), (0, 0), "{words:?}: {account:#}");
+        let removed = gone.len() as u64;
+        assert_eq!(
+            (count(&dry, "removed"), count(&account, "removed")),
+            (removed, removed),
+            "{words:?}"
+        );
+        for db in ["0", "1", "5"] {
+            link.ask(&["SELECT", db]).unwrap();
+            let stays = i64::from(!gone.contains(&db));
+            let there = link.ask(&["EXISTS", "of-another"]).unwrap();
+            assert_eq!(there, Reply::Number(stays), "{words:?}: database {db}");
+        }
+    }
+}
