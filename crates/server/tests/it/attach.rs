@@ -200,6 +200,22 @@ fn a_replica_in_sync_is_captured_and_sentinels_lead_to_the_primary_after_a_failo
         let is_primary = node.open().ok()?.info("replication", "role").ok()? == "master";
         (port != dead && is_primary).then_some(port)
     });
+    // A replica that has not been told yet names a primary that is gone, and a backup that asks it then fails.
+    wait("replicas that follow it", || {
+        let mut others = foreign
+            .nodes
+            .iter()
+            .filter(|node| node.port != dead && node.port != promoted);
+        let all = others.all(|node| {
+            let follows = |mut engine: xtask::resp::Connection| {
+                let port = engine.info("replication", "master_port").ok()?;
+                (port == promoted.to_string())
+                    .then_some(engine.info("replication", "master_link_status").ok()? == "up")
+            };
+            node.open().ok().and_then(follows) == Some(true)
+        });
+        all.then_some(())
+    });
     for instance in [&id, &by_replica] {
         // A look in the middle of the failover may have found nobody.
         wait("servers that can be used", || {

@@ -126,7 +126,17 @@ impl Connection {
         }
     }
 
+    /// The service closes connections that idle: on a machine that is busy with other tests that may be any.
+    fn is_closed(stream: &BufReader<TcpStream>) -> bool {
+        let socket = stream.get_ref();
+        socket.set_nonblocking(true).unwrap();
+        let is_closed = matches!(socket.peek(&mut [0]), Ok(0));
+        socket.set_nonblocking(false).unwrap();
+        is_closed
+    }
+
     fn stream(&mut self) -> &mut BufReader<TcpStream> {
+        self.stream = self.stream.take().filter(|stream| !Self::is_closed(stream));
         let address = &self.address;
         self.stream.get_or_insert_with(|| {
             let stream = TcpStream::connect(address).expect("the service takes connections");
