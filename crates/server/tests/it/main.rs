@@ -23,6 +23,7 @@ mod events;
 mod export;
 mod ha;
 mod ha_restore;
+mod hooks;
 mod http;
 mod huge;
 mod idempotency;
