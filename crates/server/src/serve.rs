@@ -401,6 +401,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     };
     let app = Arc::new(open(config)?);
     let _set_once = app.listens_on.set(address.port());
+    journal::guard::at_start(&app)?;
     reconcile::at_start(&app)?;
     storage::sweep::local(&app)?;
     write_admin(&app, address)?;

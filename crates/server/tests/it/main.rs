@@ -37,6 +37,7 @@ mod isolation;
 mod keys;
 mod layouts;
 mod metrics;
+mod old_copy;
 mod openapi;
 mod paging;
 mod policy;
