@@ -9,6 +9,7 @@ mod cli;
 mod clock;
 mod config;
 mod egress;
+mod hook;
 mod idempotency;
 mod identity;
 mod ids;

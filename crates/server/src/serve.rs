@@ -24,7 +24,7 @@ use crate::jobs::worker::{self, Board};
 use crate::metrics::Counters;
 use crate::secrets::{self, MasterKey};
 use crate::stall::Unstalled;
-use crate::{audit, backup, journal, limits, reconcile, schedule, storage};
+use crate::{audit, backup, hook, journal, limits, reconcile, schedule, storage};
 
 /// Opens everything below the data directory. Used by `serve` and by the administrator's commands.
 ///
@@ -401,6 +401,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     };
     let app = Arc::new(open(config)?);
     let _set_once = app.listens_on.set(address.port());
+    journal::guard::at_start(&app)?;
     reconcile::at_start(&app)?;
     storage::sweep::local(&app)?;
     write_admin(&app, address)?;
@@ -429,6 +430,10 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     std::thread::Builder::new().name("scheduler".to_owned()).spawn({
         let (app, closing) = (app.clone(), closing.clone());
         move || schedule::job::run(&app, &closing)
+    })?;
+    std::thread::Builder::new().name("hooks".to_owned()).spawn({
+        let (app, closing) = (app.clone(), closing.clone());
+        move || hook::job::run(&app, &closing)
     })?;
     let scheme = if app.config.tls.is_some() { "https" } else { "http" };
     println!("cachekeep serves {scheme}://{address}");
