@@ -9,6 +9,7 @@ mod cli;
 mod clock;
 mod config;
 mod egress;
+mod hosts;
 mod idempotency;
 mod identity;
 mod ids;
