@@ -10,6 +10,7 @@ mod clock;
 mod config;
 mod egress;
 mod hook;
+mod hosts;
 mod idempotency;
 mod identity;
 mod ids;

@@ -1,5 +1,14 @@
 -- Version 1. Ids are TEXT, moments BIGINT milliseconds, states TEXT with a CHECK: the same on every database.
 
+-- The services that share this catalogue, each with its data directory: nodes to people. A file is shared by nobody and has one.
+CREATE TABLE host (
+    id TEXT NOT NULL PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    roles TEXT NOT NULL,                    -- separated by commas
+    started_at_ms BIGINT NOT NULL,
+    seen_at_ms BIGINT NOT NULL              -- both by the database's clock
+);
+
 CREATE TABLE project (
     id TEXT NOT NULL PRIMARY KEY,
     name TEXT NOT NULL UNIQUE,
@@ -102,7 +111,8 @@ CREATE TABLE job (
     subject_id TEXT,                        -- the backup's or restore's id; the process that a restart or flush acts on
     state TEXT NOT NULL CHECK (state IN ('waiting', 'running', 'done')),
     fence BIGINT NOT NULL DEFAULT 0,        -- grows with each claim; part of object names and of every settle
-    owner TEXT,
+    owner TEXT,                             -- the host that runs it; null: nobody does
+    lease_until_ms BIGINT NOT NULL DEFAULT 0, -- another one may take it from then on, by the database's clock
     created_at_ms BIGINT NOT NULL,
     settled_at_ms BIGINT
 );

@@ -176,6 +176,9 @@ pub(super) fn administer(global: &Global) -> anyhow::Result<Config> {
         store_patience: engine::Patience::JOB.total,
         import_allowed: Vec::new(),
         attach_allowed: Vec::new(),
+        roles: crate::config::Roles::ALL,
+        lease: crate::limits::LEASE,
+        drain: std::time::Duration::ZERO,
         strict_dcs: false,
     })
 }

@@ -29,24 +29,33 @@ pub struct Behind {
     pub newest: u64,
 }
 
-/// The newest entry of a project in a store, if the catalogue has not written it.
+/// The newest number that the catalogue has given out and the newest entry in a store, if it is a newer one.
 ///
 /// # Errors
-/// The store failed.
-pub fn newer(store: &Store, project: &ProjectId, known: u64) -> Result<Option<u64>, Error> {
-    let mut newest = None;
-    let after = entry_name(project, known);
+/// The catalogue or the store failed.
+pub fn newer(app: &App, store: &Store, project: &ProjectId) -> Result<Option<(u64, u64)>, Error> {
+    let known = || {
+        let journal = app.catalog.read(|tx| record::journal(tx, project));
+        let begun = journal.map(|journal| journal.map_or(0, |journal| journal.begun));
+        begun.map_err(catalog_failed)
+    };
+    let mut newest = 0;
+    let after = entry_name(project, known()?);
     let folder = after.rsplit_once('/').map_or("", |(folder, _)| folder);
     store.list_behind(folder, &after, |name| {
         if let Some(Named::Entry(of, number)) = Named::parse(name)
             && of == *project
-            && number > known
         {
-            newest = newest.max(Some(number));
+            newest = newest.max(number);
         }
         Ok(())
     })?;
-    Ok(newest)
+    // Another process may have given out numbers meanwhile.
+    let known = match newest {
+        0 => return Ok(None),
+        _ => known()?,
+    };
+    Ok((newest > known).then_some((known, newest)))
 }
 
 /// Where stores know more than the catalogue does. A store that does not answer is passed over and told: the mirror looks again
@@ -55,33 +64,25 @@ pub fn newer(store: &Store, project: &ProjectId, known: u64) -> Result<Option<u6
 /// # Errors
 /// The catalogue or the local folder failed.
 pub fn behind(app: &App) -> Result<Vec<Behind>, Error> {
-    let (projects, journals, stores) = app
+    let (projects, stores) = app
         .catalog
-        .read(|tx| {
-            let projects = identity::projects(tx)?;
-            let journals: Result<Vec<_>, _> = projects
-                .iter()
-                .map(|project| record::journal(tx, &project.id))
-                .collect();
-            Ok::<_, catalog::Error>((projects, journals?, storages::all(tx)?))
-        })
+        .read(|tx| Ok::<_, catalog::Error>((identity::projects(tx)?, storages::all(tx)?)))
         .map_err(catalog_failed)?;
     let mut behind = Vec::new();
-    for (project, journal) in projects.iter().zip(&journals) {
+    for project in &projects {
         if project.shredded_at.is_some() {
             continue;
         }
-        let known = journal.as_ref().map_or(0, |journal| journal.begun);
         let remote = stores
             .iter()
             .filter(|row| row.project_id.as_ref().is_none_or(|only| *only == project.id));
         for row in std::iter::once(None).chain(remote.map(Some)) {
             let name = row.map_or(LOCAL, |row| &row.name);
             let found = storage::open(app, row.map(|row| &row.id))
-                .and_then(|store| newer(&store.with_patience(Patience::SHORT), &project.id, known));
+                .and_then(|store| newer(app, &store.with_patience(Patience::SHORT), &project.id));
             match found {
                 Ok(None) => {}
-                Ok(Some(newest)) => behind.push(Behind {
+                Ok(Some((known, newest))) => behind.push(Behind {
                     project: project.id.clone(),
                     storage: name.to_owned(),
                     known,

@@ -81,11 +81,10 @@ fn send_all(app: &App, project: &ProjectId, looked: &mut Looked, closing: &Atomi
         // At the start the store may have been away.
         let place = (project.clone(), journal.storage_id.clone());
         if !looked.contains(&place) {
-            if let Some(newest) = guard::newer(&store, project, journal.begun)? {
+            if let Some((known, newest)) = guard::newer(app, &store, project)? {
                 let context = format!(
-                    "the store has entry {newest} and the catalogue knows {}: it is an old copy. Nothing is written over what is newer; \
+                    "the store has entry {newest} and the catalogue knows {known}: it is an old copy. Nothing is written over what is newer; \
                      restart the service, it says what to do",
-                    journal.begun
                 );
                 return Err(Error::new(Kind::Refused, "mirror the catalogue", context));
             }
