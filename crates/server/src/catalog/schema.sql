@@ -267,9 +267,9 @@ CREATE TABLE restore (
     source_instance_name TEXT NOT NULL,
     source_layout TEXT NOT NULL DEFAULT 'single', -- of the instance that the backup is of, when the restore was accepted
     layout TEXT NOT NULL DEFAULT 'single',  -- of the instance that it was restored into, then
-    method TEXT NOT NULL CHECK (method IN ('side_load', 'in_place', 'switch_back')),
+    method TEXT NOT NULL CHECK (method IN ('side_load', 'in_place', 'switch_back', 'replay')),
     verify TEXT NOT NULL CHECK (verify IN ('none', 'sample', 'full')),
-    target_state TEXT NOT NULL CHECK (target_state IN ('untouched', 'loading', 'verifying', 'switching', 'replaced', 'rolled_back', 'unknown')),
+    target_state TEXT NOT NULL CHECK (target_state IN ('untouched', 'loading', 'clearing', 'verifying', 'switching', 'replaced', 'rolled_back', 'partial', 'unknown')),
     phase TEXT,
     bytes_done BIGINT NOT NULL DEFAULT 0,
     bytes_total BIGINT NOT NULL DEFAULT 0,
@@ -278,6 +278,14 @@ CREATE TABLE restore (
     keys_applied BIGINT NOT NULL DEFAULT 0,
     keys_compared BIGINT NOT NULL DEFAULT 0,
     keys_expired BIGINT NOT NULL DEFAULT 0,
+    keys_skipped BIGINT NOT NULL DEFAULT 0, -- this and what follows of method replay
+    keys_conflicting BIGINT NOT NULL DEFAULT 0,
+    keys_failed BIGINT NOT NULL DEFAULT 0,
+    keys_removed BIGINT NOT NULL DEFAULT 0, -- other keys of the target
+    resumed BIGINT NOT NULL DEFAULT 0,      -- how often it was gone on with
+    options TEXT,                           -- JSON: what becomes of which keys; set with method replay
+    safety_backup_id TEXT,                  -- backup of the target from before
+    dbs TEXT,                               -- JSON: databases that are written to, or [] for all; null: none yet
     unavailable_us BIGINT,                  -- the switch as we measured it: old port closed to last client ended and new port open; null where a crash came in between
     undo_of TEXT,
     undone_by TEXT,
@@ -291,15 +299,23 @@ CREATE TABLE restore (
     updated_at_ms BIGINT NOT NULL,
     PRIMARY KEY (instance_id, ordinal),
     CHECK (status NOT IN ('succeeded', 'failed') OR finished_at_ms IS NOT NULL),
-    CHECK (status <> 'failed' OR error_code IS NOT NULL)
+    CHECK (status <> 'failed' OR error_code IS NOT NULL),
+    CHECK ((method = 'replay') = (options IS NOT NULL))
 ) WITHOUT ROWID;
 CREATE UNIQUE INDEX restore_id_unique ON restore(id);
+CREATE INDEX restore_safety_index ON restore(safety_backup_id) WHERE safety_backup_id IS NOT NULL;
 CREATE INDEX restore_created_index ON restore(instance_id, created_at_ms);
 CREATE TRIGGER restore_terminal_is_final BEFORE UPDATE OF status ON restore
 WHEN OLD.status IN ('succeeded', 'failed') AND NEW.status <> OLD.status
 BEGIN SELECT RAISE(ABORT, 'restore_terminal_is_final'); END;
 CREATE TRIGGER restore_is_never_deleted BEFORE DELETE ON restore
 BEGIN SELECT RAISE(ABORT, 'restore_is_never_deleted'); END;
+
+-- The first keys of each kind that a replay counts: see restore/account.rs.
+CREATE TABLE restore_account (
+    restore_id TEXT NOT NULL PRIMARY KEY REFERENCES restore(id),
+    named TEXT NOT NULL                     -- JSON
+);
 
 -- Who changed what, in the transaction of the change. Each row's digest holds all rows before it.
 CREATE TABLE audit (

@@ -4,6 +4,7 @@
 
 pub mod command;
 pub mod servers;
+pub mod writing;
 
 use engine::discover::{Form, Found, HostPort};
 use engine::process::{Brand, Persistence};

@@ -324,7 +324,13 @@ fn time_left(app: &App, claim: &Claim) -> Result<Duration, catalog::Error> {
             .read(|tx| restore::record::expected_bytes(tx, restore))?,
         _ => 0,
     };
-    let limit = limits::operation_time(expected_bytes);
+    let at_pace = match (claim.kind, &claim.subject_id) {
+        (JobKind::Restore, Some(restore)) => app
+            .catalog
+            .read(|tx| restore::replay_record::seconds_at_pace(tx, restore))?,
+        _ => 0,
+    };
+    let limit = limits::operation_time(expected_bytes) + Duration::from_secs(at_pace);
     let age = match claim.kind {
         JobKind::Create | JobKind::Delete | JobKind::Password | JobKind::Resize => 0,
         JobKind::Restart | JobKind::Flush | JobKind::Backup | JobKind::Restore => {

@@ -1,6 +1,7 @@
 //! The job that restores: read [`run`] first.
 
 mod cluster;
+mod replay;
 mod shards;
 
 use engine::keys::Identity;
@@ -15,6 +16,7 @@ use engine::{Control, Error, Kind, failpoint};
 
 use super::command::{available_memory, has_same_shards, memory_needed};
 use super::record::{self, Method, Restore, TargetState};
+use super::replay_record;
 use crate::app::App;
 use crate::backup::job::capture;
 use crate::backup::place;
@@ -68,6 +70,9 @@ impl From<Stop> for Halt {
 pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
     let work = load(app, claim, control)?;
     failpoint::hit("restore.claimed")?;
+    if work.restore.method == Method::Replay {
+        return work.run_replay();
+    }
     if let Some(why) = work.was_given_up() {
         return work.give_up(&why);
     }
@@ -91,6 +96,9 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
                 Method::SideLoad => work.prepare_beside()?,
                 Method::InPlace => work.prepare_in_place()?,
                 Method::SwitchBack => work.prepare_retired()?,
+                Method::Replay => {
+                    return Err(Stop::Broken("a replay has no second generation".to_owned()).into());
+                }
             };
             if !switch_intended {
                 work.enter(TargetState::Switching)?;
@@ -633,6 +641,10 @@ impl Work<'_> {
         });
         let now = Moment::now();
         step(self.app, self.claim, |tx| match &made {
+            Ok(finished) if self.restore.method == Method::Replay => {
+                replay_record::saved(tx, &self.restore.id, &id)?;
+                backups::succeed(tx, &id, finished, now)
+            }
             Ok(finished) => backups::succeed(tx, &id, finished, now),
             Err(error) => backups::fail(
                 tx,
@@ -684,6 +696,11 @@ impl Work<'_> {
             "switching" => (9800, 0),
             _ => (0, 0),
         };
+        self.told(seen, base, span, self.control);
+    }
+
+    /// Writes down how far a phase is that begins at `base` and is `span` of the whole.
+    fn told(&self, seen: &engine::Progress, base: u64, span: u64, control: &Control) {
         let share = (seen.bytes_done.min(seen.bytes_total) * span)
             .checked_div(seen.bytes_total)
             .unwrap_or(0);
@@ -692,7 +709,7 @@ impl Work<'_> {
             record::progress(tx, &self.restore.id, progress, seen, Moment::now())
         });
         if let Err(Stop::ClaimLost) = written {
-            self.control.cancel();
+            control.cancel();
         }
     }
 }

@@ -127,11 +127,12 @@ pub fn plan(
         source,
         backup,
         method,
+        replay: _,
     } = accepted;
     let layout = instance.layout;
     let manifest = match method {
         Method::SwitchBack => None,
-        Method::SideLoad | Method::InPlace => {
+        Method::SideLoad | Method::InPlace | Method::Replay => {
             let archive =
                 place::open(app, &backup, Some(Patience::SHORT), &always).map_err(Refusal::Unreadable)?;
             Some(archive.manifest().clone())
@@ -169,7 +170,9 @@ pub fn plan(
         memory: Memory {
             needed: match method {
                 Method::SwitchBack => 0,
-                Method::SideLoad | Method::InPlace => command::memory_needed(&backup, layout),
+                Method::SideLoad | Method::InPlace | Method::Replay => {
+                    command::memory_needed(&backup, layout)
+                }
             },
             present: app.board.memory_of(id),
             free,
@@ -185,7 +188,7 @@ pub fn plan(
         gaps,
         seconds: match method {
             Method::SwitchBack => SWITCH_BACK_SECONDS,
-            Method::SideLoad | Method::InPlace => seconds(layout, bytes, &measured),
+            Method::SideLoad | Method::InPlace | Method::Replay => seconds(layout, bytes, &measured),
         },
         measured_restores: measured.len(),
         undo_until: now.plus_seconds(app.config.undo_keep_seconds),
@@ -203,6 +206,7 @@ pub(super) fn id_of(tx: &Tx<'_>, accepted: &Accepted, request: &RestoreRequest) 
         source,
         backup,
         method,
+        replay,
     } = accepted;
     let mut facts = vec![
         format!("into {} of {}", instance.id, instance.layout),
@@ -213,6 +217,7 @@ pub(super) fn id_of(tx: &Tx<'_>, accepted: &Accepted, request: &RestoreRequest) 
         ),
         format!("{} {}", method.word(), request.verify_full),
         format!("by {} {}", instance.engine.word(), instance.engine_version),
+        format!("{replay:?}"),
     ];
     let existing = generation::existing(tx, &instance.id)?;
     facts.extend(

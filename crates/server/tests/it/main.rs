@@ -5,6 +5,7 @@
 mod alone;
 mod attach;
 mod attach_hostile;
+mod attach_restore;
 mod audit;
 mod beside_api;
 mod broken_engine;
