@@ -467,6 +467,7 @@ fn serves_again(app: &App, instance: &Instance, has_data: bool, now: Moment) -> 
         if has_data {
             crate::restore::record::settle_unknown(tx, &instance.id, now)?;
         }
+        replay_record::settle_unknown(tx, &instance.id, now)?;
         record::transition(tx, &instance.id, Status::Error, Status::Running, None, now).map(drop)
     })
 }

@@ -98,8 +98,8 @@ CREATE INDEX generation_state_index ON generation(state);
 CREATE TABLE job (
     id TEXT NOT NULL PRIMARY KEY,
     instance_id TEXT NOT NULL REFERENCES instance(id),
-    kind TEXT NOT NULL CHECK (kind IN ('create', 'delete', 'restart', 'flush', 'password', 'resize', 'backup', 'restore')),
-    subject_id TEXT,                        -- the backup's or restore's id; the process that a restart or flush acts on
+    kind TEXT NOT NULL CHECK (kind IN ('create', 'delete', 'restart', 'flush', 'password', 'resize', 'backup', 'restore', 'migration')),
+    subject_id TEXT,                        -- the id of the backup, restore or import task; the process that a restart or flush acts on
     state TEXT NOT NULL CHECK (state IN ('waiting', 'running', 'done')),
     fence BIGINT NOT NULL DEFAULT 0,        -- grows with each claim; part of object names and of every settle
     owner TEXT,
@@ -310,6 +310,38 @@ WHEN OLD.status IN ('succeeded', 'failed') AND NEW.status <> OLD.status
 BEGIN SELECT RAISE(ABORT, 'restore_terminal_is_final'); END;
 CREATE TRIGGER restore_is_never_deleted BEFORE DELETE ON restore
 BEGIN SELECT RAISE(ABORT, 'restore_is_never_deleted'); END;
+
+-- Import tasks: a backup is merged into an instance. Columns that a restore has too mean the same.
+CREATE TABLE migration (
+    id TEXT NOT NULL PRIMARY KEY,
+    project_id TEXT NOT NULL REFERENCES project(id),
+    instance_id TEXT NOT NULL REFERENCES instance(id), -- that is imported into
+    backup_id TEXT NOT NULL,
+    source_instance_id TEXT NOT NULL REFERENCES instance(id),
+    name TEXT NOT NULL,
+    description TEXT,
+    status TEXT NOT NULL CHECK (status IN ('waiting', 'running', 'succeeded', 'failed')),
+    error_code TEXT,
+    failure TEXT,
+    target_state TEXT NOT NULL CHECK (target_state IN ('untouched', 'loading', 'clearing', 'verifying', 'replaced', 'rolled_back', 'partial', 'unknown')),
+    options TEXT NOT NULL,
+    safety_backup_id TEXT,
+    dbs TEXT,
+    keys_applied BIGINT NOT NULL DEFAULT 0,
+    cancel_asked_at_ms BIGINT,
+    created_at_ms BIGINT NOT NULL,
+    started_at_ms BIGINT,
+    finished_at_ms BIGINT,
+    updated_at_ms BIGINT NOT NULL,
+    deleted_at_ms BIGINT,                   -- taken off the list
+    CHECK (status NOT IN ('succeeded', 'failed') OR finished_at_ms IS NOT NULL),
+    CHECK (status <> 'failed' OR error_code IS NOT NULL)
+);
+CREATE INDEX migration_project_index ON migration(project_id, created_at_ms);
+CREATE INDEX migration_unfinished_index ON migration(backup_id) WHERE status IN ('waiting', 'running');
+CREATE TRIGGER migration_terminal_is_final BEFORE UPDATE OF status ON migration
+WHEN OLD.status IN ('succeeded', 'failed') AND NEW.status <> OLD.status
+BEGIN SELECT RAISE(ABORT, 'migration_terminal_is_final'); END;
 
 -- The first keys of each kind that a replay counts: see restore/account.rs.
 CREATE TABLE restore_account (

@@ -4,7 +4,6 @@
 
 pub mod command;
 pub mod servers;
-pub mod writing;
 
 use engine::discover::{Form, Found, HostPort};
 use engine::process::{Brand, Persistence};

@@ -20,8 +20,10 @@ pub enum JobKind {
     Resize,
     /// Capture and store.
     Backup,
-    /// Load beside and switch, or switch back.
+    /// Load beside and switch, switch back, or apply key by key.
     Restore,
+    /// Apply key by key what an import task names.
+    Migration,
 }
 
 impl JobKind {
@@ -36,6 +38,7 @@ impl JobKind {
             JobKind::Resize => "resize",
             JobKind::Backup => "backup",
             JobKind::Restore => "restore",
+            JobKind::Migration => "migration",
         }
     }
 
@@ -49,6 +52,7 @@ impl JobKind {
             JobKind::Resize,
             JobKind::Backup,
             JobKind::Restore,
+            JobKind::Migration,
         ]
         .into_iter()
         .find(|kind| kind.word() == word)

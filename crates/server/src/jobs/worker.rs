@@ -322,6 +322,9 @@ fn time_left(app: &App, claim: &Claim) -> Result<Duration, catalog::Error> {
         (JobKind::Restore, Some(restore)) => app
             .catalog
             .read(|tx| restore::record::expected_bytes(tx, restore))?,
+        (JobKind::Migration, Some(task)) => app
+            .catalog
+            .read(|tx| restore::migration::record::expected_bytes(tx, task))?,
         _ => 0,
     };
     let at_pace = match (claim.kind, &claim.subject_id) {
@@ -333,7 +336,7 @@ fn time_left(app: &App, claim: &Claim) -> Result<Duration, catalog::Error> {
     let limit = limits::operation_time(expected_bytes) + Duration::from_secs(at_pace);
     let age = match claim.kind {
         JobKind::Create | JobKind::Delete | JobKind::Password | JobKind::Resize => 0,
-        JobKind::Restart | JobKind::Flush | JobKind::Backup | JobKind::Restore => {
+        JobKind::Restart | JobKind::Flush | JobKind::Backup | JobKind::Restore | JobKind::Migration => {
             u64::try_from(Moment::now().0 - claim.created_at.0).unwrap_or(0)
         }
     };
@@ -393,7 +396,7 @@ fn run_one(app: &App, claim: &Claim, control: &Control) {
     tracing::info!(job.id = %claim.job_id, job.kind = claim.kind.word(), instance.id = %claim.instance_id, fence = claim.fence, "job begins");
     let ended = match claim.kind {
         JobKind::Backup => backup::job::run(app, claim, control),
-        JobKind::Restore => restore::job::run(app, claim, control),
+        JobKind::Restore | JobKind::Migration => restore::job::run(app, claim, control),
         JobKind::Create
         | JobKind::Delete
         | JobKind::Restart

@@ -242,9 +242,6 @@ pub(super) fn check(
         return Err(Refusal::NoFile);
     }
     if by_keys {
-        if instance.attachment.is_none() {
-            return Err(Refusal::Parameter("replay"));
-        }
         let options = request.replay.clone().unwrap_or_default();
         options
             .plan(None, Path::new(""), Moment(0))

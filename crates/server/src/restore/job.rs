@@ -15,8 +15,8 @@ use engine::verify::{self, VerifyLevel};
 use engine::{Control, Error, Kind, failpoint};
 
 use super::command::{available_memory, has_same_shards, memory_needed};
+use super::migration::record as migrations;
 use super::record::{self, Method, Restore, TargetState};
-use super::replay_record;
 use crate::app::App;
 use crate::backup::job::capture;
 use crate::backup::place;
@@ -27,8 +27,8 @@ use crate::instance::generation::{self, Generation, State};
 use crate::instance::job as instances;
 use crate::instance::layout::Mode;
 use crate::instance::{self, Instance, nodes};
-use crate::jobs::Claim;
 use crate::jobs::worker::{Ended, Stop, begun_too_often, failure_code, settle, step, with_progress};
+use crate::jobs::{Claim, JobKind};
 use crate::limits;
 use crate::refusal::Refusal;
 use crate::storage::{self, record as storages};
@@ -41,6 +41,8 @@ struct Work<'a> {
     instance: Instance,
     restore: Restore,
     backup: Backup,
+    /// The record is that of an import task, which has a table of its own.
+    is_import: bool,
 }
 
 /// Why an attempt ended without the new data serving.
@@ -127,7 +129,12 @@ fn load<'a>(app: &'a App, claim: &'a Claim, control: &'a Control) -> Result<Work
         .and_then(RestoreId::parse)
         .ok_or_else(missing)?;
     app.catalog.read(|tx| {
-        let restore = record::load(tx, &id)?.ok_or_else(missing)?;
+        let is_import = claim.kind == JobKind::Migration;
+        let restore = match is_import {
+            true => migrations::load(tx, &id)?,
+            false => record::load(tx, &id)?,
+        };
+        let restore = restore.ok_or_else(missing)?;
         let backup = backups::load(tx, &restore.backup_id)?.ok_or_else(missing)?;
         let instance = instance::record::load(tx, &claim.instance_id)?.ok_or_else(missing)?;
         Ok(Work {
@@ -137,6 +144,7 @@ fn load<'a>(app: &'a App, claim: &'a Claim, control: &'a Control) -> Result<Work
             instance,
             restore,
             backup,
+            is_import,
         })
     })
 }
@@ -642,7 +650,7 @@ impl Work<'_> {
         let now = Moment::now();
         step(self.app, self.claim, |tx| match &made {
             Ok(finished) if self.restore.method == Method::Replay => {
-                replay_record::saved(tx, &self.restore.id, &id)?;
+                self.saved(tx, &id)?;
                 backups::succeed(tx, &id, finished, now)
             }
             Ok(finished) => backups::succeed(tx, &id, finished, now),
@@ -675,7 +683,7 @@ impl Work<'_> {
         let cancelled = self
             .app
             .catalog
-            .read(|tx| record::is_to_be_cancelled(tx, &self.restore.id))
+            .read(|tx| self.is_to_be_cancelled(tx))
             .map_err(Stop::from)?;
         match cancelled {
             true => Err(Error::new(Kind::Cancelled, "restore", "it was cancelled").into()),
@@ -705,8 +713,10 @@ impl Work<'_> {
             .checked_div(seen.bytes_total)
             .unwrap_or(0);
         let progress = i64::try_from(base + share).unwrap_or(0);
-        let written = step(self.app, self.claim, |tx| {
-            record::progress(tx, &self.restore.id, progress, seen, Moment::now())
+        let written = step(self.app, self.claim, |tx| match self.is_import {
+            // Of tasks nobody is told how far they are.
+            true => Ok(()),
+            false => record::progress(tx, &self.restore.id, progress, seen, Moment::now()),
         });
         if let Err(Stop::ClaimLost) = written {
             control.cancel();

@@ -14,6 +14,7 @@
 pub mod account;
 pub mod command;
 pub mod job;
+pub mod migration;
 pub mod options;
 pub mod plan;
 pub mod progress_record;

@@ -269,11 +269,6 @@ impl Options {
     pub fn chooses_dbs(&self) -> bool {
         !self.map_db.is_empty() || !self.select.db.is_empty()
     }
-
-    /// Whether the target holds all of the backup and nothing else afterwards.
-    pub fn is_whole(&self) -> bool {
-        self.mode == Mode::Replace && self.select == Select::default() && self.into_prefix.is_none()
-    }
 }
 
 /// `1000..`, `..1000`, `10..1000`: bytes.
@@ -323,7 +318,7 @@ mod tests {
     #[test]
     fn what_is_not_said_replaces_all_and_is_kept_as_it_was_said() {
         let options = read("{}");
-        assert!(options.is_whole() && options.safety_point && !options.functions);
+        assert!(options.safety_point && !options.functions && !options.chooses_dbs());
         assert_eq!(plan(&options).unwrap().others, Others::All);
         let some = read(
             r#"{"mode": "merge", "map_db": [[3, 0]], "rewrite": ["a:", "b:"], "select": {"type": ["hash"], "ttl": "..60", "match": "u*"}}"#,
@@ -361,10 +356,7 @@ mod tests {
         assert_eq!(told.selection.dbs, dbs);
         let beside = read(r#"{"mode": "merge", "into_prefix": "x:", "select": {"prefix": "u:"}}"#).back(dbs);
         assert_eq!(beside.select.prefix.as_deref(), Some("x:"));
-        assert!(
-            read(r#"{"rewrite": ["a", "b"]}"#)
-                .back(BTreeSet::new())
-                .is_whole()
-        );
+        let widened = read(r#"{"rewrite": ["a", "b"]}"#).back(BTreeSet::new());
+        assert_eq!(widened, Options::default());
     }
 }

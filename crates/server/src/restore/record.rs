@@ -636,7 +636,7 @@ pub fn fail(
 pub fn settle_unknown(tx: &Tx<'_>, instance: &InstanceId, now: Moment) -> Result<(), Error> {
     tx.execute(
         "UPDATE restore SET target_state = 'rolled_back', updated_at_ms = ?2 \
-         WHERE instance_id = ?1 AND status = 'failed' AND target_state = 'unknown' AND finished_at_ms >= \
+         WHERE instance_id = ?1 AND status = 'failed' AND target_state = 'unknown' AND method <> 'replay' AND finished_at_ms >= \
          (SELECT created_at_ms FROM generation WHERE instance_id = ?1 AND state = 'serving')",
         (instance, now),
     )?;

@@ -30,20 +30,24 @@ pub fn load(tx: &Tx<'_>, id: &RestoreId) -> Result<Option<Replay>, Error> {
     let found = tx.one(
         "SELECT options, safety_backup_id, dbs FROM restore WHERE id = ?1 AND options IS NOT NULL",
         (id,),
-        |row| Ok((row.get::<String>(0)?, row.get(1)?, row.get::<Option<String>>(2)?)),
+        |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
     )?;
+    found.map(read).transpose()
+}
+
+/// Reads the columns.
+///
+/// # Errors
+/// [`Error::Unreadable`].
+pub fn read((options, safety, dbs): (String, Option<BackupId>, Option<String>)) -> Result<Replay, Error> {
     let unreadable = |error| Error::Unreadable(format!("these are no options of a restore: {error}"));
-    found
-        .map(|(options, safety, dbs)| {
-            Ok(Replay {
-                options: serde_json::from_str(&options).map_err(unreadable)?,
-                safety,
-                dbs: dbs
-                    .map(|text| serde_json::from_str(&text).map_err(unreadable))
-                    .transpose()?,
-            })
-        })
-        .transpose()
+    Ok(Replay {
+        options: serde_json::from_str(&options).map_err(unreadable)?,
+        safety,
+        dbs: dbs
+            .map(|text| serde_json::from_str(&text).map_err(unreadable))
+            .transpose()?,
+    })
 }
 
 /// Waiting → Running, or Running again after a crash: what the target holds stays as it was written down. `false`: the record
@@ -143,7 +147,7 @@ pub fn that_saved(tx: &Tx<'_>, instance: &InstanceId, safety: &BackupId) -> Resu
 }
 
 /// Unknown → Partial on failed records that had begun to write: the servers answer again. What they were given is not taken back by
-/// then, since their clients have gone on (ADR 64).
+/// then, since their clients have gone on (ADR 63).
 ///
 /// # Errors
 /// The catalogue failed.

@@ -270,7 +270,7 @@ fn a_cluster_is_found_by_any_node_and_captured_shard_by_shard() {
 }
 
 /// Makes the user by the commands that `--print-acl` prints, on every node.
-fn make_user(service: &Service, foreign: &Deployment) {
+pub fn make_user(service: &Service, foreign: &Deployment) {
     let printed = service.run(&["instance", "attach", "--print-acl", "--user", USER]);
     let printed = String::from_utf8(printed.stdout).unwrap();
     for line in printed.lines().filter(|line| line.starts_with("ACL ")) {

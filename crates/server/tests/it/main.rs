@@ -5,6 +5,7 @@
 mod alone;
 mod attach;
 mod attach_hostile;
+mod attach_matrix;
 mod attach_restore;
 mod audit;
 mod beside_api;
@@ -37,6 +38,7 @@ mod isolation;
 mod keys;
 mod layouts;
 mod metrics;
+mod migrations;
 mod openapi;
 mod paging;
 mod policy;

@@ -55,7 +55,7 @@ impl<'a> Servers<'a> {
     }
 
     /// As they are, but with replies of so many bytes: lists of keys are longer than what a server says of itself.
-    pub(super) fn with_replies(self, reply_bytes_max: usize) -> Self {
+    pub fn with_replies(self, reply_bytes_max: usize) -> Self {
         Self {
             reply_bytes_max,
             ..self
@@ -66,7 +66,7 @@ impl<'a> Servers<'a> {
     ///
     /// # Errors
     /// As [`Servers::new`]; [`Kind::Key`] where the sealed column does not open.
-    pub(super) fn of(
+    pub fn of(
         app: &App,
         id: &InstanceId,
         attachment: &'a Attachment,
@@ -82,7 +82,7 @@ impl<'a> Servers<'a> {
     ///
     /// # Errors
     /// As [`Node::connect`]; [`Kind::Connection`] where it is not allowed, [`Kind::Idle`] where the time is over.
-    pub(super) fn reach(&self, wanted: &HostPort, role: As) -> Result<(Endpoint, Node), Error> {
+    pub fn reach(&self, wanted: &HostPort, role: As) -> Result<(Endpoint, Node), Error> {
         let moved = self.reach.moved.iter().find(|(named, _)| named == wanted);
         let wanted = moved.map_or(wanted, |(_, here)| here);
         // A look-up takes time, too.

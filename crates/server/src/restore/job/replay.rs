@@ -13,18 +13,20 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use engine::archive::Archive;
-use engine::replay::{Input, Outcome, Plan, Ready, Stage};
+use engine::replay::{Input, Outcome, Plan, Reach, Ready, Stage};
 use engine::{Control, Error, Kind, failpoint};
 
 use super::{Halt, Work, archive_identity};
 use crate::backup::place;
 use crate::backup::record::{self as backups};
+use crate::catalog::{self, Tx};
 use crate::ids::{BackupId, Moment};
 use crate::instance::attachment::servers;
-use crate::instance::attachment::writing::Written;
+use crate::instance::writing;
 use crate::jobs::queue;
 use crate::jobs::worker::{Ended, Stop, failure_code, settle, step, with_progress};
 use crate::limits;
+use crate::restore::migration::record as migrations;
 use crate::restore::options::{Mode, Options};
 use crate::restore::record::{self, TargetState};
 use crate::restore::replay_record::{self, Replay};
@@ -86,24 +88,23 @@ impl Work<'_> {
         }
         let begun = step(self.app, self.claim, |tx| {
             backups::fail_interrupted_safety(tx, Some(&self.instance.id), Moment::now())?;
-            replay_record::begin(tx, &self.restore.id, Moment::now())
+            self.begin_replay(tx)
         })?;
         if !begun {
             return Err(Stop::ClaimLost.into());
         }
         failpoint::hit("replay.begun")?;
         self.with_archive(|archive| self.apply_archive(&archive))?;
-        self.enter(TargetState::Verifying)?;
         failpoint::hit("replay.applied")?;
         self.settle_applied()
     }
 
     fn apply_archive(&self, archive: &Archive) -> Result<(), Halt> {
         let known = self.replay()?;
-        let target = self.target()?;
+        let target = self.target();
         let identity = archive_identity(self.app, archive)?;
         let plan = self.replay_plan(&known.options, FORTH)?;
-        let ready = Ready::new(&plan, &target, Input::all(archive, &identity)?, self.control)?;
+        let ready = Ready::new(&plan, &*target, Input::all(archive, &identity)?, self.control)?;
         failpoint::hit("replay.validated")?;
         if known.options.safety_point && known.safety.is_none() && known.dbs.is_none() {
             self.take_safety_backup()?;
@@ -134,10 +135,9 @@ impl Work<'_> {
         if let Some(stop) = stopped.into_inner() {
             return Err(stop.into());
         }
-        step(self.app, self.claim, |tx| {
-            replay_record::counted(tx, &self.restore.id, &outcome.account, outcome.resumed)
-        })?;
-        Ok(all_of(outcome)?)
+        step(self.app, self.claim, |tx| self.counted(tx, &outcome))?;
+        all_of(outcome)?;
+        self.enter_state(TargetState::Verifying, &dbs)
     }
 
     /// Writes down what the target is about to hold.
@@ -146,16 +146,23 @@ impl Work<'_> {
             Stage::Applying => TargetState::Loading,
             Stage::Searching | Stage::Removing | Stage::Done => TargetState::Clearing,
         };
-        let running = step(self.app, self.claim, |tx| {
-            replay_record::enter(tx, &self.restore.id, state, dbs, Moment::now())
+        self.enter_state(state, dbs)?;
+        match state {
+            TargetState::Loading => failpoint::hit("replay.loading")?,
+            _ => failpoint::hit("replay.clearing")?,
+        }
+        Ok(())
+    }
+
+    fn enter_state(&self, state: TargetState, dbs: &BTreeSet<u32>) -> Result<(), Halt> {
+        let (id, now) = (&self.restore.id, Moment::now());
+        let running = step(self.app, self.claim, |tx| match self.is_import {
+            true => migrations::enter(tx, id, state, dbs, now),
+            false => replay_record::enter(tx, id, state, dbs, now),
         })?;
         if !running {
             self.check_wanted()?;
             return Err(Stop::ClaimLost.into());
-        }
-        match state {
-            TargetState::Loading => failpoint::hit("replay.loading")?,
-            _ => failpoint::hit("replay.clearing")?,
         }
         Ok(())
     }
@@ -164,7 +171,7 @@ impl Work<'_> {
     fn settle_applied(&self) -> Result<(), Halt> {
         let id = &self.restore.id;
         let is_settled = self.app.catalog.write(|tx| {
-            if record::is_to_be_cancelled(tx, id)? {
+            if self.is_to_be_cancelled(tx)? {
                 return Ok(false);
             }
             if !queue::settle(tx, self.claim, Moment::now())? {
@@ -173,7 +180,11 @@ impl Work<'_> {
             if let Some(undone) = &self.restore.undo_of {
                 record::mark_undone(tx, undone, id)?;
             }
-            record::succeed(tx, id, None, Moment::now()).map_err(Stop::Catalog)
+            let succeeded = match self.is_import {
+                true => migrations::succeed(tx, id, Moment::now()),
+                false => record::succeed(tx, id, None, Moment::now()),
+            };
+            succeeded.map_err(Stop::Catalog)
         })?;
         match is_settled {
             true => Ok(()),
@@ -184,8 +195,10 @@ impl Work<'_> {
     /// Puts the target back to its safety point, where it was begun to be written to and there is one; the record says what is true
     /// then.
     fn take_back(&self, error: &Error) -> Result<Ended, Stop> {
-        step(self.app, self.claim, |tx| {
-            record::giving_up(tx, &self.restore.id, &engine::chain(error))
+        let id = &self.restore.id;
+        step(self.app, self.claim, |tx| match self.is_import {
+            true => migrations::giving_up(tx, id, &engine::chain(error)),
+            false => record::giving_up(tx, id, &engine::chain(error)),
         })?;
         failpoint::hit("replay.giving_up")?;
         let known = self.replay()?;
@@ -217,8 +230,10 @@ impl Work<'_> {
         if let Some(more) = more {
             why = format!("{why}; {more}");
         }
-        settle(self.app, self.claim, |tx| {
-            record::fail(tx, &self.restore.id, code, &why, state, Moment::now()).map(drop)
+        let now = Moment::now();
+        settle(self.app, self.claim, |tx| match self.is_import {
+            true => migrations::fail(tx, id, code, &why, state, now).map(drop),
+            false => record::fail(tx, id, code, &why, state, now).map(drop),
         })?;
         self.forget();
         Ok(Ended::Failed(why))
@@ -241,9 +256,9 @@ impl Work<'_> {
             let is_of_the_place =
                 |halt: &Halt| matches!(halt, Halt::Failed(error) if place::is_of_the_place(error));
             place::with(self.app, &safety, None, &wanted, is_of_the_place, |archive| {
-                let target = self.target()?;
+                let target = self.target();
                 let identity = archive_identity(self.app, &archive)?;
-                let ready = Ready::new(&plan, &target, Input::all(&archive, &identity)?, &patient)?;
+                let ready = Ready::new(&plan, &*target, Input::all(&archive, &identity)?, &patient)?;
                 let outcome = ready.run(&|_| failpoint::hit("replay.putting_back"));
                 Ok(all_of(outcome)?)
             })
@@ -279,24 +294,47 @@ impl Work<'_> {
 
     /// What the record says now.
     fn replay(&self) -> Result<Replay, Stop> {
-        let found = self
-            .app
-            .catalog
-            .read(|tx| replay_record::load(tx, &self.restore.id))?;
+        let id = &self.restore.id;
+        let found = self.app.catalog.read(|tx| match self.is_import {
+            true => migrations::replay(tx, id),
+            false => replay_record::load(tx, id),
+        })?;
         found.ok_or_else(|| Stop::Broken("a replay without options".to_owned()))
     }
 
-    fn target(&self) -> Result<Written<'_>, Stop> {
-        let attachment = self.instance.attachment.as_ref();
-        let attachment =
-            attachment.ok_or_else(|| Stop::Broken("a replay into what is not attached".to_owned()))?;
-        Ok(Written::new(
-            self.app,
-            &self.instance.id,
-            attachment,
-            self.restore.id.as_str(),
-            self.claim.fence,
-        ))
+    fn begin_replay(&self, tx: &Tx<'_>) -> Result<bool, catalog::Error> {
+        match self.is_import {
+            true => migrations::begin(tx, &self.restore.id, Moment::now()),
+            false => replay_record::begin(tx, &self.restore.id, Moment::now()),
+        }
+    }
+
+    /// Writes down the safety point.
+    pub(super) fn saved(&self, tx: &Tx<'_>, safety: &BackupId) -> Result<(), catalog::Error> {
+        match self.is_import {
+            true => migrations::saved(tx, &self.restore.id, safety),
+            false => replay_record::saved(tx, &self.restore.id, safety),
+        }
+    }
+
+    fn counted(&self, tx: &Tx<'_>, outcome: &Outcome) -> Result<(), catalog::Error> {
+        match self.is_import {
+            true => migrations::counted(tx, &self.restore.id, &outcome.account),
+            false => replay_record::counted(tx, &self.restore.id, &outcome.account, outcome.resumed),
+        }
+    }
+
+    /// Whether somebody asked for it to be given up.
+    pub(super) fn is_to_be_cancelled(&self, tx: &Tx<'_>) -> Result<bool, catalog::Error> {
+        match self.is_import {
+            true => migrations::is_to_be_cancelled(tx, &self.restore.id),
+            false => record::is_to_be_cancelled(tx, &self.restore.id),
+        }
+    }
+
+    fn target(&self) -> Box<dyn Reach + '_> {
+        let (subject, attempt) = (self.restore.id.as_str(), self.claim.fence);
+        writing::target(self.app, &self.instance, subject, attempt)
     }
 
     /// What the engine is told, with the journal of this name.
