@@ -182,7 +182,7 @@ fn what_cannot_be_imported_is_refused_by_the_field_that_is_wrong() {
         );
     }
     let unknown = json!("00000000-0000-4000-8000-000000000000");
-    with("/backup_files/backup_id", unknown.clone()).expect(404);
+    with("/backup_files/backup_id", unknown.clone()).expect(400);
     with("/target_instance/id", unknown).expect(404);
 }
 
