@@ -79,6 +79,8 @@ pub fn attached_back_time(bytes: u64) -> Duration {
         None => Duration::from_secs(10 * 60) + time_for(bytes),
     }
 }
+/// A safety point is kept for so long: seven days.
+pub const SAFETY_KEPT_SECONDS: i64 = 7 * 24 * 3600;
 /// Between two tries of that.
 pub const ATTACHED_BACK_PAUSE: Duration = Duration::from_secs(2);
 /// As [`JOB_ATTEMPTS_MAX`], of a backup that is applied to attached servers: each attempt goes on where the one before was.

@@ -45,7 +45,8 @@ CREATE VIEW restore_telling AS SELECT instance_id, ordinal,
     ',"finished_at":' || json_quote(strftime('%Y-%m-%dT%H:%M:%S', finished_at_ms / 1000, 'unixepoch') || printf('.%03dZ', finished_at_ms % 1000)) ||
     ',"clock_at":' || json_quote(strftime('%Y-%m-%dT%H:%M:%S', clock_at_ms / 1000, 'unixepoch') || printf('.%03dZ', clock_at_ms % 1000)) AS ext,
     failure,
-    CASE WHEN status = 'succeeded' AND undone_by IS NULL THEN old_generation_id END AS undo_generation_id,
+    CASE WHEN undone_by IS NOT NULL THEN NULL WHEN status = 'succeeded' THEN coalesce(old_generation_id, safety_backup_id)
+        WHEN target_state IN ('partial', 'unknown') THEN safety_backup_id END AS undo_generation_id,
     ',"sourceInstanceId":' || json_quote(source_instance_id) ||
     ',"sourceInstanceName":' || json_quote(source_instance_name) AS of_v1
 FROM restore;

@@ -175,6 +175,18 @@ pub fn expire(tx: &Tx<'_>, id: &BackupId, why: &str, now: Moment) -> Result<bool
     Ok(changed == 1)
 }
 
+/// Writes from when on retention may take a backup.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn keep_until(tx: &Tx<'_>, id: &BackupId, expires_at: Moment) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE backup SET expires_at_ms = ?2 WHERE id = ?1",
+        (id, expires_at),
+    )?;
+    Ok(())
+}
+
 /// Writes why a backup is held, or that it is not.
 ///
 /// # Errors

@@ -185,6 +185,7 @@ CREATE UNIQUE INDEX backup_instance_ordinal_unique ON backup(instance_id, ordina
 CREATE INDEX backup_succeeded_index ON backup(instance_id, ordinal) WHERE status = 'succeeded';
 -- A run is made once, whatever the clock says: see schedule/mod.rs.
 CREATE UNIQUE INDEX backup_schedule_try_unique ON backup(schedule_id, due_at_ms, try_number) WHERE schedule_id IS NOT NULL;
+CREATE INDEX backup_safety_index ON backup(instance_id) WHERE kind = 'safety';
 CREATE INDEX backup_expires_index ON backup(expires_at_ms) WHERE status = 'succeeded';
 CREATE INDEX backup_unfinished_index ON backup(kind) WHERE status IN ('waiting', 'running');
 CREATE INDEX backup_generation_index ON backup(generation_id) WHERE generation_id IS NOT NULL;

@@ -396,10 +396,17 @@ fn print_plan(global: &Global, plan: &Value) {
         Some(count) => format!("measured on {count} restores"),
     };
     println!("time: about {} s ({rests_on})", plan["estimated_seconds"]);
-    println!(
-        "undo: possible until {} at the latest",
-        plain(&plan["undo_until"])
-    );
+    match plan["undo_until"].as_str() {
+        Some(until) => println!("undo: possible until {until} at the latest"),
+        None => println!("undo: not possible: there is no safety point"),
+    }
+    if let Some(counts) = plan["counts"].as_object() {
+        let counts: Vec<String> = counts
+            .iter()
+            .map(|(kind, count)| format!("{count} {kind}"))
+            .collect();
+        println!("every key: {}", counts.join(", "));
+    }
     if let Some(restore) = plan["ends_undo_of"].as_str() {
         println!("undo: of {restore} it is not possible any more then");
     }

@@ -1,7 +1,7 @@
 //! The job that restores: read [`run`] first.
 
 mod cluster;
-mod replay;
+pub(super) mod replay;
 mod shards;
 
 use engine::keys::Identity;
@@ -21,6 +21,7 @@ use crate::app::App;
 use crate::backup::job::capture;
 use crate::backup::place;
 use crate::backup::record::{self as backups, Backup};
+use crate::backup::run_record;
 use crate::identity::record as identity;
 use crate::ids::{GenerationId, Moment, ProjectId, RestoreId};
 use crate::instance::generation::{self, Generation, State};
@@ -651,6 +652,8 @@ impl Work<'_> {
         step(self.app, self.claim, |tx| match &made {
             Ok(finished) if self.restore.method == Method::Replay => {
                 self.saved(tx, &id)?;
+                let expires_at = now.plus_seconds(limits::SAFETY_KEPT_SECONDS);
+                run_record::keep_until(tx, &id, expires_at)?;
                 backups::succeed(tx, &id, finished, now)
             }
             Ok(finished) => backups::succeed(tx, &id, finished, now),

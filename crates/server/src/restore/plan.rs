@@ -3,20 +3,25 @@
 //! A plan is kept nowhere: its id is a digest of all that it rests on and the catalogue knows. Who asks for the restore
 //! with that id gets exactly what was planned, or a refusal because something of that is not so any more (ADR 33).
 
+use engine::Kind;
 use engine::archive::Manifest;
 use engine::cluster::{SLOTS, slots_of};
+use engine::replay::Account;
 use engine::store::{Patience, always};
 use ring::digest::{SHA256, digest};
 
 use super::command::{self, Accepted, RestoreRequest};
+use super::job::replay::dry_run;
 use super::record::{self, Measured, Method};
 use crate::app::App;
 use crate::backup::place;
 use crate::catalog::Tx;
 use crate::config::minor;
 use crate::ids::{InstanceId, Moment, ProjectId, RestoreId};
+use crate::instance::attachment::servers;
 use crate::instance::generation;
 use crate::instance::layout::{Layout, Mode};
+use crate::limits;
 use crate::refusal::Refusal;
 use crate::secrets;
 
@@ -65,10 +70,12 @@ pub struct Plan {
     pub seconds: f64,
     /// On how many restores that rests; 0: on an assumption.
     pub measured_restores: usize,
-    /// Until when it could be undone, were it done now.
-    pub undo_until: Moment,
+    /// Until when it could be undone, were it done now; `None`: it could not, for want of a safety point.
+    pub undo_until: Option<Moment>,
     /// The restore that could not be undone any more afterwards, since one generation is kept.
     pub ends_undo_of: Option<RestoreId>,
+    /// Of a replay: what would become of every key, were it done now. `None` where that takes longer than a plan may.
+    pub account: Option<Account>,
 }
 
 /// What one shard is to hold.
@@ -119,7 +126,7 @@ pub fn plan(
             Some(kept) => record::that_replaced(tx, id, &kept.id)?,
             None => None,
         };
-        let measured = record::measured(tx, &accepted.instance, MEASURED_MAX)?;
+        let measured = record::measured(tx, &accepted.instance, accepted.method, MEASURED_MAX)?;
         Ok::<_, Refusal>((accepted, plan_id, free, ends_undo_of, measured))
     })?;
     let Accepted {
@@ -127,7 +134,7 @@ pub fn plan(
         source,
         backup,
         method,
-        replay: _,
+        replay,
     } = accepted;
     let layout = instance.layout;
     let manifest = match method {
@@ -140,9 +147,10 @@ pub fn plan(
     };
     let is_cut = manifest
         .as_ref()
-        .is_some_and(|manifest| !command::has_same_shards(layout, manifest));
+        .is_some_and(|manifest| replay.is_none() && !command::has_same_shards(layout, manifest));
     let bytes = manifest.as_ref().map_or(0, |manifest| manifest.plain_bytes);
-    let mut gaps = manifest.as_ref().map_or_else(Vec::new, |manifest| {
+    let by_file = manifest.as_ref().filter(|_| replay.is_none());
+    let mut gaps = by_file.map_or_else(Vec::new, |manifest| {
         gaps(
             instance.engine.word(),
             &instance.engine_version,
@@ -156,6 +164,28 @@ pub fn plan(
                 .to_owned(),
         );
     }
+    let (mut account, mut at_pace) = (None, 0.0);
+    if let Some(options) = &replay {
+        account = match dry_run(app, &instance, &backup, options, now) {
+            Ok(account) => Some(account),
+            Err(error) if error.kind == Kind::Deadline => {
+                gaps.push("to count what would become of every key takes longer than a plan may".to_owned());
+                None
+            }
+            Err(error) => {
+                gaps.push(servers::told(&instance, &error));
+                None
+            }
+        };
+        if let Some(pace) = options.max_ops {
+            at_pace = backup.keys as f64 / pace as f64;
+        }
+    }
+    let has_undo = replay.as_ref().is_none_or(|options| options.safety_point);
+    let undo_keep = match method {
+        Method::Replay => limits::SAFETY_KEPT_SECONDS,
+        Method::SideLoad | Method::InPlace | Method::SwitchBack => app.config.undo_keep_seconds,
+    };
     Ok(Plan {
         id: plan_id,
         source: (source.id.clone(), source.name.clone(), source.layout),
@@ -169,7 +199,7 @@ pub fn plan(
             .map_or_else(Vec::new, |manifest| shards(layout, manifest, is_cut)),
         memory: Memory {
             needed: match method {
-                Method::SwitchBack => 0,
+                Method::SwitchBack | Method::Replay => 0,
                 Method::SideLoad | Method::InPlace | Method::Replay => {
                     command::memory_needed(&backup, layout)
                 }
@@ -188,11 +218,14 @@ pub fn plan(
         gaps,
         seconds: match method {
             Method::SwitchBack => SWITCH_BACK_SECONDS,
-            Method::SideLoad | Method::InPlace | Method::Replay => seconds(layout, bytes, &measured),
+            Method::SideLoad | Method::InPlace | Method::Replay => {
+                seconds(layout, bytes, &measured).max(at_pace)
+            }
         },
         measured_restores: measured.len(),
-        undo_until: now.plus_seconds(app.config.undo_keep_seconds),
-        ends_undo_of,
+        undo_until: has_undo.then(|| now.plus_seconds(undo_keep)),
+        ends_undo_of: ends_undo_of.filter(|_| replay.is_none()),
+        account,
     })
 }
 

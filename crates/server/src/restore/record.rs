@@ -331,16 +331,25 @@ pub struct Measured {
     pub seconds: f64,
 }
 
-/// How long the newest restores took that loaded something into the instance, `limit` at most.
+/// How long the newest restores took that loaded something into the instance, key by key or beside, `limit` at most.
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn measured(tx: &Tx<'_>, of: &OwnedInstance, limit: u64) -> Result<Vec<Measured>, Error> {
+pub fn measured(tx: &Tx<'_>, of: &OwnedInstance, method: Method, limit: u64) -> Result<Vec<Measured>, Error> {
     tx.all(
         "SELECT backup.plain_bytes, restore.finished_at_ms - restore.started_at_ms FROM (SELECT * FROM restore \
          WHERE instance_id = ?1 ORDER BY ordinal DESC LIMIT ?2) AS restore JOIN backup ON backup.id = restore.backup_id \
-         WHERE restore.status = 'succeeded' AND restore.method = 'side_load'",
-        (&of.id, i64::try_from(limit).unwrap_or(i64::MAX)),
+         WHERE restore.status = 'succeeded' AND restore.method = ?3",
+        (
+            &of.id,
+            i64::try_from(limit).unwrap_or(i64::MAX),
+            // Of a switch back nothing was loaded, and in place is as seldom as it is slow.
+            match method {
+                Method::Replay => Method::Replay,
+                _ => Method::SideLoad,
+            }
+            .word(),
+        ),
         |row| {
             Ok(Measured {
                 bytes: u64::try_from(row.get::<i64>(0)?).unwrap_or(0),
@@ -388,7 +397,7 @@ pub struct Told<'r> {
     pub ext: &'r [u8],
     /// See [`Restore::failure`].
     pub failure: Option<&'r str>,
-    /// The generation that an undo would bring back, if it is still kept.
+    /// The generation or the safety point that an undo would bring back, if it is still kept.
     pub undo_generation: Option<&'r str>,
 }
 

@@ -13,14 +13,17 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use engine::archive::Archive;
-use engine::replay::{Input, Outcome, Plan, Reach, Ready, Stage};
+use engine::replay::{Account, Input, Outcome, Plan, Reach, Ready, Stage};
+use engine::store::Patience;
 use engine::{Control, Error, Kind, failpoint};
 
 use super::{Halt, Work, archive_identity};
+use crate::app::App;
 use crate::backup::place;
-use crate::backup::record::{self as backups};
+use crate::backup::record::{self as backups, Backup};
 use crate::catalog::{self, Tx};
 use crate::ids::{BackupId, Moment};
+use crate::instance::Instance;
 use crate::instance::attachment::servers;
 use crate::instance::writing;
 use crate::jobs::queue;
@@ -362,6 +365,38 @@ impl Work<'_> {
             tracing::warn!(restore.id = %self.restore.id, %error, "the folder of a replay does not go");
         }
     }
+}
+
+/// Says what a replay of the backup into the instance would do now, within the time of a request.
+///
+/// # Errors
+/// What cannot be read or asked; [`Kind::Deadline`].
+pub fn dry_run(
+    app: &App,
+    instance: &Instance,
+    backup: &Backup,
+    options: &Options,
+    now: Moment,
+) -> Result<Account, Error> {
+    let control = Control::new(Some(limits::DISCOVERY_TIME_MAX));
+    let target = writing::target(app, instance, "plan", 1);
+    let plan = options
+        .plan(None, &app.config.spool_dir(), now)
+        .map_err(|field| Error::new(Kind::Refused, "plan replay", field))?;
+    let wanted = || control.check("open backup");
+    place::with(
+        app,
+        backup,
+        Some(Patience::SHORT),
+        &wanted,
+        place::is_of_the_place,
+        |archive| {
+            let identity = archive_identity(app, &archive)?;
+            let ready = Ready::new(&plan, &*target, Input::all(&archive, &identity)?, &control)?;
+            let outcome = ready.dry_run();
+            outcome.failure.map_or(Ok(outcome.account), Err)
+        },
+    )
 }
 
 /// Whether the target may answer otherwise in a while.
