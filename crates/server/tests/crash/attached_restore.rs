@@ -1,13 +1,17 @@
 //! Restores into servers of somebody else's, hit at every place: what the record says of them is so, by the engine's own digest.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use xtask::foreign::{Access, Deployment, Form};
+use xtask::scratch::Scratch;
+use xtask::small_disk::{Mounted, SmallDisk};
 
 use crate::checker::Catalogue;
+use crate::faults::{FullDisk, not_shown};
 use crate::lifecycle::wait_until;
-use crate::world::{Run, World, text};
+use crate::world::{Run, World, signal, text};
 
 /// Every place that a restore passes which succeeds.
 const FORTH: [&str; 5] = [
@@ -37,13 +41,22 @@ struct Target {
 
 impl Target {
     fn new() -> Self {
+        Self::on(None)
+    }
+
+    /// With the service's data on this disk.
+    fn on(disk: Option<&Path>) -> Self {
         let settings = [("enable-debug-command", "local")];
         let foreign =
             Deployment::start(Path::new("redis-server"), Form::Single, Access::Open, &settings).unwrap();
         let node = &foreign.nodes[0];
         node.ask(&["DEBUG", "POPULATE", "5000", "key", "100"]).unwrap();
         let new = foreign.digest().unwrap();
-        let world = World::start(&["--attach-allow", "127.0.0.1"]);
+        let allow = ["--attach-allow", "127.0.0.1"];
+        let world = match disk {
+            Some(disk) => World::start_on(Scratch::new("crash").unwrap(), disk.join("data"), &allow),
+            None => World::start(&allow),
+        };
         let wish = json!({"name": "foreign", "addresses": [format!("127.0.0.1:{}", node.port)]});
         let made = world.call("POST", "/ck/v1/{project}/attachments", Some(&wish));
         let id = text(&made, "instance_id").unwrap();
@@ -152,6 +165,124 @@ fn a_restore_that_fails_half_way_is_put_back_whatever_hits_that() {
                 ("failed", "rolled_back"),
                 "{label}"
             );
+        }
+    }
+}
+
+/// What happens while a restore is held up at a place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    ServiceKilled,
+    /// The servers say nothing for longer than they are waited for.
+    TargetSilent,
+    /// Every connection to them is ended, again and again.
+    LinkCut,
+    /// They take nothing more for want of memory.
+    TargetFull,
+    DiskFull,
+    CorruptSegment,
+}
+
+impl Fault {
+    const ALL: [Fault; 6] = [
+        Fault::ServiceKilled,
+        Fault::TargetSilent,
+        Fault::LinkCut,
+        Fault::TargetFull,
+        Fault::DiskFull,
+        Fault::CorruptSegment,
+    ];
+}
+
+impl Target {
+    fn segment(&self) -> std::path::PathBuf {
+        let prefix = Catalogue::open(&self.world).backup(&self.backup).prefix.unwrap();
+        let folder = self.world.data().join("store").join(prefix);
+        folder.join("shard-0/seg-000000.rdb.zst.age")
+    }
+
+    fn strike(&mut self, fault: Fault, disk: Option<&FullDisk>) {
+        let node = &self.foreign.nodes[0];
+        // As long as a place is held up, and somewhat longer.
+        let long = Duration::from_secs(8);
+        match fault {
+            Fault::ServiceKilled => {
+                self.world.kill();
+                self.world.run(&Run::default());
+            }
+            Fault::TargetSilent => {
+                signal(node.pid(), "STOP");
+                std::thread::sleep(long * 2);
+                signal(node.pid(), "CONT");
+            }
+            Fault::LinkCut => {
+                let since = Instant::now();
+                while since.elapsed() < long {
+                    node.ask(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"])
+                        .unwrap();
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            }
+            Fault::TargetFull => {
+                node.ask(&["CONFIG", "SET", "maxmemory", "1mb"]).unwrap();
+                std::thread::sleep(long);
+                node.ask(&["CONFIG", "SET", "maxmemory", "0"]).unwrap();
+            }
+            Fault::DiskFull => {
+                disk.unwrap().fill();
+                std::thread::sleep(long);
+                disk.unwrap().give_back();
+            }
+            Fault::CorruptSegment => {
+                let file = self.segment();
+                let mut bytes = std::fs::read(&file).unwrap();
+                let middle = bytes.len() / 2;
+                bytes[middle] ^= 1;
+                std::fs::write(&file, bytes).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn whatever_fails_in_a_restore_into_attached_servers_they_hold_all_old_or_all_new_and_the_record_says_which()
+{
+    let test = "attached_restore::whatever_fails_in_a_restore_into_attached_servers_they_hold_all_old_or_all_new_and_the_record_says_which";
+    let disk = match SmallDisk::mount(200, test) {
+        Mounted::Here(disk) => Some(FullDisk::new(disk)),
+        Mounted::Elsewhere => return,
+        Mounted::Nowhere(why) => {
+            not_shown("a full disk", &format!("no small file system: {why}"));
+            None
+        }
+    };
+    let mut target = Target::on(disk.as_ref().map(FullDisk::path));
+    for fault in Fault::ALL {
+        for place in FORTH {
+            let is_short = matches!(
+                (fault, place),
+                (Fault::TargetFull | Fault::CorruptSegment, "replay.loading")
+                    | (Fault::LinkCut, "replay.clearing")
+            );
+            let has_disk = fault != Fault::DiskFull || disk.is_some();
+            if !(is_short || crate::long()) || !has_disk {
+                continue;
+            }
+            let label = format!("{fault:?}, {place}");
+            target.reset();
+            let whole = std::fs::read(target.segment()).unwrap();
+            target.world.restart(&Run::armed(&format!("{place}:stall")));
+            target.ask(&json!({"patience": 5}));
+            wait_until(&label, || target.world.marks().iter().any(|mark| mark == place));
+            target.strike(fault, disk.as_ref());
+            let told = target.check(&label);
+            assert_ne!(told.1, "partial", "{label}: there is a safety point");
+            println!("{label}: {} {}", told.0, told.1);
+            std::fs::write(target.segment(), whole).unwrap();
+            // The second attempt, with nothing in its way.
+            target.reset();
+            target.ask(&json!({}));
+            assert_eq!(target.check(&label).0, "succeeded", "{label}, second attempt");
         }
     }
 }

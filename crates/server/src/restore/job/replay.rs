@@ -283,8 +283,7 @@ impl Work<'_> {
                         other => return other,
                     };
                     tracing::warn!(restore.id = %self.restore.id, error = engine::chain(&error), "the target is not put back yet");
-                    // What is not of the servers or the way there seldom passes.
-                    let is_last = !passes(&error) && tries >= limits::ROLL_BACK_TRIES;
+                    let is_last = is_lasting(&error) && tries >= limits::ROLL_BACK_TRIES;
                     std::thread::sleep(limits::ATTACHED_BACK_PAUSE);
                     if is_last || patient.check("put back").is_err() {
                         return Err(error.into());
@@ -396,6 +395,14 @@ pub fn dry_run(
             let outcome = ready.dry_run();
             outcome.failure.map_or(Ok(outcome.account), Err)
         },
+    )
+}
+
+/// Whether it is of what is stored or asked for, and seldom passes: room and memory come back.
+fn is_lasting(error: &Error) -> bool {
+    matches!(
+        error.kind,
+        Kind::Tampered | Kind::Malformed | Kind::Key | Kind::NotFound | Kind::Mismatch | Kind::Refused
     )
 }
 
