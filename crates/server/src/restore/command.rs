@@ -198,7 +198,7 @@ fn accept(
         options: options.as_deref(),
     };
     let restore = record::insert_waiting(tx, project, id, &new, now)?;
-    queue::insert(tx, id, JobKind::Restore, Some(restore.as_str()), now)?;
+    queue::insert(tx, id, JobKind::Restore, Some(restore.as_str()))?;
     Ok(restore)
 }
 

@@ -252,7 +252,7 @@ impl Work<'_> {
         let safety = safety.ok_or_else(|| Stop::Broken("a safety point has no row".to_owned()))?;
         let bytes = u64::try_from(safety.plain_bytes).unwrap_or(0);
         // Out of time or told to stop is no reason to leave the target as it is.
-        let patient = Control::new(Some(limits::attached_back_time(bytes)));
+        let patient = Control::leased(Some(limits::attached_back_time(bytes)), self.claim.lease.clone());
         let plan = self.replay_plan(options, BACK)?;
         let wanted = || patient.check("open safety point");
         let once = || -> Result<(), Halt> {

@@ -72,7 +72,7 @@ pub fn submit(
                 options: &serde_json::json!(options).to_string(),
             };
             let id = record::insert_waiting(tx, &target, &new, now)?;
-            queue::insert(tx, &target.id, JobKind::Migration, Some(id.as_str()), now)?;
+            queue::insert(tx, &target.id, JobKind::Migration, Some(id.as_str()))?;
             Ok(id)
         })
     })?;
