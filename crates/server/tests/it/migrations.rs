@@ -15,7 +15,7 @@ fn wish(backup: &str, target: &str) -> Value {
            "backup_files": {"file_source": "backup_record", "backup_id": backup}})
 }
 
-fn begin(caller: &Caller, backup: &str, target: &str) -> String {
+pub fn begin(caller: &Caller, backup: &str, target: &str) -> String {
     let made = caller
         .v2("POST", "/migration-task", Some(&wish(backup, target)))
         .expect(200)
@@ -27,7 +27,7 @@ fn begin(caller: &Caller, backup: &str, target: &str) -> String {
     made["id"].as_str().unwrap().to_owned()
 }
 
-fn ended(caller: &Caller, task: &str) -> Value {
+pub fn ended(caller: &Caller, task: &str) -> Value {
     wait("the end of an import task", || {
         let shown = caller.get(&format!("/migration-task/{task}")).expect(200).json();
         (shown["status"] != "MIGRATING").then_some(shown)

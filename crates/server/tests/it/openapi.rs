@@ -205,6 +205,9 @@ fn answers_of_every_documented_get_and_post_have_the_documented_fields() {
         .expect(200)
         .json();
     let attached = attached["instance_id"].as_str().unwrap();
+    let task = crate::migrations::begin(&caller, &backup, &instance);
+    crate::migrations::ended(&caller, &task);
+    caller.wait_idle(&instance);
     let fill = |path: &str| {
         let instance = if path.contains("/attachments/") {
             attached
@@ -215,6 +218,7 @@ fn answers_of_every_documented_get_and_post_have_the_documented_fields() {
             .replace("{instance_id}", instance)
             .replace("{backup_id}", &backup)
             .replace("{restore_id}", &restore)
+            .replace("{task_id}", &task)
     };
     for (path, methods) in document["paths"].as_object().unwrap() {
         if methods.get("get").is_some() && !path.starts_with("/download") {

@@ -199,9 +199,10 @@ impl Work<'_> {
     /// then.
     fn take_back(&self, error: &Error) -> Result<Ended, Stop> {
         let id = &self.restore.id;
+        let mut why = self.shown(error);
         step(self.app, self.claim, |tx| match self.is_import {
-            true => migrations::giving_up(tx, id, &engine::chain(error)),
-            false => record::giving_up(tx, id, &engine::chain(error)),
+            true => migrations::giving_up(tx, id, &why),
+            false => record::giving_up(tx, id, &why),
         })?;
         failpoint::hit("replay.giving_up")?;
         let known = self.replay()?;
@@ -219,7 +220,7 @@ impl Work<'_> {
                         true => TargetState::Unknown,
                         false => TargetState::Partial,
                     };
-                    let why = servers::told(&self.instance, &failed);
+                    let why = self.shown(&failed);
                     (state, Some(format!("it could not be put back: {why}")))
                 }
             },
@@ -229,7 +230,6 @@ impl Work<'_> {
         let text = code.text();
         let labels = [("kind", "restore"), ("code", text.as_str())];
         self.app.counters.add(crate::metrics::FAILURES, &labels);
-        let mut why = servers::told(&self.instance, error);
         if let Some(more) = more {
             why = format!("{why}; {more}");
         }
@@ -240,6 +240,14 @@ impl Work<'_> {
         })?;
         self.forget();
         Ok(Ended::Failed(why))
+    }
+
+    /// An error as the record tells it.
+    fn shown(&self, error: &Error) -> String {
+        match self.instance.attachment {
+            Some(_) => servers::told(&self.instance, error),
+            None => engine::chain(error),
+        }
     }
 
     /// Applies the safety point, as often as its servers do not answer.
