@@ -331,3 +331,56 @@ fn servers_that_stay_away_leave_a_record_that_says_so_until_they_answer_again() 
     assert_eq!(undone["status"], "succeed", "{undone}");
     assert_eq!(foreign.digest().unwrap(), before);
 }
+
+#[test]
+fn a_plan_counts_what_becomes_of_every_key_and_the_restore_does_that() {
+    let foreign = start(Form::Single, Access::Open, &[]);
+    fill(&foreign, 1, 400);
+    let service = Service::start_with(&LOOPBACK, &[]);
+    let caller = service.caller();
+    let id = attach_open(&caller, "foreign", &[foreign.nodes[0].port]);
+    let backup = caller.make_backup(&id, "the first data");
+    foreign.nodes[0].ask(&["FLUSHALL"]).unwrap();
+    fill(&foreign, 2, 100);
+    let before = foreign.digest().unwrap();
+    let kinds = [
+        "applied",
+        "skipped",
+        "conflicting",
+        "expired",
+        "failed",
+        "removed",
+    ];
+    for replay in [
+        json!({}),
+        json!({"on_conflict": "skip", "select": {"db": [0]}}),
+        json!({"mode": "merge", "select": {"type": ["hash"]}, "into_prefix": "old:"}),
+    ] {
+        let mut wish = json!({"backup_id": backup, "replay": replay});
+        let path = format!("/instances/{id}/restores");
+        let plan = caller
+            .ck("POST", &format!("{path}/plan"), Some(&wish))
+            .expect(200)
+            .json();
+        assert_eq!(foreign.digest().unwrap(), before, "a plan changes nothing");
+        assert_eq!(
+            (&plan["method"], &plan["gaps"]),
+            (&json!("replay"), &json!([])),
+            "{plan}"
+        );
+        assert!(plan["undo_until"].is_string(), "{plan}");
+        wish["plan_id"] = plan["plan_id"].clone();
+        let started = caller.ck("POST", &path, Some(&wish)).expect(200).json();
+        let restore = started["restore_id"].as_str().unwrap();
+        let record = ended(&caller, &id, restore);
+        assert_eq!(record["status"], "succeed", "{record}");
+        for kind in kinds {
+            let counted = &record["ext"][format!("keys_{kind}")];
+            assert_eq!(&plan["counts"][kind], counted, "{kind}: {plan}: {record}");
+        }
+        assert!(record["ext"]["undo_until"].is_string(), "{record}");
+        let undone = undo(&caller, &id, restore);
+        assert_eq!(undone["status"], "succeed", "{undone}");
+        assert_eq!(foreign.digest().unwrap(), before);
+    }
+}
