@@ -56,7 +56,7 @@ pub struct Plan {
     pub keys: u64,
     /// Plain bytes of the backup; 0 of a kept generation.
     pub bytes: u64,
-    /// What each shard is to hold; empty for a kept generation.
+    /// What each shard is to hold; empty for a kept generation and for a replay.
     pub shards: Vec<ShardPlan>,
     /// Memory for the new generation, what the present one takes, and what is free where kept ones have given way; bytes.
     pub memory: Memory,
@@ -194,15 +194,12 @@ pub fn plan(
         is_cut,
         keys: u64::try_from(backup.keys).unwrap_or(0),
         bytes,
-        shards: manifest
-            .as_ref()
-            .map_or_else(Vec::new, |manifest| shards(layout, manifest, is_cut)),
+        // Which slots a stranger's shards have by then he decides.
+        shards: by_file.map_or_else(Vec::new, |manifest| shards(layout, manifest, is_cut)),
         memory: Memory {
             needed: match method {
                 Method::SwitchBack | Method::Replay => 0,
-                Method::SideLoad | Method::InPlace | Method::Replay => {
-                    command::memory_needed(&backup, layout)
-                }
+                Method::SideLoad | Method::InPlace => command::memory_needed(&backup, layout),
             },
             present: app.board.memory_of(id),
             free,
