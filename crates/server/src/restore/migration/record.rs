@@ -50,7 +50,7 @@ pub struct Migration {
 macro_rules! told {
     () => {
         "SELECT migration.id, migration.name, migration.description, migration.status, migration.failure, \
-         CASE WHEN cancel_asked_at_ms IS NULL THEN 0 ELSE 1 END, target_state, instance_id, target.name, source_instance_id, source.name, \
+         cancel_asked_at_ms, target_state, instance_id, target.name, source_instance_id, source.name, \
          backup_id, keys_applied, migration.created_at_ms, migration.updated_at_ms, finished_at_ms FROM migration \
          JOIN instance AS target ON target.id = instance_id JOIN instance AS source ON source.id = source_instance_id "
     };
@@ -63,7 +63,7 @@ fn row(row: &Row<'_>) -> Result<Migration, Error> {
         description: row.get(2)?,
         status: row.get(3)?,
         failure: row.get(4)?,
-        is_stopped: row.get::<i64>(5)? == 1,
+        is_stopped: row.get::<Option<Moment>>(5)?.is_some(),
         target_state: row.get(6)?,
         target: (row.get(7)?, row.get(8)?),
         source: (row.get(9)?, row.get(10)?),
