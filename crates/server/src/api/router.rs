@@ -347,6 +347,7 @@ const PARAMS: [&str; 9] = [
     "instance_id",
     "backup_id",
     "restore_id",
+    "task_id",
     "project",
     "instance",
     "backup",

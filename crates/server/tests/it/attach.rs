@@ -274,7 +274,7 @@ pub fn make_user(service: &Service, foreign: &Deployment) {
     let printed = service.run(&["instance", "attach", "--print-acl", "--user", USER]);
     let printed = String::from_utf8(printed.stdout).unwrap();
     for line in printed.lines().filter(|line| line.starts_with("ACL ")) {
-        if line.contains("sentinel|") || line.contains("+scan") {
+        if line.contains("sentinel|") || line.contains("+dump") {
             continue;
         }
         let line = line.replace("PASSWORD", PASSWORD);

@@ -132,7 +132,7 @@ fn every_reference_resolves_and_every_operation_has_its_own_id() {
                 "{what}"
             );
             // All that these have to say is in their path.
-            let says_all = ["/cancel", "/run", "/ssl-certs/download"];
+            let says_all = ["/cancel", "/run", "/stop", "/ssl-certs/download"];
             if (method == "post" || method == "put") && !says_all.iter().any(|end| path.ends_with(end)) {
                 let body = &operation["requestBody"]["content"]["application/json"]["schema"];
                 let fields = body["properties"].as_object();

@@ -406,11 +406,17 @@ pub fn dry_run(
     )
 }
 
-/// Whether it is of what is stored or asked for, and seldom passes: room and memory come back.
+/// Whether it is of what is stored, asked for or allowed, and seldom passes: room and memory come back.
 fn is_lasting(error: &Error) -> bool {
     matches!(
         error.kind,
-        Kind::Tampered | Kind::Malformed | Kind::Key | Kind::NotFound | Kind::Mismatch | Kind::Refused
+        Kind::Tampered
+            | Kind::Malformed
+            | Kind::Key
+            | Kind::NotFound
+            | Kind::Mismatch
+            | Kind::Refused
+            | Kind::Auth
     )
 }
 
