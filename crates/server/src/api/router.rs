@@ -341,7 +341,7 @@ fn too_many() -> ApiError {
     }
 }
 
-const PARAMS: [&str; 9] = [
+const PARAMS: [&str; 10] = [
     "schedule_id",
     "project_id",
     "instance_id",
