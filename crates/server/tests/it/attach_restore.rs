@@ -384,3 +384,27 @@ fn a_plan_counts_what_becomes_of_every_key_and_the_restore_does_that() {
         assert_eq!(foreign.digest().unwrap(), before);
     }
 }
+
+#[test]
+fn a_backup_of_an_instance_of_ours_goes_into_attached_servers_and_is_taken_back() {
+    let foreign = start(Form::Single, Access::Open, &[]);
+    fill(&foreign, 1, 50);
+    let before = foreign.digest().unwrap();
+    let service = Service::start_with(&LOOPBACK, &[]);
+    let caller = service.caller();
+    let managed = caller.make_instance("managed");
+    let mut engine = caller.engine(&managed);
+    engine.ask(&["DEBUG", "POPULATE", "2000", "ours", "30"]).unwrap();
+    caller.make_backup(&managed, "ours");
+    let digest = engine.ask(&["DEBUG", "DIGEST"]).unwrap();
+    attach_open(&caller, "foreign", &[foreign.nodes[0].port]);
+    let words = [
+        "restore", "create", "managed", "--backup", "latest", "--into", "foreign", "--wait",
+    ];
+    let done = service.run_json(&words);
+    assert_eq!(done["status"], "succeed", "{done}");
+    assert_eq!(Some(foreign.digest().unwrap().as_str()), digest.text());
+    let undone = service.run_json(&["restore", "undo", "foreign", "--wait"]);
+    assert_eq!(undone["status"], "succeed", "{undone}");
+    assert_eq!(foreign.digest().unwrap(), before);
+}
