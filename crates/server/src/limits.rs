@@ -217,3 +217,7 @@ pub const DELIVERY_PAUSE_MS: i64 = 2_000;
 pub const DELIVERY_PAUSE_MS_MAX: i64 = 3_600_000;
 /// So long it is kept what hooks were told.
 pub const DELIVERIES_KEPT_MS: i64 = 30 * 24 * 3_600_000;
+/// A start waits so long for the stores to say whether they know more than the catalogue.
+pub const GUARD_TIME_MAX: Duration = Duration::from_secs(30);
+/// So long a hook is told in one go, before it is looked which others there are.
+pub const HOOK_TURN: Duration = Duration::from_secs(2);
