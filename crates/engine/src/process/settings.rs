@@ -19,7 +19,7 @@ const DATABASES: u32 = 256;
 /// code, end the process or turn it into somebody's replica, pause all its connections, ours among them. Reading the configuration, `DEBUG` and the replica's
 /// side of `PSYNC` stay, so that the usual programs work.
 const CLIENT_RULES: &str = "~* &* +@all -acl|setuser -acl|deluser -acl|load -acl|save -config|set -config|rewrite \
-                            -module -replicaof -slaveof -shutdown -failover -client|pause";
+                            -module -replicaof -slaveof -shutdown -failover -client|pause -client|unpause";
 
 /// What clients of a cluster may not do either: change who its nodes are and who of them has which slots. Reading all of
 /// that stays, cluster clients live on it.

@@ -8,6 +8,7 @@ use super::attachment::{self, Attachment};
 use super::layout::{self, Layout, Place};
 use crate::catalog::{Error, FromSql, Row, Tx, Value, params};
 use crate::ids::{InstanceId, Moment, ProjectId};
+use crate::resize::record::Wanted;
 
 /// What an instance is, apart from what is being done to it: that is the kind of its unsettled job.
 ///
@@ -503,6 +504,19 @@ pub fn resize(
     tx.execute(
         "UPDATE instance SET spec_code = ?2, capacity_mb = ?3, updated_at_ms = ?4 WHERE id = ?1",
         (id, spec_code, capacity_mb, now),
+    )?;
+    Ok(())
+}
+
+/// Gives the instance other nodes: those of a generation that serves from now on.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn change_nodes(tx: &Tx<'_>, id: &InstanceId, to: &Wanted, now: Moment) -> Result<(), Error> {
+    resize(tx, id, &to.spec_code, to.capacity_mb, now)?;
+    tx.execute(
+        "UPDATE instance SET cache_mode = ?2, shards = ?3, replicas = ?4 WHERE id = ?1",
+        (id, to.layout.mode.word(), to.layout.shards, to.layout.replicas),
     )?;
     Ok(())
 }

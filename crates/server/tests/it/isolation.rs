@@ -82,6 +82,12 @@ const ROWS: [(&str, &str, Row, &str); 71] = [
     ),
     (
         "POST",
+        "{ck}/instances/{instance_id}/resize/cancel",
+        Row::Instance,
+        "",
+    ),
+    (
+        "POST",
         "{ck}/instances/{instance_id}/restores/plan",
         Row::BackupInBody,
         r#"{"backup_id":"ID","source_instance_id":"SOURCE"}"#,
