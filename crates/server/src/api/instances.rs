@@ -532,8 +532,11 @@ pub fn resize(request: &Request) -> Result<Reply, ApiError> {
     if fields.get("spec_param").is_none_or(Value::is_null) && wanted.mode == instance.layout.mode {
         wanted.shards = match fields.text("change_type")?.as_deref() {
             Some("addSharding") => {
-                let shards = i64::from(instance.layout.shards) * flavor.capacity_mb / instance.capacity_mb.max(1);
-                let shards = u16::try_from(shards).ok().filter(|shards| SHARDS.contains(shards));
+                let shards =
+                    i64::from(instance.layout.shards) * flavor.capacity_mb / instance.capacity_mb.max(1);
+                let shards = u16::try_from(shards)
+                    .ok()
+                    .filter(|shards| SHARDS.contains(shards));
                 shards.ok_or(Refusal::Parameter("new_capacity"))?
             }
             _ => instance.layout.shards,

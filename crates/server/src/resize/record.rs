@@ -245,8 +245,6 @@ pub fn progress(tx: &Tx<'_>, id: &ResizeId, seen: &engine::Progress, now: Moment
 /// The newest resize of an instance, for who watches it.
 #[derive(Debug)]
 pub struct Watched {
-    /// Its id.
-    pub id: ResizeId,
     /// See [`Status`].
     pub status: Status,
     /// What the instance is to become.
@@ -271,24 +269,23 @@ pub struct Watched {
 /// The catalogue failed.
 pub fn newest(tx: &Tx<'_>, instance: &InstanceId) -> Result<Option<Watched>, Error> {
     tx.one(
-        "SELECT id, status, cache_mode, shards, replicas, phase, bytes_done, bytes_total, keys_done, halted_us, failure \
+        "SELECT status, cache_mode, shards, replicas, phase, bytes_done, bytes_total, keys_done, halted_us, failure \
          FROM resize WHERE instance_id = ?1 ORDER BY created_at_ms DESC, id LIMIT 1",
         (instance,),
         |row| {
             Ok(Watched {
-                id: row.get(0)?,
-                status: row.get(1)?,
+                status: row.get(0)?,
                 layout: Layout {
-                    mode: row.get(2)?,
-                    shards: row.get(3)?,
-                    replicas: row.get(4)?,
+                    mode: row.get(1)?,
+                    shards: row.get(2)?,
+                    replicas: row.get(3)?,
                 },
-                phase: row.get(5)?,
-                bytes_done: row.get(6)?,
-                bytes_total: row.get(7)?,
-                keys_done: row.get(8)?,
-                halted_us: row.get(9)?,
-                failure: row.get(10)?,
+                phase: row.get(4)?,
+                bytes_done: row.get(5)?,
+                bytes_total: row.get(6)?,
+                keys_done: row.get(7)?,
+                halted_us: row.get(8)?,
+                failure: row.get(9)?,
             })
         },
     )
