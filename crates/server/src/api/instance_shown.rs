@@ -305,7 +305,10 @@ impl InstanceShown {
             domain_name: instance.bind.clone(),
             readonly_domain_name: None,
             no_password_access: if needs_password { "false" } else { "true" },
-            access_user: attached.and_then(|attached| attached.reach.user.clone()),
+            access_user: match attached {
+                Some(attached) => attached.reach.user.clone(),
+                None => instance.client_user.clone(),
+            },
             spec_code: instance.spec_code.clone(),
             cpu_type: "x86_64",
             az_codes: list("az_codes"),

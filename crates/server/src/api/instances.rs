@@ -33,7 +33,7 @@ const KEPT: [&str; 8] = [
     "maintain_end",
 ];
 
-/// Fields whose wish would be refused to a client that is told otherwise: a command renamed for safety, a user's name.
+/// Fields whose wish would be refused to a client that is told otherwise: another user's name later, a command renamed for safety.
 const NOT_OFFERED: [&str; 2] = ["access_user", "rename_commands"];
 
 /// The attribute that names who made the instance; no field of a body.
@@ -87,6 +87,13 @@ fn decode_create(request: &Request) -> Result<Create, Refusal> {
         (None, false) => return Err(Refusal::PasswordWeak),
         (_, true) => None,
     };
+    let user = match fields.text("access_user")? {
+        Some(name) => command::check_user(&name)?,
+        None => None,
+    };
+    if user.is_some() && password.is_none() {
+        return Err(Refusal::Parameter("access_user"));
+    }
     let port = match fields.integer("port")? {
         None => None,
         Some(port) => Some(
@@ -130,6 +137,7 @@ fn decode_create(request: &Request) -> Result<Create, Refusal> {
         engine,
         layout,
         port,
+        user,
         password,
         persistence,
         is_tls: fields.boolean("enable_ssl")?.unwrap_or(false),
@@ -178,7 +186,12 @@ pub fn kept_fields(fields: &Fields, before: Option<&str>) -> Result<Map<String, 
     let mut kept: Map<String, Value> = before
         .and_then(|text| serde_json::from_str(text).ok())
         .unwrap_or_default();
-    for name in NOT_OFFERED {
+    // Which user clients are is said when an instance is made, and stays.
+    let refused = match before {
+        None => &NOT_OFFERED[1..],
+        Some(_) => &NOT_OFFERED[..],
+    };
+    for name in refused.iter().copied() {
         let is_wished = match fields.get(name) {
             None | Some(Value::Null | Value::Bool(false)) => false,
             Some(Value::String(text)) => !text.is_empty(),

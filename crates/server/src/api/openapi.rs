@@ -332,7 +332,10 @@ fn instance_wish(create: bool) -> Value {
         ),
         ("vpc_id", text(kept)),
         ("subnet_id", text(kept)),
-        ("access_user", text(kept)),
+        (
+            "access_user",
+            text("At creation: the ACL user of clients, and the default one is off; needs a password"),
+        ),
         (
             "password",
             text("8 to 32 characters of three kinds; needed unless no_password_access"),

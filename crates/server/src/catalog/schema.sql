@@ -63,7 +63,8 @@ CREATE TABLE instance (
     port BIGINT NOT NULL,                   -- of the first node; those of all stand with the generation
     persistence TEXT NOT NULL CHECK (persistence IN ('none', 'rdb', 'aof')),
     admin_password_sealed BLOB NOT NULL,    -- empty: attached
-    client_password_sealed BLOB,            -- null: no password for clients
+    client_user TEXT,                       -- the clients' ACL user; null: the engine's default one
+    client_password_sealed BLOB,            -- its password; null: none
     tls_authority TEXT,                     -- PEM: whom clients are to trust; null: nobody speaks TLS
     tls_authority_key_sealed BLOB,          -- set with it
     attributes TEXT NOT NULL,               -- JSON: what DCS clients give and want back unchanged

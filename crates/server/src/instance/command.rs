@@ -1,7 +1,7 @@
 //! What people ask of an instance: every refusal typed, record and job in one transaction.
 
 use engine::Secret;
-use engine::process::{Authority, Certificate, Program};
+use engine::process::{Authority, Certificate, OWN_USERS, Program};
 use serde_json::Value;
 
 use super::layout::{Layout, Mode, Place};
@@ -34,6 +34,8 @@ pub struct Create {
     pub layout: Layout,
     /// The asked client port.
     pub port: Option<u16>,
+    /// The clients' ACL user; `None`: the engine's default one.
+    pub user: Option<String>,
     /// Password of the clients; `None`: none needed.
     pub password: Option<String>,
     /// Whether clients, nodes and Sentinels speak TLS.
@@ -61,6 +63,23 @@ pub fn check_name(name: &str) -> Result<(), Refusal> {
         Ok(())
     } else {
         Err(Refusal::NameInvalid)
+    }
+}
+
+/// The rule for names of clients' users: 1 to 64 letters, digits, `_` and `-`, a letter first; none of ours or the engine's.
+/// `Ok(None)`: the engine's default one is meant.
+///
+/// # Errors
+/// [`Refusal::Parameter`].
+pub fn check_user(name: &str) -> Result<Option<String>, Refusal> {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+    let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic());
+    match name {
+        "" | "default" => Ok(None),
+        _ if name.len() <= 64 && first && name.bytes().all(legal) && !name.starts_with(OWN_USERS) => {
+            Ok(Some(name.to_owned()))
+        }
+        _ => Err(Refusal::Parameter("access_user")),
     }
 }
 
@@ -164,6 +183,7 @@ fn insert_one(
             .vault
             .master
             .seal(&format!("instance.admin:{id}"), admin.as_bytes()),
+        client_user: wish.user.clone(),
         client_password_sealed: seal_client_password(app, &id, wish.password.as_deref()),
         authority,
         attributes: wish.attributes.clone(),

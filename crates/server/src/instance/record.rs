@@ -121,7 +121,9 @@ pub struct Instance {
     pub persistence: Persistence,
     /// Password of our own control user, sealed for `instance.admin:<id>`.
     pub admin_password_sealed: Vec<u8>,
-    /// Password of the clients' default user, sealed for `instance.client:<id>`.
+    /// The clients' ACL user; `None`: the engine's default one.
+    pub client_user: Option<String>,
+    /// Its password, sealed for `instance.client:<id>`.
     pub client_password_sealed: Option<Vec<u8>>,
     /// Who signs its engines' certificates; `None`: nobody speaks TLS.
     pub authority: Option<SealedAuthority>,
@@ -168,7 +170,7 @@ macro_rules! columns {
         "id, project_id, name, description, status, engine_version, capacity_mb, spec_code, bind, port, persistence, \
          admin_password_sealed, client_password_sealed, attributes, backup_policy, failure, created_at_ms, updated_at_ms, \
          cache_mode, shards, replicas, sentinels, engine, tls_authority, tls_authority_key_sealed, \
-         attachment, attachment_sealed, attachment_settings"
+         attachment, attachment_sealed, attachment_settings, client_user"
     };
 }
 
@@ -200,6 +202,7 @@ fn row(row: &Row<'_>) -> Result<Instance, Error> {
         persistence: persistence_from_word(&persistence)
             .ok_or_else(|| Error::Unreadable(format!("{persistence} is no persistence")))?,
         admin_password_sealed: row.get(11)?,
+        client_user: row.get(28)?,
         client_password_sealed: row.get(12)?,
         attributes: row.get(13)?,
         backup_policy: row.get(14)?,
@@ -238,9 +241,9 @@ pub fn insert(tx: &Tx<'_>, instance: &Instance) -> Result<(), Error> {
         "INSERT INTO instance (id, project_id, name, description, status, engine_version, capacity_mb, spec_code, bind, \
          port, persistence, admin_password_sealed, client_password_sealed, attributes, backup_policy, created_at_ms, \
          updated_at_ms, cache_mode, shards, replicas, sentinels, engine, tls_authority, tls_authority_key_sealed, \
-         attachment, attachment_sealed) \
+         attachment, attachment_sealed, client_user) \
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, \
-         ?24, ?25, ?26)",
+         ?24, ?25, ?26, ?27)",
         params![
             instance.id,
             instance.project_id,
@@ -271,6 +274,7 @@ pub fn insert(tx: &Tx<'_>, instance: &Instance) -> Result<(), Error> {
                 .as_ref()
                 .map(|attached| attachment::to_json(&attached.reach, &attached.found)),
             instance.attachment.as_ref().map(|attached| &attached.sealed),
+            instance.client_user,
         ],
     )?;
     Ok(())

@@ -312,12 +312,7 @@ impl Work<'_> {
         };
         new.wait_loaded(&patient)?;
         new.promote(instances::max_memory_bytes(&self.instance))?;
-        new.set_client_password(
-            instance::command::client_password(self.app, &self.instance)
-                .map_err(Error::from)?
-                .map(engine::Secret::new)
-                .as_ref(),
-        )?;
+        new.let_clients_in(&instances::clients(self.app, &self.instance)?)?;
         failpoint::hit("restore.promoted")?;
         switch::run(&self.plan(old, &new))
             .map(|report| report.gap)
