@@ -196,7 +196,7 @@ fn insert_one(
     };
     record::insert(tx, &instance)?;
     generation::insert(tx, &GenerationId::random(), &instance.id, &nodes, now)?;
-    queue::insert(tx, &instance.id, JobKind::Create, None, now)?;
+    queue::insert(tx, &instance.id, JobKind::Create, None)?;
     Ok(Made {
         id: instance.id,
         name: instance.name,
@@ -461,7 +461,7 @@ pub fn delete(app: &App, project: &ProjectId, id: &InstanceId, now: Moment) -> R
         if !record::transition(tx, id, instance.status, Status::Deleting, None, now)? {
             return Err(Refusal::InstanceUnknown);
         }
-        queue::insert(tx, id, JobKind::Delete, None, now)?;
+        queue::insert(tx, id, JobKind::Delete, None)?;
         Ok::<_, Refusal>(())
     })?;
     app.board.wake();
@@ -500,7 +500,7 @@ pub fn act(
         if !startable || (kind == JobKind::Flush && instance.status != Status::Running) {
             return Err(Refusal::WrongState);
         }
-        queue::insert(tx, id, kind, None, now)?;
+        queue::insert(tx, id, kind, None)?;
         Ok::<_, Refusal>(interrupted)
     })?;
     if interrupted {
@@ -536,7 +536,7 @@ pub fn reset_password(
             return Err(Refusal::WrongState);
         }
         record::set_client_password(tx, id, sealed.as_deref(), now)?;
-        queue::insert(tx, id, JobKind::Password, None, now)?;
+        queue::insert(tx, id, JobKind::Password, None)?;
         Ok::<_, Refusal>(())
     })?;
     app.board.wake();
@@ -572,7 +572,7 @@ pub fn resize(
         }
         if wanted.layout == instance.layout {
             record::resize(tx, id, &wanted.spec_code, wanted.capacity_mb, now)?;
-            queue::insert(tx, id, JobKind::Resize, None, now)?;
+            queue::insert(tx, id, JobKind::Resize, None)?;
             return Ok(());
         }
         let (needed, free) = (
@@ -586,7 +586,7 @@ pub fn resize(
             });
         }
         let resize = resize::record::insert(tx, id, wanted, now)?;
-        queue::insert(tx, id, JobKind::Resize, Some(resize.as_str()), now)?;
+        queue::insert(tx, id, JobKind::Resize, Some(resize.as_str()))?;
         Ok::<_, Refusal>(())
     })?;
     app.board.wake();
