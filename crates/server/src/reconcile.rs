@@ -16,7 +16,7 @@ use crate::backup::copy_record as copies;
 use crate::backup::record::{self as backups, FailureCode};
 use crate::backup::verification_record as verifications;
 use crate::catalog;
-use crate::ids::{InstanceId, Moment};
+use crate::ids::{InstanceId, Moment, RestoreId};
 use crate::instance::attachment::{Attachment, servers};
 use crate::instance::generation::{self, Generation, State};
 use crate::instance::layout::{Mode, Place};
@@ -25,6 +25,7 @@ use crate::instance::{Instance, Status, job as instances, nodes, record};
 use crate::jobs::queue;
 use crate::jobs::worker::{Gate, panic_text};
 use crate::limits;
+use crate::restore::replay_record;
 
 /// Once, before the first job runs: nothing of an earlier process is at work any more.
 ///
@@ -47,8 +48,27 @@ pub fn at_start(app: &App) -> Result<(), catalog::Error> {
     }
     remove_orphans(app)?;
     remove_proofs(app);
+    remove_replays(app)?;
     settle_imports(app)?;
     settle_copies(app)
+}
+
+/// Forgets how far replays were that have ended.
+fn remove_replays(app: &App) -> Result<(), catalog::Error> {
+    let Ok(entries) = std::fs::read_dir(app.config.replays_dir()) else {
+        return Ok(());
+    };
+    for entry in entries.flatten() {
+        let id = entry.file_name().to_str().and_then(RestoreId::parse);
+        let is_needed = match &id {
+            Some(id) => app.catalog.read(|tx| replay_record::is_unsettled(tx, id))?,
+            None => false,
+        };
+        if !is_needed {
+            remove(&entry.path());
+        }
+    }
+    Ok(())
 }
 
 /// Ends throw-away engines whose verify is gone: it held the lock, and nobody does now.
@@ -305,7 +325,9 @@ fn look_after(app: &App, instance: &Instance, attached: &Attachment) -> Result<(
     // What does not go back is told in the log and tried again: a node that is gone for good says nothing of the others.
     let _told_in_the_log = servers::put_settings_back(app, instance, attached, now);
     let Err(error) = servers::look(app, instance, attached, now) else {
-        return Ok(());
+        return app
+            .catalog
+            .write(|tx| replay_record::settle_unknown(tx, &instance.id, now));
     };
     let why = servers::told(instance, &error);
     tracing::warn!(instance.id = %instance.id, why, "attached servers cannot be used; looking again");
@@ -445,6 +467,7 @@ fn serves_again(app: &App, instance: &Instance, has_data: bool, now: Moment) -> 
         if has_data {
             crate::restore::record::settle_unknown(tx, &instance.id, now)?;
         }
+        replay_record::settle_unknown(tx, &instance.id, now)?;
         record::transition(tx, &instance.id, Status::Error, Status::Running, None, now).map(drop)
     })
 }

@@ -2,8 +2,8 @@
 
 use super::Error;
 use crate::ids::{
-    BackupId, GenerationId, HostId, InstanceId, JobId, Moment, NodeId, ProjectId, ResizeId, RestoreId,
-    ScheduleId, StorageId, UserId, VerificationId,
+    BackupId, GenerationId, HostId, InstanceId, JobId, MigrationId, Moment, NodeId, ProjectId, ResizeId,
+    RestoreId, ScheduleId, StorageId, UserId, VerificationId,
 };
 
 /// A value as both databases hold it.
@@ -210,6 +210,7 @@ id!(
     BackupId,
     ResizeId,
     RestoreId,
+    MigrationId,
     GenerationId,
     NodeId,
     JobId,

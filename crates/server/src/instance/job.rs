@@ -64,7 +64,9 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
                 NotDone::Failed(error) | NotDone::Refused(error) => error,
             })))
         }
-        JobKind::Backup | JobKind::Restore => Err(Stop::Broken("not a job of the instance".to_owned())),
+        JobKind::Backup | JobKind::Restore | JobKind::Migration => {
+            Err(Stop::Broken("not a job of the instance".to_owned()))
+        }
     }
 }
 

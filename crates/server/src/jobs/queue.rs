@@ -29,8 +29,10 @@ pub enum JobKind {
     Resize,
     /// Capture and store.
     Backup,
-    /// Load beside and switch, or switch back.
+    /// Load beside and switch, switch back, or apply key by key.
     Restore,
+    /// Apply key by key what an import task names.
+    Migration,
 }
 
 impl JobKind {
@@ -45,6 +47,7 @@ impl JobKind {
             JobKind::Resize => "resize",
             JobKind::Backup => "backup",
             JobKind::Restore => "restore",
+            JobKind::Migration => "migration",
         }
     }
 
@@ -58,6 +61,7 @@ impl JobKind {
             JobKind::Resize,
             JobKind::Backup,
             JobKind::Restore,
+            JobKind::Migration,
         ]
         .into_iter()
         .find(|kind| kind.word() == word)

@@ -404,12 +404,21 @@ fn time_left(app: &App, claim: &Claim) -> Result<Duration, catalog::Error> {
         (JobKind::Restore, Some(restore)) => app
             .catalog
             .read(|tx| restore::record::expected_bytes(tx, restore))?,
+        (JobKind::Migration, Some(task)) => app
+            .catalog
+            .read(|tx| restore::migration::record::expected_bytes(tx, task))?,
         _ => 0,
     };
-    let limit = limits::operation_time(expected_bytes);
+    let at_pace = match (claim.kind, &claim.subject_id) {
+        (JobKind::Restore, Some(restore)) => app
+            .catalog
+            .read(|tx| restore::replay_record::seconds_at_pace(tx, restore))?,
+        _ => 0,
+    };
+    let limit = limits::operation_time(expected_bytes) + Duration::from_secs(at_pace);
     let age = match claim.kind {
         JobKind::Create | JobKind::Delete | JobKind::Password | JobKind::Resize => 0,
-        JobKind::Restart | JobKind::Flush | JobKind::Backup | JobKind::Restore => {
+        JobKind::Restart | JobKind::Flush | JobKind::Backup | JobKind::Restore | JobKind::Migration => {
             let now = app.catalog.read(|tx| tx.clock())?;
             u64::try_from(now.0 - claim.created_at.0).unwrap_or(0)
         }
@@ -471,7 +480,7 @@ fn run_one(app: &App, claim: &Claim, control: &Control) {
     let nodes = claim.subject_id.as_deref().and_then(ResizeId::parse);
     let ended = match claim.kind {
         JobKind::Backup => backup::job::run(app, claim, control),
-        JobKind::Restore => restore::job::run(app, claim, control),
+        JobKind::Restore | JobKind::Migration => restore::job::run(app, claim, control),
         JobKind::Create | JobKind::Delete | JobKind::Restart | JobKind::Flush | JobKind::Password => {
             instance::job::run(app, claim, control)
         }

@@ -81,7 +81,7 @@ fn send_all(app: &App, project: &ProjectId, looked: &mut Looked, closing: &Atomi
         // At the start the store may have been away.
         let place = (project.clone(), journal.storage_id.clone());
         if !looked.contains(&place) {
-            if let Some((known, newest)) = guard::newer(app, &store, project)? {
+            if let Some((known, newest)) = guard::newer(app, &store, project, None)? {
                 let context = format!(
                     "the store has entry {newest} and the catalogue knows {known}: it is an old copy. Nothing is written over what is newer; \
                      restart the service, it says what to do",

@@ -12,7 +12,9 @@ use engine::{Control, Endpoint, Error, Kind, cluster, failpoint};
 use super::record::{self, Resize, Status};
 use crate::app::App;
 use crate::backup::record as backups;
-use crate::ids::{GenerationId, Moment, ResizeId};
+use crate::backup::run_record;
+use crate::catalog::Tx;
+use crate::ids::{BackupId, GenerationId, Moment, ResizeId};
 use crate::instance::generation::{self, Generation, State};
 use crate::instance::job as instances;
 use crate::instance::layout::Mode;
@@ -21,7 +23,9 @@ use crate::jobs::Claim;
 use crate::jobs::worker::{Ended, Stop, begun_too_often, settle, step, with_progress};
 use crate::limits;
 use crate::refusal::Refusal;
-use crate::restore::job::beside::{Beside, Halt, remove_left_behind, safety_backup, take_down_or_leave};
+use crate::restore::job::beside::{
+    Beside, Halt, Safety, remove_left_behind, safety_backup, take_down_or_leave,
+};
 use crate::restore::job::cluster::{Side, hand_over};
 
 /// A switch may not begin when writes have waited for longer: they go on before it could be over.
@@ -163,14 +167,18 @@ impl Work<'_> {
             failpoint::hit("resize.followed")
         });
         let remark = format!("before a change to {}", self.after.layout);
-        let backup = safety_backup(
-            self.app,
-            self.claim,
-            &self.before,
-            (&remark, None),
-            Some(forked),
-            self.control,
-        )?;
+        let keep = |tx: &Tx<'_>, id: &BackupId| {
+            let expires_at = Moment::now().plus_seconds(limits::SAFETY_KEPT_SECONDS);
+            run_record::keep_until(tx, id, expires_at)
+        };
+        let safety = Safety {
+            instance: &self.before,
+            remark: &remark,
+            storage: None,
+            forked: Some(forked),
+            made: &keep,
+        };
+        let backup = safety_backup(self.app, self.claim, safety, self.control)?;
         let beside = Beside {
             app: self.app,
             claim: self.claim,

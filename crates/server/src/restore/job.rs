@@ -2,6 +2,7 @@
 
 pub(crate) mod beside;
 pub(crate) mod cluster;
+pub(super) mod replay;
 mod shards;
 
 use engine::keys::Identity;
@@ -14,26 +15,31 @@ use engine::verify::{self, VerifyLevel};
 use engine::{Control, Error, Kind, failpoint};
 
 use super::command::has_same_shards;
+use super::migration::record as migrations;
 use super::record::{self, Method, Restore, TargetState};
 use crate::app::App;
 use crate::backup::record as backups;
+use crate::backup::run_record;
+use crate::catalog::Tx;
 use crate::identity::record as identity;
-use crate::ids::{GenerationId, Moment, ProjectId, RestoreId};
+use crate::ids::{BackupId, GenerationId, Moment, ProjectId, RestoreId};
 use crate::instance::generation::{self, Generation, State};
 use crate::instance::job as instances;
 use crate::instance::layout::Mode;
 use crate::instance::{self, nodes};
-use crate::jobs::Claim;
 use crate::jobs::worker::{Ended, Stop, begun_too_often, failure_code, settle, step, with_progress};
+use crate::jobs::{Claim, JobKind};
 use crate::limits;
 use crate::refusal::Refusal;
 use crate::storage::record as storages;
-use beside::{Beside, Generations, Halt};
+use beside::{Beside, Generations, Halt, Safety};
 
 /// One restore at work: what is loaded beside, and the record of it.
 struct Work<'a> {
     beside: Beside<'a>,
     restore: Restore,
+    /// The record is that of an import task, which has a table of its own.
+    is_import: bool,
 }
 
 impl<'a> std::ops::Deref for Work<'a> {
@@ -51,6 +57,9 @@ impl<'a> std::ops::Deref for Work<'a> {
 pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
     let work = load(app, claim, control)?;
     failpoint::hit("restore.claimed")?;
+    if work.restore.method == Method::Replay {
+        return work.run_replay();
+    }
     if let Some(why) = work.was_given_up() {
         return work.give_up(&why);
     }
@@ -74,6 +83,9 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
                 Method::SideLoad => work.prepare_beside()?,
                 Method::InPlace => work.prepare_in_place()?,
                 Method::SwitchBack => work.prepare_retired()?,
+                Method::Replay => {
+                    return Err(Stop::Broken("a replay has no second generation".to_owned()).into());
+                }
             };
             if !switch_intended {
                 work.enter(TargetState::Switching)?;
@@ -102,7 +114,12 @@ fn load<'a>(app: &'a App, claim: &'a Claim, control: &'a Control) -> Result<Work
         .and_then(RestoreId::parse)
         .ok_or_else(missing)?;
     app.catalog.read(|tx| {
-        let restore = record::load(tx, &id)?.ok_or_else(missing)?;
+        let is_import = claim.kind == JobKind::Migration;
+        let restore = match is_import {
+            true => migrations::load(tx, &id)?,
+            false => record::load(tx, &id)?,
+        };
+        let restore = restore.ok_or_else(missing)?;
         let backup = backups::load(tx, &restore.backup_id)?.ok_or_else(missing)?;
         let instance = instance::record::load(tx, &claim.instance_id)?.ok_or_else(missing)?;
         let level = match restore.verify.as_str() {
@@ -117,7 +134,11 @@ fn load<'a>(app: &'a App, claim: &'a Claim, control: &'a Control) -> Result<Work
             backup,
             level,
         };
-        Ok(Work { beside, restore })
+        Ok(Work {
+            beside,
+            restore,
+            is_import,
+        })
     })
 }
 
@@ -178,19 +199,7 @@ impl Work<'_> {
         self.remove_left_behind()?;
         let pair = self.begin(None)?;
         let expectation = self.place(&pair.new)?;
-        let remark = format!("before {}", self.restore.name);
-        let storage = step(self.app, self.claim, |tx| {
-            storages::default_of(tx, &self.instance.project_id)
-        })?;
-        let captured = &self.instance;
-        beside::safety_backup(
-            self.app,
-            self.claim,
-            captured,
-            (&remark, storage),
-            None,
-            self.control,
-        )?;
+        self.take_safety_backup()?;
         let old = instances::serving(self.app, &self.instance)?;
         self.enter(TargetState::Loading)?;
         failpoint::hit("restore.before_stop_old")?;
@@ -516,6 +525,29 @@ impl Work<'_> {
         Ok(())
     }
 
+    /// A validated backup of the present data before what cannot be undone.
+    fn take_safety_backup(&self) -> Result<(), Halt> {
+        let remark = format!("before {}", self.restore.name);
+        let storage = step(self.app, self.claim, |tx| {
+            storages::default_of(tx, &self.instance.project_id)
+        })?;
+        let made = |tx: &Tx<'_>, id: &BackupId| match self.restore.method {
+            Method::Replay => self.saved(tx, id).and_then(|()| {
+                let expires_at = Moment::now().plus_seconds(limits::SAFETY_KEPT_SECONDS);
+                run_record::keep_until(tx, id, expires_at)
+            }),
+            _ => Ok(()),
+        };
+        let safety = Safety {
+            instance: &self.instance,
+            remark: &remark,
+            storage,
+            forked: None,
+            made: &made,
+        };
+        beside::safety_backup(self.app, self.claim, safety, self.control).map(drop)
+    }
+
     fn enter(&self, state: TargetState) -> Result<(), Halt> {
         let running = step(self.app, self.claim, |tx| {
             record::enter(tx, &self.restore.id, state, Moment::now())
@@ -532,7 +564,7 @@ impl Work<'_> {
         let cancelled = self
             .app
             .catalog
-            .read(|tx| record::is_to_be_cancelled(tx, &self.restore.id))
+            .read(|tx| self.is_to_be_cancelled(tx))
             .map_err(Stop::from)?;
         match cancelled {
             true => Err(Error::new(Kind::Cancelled, "restore", "it was cancelled").into()),
@@ -553,15 +585,22 @@ impl Work<'_> {
             "switching" => (9800, 0),
             _ => (0, 0),
         };
+        self.told(seen, base, span, self.control);
+    }
+
+    /// Writes down how far a phase is that begins at `base` and is `span` of the whole.
+    fn told(&self, seen: &engine::Progress, base: u64, span: u64, control: &Control) {
         let share = (seen.bytes_done.min(seen.bytes_total) * span)
             .checked_div(seen.bytes_total)
             .unwrap_or(0);
         let progress = i64::try_from(base + share).unwrap_or(0);
-        let written = step(self.app, self.claim, |tx| {
-            record::progress(tx, &self.restore.id, progress, seen, Moment::now())
+        let written = step(self.app, self.claim, |tx| match self.is_import {
+            // Of tasks nobody is told how far they are.
+            true => Ok(()),
+            false => record::progress(tx, &self.restore.id, progress, seen, Moment::now()),
         });
         if let Err(Stop::ClaimLost) = written {
-            self.control.cancel();
+            control.cancel();
         }
     }
 }

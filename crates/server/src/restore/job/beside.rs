@@ -10,8 +10,8 @@ use crate::app::App;
 use crate::backup::job::{Capture, capture};
 use crate::backup::place;
 use crate::backup::record::{self as backups, Backup};
-use crate::catalog::Tx;
-use crate::ids::{GenerationId, Moment, StorageId};
+use crate::catalog::{self, Tx};
+use crate::ids::{BackupId, GenerationId, Moment, StorageId};
 use crate::instance::generation::{self, Generation, State};
 use crate::instance::job as instances;
 use crate::instance::{Instance, nodes};
@@ -139,6 +139,18 @@ impl Beside<'_> {
     }
 }
 
+/// Which safety backup is made.
+pub(crate) struct Safety<'a> {
+    pub(crate) instance: &'a Instance,
+    pub(crate) remark: &'a str,
+    /// Where it goes.
+    pub(crate) storage: Option<StorageId>,
+    /// Who is told when a node has forked.
+    pub(crate) forked: Option<Forked<'a>>,
+    /// What else is written with its success.
+    pub(crate) made: &'a dyn Fn(&Tx<'_>, &BackupId) -> Result<(), catalog::Error>,
+}
+
 /// A validated backup of the present data, before what cannot be undone, or to be loaded beside.
 ///
 /// # Errors
@@ -146,11 +158,16 @@ impl Beside<'_> {
 pub(crate) fn safety_backup(
     app: &App,
     claim: &Claim,
-    instance: &Instance,
-    (remark, storage): (&str, Option<StorageId>),
-    forked: Option<Forked<'_>>,
+    safety: Safety<'_>,
     control: &Control,
 ) -> Result<Backup, Halt> {
+    let Safety {
+        instance,
+        remark,
+        storage,
+        forked,
+        made: also,
+    } = safety;
     let now = Moment::now();
     let id = step(app, claim, |tx| {
         backups::insert_waiting(
@@ -183,7 +200,10 @@ pub(crate) fn safety_backup(
     let now = Moment::now();
     let backup = step(app, claim, |tx| {
         match &made {
-            Ok(finished) => backups::succeed(tx, &id, finished, now)?,
+            Ok(finished) => {
+                also(tx, &id)?;
+                backups::succeed(tx, &id, finished, now)?
+            }
             Err(error) => backups::fail(
                 tx,
                 &id,
