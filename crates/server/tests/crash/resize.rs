@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use serde_json::json;
-use xtask::resp::{Connection, Target};
+use xtask::resp::{Connection, Reply, Target};
 
 use crate::cluster::SPEC;
 use crate::lifecycle::wait_until;
@@ -69,10 +69,9 @@ fn digest(world: &World, id: &str) -> (usize, Vec<u8>) {
             for (at, byte) in sum.iter_mut().enumerate() {
                 *byte ^= u8::from_str_radix(&told[2 * at..2 * at + 2], 16).unwrap();
             }
-            // Writes are taken: none of an earlier attempt's pauses is left.
-            let tag = format!("{{{shards}}}");
-            let took = client.call(&["SET", &format!("probe:{tag}"), "1", "XX"]).unwrap();
-            drop(took);
+            // No pause of an earlier attempt is left: this would wait with the writes.
+            let heard = client.ask(&["PUBLISH", "probe", "1"]).unwrap();
+            assert_eq!(heard, Reply::Number(0));
         }
     }
     assert_eq!(shown["sharding_count"], json!(shards));
