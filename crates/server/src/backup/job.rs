@@ -11,7 +11,7 @@ use engine::guard::{self, Guardrails};
 use engine::keys::Recipient;
 use engine::node::Endpoint;
 use engine::process::Engine;
-use engine::psync::{Ledger, Tuning};
+use engine::psync::{Forked, Ledger, Tuning};
 use engine::scan::KeyByKey;
 use engine::store::Store;
 use engine::{Control, Error, Kind, failpoint};
@@ -90,7 +90,13 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
         Some(error) => Err(error),
         None => with_progress(control, report, || {
             let store = storage::open(app, storage.as_ref())?;
-            capture(app, &instance, &backup, &store, &prefix, claim.fence, control)
+            let into = Capture {
+                store: &store,
+                prefix: &prefix,
+                attempt: claim.fence,
+                forked: None,
+            };
+            capture(app, &instance, &backup, &into, control)
         }),
     };
     match made {
@@ -135,7 +141,20 @@ fn fail(app: &App, claim: &Claim, id: &BackupId, code: FailureCode, why: String)
     Ok(Ended::Failed(why))
 }
 
-/// Captures `instance` for the record `backup` into `store`, under `prefix`.
+/// Where a capture goes.
+#[derive(Debug)]
+pub struct Capture<'a> {
+    /// The store.
+    pub store: &'a Store,
+    /// What its objects' names begin with.
+    pub prefix: &'a str,
+    /// The claim's fence.
+    pub attempt: i64,
+    /// Who is told when a node has forked.
+    pub forked: Option<Forked<'a>>,
+}
+
+/// Captures `instance` for the record `backup`.
 ///
 /// # Errors
 /// What the data plane says; nothing is left under the prefix.
@@ -143,11 +162,10 @@ pub fn capture(
     app: &App,
     instance: &Instance,
     backup: &Backup,
-    store: &Store,
-    prefix: &str,
-    attempt: i64,
+    into: &Capture<'_>,
     control: &Control,
 ) -> Result<Finished, Error> {
+    let store = into.store;
     let Sources {
         shards,
         used_bytes: used,
@@ -183,12 +201,13 @@ pub fn capture(
             true => Tuning::Noted(ledger),
             false => Tuning::None,
         },
-        prefix: prefix.to_owned(),
+        forked: into.forked.clone(),
+        prefix: into.prefix.to_owned(),
         labels: Labels {
             project: instance.project_id.to_string(),
             instance: instance.id.to_string(),
             backup: backup.id.to_string(),
-            attempt: u64::try_from(attempt).unwrap_or(0),
+            attempt: u64::try_from(into.attempt).unwrap_or(0),
             created_at_ms: backup.created_at.0,
         },
         recipient: Recipient::parse(&recipient)?,

@@ -308,7 +308,7 @@ fn memory_short(tx: &Tx<'_>, instance: &Instance, backup: &Backup) -> Result<Opt
 }
 
 /// What a second generation of the instance can have. Retired ones do not count: they give way.
-pub(super) fn free_memory(tx: &Tx<'_>, instance: &Instance) -> Result<u64, Refusal> {
+pub fn free_memory(tx: &Tx<'_>, instance: &Instance) -> Result<u64, Refusal> {
     let mut free = available_memory();
     for generation in generation::existing(tx, &instance.id)? {
         if generation.state == State::Retired
@@ -337,6 +337,11 @@ pub(super) fn has_same_shards(layout: Layout, manifest: &Manifest) -> bool {
 /// fragmentation, for each copy, and the reserve of the host.
 pub fn memory_needed(backup: &Backup, layout: Layout) -> u64 {
     let used = u64::try_from(backup.used_memory_bytes.max(backup.plain_bytes)).unwrap_or(0);
+    memory_for(used, layout)
+}
+
+/// As [`memory_needed`], for data of so many bytes.
+pub fn memory_for(used: u64, layout: Layout) -> u64 {
     (used + used / 10) * u64::from(1 + layout.replicas) + limits::MEMORY_RESERVE_BYTES
 }
 
