@@ -145,6 +145,9 @@ random!(hyphenated: InstanceId, BackupId, RestoreId, GenerationId, NodeId, JobId
 random!(simple: ProjectId, UserId);
 
 impl HostId {
+    /// The only host of a catalogue that is a file.
+    pub const OF_A_FILE: Self = Self(*b"0000000000000000");
+
     /// A fresh random identifier.
     pub fn random() -> Self {
         let mut id = Self([0; _]);

@@ -6,7 +6,7 @@ use engine::{Error, Kind};
 
 use super::record::Backup;
 use crate::app::App;
-use crate::ids::StorageId;
+use crate::ids::{HostId, StorageId};
 use crate::storage;
 
 /// Where an archive lies.
@@ -16,6 +16,24 @@ pub struct Place<'a> {
     pub prefix: &'a str,
     /// The store; `None`: the local folder.
     pub storage_id: Option<&'a StorageId>,
+    /// Whose local folder that is.
+    pub host: Option<&'a HostId>,
+}
+
+impl Place<'_> {
+    /// The host whose local folder it is, where that is another one than `ours`.
+    fn elsewhere(&self, ours: &HostId) -> Option<&HostId> {
+        let host = self.host.filter(|_| self.storage_id.is_none())?;
+        (host != ours).then_some(host)
+    }
+}
+
+/// The host that alone can read the backup, where that is another one than `ours`.
+pub fn only_at<'a>(backup: &'a Backup, ours: &HostId) -> Option<&'a HostId> {
+    let places = places(backup);
+    let first = places.first()?.host;
+    let is_elsewhere = |place: &Place<'_>| place.elsewhere(ours).is_some();
+    first.filter(|_| places.iter().all(is_elsewhere))
 }
 
 /// All places of a backup's archive, that of the first attempt first. None for a kept generation.
@@ -23,11 +41,13 @@ pub fn places(backup: &Backup) -> Vec<Place<'_>> {
     let first = backup.prefix.as_deref().map(|prefix| Place {
         prefix,
         storage_id: backup.storage_id.as_ref(),
+        host: backup.host.as_ref(),
     });
     let copy = backup.copy.as_ref().filter(|copy| copy.at.is_some());
     let copy = copy.map(|copy| Place {
         prefix: &copy.prefix,
         storage_id: copy.storage_id.as_ref(),
+        host: copy.host.as_ref(),
     });
     first.into_iter().chain(copy).collect()
 }
@@ -47,6 +67,11 @@ pub fn open_at(
         .manifest_blake3
         .as_deref()
         .ok_or_else(|| Error::new(Kind::NotFound, "open backup", "it has no stored objects"))?;
+    if let Some(host) = place.elsewhere(&app.host) {
+        let context =
+            format!("it lies in the local folder of another node ({host}), which alone can read it");
+        return Err(Error::new(Kind::Store, "open backup", context));
+    }
     let mut store = storage::open(app, place.storage_id)?;
     if let Some(patience) = patience {
         store = store.with_patience(patience);

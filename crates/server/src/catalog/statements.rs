@@ -104,7 +104,7 @@ fn every_statement_is_prepared_on_both_databases() {
     sqlite.execute_batch(SCHEMA).unwrap();
     let server = xtask::postgres::Postgres::start().unwrap();
     let url = server.make_schema("statements").unwrap();
-    let database = postgres::Database::open(&url, "n", true).unwrap();
+    let database = postgres::Database::open(&url, true).unwrap();
     let mut wrong = Vec::new();
     for statement in &statements {
         if let Err(error) = sqlite.prepare(statement) {
@@ -129,7 +129,7 @@ fn every_statement_is_prepared_on_both_databases() {
 fn a_transaction_of_which_a_statement_failed_is_not_told_as_committed() {
     let server = xtask::postgres::Postgres::start().unwrap();
     let url = server.make_schema("failed").unwrap();
-    let catalog = Catalog::connect(&url, "n", true).unwrap();
+    let catalog = Catalog::connect(&url, true).unwrap();
     let fail = |tx: &Tx<'_>| tx.execute("SELECT 1 / 0", ());
     let swallowed = catalog.write(|tx| {
         drop(fail(tx));

@@ -455,7 +455,7 @@ impl Work<'_> {
     /// Generations that an earlier attempt, or a restore that was never settled, began to fill.
     fn remove_left_behind(&self) -> Result<(), Halt> {
         step(self.app, self.claim, |tx| {
-            backups::fail_interrupted_safety(tx, Some(&self.instance.id), Moment::now())
+            backups::fail_interrupted_safety(tx, &self.instance.id, Moment::now())
         })?;
         let existing = self
             .app
@@ -623,13 +623,20 @@ impl Work<'_> {
         );
         let backup = step(self.app, self.claim, |tx| {
             let storage = storages::default_of(tx, &instance.project_id)?;
-            backups::begin(tx, &id, &prefix, storage.as_ref(), now)?;
+            backups::begin(tx, &id, &prefix, (storage.as_ref(), &self.app.host), now)?;
             backups::load(tx, &id)
         })?
         .ok_or_else(|| Stop::Broken("a safety backup has no row".to_owned()))?;
         let made = storage::open(self.app, backup.storage_id.as_ref()).and_then(|store| {
-            let (fence, control) = (self.claim.fence, self.control);
-            capture(self.app, instance, &backup, &store, &prefix, fence, control)
+            capture(
+                self.app,
+                instance,
+                &backup,
+                &store,
+                &prefix,
+                self.claim,
+                self.control,
+            )
         });
         let now = Moment::now();
         step(self.app, self.claim, |tx| match &made {
@@ -691,7 +698,9 @@ impl Work<'_> {
         let written = step(self.app, self.claim, |tx| {
             record::progress(tx, &self.restore.id, progress, seen, Moment::now())
         });
-        if let Err(Stop::ClaimLost) = written {
+        // Somebody may have asked another host to give it up.
+        let is_unwanted = || self.app.catalog.is_shared() && self.check_wanted().is_err();
+        if matches!(written, Err(Stop::ClaimLost)) || is_unwanted() {
             self.control.cancel();
         }
     }
