@@ -196,3 +196,11 @@ pub const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 pub const JOURNAL_ROWS_MAX: u64 = 1000;
 /// Bytes of rows after which an entry of the journal takes no more.
 pub const JOURNAL_ENTRY_BYTES: usize = 4 * 1024 * 1024;
+/// Tries of a delivery to a hook: with the pauses between them that is a little more than three days, a weekend.
+pub const DELIVERY_TRIES: i64 = 80;
+/// Pause after the first try that failed; each is three times the one before it.
+pub const DELIVERY_PAUSE_MS: i64 = 2_000;
+/// Longest pause between two tries.
+pub const DELIVERY_PAUSE_MS_MAX: i64 = 3_600_000;
+/// So long it is kept what hooks were told.
+pub const DELIVERIES_KEPT_MS: i64 = 30 * 24 * 3_600_000;

@@ -24,7 +24,7 @@ use crate::jobs::worker::{self, Board};
 use crate::metrics::Counters;
 use crate::secrets::{self, MasterKey};
 use crate::stall::Unstalled;
-use crate::{audit, backup, hosts, journal, limits, reconcile, schedule, storage};
+use crate::{audit, backup, hook, hosts, journal, limits, reconcile, schedule, storage};
 
 /// Opens everything below the data directory. Used by `serve` and by the administrator's commands.
 ///
@@ -438,6 +438,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     };
     let app = Arc::new(open(config)?);
     let _set_once = app.listens_on.set(address.port());
+    journal::guard::at_start(&app)?;
     hosts::announce(&app)?;
     match app.catalog.is_shared() {
         true => warn_of_local_stores(&app)?,
@@ -486,6 +487,10 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     std::thread::Builder::new().name("scheduler".to_owned()).spawn({
         let (app, closing) = (app.clone(), closing.clone());
         move || schedule::job::run(&app, &closing)
+    })?;
+    std::thread::Builder::new().name("hooks".to_owned()).spawn({
+        let (app, closing) = (app.clone(), closing.clone());
+        move || hook::job::run(&app, &closing)
     })?;
     let scheme = if app.config.tls.is_some() { "https" } else { "http" };
     println!("cachekeep serves {scheme}://{address}");

@@ -142,7 +142,7 @@ pub(super) fn open(global: &Global) -> anyhow::Result<App> {
 /// Noun and verb of a command line: nothing of its options, which may hold secrets.
 fn verb_of(words: impl Iterator<Item = String>) -> String {
     let nouns = [
-        "project", "user", "key", "storage", "catalog", "backup", "import", "node",
+        "project", "user", "key", "storage", "catalog", "backup", "hook", "import", "node",
     ];
     let mut words = words.skip_while(|word| !nouns.contains(&word.as_str()));
     let noun = words.next().unwrap_or_default();

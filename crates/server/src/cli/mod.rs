@@ -11,6 +11,7 @@ mod closed_pipe;
 mod copy;
 mod diff;
 mod export;
+mod hook;
 mod import;
 mod inspect;
 mod keys;
@@ -124,6 +125,9 @@ enum Verb {
     /// Say who changed what, and prove that nothing of that was changed (works on the data directory)
     #[command(subcommand)]
     Audit(audit::AuditVerb),
+    /// Have a URL or a program told how backups, restores and drills end (works on the data directory)
+    #[command(subcommand)]
+    Hook(hook::HookVerb),
     /// Say which backups would go by the rules, and why
     #[command(subcommand)]
     Retention(schedule::RetentionVerb),
@@ -373,6 +377,7 @@ fn run() -> ExitCode {
         },
         Verb::Schedule(verb) => schedule::schedule(&global, &verb),
         Verb::Audit(verb) => audit::audit(&global, &verb),
+        Verb::Hook(verb) => hook::hook(&global, &verb),
         Verb::Retention(verb) => schedule::retention(&global, &verb),
         Verb::Inspect(verb) => Ok(inspect::run(&global, &verb)),
         Verb::Export(verb) => Ok(export::run(&global, &verb)),
