@@ -68,8 +68,17 @@ pub fn open_with(mut config: Config, catalog: &Path, begin: Begin) -> anyhow::Re
     // By the name that the kernel shows for it: processes are known by their working directories.
     config.data_dir = config.data_dir.canonicalize()?;
     let data_dir = &config.data_dir;
-    if config.keys_dir.is_none() {
-        make_restricted(&data_dir.join("keys"))?;
+    let own_keys = data_dir.join("keys");
+    match &config.keys_dir {
+        // So that the operator's verbs find them too.
+        Some(keys) if !own_keys.exists() => {
+            let keys = keys.canonicalize().with_context(|| {
+                format!("cannot read {}: name another folder with --keys", keys.display())
+            })?;
+            std::os::unix::fs::symlink(keys, &own_keys)?;
+        }
+        None if !own_keys.is_symlink() => make_restricted(&own_keys)?,
+        _ => {}
     }
     for directory in [data_dir.clone(), config.spool_dir(), config.store_dir()] {
         make_restricted(&directory)?;
