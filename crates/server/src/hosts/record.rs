@@ -210,9 +210,10 @@ pub fn take_duty(
 /// # Errors
 /// The catalogue failed.
 pub fn give_duty_up(tx: &Tx<'_>, name: &str, host: &HostId) -> Result<(), Error> {
+    let over = Moment(tx.clock()?.0.saturating_sub(1));
     tx.execute(
-        "UPDATE duty SET until_ms = ?3 - 1 WHERE name = ?1 AND host_id = ?2",
-        (name, host, tx.clock()?),
+        "UPDATE duty SET until_ms = ?3 WHERE name = ?1 AND host_id = ?2",
+        (name, host, over),
     )?;
     Ok(())
 }

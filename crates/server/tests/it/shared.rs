@@ -373,6 +373,17 @@ fn a_node_joins_with_the_keys_of_the_others_and_its_instances_outlive_it_in_back
     };
     let told = refused(None);
     assert!(told.contains("copy master.key and signing.key"), "{told}");
+    let folder = xtask::scratch::Scratch::new("alone").unwrap();
+    let alone = Command::new(env!("CARGO_BIN_EXE_cachekeep"))
+        .args(["serve", "--listen", "127.0.0.1:0", "--role", "api", "--data-dir"])
+        .arg(folder.path())
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&alone.stderr).into_owned();
+    assert!(
+        !alone.status.success() && told.contains("give --catalog"),
+        "{told}"
+    );
     let stranger = Service::start();
     let told = refused(Some(&stranger.data().join("keys")));
     assert!(
@@ -432,7 +443,8 @@ fn a_node_joins_with_the_keys_of_the_others_and_its_instances_outlive_it_in_back
             .contains("its node second has not been seen since"),
         "{lost}"
     );
-    let listed = shared.nodes["first"].run_json(&["node", "list"]);
+    // The operator's verbs find the keys on a node that was told where they are.
+    let listed = shared.nodes["door"].run_json(&["node", "list"]);
     let of = |name: &str| -> Value {
         let all = listed.as_array().unwrap();
         all.iter().find(|node| node["name"] == name).unwrap()["status"].clone()
