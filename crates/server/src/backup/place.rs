@@ -6,7 +6,10 @@ use engine::{Error, Kind};
 
 use super::record::Backup;
 use crate::app::App;
+use crate::catalog::Tx;
+use crate::hosts::record as hosts;
 use crate::ids::{HostId, StorageId};
+use crate::refusal::Refusal;
 use crate::storage;
 
 /// Where an archive lies.
@@ -20,20 +23,31 @@ pub struct Place<'a> {
     pub host: Option<&'a HostId>,
 }
 
-impl Place<'_> {
+impl<'a> Place<'a> {
     /// The host whose local folder it is, where that is another one than `ours`.
-    fn elsewhere(&self, ours: &HostId) -> Option<&HostId> {
+    fn elsewhere(&self, ours: &HostId) -> Option<&'a HostId> {
         let host = self.host.filter(|_| self.storage_id.is_none())?;
         (host != ours).then_some(host)
     }
 }
 
-/// The host that alone can read the backup, where that is another one than `ours`.
-pub fn only_at<'a>(backup: &'a Backup, ours: &HostId) -> Option<&'a HostId> {
+/// Refuses a backup that `reader` cannot read, because it lies in the local folder of another host and nowhere else.
+///
+/// # Errors
+/// [`Refusal::ElsewhereOnly`]; the catalogue failed.
+pub fn check_reader(tx: &Tx<'_>, backup: &Backup, reader: &HostId) -> Result<(), Refusal> {
     let places = places(backup);
-    let first = places.first()?.host;
-    let is_elsewhere = |place: &Place<'_>| place.elsewhere(ours).is_some();
-    first.filter(|_| places.iter().all(is_elsewhere))
+    let elsewhere: Vec<&HostId> = places
+        .iter()
+        .filter_map(|place| place.elsewhere(reader))
+        .collect();
+    match elsewhere.first() {
+        Some(other) if elsewhere.len() == places.len() => {
+            let name = hosts::load(tx, other)?.map_or_else(|| other.to_string(), |host| host.name);
+            Err(Refusal::ElsewhereOnly(name))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// All places of a backup's archive, that of the first attempt first. None for a kept generation.

@@ -223,10 +223,7 @@ pub(super) fn check(
     }
     // Where its instance's host reads it, whoever is asked.
     let reader = instance.host.as_ref().unwrap_or(&app.host);
-    if let Some(other) = place::only_at(&backup, reader) {
-        let name = hosts::record::load(tx, other)?.map_or_else(|| other.to_string(), |host| host.name);
-        return Err(Refusal::ElsewhereOnly(name));
-    }
+    place::check_reader(tx, &backup, reader)?;
     if source.id != instance.id {
         if backup.kind == Kind::Generation {
             return Err(Refusal::NoFile);

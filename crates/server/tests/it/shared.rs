@@ -420,6 +420,28 @@ fn a_node_joins_with_the_keys_of_the_others_and_its_instances_outlive_it_in_back
     first.engine(&instance).ask(&["SET", "k", "w"]).unwrap();
     first.make_restore(&instance, &backup, "asked elsewhere");
     assert_eq!(value(&mut first.engine(&instance)).as_deref(), Some("v"));
+    // What lies in a folder is read by the node that has it.
+    shared.nodes["first"].run_json(&["storage", "default", "local"]);
+    let kept = first.make_backup(&instance, "in a folder");
+    let links = |caller: &Caller| {
+        let path = format!("/instances/{instance}/backups/{kept}/links");
+        caller.v2("POST", &path, Some(&json!({"expiration": 600})))
+    };
+    let told = links(&first).expect(400).json();
+    let is_told = told["error_msg"]
+        .as_str()
+        .unwrap()
+        .contains("of another node (second)");
+    assert!(is_told, "{told}");
+    assert_eq!(
+        links(&caller).expect(200).json()["links"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
+    first.make_restore(&instance, &kept, "where it lies");
+    shared.nodes["first"].run_json(&["storage", "default", "offsite"]);
     // A node that runs nothing finds one that does.
     let door = shared.nodes["door"].caller();
     let homed = door.make_instance("asked-at-the-door");
