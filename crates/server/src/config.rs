@@ -74,6 +74,10 @@ pub struct Config {
     pub import_allowed: Vec<Allowed>,
     /// Where servers may be that are attached.
     pub attach_allowed: Vec<Network>,
+    /// What people call this service among those that share a catalogue; `None`: as its machine.
+    pub node_name: Option<String>,
+    /// Where the master key and the signing key are; `None`: below the data directory.
+    pub keys_dir: Option<PathBuf>,
     /// What this service does of what there is to do.
     pub roles: Roles,
     /// How long a claim of a job holds that is not renewed.
@@ -117,6 +121,13 @@ impl Config {
     /// Whether the data directory has or had a catalogue.
     pub fn has_catalog(&self) -> bool {
         self.catalog_file().exists() || self.database_file().exists()
+    }
+
+    /// Where the keys are.
+    pub fn keys_dir(&self) -> PathBuf {
+        self.keys_dir
+            .clone()
+            .unwrap_or_else(|| self.data_dir.join("keys"))
     }
 
     /// The local folder that serves as object store.

@@ -157,6 +157,9 @@ random!(hyphenated: InstanceId, BackupId, ResizeId, RestoreId, MigrationId, Gene
 random!(simple: ProjectId, UserId);
 
 impl HostId {
+    /// The only host of a catalogue that is a file.
+    pub const OF_A_FILE: Self = Self(*b"0000000000000000");
+
     /// A fresh random identifier.
     pub fn random() -> Self {
         let mut id = Self([0; _]);

@@ -113,6 +113,13 @@ pub const JOBS_AT_ONCE: usize = 4;
 /// A claim that is not renewed holds this long: a job whose worker has died waits no longer than that for another one, and a
 /// catalogue that is started anew in between costs no job its work.
 pub const LEASE: Duration = Duration::from_secs(30);
+/// How long the holder of a lease of this length goes by it: the rest is for what he has begun, and for clocks that go a little
+/// differently.
+pub fn lease_holds(length: Duration) -> Duration {
+    length * 2 / 3
+}
+/// What the data of an instance takes in memory is told to other hosts where it has changed by this much.
+pub const MEMORY_TOLD_BYTES: u64 = 1 << 20;
 /// A job that is told to stop does so within this time, or its process ends under it.
 pub const STOP_TIME: Duration = Duration::from_secs(5);
 /// A job interrupted by a crash is begun anew at most this many times before it is settled as failed: a job that

@@ -101,6 +101,12 @@ pub enum Refusal {
     PortTaken(u16),
     /// No port of the configured range is free.
     PortsExhausted,
+    /// No node is there that runs instances, or none that runs the engine.
+    NoHome,
+    /// The node that ran the instance was forgotten.
+    HomeForgotten,
+    /// The backup lies in the local folder of this node only.
+    ElsewhereOnly(String),
     /// The host has too little memory: megabytes needed and free.
     MemoryShort {
         /// What the operation needs.

@@ -347,6 +347,13 @@ fn describe(refusal: &Refusal) -> Answer {
         Refusal::CapacityInvalid => (400, 4012, "Invalid capacity: it must be that of the flavor.".to_owned()),
         Refusal::PasswordWeak => (400, 4019, "Invalid password: 8 to 32 characters, three of lower case, upper case, digits, signs.".to_owned()),
         Refusal::PortTaken(port) => (400, 4063, format!("Port {port} is taken: choose another, or leave it out.")),
+        Refusal::NoHome => (400, 4039, "No node is there that runs instances of this engine: start one (cachekeep serve --role worker), or ask for another engine.".to_owned()),
+        Refusal::HomeForgotten => (400, 4026, "The node that ran the instance was forgotten, and its engines with it: restore a backup into a new instance, and delete this one.".to_owned()),
+        Refusal::ElsewhereOnly(host) => (
+            400,
+            4087,
+            format!("The backup lies in the local folder of another node ({host}), which this one cannot read: ask that node, or add a remote store (cachekeep storage add) for those to come."),
+        ),
         Refusal::PortsExhausted => (400, 4039, "No port of the configured range is free.".to_owned()),
         Refusal::MemoryShort { needed_mb, free_mb } => (
             400,

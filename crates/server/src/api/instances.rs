@@ -68,7 +68,7 @@ fn decode_create(request: &Request) -> Result<Create, Refusal> {
     let fields = request.body()?;
     let app = &request.app;
     let brand = fields.text("engine")?.ok_or(Refusal::EngineUnsupported)?;
-    let engine = system::engine(&app.config, &brand, fields.text("engine_version")?.as_deref())?;
+    let engine = system::engine(app, &brand, fields.text("engine_version")?.as_deref())?;
     let spec = match fields.text("spec_code")? {
         Some(spec) => spec,
         None => fields.text("product_id")?.ok_or(Refusal::SpecUnknown)?,

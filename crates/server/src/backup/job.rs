@@ -16,6 +16,7 @@ use engine::scan::KeyByKey;
 use engine::store::Store;
 use engine::{Control, Error, Kind, failpoint};
 
+use super::place_record as places;
 use super::record::{self, Backup, FailureCode, Finished};
 use crate::app::App;
 use crate::identity::record as identity;
@@ -51,6 +52,7 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
     failpoint::hit("backup.claimed")?;
     if let Some(left_behind) = &backup.prefix
         && backup.storage_id.is_none()
+        && backup.host.as_ref() == Some(&app.host)
         && let Err(error) = engine::archive::delete(&app.vault.store, left_behind)
     {
         return fail(app, claim, &id, FailureCode::NotRemoved, engine::chain(&error));
@@ -61,7 +63,7 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
     );
     let storage = step(app, claim, |tx| {
         let storage = storages::default_of(tx, &instance.project_id)?;
-        record::begin(tx, &id, &prefix, storage.as_ref(), Moment::now())?;
+        record::begin(tx, &id, &prefix, (storage.as_ref(), &app.host), Moment::now())?;
         Ok(storage)
     })?;
     failpoint::hit("backup.begun")?;
@@ -79,7 +81,7 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
         }
     };
     let settings_back = match &instance.attachment {
-        Some(attached) => servers::put_settings_back(app, &instance, attached, Moment::now()),
+        Some(attached) => servers::put_settings_back(app, &instance, attached, Some(claim), Moment::now()),
         None => Ok(()),
     };
     let hindered = control.check("backup").err();
@@ -93,12 +95,19 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
             let into = Capture {
                 store: &store,
                 prefix: &prefix,
-                attempt: claim.fence,
+                claim,
                 forked: None,
             };
             capture(app, &instance, &backup, &into, control)
         }),
     };
+    if claim.lease.is_over()
+        && let Some(storage) = &storage
+    {
+        app.catalog
+            .write(|tx| places::note_again(tx, &prefix, storage, &id))?;
+        app.board.tidy();
+    }
     match made {
         Ok(finished) => {
             failpoint::hit("backup.before_settle")?;
@@ -148,8 +157,8 @@ pub struct Capture<'a> {
     pub store: &'a Store,
     /// What its objects' names begin with.
     pub prefix: &'a str,
-    /// The claim's fence.
-    pub attempt: i64,
+    /// Whose work it is: its fence is the attempt's number.
+    pub claim: &'a Claim,
     /// Who is told when a node has forked.
     pub forked: Option<Forked<'a>>,
 }
@@ -193,7 +202,8 @@ pub fn capture(
         .read(|tx| identity::project_recipient(tx, &instance.project_id))
         .map_err(instances::catalog_failed)?
         .ok_or_else(|| Error::new(Kind::Key, "find key", "the project has no archive key"))?;
-    let ledger = Ledger::new(|entry| servers::note(app, &instance.id, entry, Moment::now()));
+    let ledger =
+        Ledger::new(|entry| servers::note(app, &instance.id, Some(into.claim), entry, Moment::now()));
     let is_attached = instance.attachment.is_some();
     let plan = BackupPlan {
         source: first.source.clone(),
@@ -207,7 +217,7 @@ pub fn capture(
             project: instance.project_id.to_string(),
             instance: instance.id.to_string(),
             backup: backup.id.to_string(),
-            attempt: u64::try_from(into.attempt).unwrap_or(0),
+            attempt: u64::try_from(into.claim.fence).unwrap_or(0),
             created_at_ms: backup.created_at.0,
         },
         recipient: Recipient::parse(&recipient)?,

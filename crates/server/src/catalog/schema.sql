@@ -5,8 +5,33 @@ CREATE TABLE host (
     id TEXT NOT NULL PRIMARY KEY,
     name TEXT NOT NULL UNIQUE,
     roles TEXT NOT NULL,                    -- separated by commas
+    engines TEXT NOT NULL,                  -- JSON: what its instances can be of: [["redis", "7.0.15"]]
+    bind TEXT NOT NULL,                     -- address that its engines listen on
+    first_port BIGINT NOT NULL,             -- range for instances that ask for no port
+    last_port BIGINT NOT NULL,
+    free_memory_bytes BIGINT NOT NULL,      -- when it was seen
     started_at_ms BIGINT NOT NULL,
-    seen_at_ms BIGINT NOT NULL              -- both by the database's clock
+    seen_at_ms BIGINT NOT NULL,
+    lost_after_ms BIGINT NOT NULL           -- where it is not seen again by then it is lost; all three by the database's clock
+);
+
+-- What one host at a time does for all.
+CREATE TABLE duty (
+    name TEXT NOT NULL PRIMARY KEY,
+    host_id TEXT NOT NULL,
+    until_ms BIGINT NOT NULL,               -- another one may take it from then on, by the database's clock
+    since_ms BIGINT NOT NULL                -- since when somebody has had it, but for short gaps
+);
+
+-- The public half of the key that signs manifests: all hosts have the same one.
+CREATE TABLE signer (
+    verifying_key TEXT NOT NULL
+);
+
+-- What the data of an instance took in memory when it was last looked at, for hosts that cannot look.
+CREATE TABLE memory_seen (
+    instance_id TEXT NOT NULL PRIMARY KEY,
+    used_memory_bytes BIGINT NOT NULL
 );
 
 CREATE TABLE project (
@@ -60,6 +85,7 @@ CREATE TABLE instance (
     name TEXT NOT NULL,
     description TEXT,
     status TEXT NOT NULL CHECK (status IN ('creating', 'running', 'error', 'create_failed', 'deleting', 'deleted')),
+    host_id TEXT,                           -- whose processes its engines are; null: somebody else runs them
     engine TEXT NOT NULL DEFAULT 'redis' CHECK (engine IN ('redis', 'valkey')),
     engine_version TEXT NOT NULL,
     capacity_mb BIGINT NOT NULL,
@@ -91,7 +117,7 @@ CREATE TABLE instance (
     CHECK ((attachment IS NULL) = (attachment_sealed IS NULL))
 );
 CREATE INDEX instance_project_index ON instance(project_id, created_at_ms);
-CREATE UNIQUE INDEX instance_port_unique ON instance(bind, port) WHERE deleted_at_ms IS NULL AND attachment IS NULL;
+CREATE UNIQUE INDEX instance_port_unique ON instance(host_id, bind, port) WHERE deleted_at_ms IS NULL AND attachment IS NULL;
 
 CREATE TABLE generation (
     id TEXT NOT NULL PRIMARY KEY,
@@ -109,6 +135,7 @@ CREATE TABLE job (
     id TEXT NOT NULL PRIMARY KEY,
     instance_id TEXT NOT NULL REFERENCES instance(id),
     kind TEXT NOT NULL CHECK (kind IN ('create', 'delete', 'restart', 'flush', 'password', 'resize', 'backup', 'restore', 'migration')),
+    host_id TEXT,                           -- the only one that can run it, the instance's; null: every one can
     subject_id TEXT,                        -- the id of the backup, restore, resize or import task; the process that a restart or flush acts on
     state TEXT NOT NULL CHECK (state IN ('waiting', 'running', 'done')),
     fence BIGINT NOT NULL DEFAULT 0,        -- grows with each claim; part of object names and of every settle
@@ -165,6 +192,7 @@ CREATE TABLE backup (
     failure TEXT,                           -- the chain of causes, for the operator
     prefix TEXT,                            -- where the archive lies; set by the claim
     storage_id TEXT REFERENCES storage(id), -- in which store; null: the local folder; set with prefix
+    host_id TEXT,                           -- of which host, and where an import is at work; set with prefix
     manifest_blake3 TEXT,                   -- set with succeeded
     captured_from TEXT,                     -- primary or replica, a space, the node's id; null: there is only one node, or one for each shard
     point_in_time BIGINT NOT NULL DEFAULT 1,  -- 0: read key by key, of no single moment
@@ -177,6 +205,7 @@ CREATE TABLE backup (
     proof_failure TEXT,                     -- what is wrong with the backup; null: it holds
     copy_prefix TEXT,                       -- where a copy of the archive lies or is being made; null: there is none
     copy_storage_id TEXT REFERENCES storage(id), -- in which store; null: the local folder; set with copy_prefix
+    copy_host_id TEXT,                      -- of which host, and where it is made; set with copy_prefix
     copy_at_ms BIGINT,                      -- when every byte of it was read back; null: it is being made
     bytes_total BIGINT NOT NULL DEFAULT 0,  -- plain bytes expected, for who watches it
     schedule_id TEXT,                       -- whose run it is; null: no schedule asked for it. It may be gone by now
@@ -237,7 +266,9 @@ CREATE TABLE verification (
     ordinal BIGINT NOT NULL,                -- grows per backup
     level TEXT NOT NULL CHECK (level IN ('stored', 'parsed', 'proven')),
     status TEXT NOT NULL CHECK (status IN ('waiting', 'running', 'holds', 'damaged', 'failed')),
-    attempts BIGINT NOT NULL DEFAULT 0,     -- how often it was begun
+    attempts BIGINT NOT NULL DEFAULT 0,     -- how often it was begun: the fence of who works on it
+    owner TEXT,                             -- the host that does
+    lease_until_ms BIGINT NOT NULL DEFAULT 0, -- as a job's
     phase TEXT,
     bytes_done BIGINT NOT NULL DEFAULT 0,
     bytes_total BIGINT NOT NULL DEFAULT 0,

@@ -1,7 +1,7 @@
 //! What people ask of an instance: every refusal typed, record and job in one transaction.
 
 use engine::Secret;
-use engine::process::{Authority, Certificate, OWN_USERS, Program};
+use engine::process::{Authority, Brand, Certificate, OWN_USERS};
 use serde_json::Value;
 
 use super::layout::{Layout, Mode, Place};
@@ -9,6 +9,7 @@ use super::record::{self, Changes, Instance, OwnedId, OwnedInstance, SealedAutho
 use super::{generation, policy};
 use crate::app::App;
 use crate::catalog::{self, Tx};
+use crate::hosts::{self, Home};
 use crate::idempotency::{self, Once};
 use crate::ids::{GenerationId, InstanceId, Moment, ProjectId, ResizeId};
 use crate::jobs::{JobKind, queue};
@@ -28,8 +29,8 @@ pub struct Create {
     pub capacity_mb: i64,
     /// The flavor.
     pub spec_code: String,
-    /// Of which engine.
-    pub engine: Program,
+    /// Of which engine: brand and version.
+    pub engine: (Brand, String),
     /// Of how many nodes.
     pub layout: Layout,
     /// The asked client port.
@@ -122,9 +123,6 @@ pub fn create(
     now: Moment,
 ) -> Result<Vec<Made>, Refusal> {
     check_name(&wish.name)?;
-    if wish.layout.mode != Mode::Single && app.config.engine_bind.is_unspecified() {
-        return Err(Refusal::AddressOpen);
-    }
     if let Some(password) = &wish.password {
         check_password(password)?;
     }
@@ -134,8 +132,12 @@ pub fn create(
     };
     let made = app.catalog.write(|tx| {
         idempotency::once(tx, project, once, now, || {
+            let home = hosts::choose(app, tx, &wish.engine)?;
+            if wish.layout.mode != Mode::Single && home.bind.is_unspecified() {
+                return Err(Refusal::AddressOpen);
+            }
             (0..wish.count)
-                .map(|number| insert_one(app, tx, project, wish, number, policy.clone(), now))
+                .map(|number| insert_one(app, tx, project, (wish, &home), number, policy.clone(), now))
                 .collect()
         })
     })?;
@@ -147,13 +149,13 @@ fn insert_one(
     app: &App,
     tx: &Tx<'_>,
     project: &ProjectId,
-    wish: &Create,
+    (wish, home): (&Create, &Home),
     number: u16,
     policy: Option<String>,
     now: Moment,
 ) -> Result<Made, Refusal> {
     let id = InstanceId::random();
-    let (nodes, sentinels) = choose_places(app, tx, wish.layout, wish.port)?;
+    let (nodes, sentinels) = choose_places(app, tx, home, wish.layout, wish.port)?;
     let port = nodes.first().ok_or(Refusal::PortsExhausted)?.port;
     let name = if wish.count == 1 {
         wish.name.clone()
@@ -166,17 +168,18 @@ fn insert_one(
         false => None,
     };
     let instance = Instance {
+        host: Some(home.host.clone()),
         project_id: project.clone(),
         name,
         description: wish.description.clone(),
         status: Status::Creating,
-        engine: wish.engine.brand,
-        engine_version: wish.engine.version.clone(),
+        engine: wish.engine.0,
+        engine_version: wish.engine.1.clone(),
         capacity_mb: wish.capacity_mb,
         spec_code: wish.spec_code.clone(),
         layout: wish.layout,
         sentinels,
-        bind: app.config.engine_bind.to_string(),
+        bind: home.bind.to_string(),
         port,
         persistence: wish.persistence,
         admin_password_sealed: app
@@ -208,10 +211,11 @@ fn insert_one(
 fn choose_places(
     app: &App,
     tx: &Tx<'_>,
+    home: &Home,
     layout: Layout,
     asked: Option<u16>,
 ) -> Result<(Vec<Place>, Vec<Place>), Refusal> {
-    let free = FreePorts::new(app, tx)?;
+    let free = FreePorts::new(app, tx, home)?;
     let count = usize::from(layout.client_ports());
     let ports: Vec<u16> = match asked {
         Some(first) => {
@@ -230,17 +234,25 @@ fn choose_places(
         let sentinel_ports = free.take(usize::from(engine::sentinel::COUNT), &ports)?;
         let port = *ports.first().ok_or(Refusal::PortsExhausted)?;
         let sentinels = Layout::SINGLE.places(&sentinel_ports, &[]);
-        return Ok((watched_places(tx, layout, port)?, sentinels));
+        return Ok((watched_places(app, tx, home, layout, port)?, sentinels));
     }
     let bus_ports = free.take(usize::from(layout.bus_ports()), &ports)?;
     Ok((layout.places(&ports, &bus_ports), Vec::new()))
 }
 
 /// Places for watched nodes at this port, at addresses that nobody has there.
-fn watched_places(tx: &Tx<'_>, layout: Layout, port: u16) -> Result<Vec<Place>, Refusal> {
-    let taken = record::addresses_taken(tx, port)?;
+fn watched_places(
+    app: &App,
+    tx: &Tx<'_>,
+    home: &Home,
+    layout: Layout,
+    port: u16,
+) -> Result<Vec<Place>, Refusal> {
+    let taken = record::addresses_taken(tx, &home.host, port)?;
+    let is_here = home.host == app.host;
     let is_free = |address: &str| {
-        !taken.iter().any(|other| other == address) && std::net::TcpListener::bind((address, port)).is_ok()
+        !taken.iter().any(|other| other == address)
+            && (!is_here || std::net::TcpListener::bind((address, port)).is_ok())
     };
     layout
         .watched_places(port, is_free)
@@ -259,40 +271,44 @@ pub fn places_beside(
     serving: &[Place],
 ) -> Result<Vec<Place>, Refusal> {
     let mut ports: Vec<u16> = serving.iter().map(|place| place.port).collect();
+    let home = Home::ours(app);
     if layout.mode == Mode::Ha {
         let port = *ports.first().ok_or(Refusal::PortsExhausted)?;
-        return watched_places(tx, layout, port);
+        return watched_places(app, tx, &home, layout, port);
     }
     ports.truncate(usize::from(layout.client_ports()));
     let more = usize::from(layout.client_ports()) - ports.len();
     let buses = usize::from(layout.bus_ports());
-    let mut own = FreePorts::new(app, tx)?.take(more + buses + usize::from(layout.side_ports()), &[])?;
+    let mut own =
+        FreePorts::new(app, tx, &home)?.take(more + buses + usize::from(layout.side_ports()), &[])?;
     let mut bus_ports = own.split_off(more);
     let side_ports = bus_ports.split_off(buses);
     ports.append(&mut own);
     Ok(layout.places_beside(&ports, &bus_ports, &side_ports))
 }
 
-/// The ports that nobody has.
+/// The ports that nobody has; of another host, that no instance has: whether a stranger has one turns out there.
 struct FreePorts<'a> {
-    app: &'a App,
+    home: &'a Home,
+    is_here: bool,
     taken: Vec<u16>,
 }
 
 impl<'a> FreePorts<'a> {
-    fn new(app: &'a App, tx: &Tx<'_>) -> Result<Self, catalog::Error> {
-        let taken = record::ports_taken(tx, &app.config.engine_bind.to_string())?;
-        Ok(Self { app, taken })
+    fn new(app: &App, tx: &Tx<'_>, home: &'a Home) -> Result<Self, catalog::Error> {
+        let taken = record::ports_taken(tx, &home.host, &home.bind.to_string())?;
+        let is_here = home.host == app.host;
+        Ok(Self { home, is_here, taken })
     }
 
     fn has(&self, port: u16) -> bool {
         !self.taken.contains(&port)
-            && std::net::TcpListener::bind((self.app.config.engine_bind, port)).is_ok()
+            && (!self.is_here || std::net::TcpListener::bind((self.home.bind, port)).is_ok())
     }
 
     /// The first ones of the range, without these.
     fn take(&self, count: usize, without: &[u16]) -> Result<Vec<u16>, Refusal> {
-        let range = self.app.config.engine_ports.clone();
+        let range = self.home.ports.clone();
         let free = range.filter(|port| !without.contains(port) && self.has(*port));
         let found: Vec<u16> = free.take(count).collect();
         match found.len() == count {
@@ -405,6 +421,17 @@ pub fn check_running(instance: &Instance) -> Result<(), Refusal> {
     }
 }
 
+/// Refuses what is to be done to engines whose host was forgotten: nobody has them.
+///
+/// # Errors
+/// [`Refusal::HomeForgotten`].
+fn check_has_home(tx: &Tx<'_>, instance: &Instance) -> Result<(), Refusal> {
+    match &instance.host {
+        Some(host) if hosts::record::load(tx, host)?.is_none() => Err(Refusal::HomeForgotten),
+        _ => Ok(()),
+    }
+}
+
 /// Refuses what cannot be done to servers of somebody else's, with what is to be known about that.
 ///
 /// # Errors
@@ -483,6 +510,7 @@ pub fn act(
     let interrupted = app.catalog.write(|tx| {
         let instance = find(tx, project, id)?;
         check_managed(&instance, "who runs them restarts and empties them")?;
+        check_has_home(tx, &instance)?;
         let mut interrupted = false;
         match queue::active(tx, id)? {
             Some((JobKind::Backup, Some(backup))) if kind == JobKind::Restart => {
@@ -577,7 +605,7 @@ pub fn resize(
         }
         let (needed, free) = (
             restore::command::memory_for(data, wanted.layout),
-            restore::command::free_memory(tx, &instance)?,
+            restore::command::free_memory(app, tx, &instance)?,
         );
         if needed > free {
             return Err(Refusal::MemoryShort {

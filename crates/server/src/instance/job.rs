@@ -140,7 +140,7 @@ fn delete(app: &App, claim: &Claim, instance: &Instance) -> Result<Ended, Stop> 
 /// they cannot be reached for that any more, there is nobody to wait for.
 fn detach(app: &App, claim: &Claim, instance: &Instance, attached: &Attachment) -> Result<Ended, Stop> {
     let now = Moment::now();
-    if let Err(error) = servers::put_settings_back(app, instance, attached, now) {
+    if let Err(error) = servers::put_settings_back(app, instance, attached, Some(claim), now) {
         let left: Vec<String> = attached
             .settings
             .iter()

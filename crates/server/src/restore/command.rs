@@ -13,6 +13,7 @@ use crate::backup::place;
 use crate::backup::record::{self as backups, Backup, Kind};
 use crate::catalog::Tx;
 use crate::config::minor;
+use crate::hosts;
 use crate::idempotency::{self, Once};
 use crate::ids::{BackupId, InstanceId, Moment, ProjectId, RestoreId};
 use crate::instance::generation::{self, State};
@@ -241,6 +242,9 @@ pub(super) fn check(
     if backup.kind == Kind::Generation && (by_keys || source.id != instance.id) {
         return Err(Refusal::NoFile);
     }
+    // Where its instance's host reads it, whoever is asked.
+    let reader = instance.host.as_ref().unwrap_or(&app.host);
+    place::check_reader(tx, &backup, reader)?;
     if by_keys {
         let options = request.replay.clone().unwrap_or_default();
         options
@@ -267,7 +271,7 @@ pub(super) fn check(
     let method = if backup.kind == Kind::Generation {
         Method::SwitchBack
     } else {
-        match memory_short(tx, &instance, &backup)? {
+        match memory_short(app, tx, &instance, &backup)? {
             None => Method::SideLoad,
             Some(_) if request.allow_downtime && instance.layout.mode == Mode::Single => Method::InPlace,
             Some(_) if request.allow_downtime => return Err(Refusal::NotForClusters),
@@ -298,8 +302,13 @@ pub fn is_restorable(tx: &Tx<'_>, backup: &Backup) -> Result<bool, crate::catalo
 }
 
 /// The refusal where a second generation with this backup's data does not fit beside the present one.
-fn memory_short(tx: &Tx<'_>, instance: &Instance, backup: &Backup) -> Result<Option<Refusal>, Refusal> {
-    let free = free_memory(tx, instance)?;
+fn memory_short(
+    app: &App,
+    tx: &Tx<'_>,
+    instance: &Instance,
+    backup: &Backup,
+) -> Result<Option<Refusal>, Refusal> {
+    let free = free_memory(app, tx, instance)?;
     let needed = memory_needed(backup, instance.layout);
     Ok((needed > free).then_some(Refusal::MemoryShort {
         needed_mb: needed >> 20,
@@ -308,8 +317,8 @@ fn memory_short(tx: &Tx<'_>, instance: &Instance, backup: &Backup) -> Result<Opt
 }
 
 /// What a second generation of the instance can have. Retired ones do not count: they give way.
-pub fn free_memory(tx: &Tx<'_>, instance: &Instance) -> Result<u64, Refusal> {
-    let mut free = available_memory();
+pub fn free_memory(app: &App, tx: &Tx<'_>, instance: &Instance) -> Result<u64, Refusal> {
+    let mut free = hosts::free_memory(app, tx, instance.host.as_ref())?;
     for generation in generation::existing(tx, &instance.id)? {
         if generation.state == State::Retired
             && let Some(record) = backups::of_generation(tx, &generation.id)?

@@ -599,7 +599,11 @@ impl Work<'_> {
             true => Ok(()),
             false => record::progress(tx, &self.restore.id, progress, seen, Moment::now()),
         });
-        if let Err(Stop::ClaimLost) = written {
+        // Somebody may have asked another host to give it up.
+        let is_unwanted = || self.app.catalog.is_shared() && self.check_wanted().is_err();
+        // What puts a target back goes on.
+        let may_be_cancelled = std::ptr::eq(control, self.control);
+        if matches!(written, Err(Stop::ClaimLost)) || (may_be_cancelled && is_unwanted()) {
             control.cancel();
         }
     }

@@ -117,7 +117,7 @@ pub fn plan(
     let (accepted, plan_id, free, ends_undo_of, measured) = app.catalog.read(|tx| {
         let accepted = command::check(app, tx, project, id, request)?;
         let plan_id = id_of(tx, &accepted, request)?;
-        let free = command::free_memory(tx, &accepted.instance)?;
+        let free = command::free_memory(app, tx, &accepted.instance)?;
         let kept = generation::retired(tx, id)?;
         let given_up = kept
             .iter()

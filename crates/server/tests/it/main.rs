@@ -60,6 +60,7 @@ mod rotation;
 mod schedule;
 mod schedules;
 mod service;
+mod shared;
 mod signatures;
 mod signer;
 mod storage;

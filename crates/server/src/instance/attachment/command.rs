@@ -66,6 +66,7 @@ pub fn attach(
             let at = entry(found);
             let sealed = app.vault.master.seal(&sealed_for(&id), secrets.as_bytes());
             let instance = Instance {
+                host: None,
                 id: id.clone(),
                 project_id: project.clone(),
                 name: wish.name.clone(),

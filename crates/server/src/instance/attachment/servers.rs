@@ -11,9 +11,11 @@ use engine::{Error, Kind, Secret};
 
 use super::{Attachment, Reach, Secrets, sealed_for};
 use crate::app::App;
+use crate::catalog::{self, Tx};
 use crate::egress;
 use crate::ids::{InstanceId, Moment};
 use crate::instance::record::{self, Instance, Status};
+use crate::jobs::{Claim, queue};
 use crate::{limits, tls};
 
 /// Servers that can be dialled: only where the operator allows it, each time anew.
@@ -314,18 +316,41 @@ pub fn told(instance: &Instance, error: &Error) -> String {
     }
 }
 
-/// Writes down what becomes of a setting.
+/// Writes down what becomes of a setting, for the job that has the instance, or where no job has.
 ///
 /// # Errors
-/// [`Kind::Io`] where the catalogue fails.
-pub fn note(app: &App, id: &InstanceId, entry: Entry<'_>, now: Moment) -> Result<(), Error> {
+/// [`Kind::Io`] where the catalogue fails; [`Kind::Cancelled`] where the claim does not hold, or a job has the instance that has
+/// begun meanwhile: what becomes of the setting is its business.
+pub fn note(
+    app: &App,
+    id: &InstanceId,
+    claim: Option<&Claim>,
+    entry: Entry<'_>,
+    now: Moment,
+) -> Result<(), Error> {
     let change = |settings: &mut Vec<Setting>| match entry {
         Entry::Changing(setting) => settings.push(setting.clone()),
         Entry::Back(setting) => settings.retain(|noted| noted != setting),
     };
-    app.catalog
-        .write(|tx| record::change_attached_settings(tx, id, change, now))
-        .map_err(crate::instance::job::catalog_failed)
+    let is_ours = |tx: &Tx<'_>| match claim {
+        Some(claim) => Ok::<_, catalog::Error>(!claim.lease.is_over() && queue::holds(tx, claim)?),
+        None => Ok(queue::active(tx, id)?.is_none()),
+    };
+    let noted = app.catalog.write(|tx| {
+        let is_ours = is_ours(tx)?;
+        if is_ours {
+            record::change_attached_settings(tx, id, change, now)?;
+        }
+        Ok::<_, catalog::Error>(is_ours)
+    });
+    match noted.map_err(crate::instance::job::catalog_failed)? {
+        true => Ok(()),
+        false => Err(Error::new(
+            Kind::Cancelled,
+            "note setting",
+            "another job has the instance",
+        )),
+    }
 }
 
 /// Puts settings back that a capture left changed, which a crash may have cut off: all that can be.
@@ -336,6 +361,7 @@ pub fn put_settings_back(
     app: &App,
     instance: &Instance,
     attachment: &Attachment,
+    claim: Option<&Claim>,
     now: Moment,
 ) -> Result<(), Error> {
     if attachment.settings.is_empty() {
@@ -346,7 +372,7 @@ pub fn put_settings_back(
     for setting in &attachment.settings {
         let is_back = servers
             .put_back(setting)
-            .and_then(|()| note(app, &instance.id, Entry::Back(setting), now));
+            .and_then(|()| note(app, &instance.id, claim, Entry::Back(setting), now));
         match is_back {
             Ok(()) => {
                 tracing::info!(instance.id = %instance.id, node = setting.node, setting = setting.name, "a setting of a source is what it was");

@@ -184,7 +184,7 @@ pub(crate) fn safety_backup(
     let load = |tx: &Tx<'_>| backups::load(tx, &id);
     let missing = || Stop::Broken("a safety backup has no row".to_owned());
     let backup = step(app, claim, |tx| {
-        backups::begin(tx, &id, &prefix, storage.as_ref(), now)?;
+        backups::begin(tx, &id, &prefix, (storage.as_ref(), &app.host), now)?;
         load(tx)
     })?
     .ok_or_else(missing)?;
@@ -192,7 +192,7 @@ pub(crate) fn safety_backup(
         let into = Capture {
             store: &store,
             prefix: &prefix,
-            attempt: claim.fence,
+            claim,
             forked,
         };
         capture(app, instance, &backup, &into, control)
@@ -228,7 +228,7 @@ pub(crate) fn remove_left_behind(
     control: &Control,
 ) -> Result<(), Halt> {
     step(app, claim, |tx| {
-        backups::fail_interrupted_safety(tx, Some(&now.id), Moment::now())
+        backups::fail_interrupted_safety(tx, &now.id, Moment::now())
     })?;
     let existing = app
         .catalog

@@ -46,7 +46,13 @@ impl Work<'_> {
     pub(super) fn run_replay(&self) -> Result<Ended, Stop> {
         if let Some(attached) = &self.instance.attachment {
             // A capture before may have left them changed; what does not go back is told in the log, and tried again.
-            let _told = servers::put_settings_back(self.app, &self.instance, attached, Moment::now());
+            let _told = servers::put_settings_back(
+                self.app,
+                &self.instance,
+                attached,
+                Some(self.claim),
+                Moment::now(),
+            );
         }
         if let Some(why) = &self.restore.failure {
             return self.take_back(&Error::new(Kind::Mismatch, "restore", why));
@@ -90,7 +96,7 @@ impl Work<'_> {
             return Err(Error::new(Kind::Deadline, "run job", context).into());
         }
         let begun = step(self.app, self.claim, |tx| {
-            backups::fail_interrupted_safety(tx, Some(&self.instance.id), Moment::now())?;
+            backups::fail_interrupted_safety(tx, &self.instance.id, Moment::now())?;
             self.begin_replay(tx)
         })?;
         if !begun {
