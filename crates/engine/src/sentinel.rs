@@ -52,7 +52,7 @@ const PEER_USER: &str = "cachekeep-peer";
 /// authentication".
 const WATCHER_RULES: &str = "&__sentinel__:hello +multi +exec +slaveof +replicaof +ping +subscribe +publish +info +role \
                              +config|rewrite +client|setname +client|kill +script|kill";
-const MOVER_RULES: &str = "+multi +exec +role +config|get +config|set +client|kill";
+const MOVER_RULES: &str = "+multi +exec +role +config|get +config|set +client|kill +acl|users";
 const PEER_RULES: &str = "+ping +hello +publish +client|setname +sentinel|is-master-down-by-addr";
 /// What anybody may ask a Sentinel who reaches its port; most clients give it no password. It tells addresses and no
 /// secrets, and nobody but we can change what it does: its script could be any program.
