@@ -42,16 +42,11 @@ fn texts(source: &str) -> Vec<String> {
         } else if let (Some(joined_now), true) = (&mut joined, letter == ')') {
             texts.push(std::mem::take(joined_now));
             (joined, rest) = (None, &rest[1..]);
-        } else if joined.is_some() && letter.is_alphabetic() {
-            let end = rest.find(|letter: char| !letter.is_alphanumeric() && letter != '_');
-            let (word, after) = rest.split_at(end.unwrap_or(rest.len()));
-            // Of a macro with arguments it is no statement.
-            joined = match (after.starts_with("!()"), joined) {
-                (true, Some(joined)) => {
-                    Some(joined + macros.get(word).unwrap_or_else(|| panic!("no macro {word}")))
-                }
-                _ => None,
-            };
+        } else if let (Some(joined), true) = (&mut joined, letter.is_alphabetic()) {
+            let (word, after) = rest
+                .split_once("!()")
+                .expect("a macro without arguments in concat!");
+            joined.push_str(macros.get(word).unwrap_or_else(|| panic!("no macro {word}")));
             rest = after;
         } else if let Some(after) = rest.strip_prefix("'\"'") {
             rest = after;
