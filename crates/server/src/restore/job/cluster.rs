@@ -1,10 +1,14 @@
 //! Restores of generations of several nodes: the steps of ADR 30.
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
+use engine::process::EngineSpec;
+use engine::sideload::{self, Expectation};
 use engine::switch;
-use engine::verify;
-use engine::{Control, Error, Kind, failpoint, sideload};
+use engine::verify::{self, VerifyLevel, VerifyReport};
+use engine::{Control, Error, Kind, failpoint};
 
 use super::shards::Shards;
 use super::{Generations, Halt, Work};
@@ -16,6 +20,95 @@ use crate::jobs::worker::{Stop, step};
 use crate::limits;
 use crate::restore::progress_record;
 use crate::restore::record::{self, TargetState};
+
+/// Loads that go on at the same time: each takes the next shard until none is left.
+struct Lanes<'a> {
+    specs: Vec<EngineSpec>,
+    shards: &'a Shards,
+    level: VerifyLevel,
+    control: &'a Control,
+    next: AtomicUsize,
+    has_failed: AtomicBool,
+}
+
+/// A shard that is loaded and verified.
+struct Loaded {
+    syncing: sideload::Syncing,
+    seen: VerifyReport,
+    expectation: Expectation,
+}
+
+impl Lanes<'_> {
+    fn run(&self, tell: &SyncSender<(usize, Result<Loaded, Error>)>) {
+        loop {
+            let shard = self.next.fetch_add(1, Ordering::Relaxed);
+            let Some(spec) = self.specs.get(shard) else {
+                return;
+            };
+            let loaded = self.check().and_then(|()| self.load(shard, spec));
+            let is_over = loaded.is_err();
+            // Who listens does so until all have ended.
+            let _listening = tell.send((shard, loaded));
+            if is_over {
+                return;
+            }
+        }
+    }
+
+    fn load(&self, shard: usize, spec: &EngineSpec) -> Result<Loaded, Error> {
+        let (engine, expectation) = sideload::load(spec, self.control, |push| {
+            self.shards.read(shard, self.control, |piece| {
+                self.check()?;
+                push(piece)
+            })
+        })?;
+        failpoint::hit("restore.shard_loaded")?;
+        let syncing = sideload::sync_behind(engine.directory())?;
+        let seen = verify::verify(&engine, &expectation, self.level, self.control)?;
+        Ok(Loaded {
+            syncing,
+            seen,
+            expectation,
+        })
+    }
+
+    /// An error where another shard has failed.
+    fn check(&self) -> Result<(), Error> {
+        match self.has_failed.load(Ordering::Relaxed) {
+            true => Err(Error::new(Kind::Cancelled, "load", "another shard has failed")),
+            false => Ok(()),
+        }
+    }
+}
+
+/// What all shards hold that are loaded and verified.
+#[derive(Default)]
+struct Sum {
+    applied: u64,
+    compared: u64,
+    expired: u64,
+    census: rdb::Census,
+    durable: Vec<sideload::Syncing>,
+    /// Keys and bytes of each.
+    verified: Vec<Option<(u64, u64)>>,
+}
+
+impl Sum {
+    fn add(&mut self, shard: usize, loaded: Loaded) {
+        let (seen, report) = (loaded.seen, &loaded.expectation.report);
+        self.applied += seen.keys_loaded;
+        self.compared += seen.keys_compared;
+        self.expired += loaded.expectation.expired_keys;
+        self.census.absorb(&report.census);
+        self.durable.push(loaded.syncing);
+        self.verified[shard] = Some((seen.keys_loaded, report.bytes));
+    }
+
+    /// Those before the first one that is still at it.
+    fn in_order(&self) -> Vec<(u64, u64)> {
+        self.verified.iter().map_while(|shard| *shard).collect()
+    }
+}
 
 impl Work<'_> {
     /// The new generation beside the old one: every shard loaded and verified, and a cluster made of them that only lacks
@@ -39,35 +132,55 @@ impl Work<'_> {
         Ok(pair)
     }
 
-    /// Lets the first node of each shard load its file, and compares what it holds with that, one after the other: each
-    /// keeps two processors busy, and what is compared is in memory once.
+    /// Lets the first node of each shard load its file, and compares what it holds with that, some at the same time.
     fn load_shards(&self, shards: &Shards, new: &Generation) -> Result<Vec<sideload::Syncing>, Halt> {
         self.control.enter("loading", shards.plain_bytes());
-        let (mut applied, mut compared, mut expired) = (0, 0, 0);
-        let mut loaded = rdb::Census::default();
-        let (mut durable, mut verified) = (Vec::new(), Vec::new());
-        for (shard, place) in nodes::firsts(new).enumerate() {
-            let spec = nodes::standby_spec(self.app, &self.instance, new, place)?;
-            let (engine, expectation) =
-                sideload::load(&spec, self.control, |push| shards.read(shard, self.control, push))?;
-            failpoint::hit("restore.shard_loaded")?;
-            durable.push(sideload::sync_behind(engine.directory())?);
-            let seen = verify::verify(&engine, &expectation, self.level(), self.control)?;
-            applied += seen.keys_loaded;
-            compared += seen.keys_compared;
-            expired += expectation.expired_keys;
-            loaded.absorb(&expectation.report.census);
-            verified.push((seen.keys_loaded, expectation.report.bytes));
-            step(self.app, self.claim, |tx| {
-                progress_record::shards_verified(tx, &self.restore.id, &verified)
-            })?;
-            failpoint::hit("restore.shard_verified")?;
-        }
-        shards.check(&loaded)?;
-        step(self.app, self.claim, |tx| {
-            record::verified(tx, &self.restore.id, applied, compared, expired)
+        let firsts = nodes::firsts(new);
+        let specs = firsts
+            .map(|place| nodes::standby_spec(self.app, &self.instance, new, place))
+            .collect::<Result<Vec<_>, _>>()?;
+        let lanes = Lanes {
+            specs,
+            shards,
+            level: self.level(),
+            control: self.control,
+            next: AtomicUsize::new(0),
+            has_failed: AtomicBool::new(false),
+        };
+        let mut sum = Sum {
+            verified: vec![None; lanes.specs.len()],
+            ..Sum::default()
+        };
+        let (tell, told) = std::sync::mpsc::sync_channel(shards.lanes);
+        std::thread::scope(|scope| {
+            for _ in 0..shards.lanes {
+                let tell = tell.clone();
+                let lanes = &lanes;
+                scope.spawn(move || lanes.run(&tell));
+            }
+            drop(tell);
+            let mut ended = Ok(());
+            for (shard, loaded) in told {
+                let added = loaded.map_err(Halt::from).and_then(|loaded| {
+                    sum.add(shard, loaded);
+                    step(self.app, self.claim, |tx| {
+                        progress_record::shards_verified(tx, &self.restore.id, &sum.in_order())
+                    })?;
+                    Ok(failpoint::hit("restore.shard_verified")?)
+                });
+                if added.is_err() {
+                    lanes.has_failed.store(true, Ordering::Relaxed);
+                    // The others only tell that they have stopped.
+                    ended = ended.and(added);
+                }
+            }
+            ended
         })?;
-        Ok(durable)
+        shards.check(&sum.census)?;
+        step(self.app, self.claim, |tx| {
+            record::verified(tx, &self.restore.id, sum.applied, sum.compared, sum.expired)
+        })?;
+        Ok(sum.durable)
     }
 
     /// The retired generation itself: alive, or started again from its directories.
