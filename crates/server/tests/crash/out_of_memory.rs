@@ -1,6 +1,8 @@
 //! The kernel out of memory: in a control group of our own, so that the rest of the machine has no part in it.
 
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::checker::{self, Catalogue, Form};
 use crate::faults::{last_restore, not_shown};
@@ -11,7 +13,7 @@ use crate::world::{World, signal};
 const ROOM_BYTES: u64 = 8 * 1024 * 1024;
 
 /// A group of processes whose memory is limited together. On drop its processes go back to where they came from.
-struct Group {
+pub struct Group {
     folder: PathBuf,
     limit: &'static str,
     usage: &'static str,
@@ -19,7 +21,9 @@ struct Group {
 
 impl Group {
     /// `None` where we may not make one.
-    fn new() -> Option<Self> {
+    pub fn new() -> Option<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let kinds = [
             ("/sys/fs/cgroup", "memory.max", "memory.current"),
             (
@@ -29,7 +33,8 @@ impl Group {
             ),
         ];
         kinds.into_iter().find_map(|(root, limit, usage)| {
-            let folder = Path::new(root).join(format!("cachekeep-test-{}", std::process::id()));
+            let name = format!("cachekeep-test-{}-{number}", std::process::id());
+            let folder = Path::new(root).join(name);
             std::fs::create_dir(&folder).ok()?;
             let group = Self { folder, limit, usage };
             group.folder.join(limit).exists().then_some(group)
@@ -37,7 +42,7 @@ impl Group {
     }
 
     /// From now on what the process takes is counted, and what its children will be belongs to the group, too.
-    fn take(&self, pid: u32) {
+    pub fn take(&self, pid: u32) {
         std::fs::write(self.folder.join("cgroup.procs"), pid.to_string()).unwrap();
     }
 
@@ -47,13 +52,29 @@ impl Group {
     }
 
     /// The file cache of the group goes first; where that is not enough, the kernel kills.
-    fn leave(&self, bytes: u64) {
+    pub fn leave(&self, bytes: u64) {
         let limit = self.used_bytes() + bytes;
         std::fs::write(self.folder.join(self.limit), limit.to_string()).unwrap();
     }
 
+    /// Has somebody who must not be killed ask for more than there is, until the kernel has killed one of the others.
+    pub fn exhaust(&self) {
+        let procs = self.folder.join("cgroup.procs");
+        let text = "echo $$ > \"$1\" && echo -1000 > /proc/self/oom_score_adj && exec dd if=/dev/zero of=/dev/null bs=64M count=1";
+        let mut asking = Command::new("sh")
+            .args(["-c", text, "sh"])
+            .arg(&procs)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        wait_until("the kernel to kill a process", || self.killed() > 0);
+        let _already_gone = asking.kill();
+        let _reaped = asking.wait();
+    }
+
     /// How often the kernel has killed a process of the group.
-    fn killed(&self) -> u64 {
+    pub fn killed(&self) -> u64 {
         ["memory.events", "memory.oom_control"]
             .iter()
             .filter_map(|name| std::fs::read_to_string(self.folder.join(name)).ok())
