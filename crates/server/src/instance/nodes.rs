@@ -48,14 +48,13 @@ fn seat_beside(instance: &Instance, generation: &Generation, place: &Place) -> O
 
 /// The nodes of a generation as they are told of each other before they start.
 fn peers(instance: &Instance, generation: &Generation) -> Vec<Peer> {
-    let is_first = |place: &Place| firsts(generation).any(|first| first.id == place.id);
     let peer = |place: &Place| {
         let seat = seat_beside(instance, generation, place)?;
         Some(Peer {
             shard: place.shard,
             port: seat.port,
             bus_port: seat.bus_port,
-            is_first: is_first(place),
+            is_first: is_first(generation, place),
         })
     };
     generation.nodes.iter().filter_map(peer).collect()
@@ -69,6 +68,10 @@ pub fn firsts(generation: &Generation) -> impl Iterator<Item = &Place> {
         next += u16::from(is_first);
         is_first
     })
+}
+
+fn is_first(generation: &Generation, place: &Place) -> bool {
+    firsts(generation).any(|first| first.id == place.id)
 }
 
 /// How the first node of a shard is started to load what the shard is to hold.
@@ -265,10 +268,11 @@ pub fn join(app: &App, instance: &Instance, generation: &Generation, control: &C
     }
     failpoint::hit("nodes.promoted")?;
     let mut followers = Vec::new();
-    for place in &generation.nodes {
-        if firsts(generation).any(|first| first.id == place.id) {
-            continue;
-        }
+    for place in generation
+        .nodes
+        .iter()
+        .filter(|place| !is_first(generation, place))
+    {
         let seat = seat(instance, generation, place).map(|seat| Seat {
             peers: peers(instance, generation),
             ..seat

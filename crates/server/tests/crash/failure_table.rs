@@ -24,7 +24,7 @@ const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/failure-
 /// Set to write the document instead of comparing it.
 const WRITE: &str = "CACHEKEEP_WRITE_MATRIX";
 
-/// What there is where memory runs out: enough for a service that reads a small backup, too little for an engine.
+/// What there is where memory runs out.
 const ROOM_BYTES: u64 = 4 * 1024 * 1024;
 
 /// What the phases are called, and where each stalls.
@@ -223,19 +223,15 @@ fn strike(held: &mut Held, fault: Fault, disk: Option<&FullDisk>) -> Aftermath {
             after.damaged = Some((file, whole));
         }
         Fault::OutOfMemory => {
+            let mut node = None;
+            wait_until("a node of the new generation", || {
+                node = held.nodes("loading").first().map(|(pid, _)| *pid);
+                node.is_some()
+            });
             let group = Group::new().unwrap();
-            match held.nodes("loading").first() {
-                Some((pid, _)) => {
-                    group.take(*pid);
-                    group.leave(ROOM_BYTES);
-                    group.exhaust();
-                }
-                // Those that are started from now on are born in it.
-                None => {
-                    group.take(held.world().pid());
-                    group.leave(ROOM_BYTES);
-                }
-            }
+            group.take(node.unwrap());
+            group.leave(ROOM_BYTES);
+            group.exhaust();
             after.group = Some(group);
         }
         Fault::PortTaken => after.listeners = held.take_places_of_new(),
@@ -398,8 +394,8 @@ fn compare_with_document(layout: &str, cells: &Cells) {
         Made by `crates/server/tests/crash/failure_table.rs`: the service is held up at the phase, and the fault happens meanwhile. *old*: the\n\
         restore failed, its record says so, and clients find all of the old data, by the engines' digests. *new*: it succeeded, and they find\n\
         all of the backup's. Each time a second attempt succeeded, with every replica in sync and every Sentinel watching. An empty cell:\n\
-        there is nothing for the fault to happen to. Memory runs out in a control group: of a node where one runs already, of all that are\n\
-        started where none does.\n\
+        there is nothing for the fault to happen to. Memory runs out in the control group of a node: of the first that is\n\
+        started where none runs yet.\n\
         `CACHEKEEP_TEST_LONG=1 CACHEKEEP_WRITE_MATRIX=1` writes this.\n";
     let written = std::fs::read_to_string(DOCUMENT).unwrap_or_default();
     let title = format!("## {layout}\n");
