@@ -1,10 +1,11 @@
 //! The two-way channel between a running operation and whoever watches it: progress out, cancel in.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Kind};
+use crate::lease::Lease;
 
 /// Shared by the threads of one operation and by its watcher. All counters only grow within an attempt.
 #[derive(Debug)]
@@ -12,6 +13,7 @@ pub struct Control {
     cancelled: AtomicBool,
     aborted: OnceLock<String>,
     deadline: Option<Instant>,
+    lease: Option<Arc<Lease>>,
     phases: Mutex<Phases>,
     /// Plain bytes acknowledged by whatever the phase waits for.
     pub bytes_done: AtomicU64,
@@ -49,6 +51,7 @@ impl Control {
             cancelled: AtomicBool::new(false),
             aborted: OnceLock::new(),
             deadline: deadline.and_then(|limit| Instant::now().checked_add(limit)),
+            lease: None,
             phases: Mutex::new(Phases {
                 now: "starting",
                 since: Instant::now(),
@@ -57,6 +60,14 @@ impl Control {
             bytes_done: AtomicU64::new(0),
             bytes_total: AtomicU64::new(0),
             keys_done: AtomicU64::new(0),
+        }
+    }
+
+    /// As [`Control::new`], of an operation that stops when the lease is over too.
+    pub fn leased(deadline: Option<Duration>, lease: Arc<Lease>) -> Self {
+        Self {
+            lease: Some(lease),
+            ..Self::new(deadline)
         }
     }
 
@@ -115,7 +126,7 @@ impl Control {
     /// Called often by every loop of an operation.
     ///
     /// # Errors
-    /// [`Kind::Cancelled`] after [`Control::cancel`], [`Kind::SourceAtRisk`] after [`Control::abort`], [`Kind::Deadline`]
+    /// [`Kind::Cancelled`] after [`Control::cancel`] and after the end of its lease, [`Kind::SourceAtRisk`] after [`Control::abort`], [`Kind::Deadline`]
     /// past the deadline.
     pub fn check(&self, operation: &'static str) -> Result<(), Error> {
         if let Some(why) = self.aborted.get() {
@@ -123,6 +134,9 @@ impl Control {
         }
         if self.cancelled.load(Ordering::Relaxed) {
             return Err(Error::new(Kind::Cancelled, operation, "asked to stop"));
+        }
+        if self.lease.as_ref().is_some_and(|lease| lease.is_over()) {
+            return Err(Error::new(Kind::Cancelled, operation, "its lease is over"));
         }
         if self.deadline.is_some_and(|at| Instant::now() >= at) {
             return Err(Error::new(

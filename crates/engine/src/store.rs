@@ -250,7 +250,7 @@ impl Store {
             Place::Folder(folder) => folder.delete_prefix(prefix),
             Place::Remote(remote, patience) => {
                 check_name(prefix)?;
-                remote.list_each(prefix, patience, &always, &mut |name| {
+                remote.list_each(prefix, None, patience, &always, &mut |name| {
                     remote.delete(name, patience, &always)
                 })
             }
@@ -289,7 +289,28 @@ impl Store {
                 if !prefix.is_empty() {
                     check_name(prefix)?;
                 }
-                remote.list_each(prefix, patience, &always, &mut each)
+                remote.list_each(prefix, None, patience, &always, &mut each)
+            }
+        }
+    }
+
+    /// As [`Store::list_each`], those whose names sort behind `after` only: what comes before them costs nothing where the
+    /// store can begin a listing there.
+    ///
+    /// # Errors
+    /// As [`Store::list_each`].
+    pub fn list_behind(
+        &self,
+        prefix: &str,
+        after: &str,
+        mut each: impl FnMut(&str) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut each = |name: &str| if name > after { each(name) } else { Ok(()) };
+        match &self.0 {
+            Place::Folder(_) => self.list_each(prefix, each),
+            Place::Remote(remote, patience) => {
+                check_name(prefix)?;
+                remote.list_each(prefix, Some(after), patience, &always, &mut each)
             }
         }
     }

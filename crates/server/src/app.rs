@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 
 use crate::catalog::Catalog;
 use crate::config::Config;
+use crate::ids::HostId;
 use crate::jobs::aside::Aside;
 use crate::jobs::worker::Board;
 use crate::metrics::Counters;
@@ -13,6 +14,8 @@ use crate::secrets::MasterKey;
 pub struct App {
     /// Settings.
     pub config: Config,
+    /// Which of the services we are that share the catalogue.
+    pub host: HostId,
     /// The catalogue: the authority.
     pub catalog: Catalog,
     /// Keys and objects.

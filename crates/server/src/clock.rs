@@ -43,11 +43,8 @@ pub fn wall_ms() -> i64 {
 
 /// Time since the machine was started, sleep included: no clock that anybody sets.
 pub fn passed() -> Duration {
-    let at = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    let ms = at
-        .tv_sec
-        .saturating_mul(1000)
-        .saturating_add(at.tv_nsec / 1_000_000)
+    let ms = i64::try_from(engine::uptime().as_millis())
+        .unwrap_or(i64::MAX)
         .saturating_add(shift().passed_ms);
     Duration::from_millis(u64::try_from(ms).unwrap_or(0))
 }

@@ -10,7 +10,38 @@ use engine::process::{Brand, Program};
 use engine::{Error, Kind};
 
 use crate::egress::{Allowed, Network};
-use crate::ids::{BackupId, GenerationId, InstanceId};
+use crate::ids::{BackupId, GenerationId, HostId, InstanceId};
+
+/// What a service does. Several share the work where they share a catalogue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Roles {
+    /// It answers the API.
+    pub api: bool,
+    /// It runs jobs, and has instances.
+    pub worker: bool,
+    /// It begins what is due by itself, and tidies up; one at a time of those who may.
+    pub scheduler: bool,
+}
+
+impl Roles {
+    /// Everything.
+    pub const ALL: Self = Self {
+        api: true,
+        worker: true,
+        scheduler: true,
+    };
+
+    /// Their words, separated by commas.
+    pub fn words(self) -> String {
+        let all = [
+            (self.api, "api"),
+            (self.worker, "worker"),
+            (self.scheduler, "scheduler"),
+        ];
+        let ours = all.iter().filter(|(is_ours, _)| *is_ours);
+        ours.map(|(_, word)| *word).collect::<Vec<_>>().join(",")
+    }
+}
 
 /// The service's settings.
 #[derive(Debug, Clone)]
@@ -43,6 +74,12 @@ pub struct Config {
     pub import_allowed: Vec<Allowed>,
     /// Where servers may be that are attached.
     pub attach_allowed: Vec<Network>,
+    /// What this service does of what there is to do.
+    pub roles: Roles,
+    /// How long a claim of a job holds that is not renewed.
+    pub lease: Duration,
+    /// How long jobs may go on after the service was told to stop.
+    pub drain: Duration,
     /// Refuse what DCS refuses (single-node backup and restore).
     pub strict_dcs: bool,
 }
@@ -59,8 +96,22 @@ impl Config {
     }
 
     /// Names this data directory in such a database.
-    pub fn node_file(&self) -> PathBuf {
+    fn host_file(&self) -> PathBuf {
         self.data_dir.join("node")
+    }
+
+    /// The name of this data directory in such a database, made where there is none.
+    ///
+    /// # Errors
+    /// Its file cannot be written or read.
+    pub fn host(&self) -> anyhow::Result<HostId> {
+        let file = self.host_file();
+        if !file.exists() {
+            crate::secrets::write_private(&file, HostId::random().as_str().as_bytes())?;
+        }
+        let text =
+            std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        HostId::parse(text.trim()).with_context(|| format!("{} does not hold 16 hex digits", file.display()))
     }
 
     /// Whether the data directory has or had a catalogue.

@@ -116,6 +116,13 @@ id!(
     is_uuid
 );
 id!(
+    /// A service with its data directory among those that share a catalogue, a node to people: 16 hex digits. (In the code a node
+    /// is an engine.)
+    HostId,
+    16,
+    is_hex16
+);
+id!(
     /// A person or program that logs in with a password: 32 hex digits.
     UserId,
     32,
@@ -136,6 +143,19 @@ macro_rules! random {
 }
 random!(hyphenated: InstanceId, BackupId, RestoreId, GenerationId, NodeId, JobId, VerificationId, ScheduleId, StorageId);
 random!(simple: ProjectId, UserId);
+
+impl HostId {
+    /// A fresh random identifier.
+    pub fn random() -> Self {
+        let mut id = Self([0; _]);
+        id.0.copy_from_slice(crate::secrets::random_hex(8).as_bytes());
+        id
+    }
+}
+
+fn is_hex16(text: &[u8; 16]) -> bool {
+    text.iter().all(u8::is_ascii_hexdigit)
+}
 
 fn is_hex32(text: &[u8; 32]) -> bool {
     text.iter().all(u8::is_ascii_hexdigit)
@@ -167,6 +187,14 @@ impl Moment {
     /// The clock. Called at the edges only (a request, a job's step); inner code is handed the moment.
     pub fn now() -> Self {
         Self(crate::clock::wall_ms())
+    }
+
+    /// So much later.
+    pub fn after(self, passed: std::time::Duration) -> Self {
+        Self(
+            self.0
+                .saturating_add(i64::try_from(passed.as_millis()).unwrap_or(i64::MAX)),
+        )
     }
 
     /// `2026-01-02T03:04:05.678Z`: exactly three decimals, UTC.

@@ -90,6 +90,11 @@ pub const LINK_SECONDS: std::ops::RangeInclusive<i64> = 300..=86_400;
 pub const PASSWORD_HASHES_AT_ONCE: usize = 2;
 /// Jobs that run at once in one process: each owns a handful of threads and at most 64 MiB.
 pub const JOBS_AT_ONCE: usize = 4;
+/// A claim that is not renewed holds this long: a job whose worker has died waits no longer than that for another one, and a
+/// catalogue that is started anew in between costs no job its work.
+pub const LEASE: Duration = Duration::from_secs(30);
+/// A job that is told to stop does so within this time, or its process ends under it.
+pub const STOP_TIME: Duration = Duration::from_secs(5);
 /// A job interrupted by a crash is begun anew at most this many times before it is settled as failed: a job that
 /// brings the process down must not do so for ever.
 pub const JOB_ATTEMPTS_MAX: i64 = 5;
@@ -184,3 +189,15 @@ pub const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 pub const JOURNAL_ROWS_MAX: u64 = 1000;
 /// Bytes of rows after which an entry of the journal takes no more.
 pub const JOURNAL_ENTRY_BYTES: usize = 4 * 1024 * 1024;
+/// Tries of a delivery to a hook: with the pauses between them that is a little more than three days, a weekend.
+pub const DELIVERY_TRIES: i64 = 80;
+/// Pause after the first try that failed; each is three times the one before it.
+pub const DELIVERY_PAUSE_MS: i64 = 2_000;
+/// Longest pause between two tries.
+pub const DELIVERY_PAUSE_MS_MAX: i64 = 3_600_000;
+/// So long it is kept what hooks were told.
+pub const DELIVERIES_KEPT_MS: i64 = 30 * 24 * 3_600_000;
+/// A start waits so long for the stores to say whether they know more than the catalogue.
+pub const GUARD_TIME_MAX: Duration = Duration::from_secs(30);
+/// So long a hook is told in one go, before it is looked which others there are.
+pub const HOOK_TURN: Duration = Duration::from_secs(2);

@@ -9,6 +9,8 @@ mod cli;
 mod clock;
 mod config;
 mod egress;
+mod hook;
+mod hosts;
 mod idempotency;
 mod identity;
 mod ids;

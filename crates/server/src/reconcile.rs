@@ -33,7 +33,7 @@ use crate::limits;
 pub fn at_start(app: &App) -> Result<(), catalog::Error> {
     let now = Moment::now();
     let taken_up = app.catalog.write(|tx| {
-        let taken_up = queue::release_all(tx)?;
+        let taken_up = queue::release_all(tx, &app.host)?;
         backups::fail_interrupted_safety(tx, None, now)?;
         backups::finish_deletions(tx, now)?;
         verifications::release_all(tx)?;

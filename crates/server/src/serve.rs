@@ -24,7 +24,7 @@ use crate::jobs::worker::{self, Board};
 use crate::metrics::Counters;
 use crate::secrets::{self, MasterKey};
 use crate::stall::Unstalled;
-use crate::{audit, backup, journal, limits, reconcile, schedule, storage};
+use crate::{audit, backup, hook, hosts, journal, limits, reconcile, schedule, storage};
 
 /// Opens everything below the data directory. Used by `serve` and by the administrator's commands.
 ///
@@ -93,8 +93,10 @@ pub fn open_with(mut config: Config, catalog: &Path, begin: Begin) -> anyhow::Re
     };
     let catalog = catalog.telling(audit::tell);
     check_master_key(&catalog, &master)?;
+    let host = hosts::identify(&catalog, &config)?;
     Ok(App {
         config,
+        host,
         catalog,
         vault: Vault {
             master,
@@ -118,12 +120,8 @@ fn connect(config: &Config, url: &str, begin: Begin) -> anyhow::Result<Catalog> 
         config.data_dir.display(),
         config.catalog_file().display()
     );
-    let file = config.node_file();
-    if !file.exists() {
-        secrets::write_private(&file, secrets::random_hex(8).as_bytes())?;
-    }
-    let node = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-    let catalog = Catalog::connect(url, node.trim(), begin != Begin::Known)
+    let host = config.host()?;
+    let catalog = Catalog::connect(url, host.as_str(), begin != Begin::Known)
         .context("cannot open the catalogue in PostgreSQL")?;
     let noted = crate::config::known_database(&config.data_dir)?;
     if noted.as_deref() != Some(url) {
@@ -401,6 +399,8 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     };
     let app = Arc::new(open(config)?);
     let _set_once = app.listens_on.set(address.port());
+    journal::guard::at_start(&app)?;
+    hosts::announce(&app)?;
     reconcile::at_start(&app)?;
     storage::sweep::local(&app)?;
     write_admin(&app, address)?;
@@ -409,6 +409,10 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let jobs = std::thread::Builder::new().name("jobs".to_owned()).spawn({
         let app = app.clone();
         move || worker::run(&app)
+    })?;
+    std::thread::Builder::new().name("leases".to_owned()).spawn({
+        let app = app.clone();
+        move || worker::keep_leases(&app)
     })?;
     std::thread::Builder::new().name("reconciler".to_owned()).spawn({
         let (app, closing) = (app.clone(), closing.clone());
@@ -430,6 +434,10 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         let (app, closing) = (app.clone(), closing.clone());
         move || schedule::job::run(&app, &closing)
     })?;
+    std::thread::Builder::new().name("hooks".to_owned()).spawn({
+        let (app, closing) = (app.clone(), closing.clone());
+        move || hook::job::run(&app, &closing)
+    })?;
     let scheme = if app.config.tls.is_some() { "https" } else { "http" };
     println!("cachekeep serves {scheme}://{address}");
     if let Some(listener) = &metrics_listener {
@@ -445,12 +453,14 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     runtime.block_on(accept(router::build(app.clone()), listener, tls))?;
     closing.store(true, Ordering::SeqCst);
     app.board.close();
-    tracing::info!("stopping: engines stay up, jobs that run are taken up at the next start");
-    if !app.board.drain(Duration::from_secs(10)) {
+    tracing::info!("stopping: engines stay up");
+    if !app.board.drain(app.config.drain) {
         tracing::warn!(
             jobs = app.board.running(),
-            "jobs are still running: they begin anew at the next start"
+            "jobs are still running: they are given back, and begin anew elsewhere or at the next start"
         );
+        app.board.end_leases();
+        app.board.drain(limits::STOP_TIME);
     }
     app.aside.close(Duration::from_secs(10));
     runtime.shutdown_timeout(Duration::from_secs(2));

@@ -337,10 +337,11 @@ impl Remote {
         })
     }
 
-    /// See [`super::Store::list_each`].
+    /// See [`super::Store::list_each`]; from behind a name on, where the store can do that.
     pub(super) fn list_each(
         &self,
         prefix: &str,
+        behind: Option<&str>,
         patience: &Patience,
         wanted: Wanted<'_>,
         each: &mut dyn FnMut(&str) -> Result<(), Error>,
@@ -353,7 +354,7 @@ impl Remote {
         // Where it cannot be told where to go on, a listing that broke begins anew.
         let can_go_on = self.operator.info().capability().list_with_start_after;
         let mut lister = None;
-        let mut newest: Option<String> = None;
+        let mut newest = behind.map(str::to_owned);
         let mut since = Instant::now();
         let mut tries = 0;
         loop {

@@ -51,6 +51,9 @@ mod tests {
             store_patience: std::time::Duration::ZERO,
             import_allowed: Vec::new(),
             attach_allowed: Vec::new(),
+            roles: crate::config::Roles::ALL,
+            lease: std::time::Duration::ZERO,
+            drain: std::time::Duration::ZERO,
             strict_dcs: false,
         };
         for (whole, told) in [

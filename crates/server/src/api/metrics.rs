@@ -191,6 +191,10 @@ fn tell(app: &App, now: Moment) -> Result<String, catalog::Error> {
             "Failures of remote stores that outlasted all tries.",
         ),
         (metrics::ANSWERS, "Answers of the API, by operation and status."),
+        (
+            metrics::DELIVERIES,
+            "Tries to tell a hook what happened, by hook and outcome.",
+        ),
     ] {
         page.family(name, "counter", help);
         for ((_, labels), count) in counters.iter().filter(|((known, _), _)| *known == name) {

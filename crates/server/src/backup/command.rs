@@ -33,7 +33,7 @@ pub fn create(
             instances::check_idle(tx, id)?;
             instances::check_running(&instance)?;
             let backup = record::insert_waiting(tx, project, id, Kind::Manual, format, remark, now)?;
-            queue::insert(tx, id, JobKind::Backup, Some(backup.as_str()), now)?;
+            queue::insert(tx, id, JobKind::Backup, Some(backup.as_str()))?;
             Ok(backup)
         })
     })?;

@@ -13,6 +13,9 @@ mod value;
 
 use std::path::Path;
 
+use crate::clock;
+use crate::ids::Moment;
+
 pub use sqlite::Seen;
 pub(crate) use value::params;
 pub use value::{FromSql, Params, Row, ToSql, Value};
@@ -96,6 +99,11 @@ impl Catalog {
             backend,
             before_commit: |_| Ok(()),
         }
+    }
+
+    /// Whether other processes, on other machines too, may have it open and act by it.
+    pub fn is_shared(&self) -> bool {
+        matches!(self.backend, Backend::Postgres(_))
     }
 
     /// Has this done at the end of every transaction that changes something: where it fails, the transaction does.
@@ -208,6 +216,17 @@ impl Catalog {
 }
 
 impl Tx<'_> {
+    /// The time by the database's clock, which is the same one for all who share it; that of a file is ours.
+    ///
+    /// # Errors
+    /// [`Error::Away`], [`Error::Database`].
+    pub fn clock(&self) -> Result<Moment, Error> {
+        match self.0 {
+            Session::Sqlite(_) => Ok(Moment(clock::wall_ms())),
+            Session::Postgres(open) => open.clock_ms().map(Moment),
+        }
+    }
+
     /// Runs a statement and returns how many rows it changed.
     ///
     /// # Errors

@@ -408,6 +408,16 @@ impl Open {
         })
     }
 
+    /// Milliseconds since 1970 by the server's clock.
+    pub fn clock_ms(&self) -> Result<i64, Error> {
+        let asked = "SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)";
+        let rows = self.query(asked, &())?;
+        let first = rows
+            .first()
+            .ok_or_else(|| Error::Unreadable("the server tells no time".to_owned()))?;
+        Ok(first.try_get(0)?)
+    }
+
     /// The names of the columns that a statement answers with.
     pub fn columns(&self, sql: &str) -> Result<Vec<String>, Error> {
         let statement = self.prepared(sql)?;

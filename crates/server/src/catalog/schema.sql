@@ -1,5 +1,14 @@
 -- Version 1. Ids are TEXT, moments BIGINT milliseconds, states TEXT with a CHECK: the same on every database.
 
+-- The services that share this catalogue, each with its data directory: nodes to people. A file is shared by nobody and has one.
+CREATE TABLE host (
+    id TEXT NOT NULL PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    roles TEXT NOT NULL,                    -- separated by commas
+    started_at_ms BIGINT NOT NULL,
+    seen_at_ms BIGINT NOT NULL              -- both by the database's clock
+);
+
 CREATE TABLE project (
     id TEXT NOT NULL PRIMARY KEY,
     name TEXT NOT NULL UNIQUE,
@@ -102,7 +111,8 @@ CREATE TABLE job (
     subject_id TEXT,                        -- the backup's or restore's id; the process that a restart or flush acts on
     state TEXT NOT NULL CHECK (state IN ('waiting', 'running', 'done')),
     fence BIGINT NOT NULL DEFAULT 0,        -- grows with each claim; part of object names and of every settle
-    owner TEXT,
+    owner TEXT,                             -- the host that runs it; null: nobody does
+    lease_until_ms BIGINT NOT NULL DEFAULT 0, -- another one may take it from then on, by the database's clock
     created_at_ms BIGINT NOT NULL,
     settled_at_ms BIGINT
 );
@@ -414,4 +424,69 @@ END;
 CREATE TRIGGER restore_changed_is_mirrored AFTER UPDATE ON restore WHEN NEW.status IN ('succeeded', 'failed') BEGIN
     INSERT INTO outbox (project_id, subject, id) VALUES (NEW.project_id, 'restore', NEW.id)
     ON CONFLICT (project_id, subject, id) DO UPDATE SET changes = outbox.changes + 1;
+END;
+
+-- Whom the operator wants to be told what happens. A key or user like these is not in the mirror: it is added again.
+CREATE TABLE hook (
+    name TEXT NOT NULL PRIMARY KEY,
+    project_id TEXT REFERENCES project(id), -- null: of every project
+    kind TEXT NOT NULL CHECK (kind IN ('url', 'program')),
+    target TEXT NOT NULL,                   -- the URL, or the program's absolute path
+    events TEXT NOT NULL,                   -- ',backup.failed,restore.failed,'; ',' for all
+    secret_sealed BLOB NOT NULL,            -- what deliveries to a URL are signed with
+    created_at_ms BIGINT NOT NULL
+);
+
+-- What each is to be told: written by the triggers below, in the transaction in which it happened.
+CREATE TABLE delivery (
+    number INTEGER PRIMARY KEY,
+    hook TEXT NOT NULL REFERENCES hook(name),
+    event TEXT NOT NULL,
+    project_id TEXT NOT NULL,
+    instance_id TEXT NOT NULL,
+    subject_id TEXT NOT NULL,               -- of the backup, restore, verification or instance
+    error_code TEXT,
+    failure TEXT,                           -- why it failed, for the operator
+    at_ms BIGINT NOT NULL,
+    tries BIGINT NOT NULL DEFAULT 0,
+    next_at_ms BIGINT,                      -- of the next try; null: there is none
+    delivered_at_ms BIGINT,
+    answer TEXT                             -- what was wrong with the newest try
+);
+CREATE INDEX delivery_due_index ON delivery(hook, next_at_ms) WHERE next_at_ms IS NOT NULL;
+CREATE INDEX delivery_over_index ON delivery(at_ms) WHERE next_at_ms IS NULL;
+
+CREATE TRIGGER backup_end_is_told AFTER UPDATE OF status ON backup
+WHEN OLD.status IN ('waiting', 'running') AND NEW.status IN ('succeeded', 'failed') AND NEW.kind <> 'generation' BEGIN
+    INSERT INTO delivery (hook, event, project_id, instance_id, subject_id, error_code, failure, at_ms, next_at_ms)
+    SELECT name, 'backup.' || NEW.status, NEW.project_id, NEW.instance_id, NEW.id, NEW.error_code, NEW.failure, NEW.updated_at_ms, 0
+    FROM hook WHERE (project_id IS NULL OR project_id = NEW.project_id)
+    AND (events = ',' OR events LIKE '%,backup.' || NEW.status || ',%');
+END;
+-- A run of a schedule that was missed is a record that failed from its beginning.
+CREATE TRIGGER backup_missed_is_told AFTER INSERT ON backup WHEN NEW.status = 'failed' BEGIN
+    INSERT INTO delivery (hook, event, project_id, instance_id, subject_id, error_code, failure, at_ms, next_at_ms)
+    SELECT name, 'backup.failed', NEW.project_id, NEW.instance_id, NEW.id, NEW.error_code, NEW.failure, NEW.updated_at_ms, 0
+    FROM hook WHERE (project_id IS NULL OR project_id = NEW.project_id) AND (events = ',' OR events LIKE '%,backup.failed,%');
+END;
+CREATE TRIGGER restore_end_is_told AFTER UPDATE OF status ON restore
+WHEN OLD.status IN ('waiting', 'running') AND NEW.status IN ('succeeded', 'failed') BEGIN
+    INSERT INTO delivery (hook, event, project_id, instance_id, subject_id, error_code, failure, at_ms, next_at_ms)
+    SELECT name, 'restore.' || NEW.status, NEW.project_id, NEW.instance_id, NEW.id, NEW.error_code, NEW.failure, NEW.updated_at_ms, 0
+    FROM hook WHERE (project_id IS NULL OR project_id = NEW.project_id)
+    AND (events = ',' OR events LIKE '%,restore.' || NEW.status || ',%');
+END;
+CREATE TRIGGER verification_end_is_told AFTER UPDATE OF status ON verification
+WHEN OLD.status IN ('waiting', 'running') AND NEW.status IN ('holds', 'damaged', 'failed') BEGIN
+    INSERT INTO delivery (hook, event, project_id, instance_id, subject_id, failure, at_ms, next_at_ms)
+    SELECT hook.name, 'verification.' || NEW.status, backup.project_id, backup.instance_id, NEW.id, NEW.failure, NEW.finished_at_ms, 0
+    FROM backup JOIN hook ON hook.project_id IS NULL OR hook.project_id = backup.project_id
+    WHERE backup.id = NEW.backup_id AND (hook.events = ',' OR hook.events LIKE '%,verification.' || NEW.status || ',%');
+END;
+CREATE TRIGGER instance_trouble_is_told AFTER UPDATE OF status ON instance
+WHEN (OLD.status = 'running' AND NEW.status = 'error') OR (OLD.status = 'error' AND NEW.status = 'running') BEGIN
+    INSERT INTO delivery (hook, event, project_id, instance_id, subject_id, failure, at_ms, next_at_ms)
+    SELECT name, 'instance.' || NEW.status, NEW.project_id, NEW.id, NEW.id, NEW.failure, NEW.updated_at_ms, 0
+    FROM hook WHERE (project_id IS NULL OR project_id = NEW.project_id)
+    AND (events = ',' OR events LIKE '%,instance.' || NEW.status || ',%');
 END;

@@ -2,8 +2,8 @@
 
 use super::Error;
 use crate::ids::{
-    BackupId, GenerationId, InstanceId, JobId, Moment, NodeId, ProjectId, RestoreId, ScheduleId, StorageId,
-    UserId, VerificationId,
+    BackupId, GenerationId, HostId, InstanceId, JobId, Moment, NodeId, ProjectId, RestoreId, ScheduleId,
+    StorageId, UserId, VerificationId,
 };
 
 /// A value as both databases hold it.
@@ -214,6 +214,7 @@ id!(
     JobId,
     VerificationId,
     StorageId,
+    HostId,
     UserId
 );
 

@@ -9,6 +9,7 @@ use super::place::{Place, Reach};
 use super::{Global, Output};
 use crate::identity::record as identity;
 use crate::ids::Moment;
+use crate::journal::guard::{self, Behind};
 use crate::journal::rebuild::{self, Source, Wish};
 use crate::journal::record as journal;
 use crate::serve::{self, Begin};
@@ -33,6 +34,18 @@ pub(crate) enum CatalogVerb {
             --region eu-central-1 --access-key AKIA... --secret-key-file secret.txt"
     )]
     Rebuild(Rebuild),
+    /// Go on with a catalogue that is older than its mirror: `serve` refuses it, for what happened since its copy was made is lost
+    #[command(
+        after_help = "A catalogue that was put back from an old copy does not know the instances, backups and restores of the time since. \
+        Their records are lost from it for good; engines that only they knew are stopped, with their data, at the next start; backups \
+        that only they knew stay in the store, and nobody removes them. `catalog rebuild` loses nothing of that.\n\n\
+        Example:\n  cachekeep catalog keep-older --yes"
+    )]
+    KeepOlder {
+        /// Yes, what happened since is to be lost
+        #[arg(long)]
+        yes: bool,
+    },
 }
 
 #[derive(Args)]
@@ -61,7 +74,38 @@ pub(crate) fn catalog(global: &Global, verb: &CatalogVerb) -> anyhow::Result<()>
     match verb {
         CatalogVerb::Status => status(global),
         CatalogVerb::Rebuild(verb) => make_anew(global, verb),
+        CatalogVerb::KeepOlder { yes } => keep_older(global, *yes),
     }
+}
+
+fn keep_older(global: &Global, yes: bool) -> anyhow::Result<()> {
+    let config = administer(global)?;
+    let _lock = serve::lock(&config.data_dir)?;
+    let app = open(global)?;
+    let told = |one: &Behind| json!({"project_id": one.project.as_str(), "storage": one.storage, "known_entry": one.known, "newest_entry": one.newest});
+    if !yes {
+        let behind: Vec<String> = guard::behind(&app)?
+            .iter()
+            .map(|one| {
+                format!(
+                    "{} in {}: {} of {}",
+                    one.project, one.storage, one.known, one.newest
+                )
+            })
+            .collect();
+        anyhow::ensure!(
+            behind.is_empty(),
+            "this would lose what the stores know beyond the catalogue ({}): say --yes if that is meant",
+            behind.join("; ")
+        );
+    }
+    let rows: Vec<Value> = guard::keep_older(&app)?.iter().map(told).collect();
+    print(
+        global,
+        &["project_id", "storage", "known_entry", "newest_entry"],
+        &rows,
+    );
+    Ok(())
 }
 
 fn status(global: &Global) -> anyhow::Result<()> {

@@ -11,6 +11,7 @@ mod closed_pipe;
 mod copy;
 mod diff;
 mod export;
+mod hook;
 mod import;
 mod inspect;
 mod keys;
@@ -35,6 +36,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{self, Config};
 use crate::egress::{Allowed, Network};
+use crate::limits;
 
 /// Runs Redis instances, backs them up, restores them, and keeps a truthful record of every restore.
 #[derive(Parser)]
@@ -119,6 +121,9 @@ enum Verb {
     /// Say who changed what, and prove that nothing of that was changed (works on the data directory)
     #[command(subcommand)]
     Audit(audit::AuditVerb),
+    /// Have a URL or a program told how backups, restores and drills end (works on the data directory)
+    #[command(subcommand)]
+    Hook(hook::HookVerb),
     /// Say which backups would go by the rules, and why
     #[command(subcommand)]
     Retention(schedule::RetentionVerb),
@@ -246,6 +251,14 @@ struct Serve {
     /// service's own. May be given again [default: no server]
     #[arg(long, value_name = "ADDRESS")]
     attach_allow: Vec<Network>,
+    /// Seconds after which a job of a node that has died, or does not reach the catalogue, is taken up by another one. The node stops
+    /// by itself after two thirds of it
+    #[arg(long, default_value_t = limits::LEASE.as_secs(), value_parser = clap::value_parser!(u64).range(3..=3600), value_name = "SECONDS")]
+    lease: u64,
+    /// Seconds that jobs may go on when the service is told to stop; those that have not ended then are taken up by another
+    /// node, or at the next start
+    #[arg(long, default_value_t = 10, value_name = "SECONDS")]
+    drain: u64,
     /// As DCS itself: single-node instances have no backup and restore (DCS.4086), save_days end at 7, deleted
     /// instances are not listed, answers of v2 and v1.0 have no ext
     #[arg(long)]
@@ -335,6 +348,7 @@ fn run() -> ExitCode {
         },
         Verb::Schedule(verb) => schedule::schedule(&global, &verb),
         Verb::Audit(verb) => audit::audit(&global, &verb),
+        Verb::Hook(verb) => hook::hook(&global, &verb),
         Verb::Retention(verb) => schedule::retention(&global, &verb),
         Verb::Inspect(verb) => Ok(inspect::run(&global, &verb)),
         Verb::Export(verb) => Ok(export::run(&global, &verb)),
@@ -411,6 +425,9 @@ fn configure(global: &Global, serve: Serve) -> anyhow::Result<Config> {
         store_patience: std::time::Duration::from_secs(serve.store_patience),
         import_allowed: serve.import_allow,
         attach_allowed: serve.attach_allow,
+        roles: crate::config::Roles::ALL,
+        lease: std::time::Duration::from_secs(serve.lease),
+        drain: std::time::Duration::from_secs(serve.drain),
         strict_dcs: serve.strict_dcs,
     })
 }

@@ -175,7 +175,7 @@ fn insert_one(
     };
     record::insert(tx, &instance)?;
     generation::insert(tx, &GenerationId::random(), &instance.id, &nodes, now)?;
-    queue::insert(tx, &instance.id, JobKind::Create, None, now)?;
+    queue::insert(tx, &instance.id, JobKind::Create, None)?;
     Ok(Made {
         id: instance.id,
         name: instance.name,
@@ -435,7 +435,7 @@ pub fn delete(app: &App, project: &ProjectId, id: &InstanceId, now: Moment) -> R
         if !record::transition(tx, id, instance.status, Status::Deleting, None, now)? {
             return Err(Refusal::InstanceUnknown);
         }
-        queue::insert(tx, id, JobKind::Delete, None, now)?;
+        queue::insert(tx, id, JobKind::Delete, None)?;
         Ok::<_, Refusal>(())
     })?;
     app.board.wake();
@@ -474,7 +474,7 @@ pub fn act(
         if !startable || (kind == JobKind::Flush && instance.status != Status::Running) {
             return Err(Refusal::WrongState);
         }
-        queue::insert(tx, id, kind, None, now)?;
+        queue::insert(tx, id, kind, None)?;
         Ok::<_, Refusal>(interrupted)
     })?;
     if interrupted {
@@ -510,7 +510,7 @@ pub fn reset_password(
             return Err(Refusal::WrongState);
         }
         record::set_client_password(tx, id, sealed.as_deref(), now)?;
-        queue::insert(tx, id, JobKind::Password, None, now)?;
+        queue::insert(tx, id, JobKind::Password, None)?;
         Ok::<_, Refusal>(())
     })?;
     app.board.wake();
@@ -545,7 +545,7 @@ pub fn resize(
             return Err(Refusal::DataTooLarge { data_mb, limit_mb });
         }
         record::resize(tx, id, spec_code, capacity_mb, now)?;
-        queue::insert(tx, id, JobKind::Resize, None, now)?;
+        queue::insert(tx, id, JobKind::Resize, None)?;
         Ok::<_, Refusal>(())
     })?;
     app.board.wake();

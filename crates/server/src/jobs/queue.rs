@@ -1,7 +1,16 @@
 //! Job rows: insert with the record, claim, settle. At most one unsettled job per instance, by a unique index.
+//!
+//! A claim holds for as long as it is renewed: `lease_until_ms`, by the database's clock. When that has passed, another host may
+//! claim the job, with a higher fence. Whoever held it has stopped by then ([`Claim::lease`]); if he has not, because he was
+//! stopped himself, his fence is in all that he writes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::Lease;
 
 use crate::catalog::{Error, FromSql, Tx, Value};
-use crate::ids::{InstanceId, JobId, Moment};
+use crate::ids::{HostId, InstanceId, JobId, Moment};
 
 /// What a job does. The words are those of the table's CHECK.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +70,7 @@ impl FromSql for JobKind {
     }
 }
 
-/// The right to run a job. Its fence is part of every settling write and of the names of stored objects.
+/// The right to run a job. Its fence is part of every write of the job and of the names of stored objects.
 #[derive(Debug, Clone)]
 pub struct Claim {
     /// The job.
@@ -74,8 +83,10 @@ pub struct Claim {
     pub subject_id: Option<String>,
     /// Grows by one with each claim; 1 at the first.
     pub fence: i64,
-    /// When it was accepted.
+    /// When it was accepted, by the database's clock.
     pub created_at: Moment,
+    /// Ends before another host may claim the job, unless the claim is renewed.
+    pub lease: Arc<Lease>,
 }
 
 /// Adds a job in the caller's transaction, with the record it belongs to.
@@ -87,12 +98,11 @@ pub fn insert(
     instance: &InstanceId,
     kind: JobKind,
     subject: Option<&str>,
-    now: Moment,
 ) -> Result<JobId, Error> {
     let id = JobId::random();
     tx.execute(
         "INSERT INTO job (id, instance_id, kind, subject_id, state, created_at_ms) VALUES (?1, ?2, ?3, ?4, 'waiting', ?5)",
-        (&id, instance, kind.word(), subject, now),
+        (&id, instance, kind.word(), subject, tx.clock()?),
     )?;
     Ok(id)
 }
@@ -109,27 +119,37 @@ pub fn active(tx: &Tx<'_>, instance: &InstanceId) -> Result<Option<(JobKind, Opt
     )
 }
 
-/// Every waiting job with its instance, oldest first: at most one an instance.
+/// Every job that `host` may claim, with its instance, oldest first: at most one an instance.
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn waiting(tx: &Tx<'_>) -> Result<Vec<(JobId, InstanceId)>, Error> {
+pub fn claimable(tx: &Tx<'_>, host: &HostId) -> Result<Vec<(JobId, InstanceId)>, Error> {
     tx.all(
-        "SELECT id, instance_id FROM job WHERE state = 'waiting' ORDER BY created_at_ms, id",
-        (),
+        "SELECT id, instance_id FROM job WHERE state = 'waiting' OR (state = 'running' AND owner <> ?1 AND lease_until_ms < ?2) \
+         ORDER BY created_at_ms, id",
+        (host, tx.clock()?),
         |row| Ok((row.get(0)?, row.get(1)?)),
     )
 }
 
-/// Takes a waiting job. `None`: it is not waiting any more.
+/// Takes a job for so long, if it is not renewed. `None`: another one has it by now. `lease` is what its holder goes by; it is made
+/// before the transaction begins, for what that takes counts.
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn claim(tx: &Tx<'_>, job: &JobId, owner: &str) -> Result<Option<Claim>, Error> {
+pub fn claim(
+    tx: &Tx<'_>,
+    job: &JobId,
+    host: &HostId,
+    length: Duration,
+    lease: &Arc<Lease>,
+) -> Result<Option<Claim>, Error> {
+    let now = tx.clock()?;
     tx.one(
-        "UPDATE job SET state = 'running', owner = ?2, fence = fence + 1 WHERE id = ?1 AND state = 'waiting' \
+        "UPDATE job SET state = 'running', owner = ?2, fence = fence + 1, lease_until_ms = ?3 \
+         WHERE id = ?1 AND (state = 'waiting' OR (state = 'running' AND owner <> ?2 AND lease_until_ms < ?4)) \
          RETURNING id, instance_id, kind, subject_id, fence, created_at_ms",
-        (job, owner),
+        (job, host, now.after(length), now),
         |row| {
             Ok(Claim {
                 job_id: row.get(0)?,
@@ -138,9 +158,22 @@ pub fn claim(tx: &Tx<'_>, job: &JobId, owner: &str) -> Result<Option<Claim>, Err
                 subject_id: row.get(3)?,
                 fence: row.get(4)?,
                 created_at: row.get(5)?,
+                lease: lease.clone(),
             })
         },
     )
+}
+
+/// Takes a claim for so long from now on. `false`: another one has the job, or it was ended from outside.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn renew(tx: &Tx<'_>, claim: &Claim, length: Duration) -> Result<bool, Error> {
+    let changed = tx.execute(
+        "UPDATE job SET lease_until_ms = ?3 WHERE id = ?1 AND fence = ?2 AND state = 'running'",
+        (&claim.job_id, claim.fence, tx.clock()?.after(length)),
+    )?;
+    Ok(changed == 1)
 }
 
 /// Writes on which process a restart or flush is about to act: whoever takes the job up again knows by that how far it
@@ -163,7 +196,7 @@ pub fn intend(tx: &Tx<'_>, claim: &Claim, process: &str) -> Result<(), Error> {
 /// The catalogue failed.
 pub fn settle(tx: &Tx<'_>, claim: &Claim, now: Moment) -> Result<bool, Error> {
     let changed = tx.execute(
-        "UPDATE job SET state = 'done', settled_at_ms = ?3 WHERE id = ?1 AND fence = ?2 AND state = 'running'",
+        "UPDATE job SET state = 'done', settled_at_ms = ?3, lease_until_ms = 0 WHERE id = ?1 AND fence = ?2 AND state = 'running'",
         (&claim.job_id, claim.fence, now),
     )?;
     Ok(changed == 1)
@@ -194,15 +227,15 @@ pub fn revoke_active(tx: &Tx<'_>, instance: &InstanceId, now: Moment) -> Result<
     Ok(())
 }
 
-/// Gives back every job of a process that is gone: only one process runs on a data directory, so at its start
-/// every running job is such a one.
+/// Gives back every job of an earlier process of the host: only one process runs on a data directory, so at its start every
+/// running job of the host is such a one.
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn release_all(tx: &Tx<'_>) -> Result<usize, Error> {
+pub fn release_all(tx: &Tx<'_>, host: &HostId) -> Result<usize, Error> {
     tx.execute(
-        "UPDATE job SET state = 'waiting', owner = NULL WHERE state = 'running'",
-        (),
+        "UPDATE job SET state = 'waiting', owner = NULL, lease_until_ms = 0 WHERE state = 'running' AND owner = ?1",
+        (host,),
     )
 }
 
@@ -212,8 +245,140 @@ pub fn release_all(tx: &Tx<'_>) -> Result<usize, Error> {
 /// The catalogue failed.
 pub fn release(tx: &Tx<'_>, claim: &Claim) -> Result<(), Error> {
     tx.execute(
-        "UPDATE job SET state = 'waiting', owner = NULL WHERE id = ?1 AND fence = ?2 AND state = 'running'",
+        "UPDATE job SET state = 'waiting', owner = NULL, lease_until_ms = 0 WHERE id = ?1 AND fence = ?2 AND state = 'running'",
         (&claim.job_id, claim.fence),
     )?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use engine::uptime;
+
+    use super::*;
+    use crate::catalog::Catalog;
+
+    const CLAIMANTS: usize = 4;
+
+    fn claimed(catalog: &Catalog, job: &JobId, host: &HostId, length: Duration) -> Option<Claim> {
+        let lease = Arc::new(Lease::until(uptime() + length));
+        catalog.write(|tx| claim(tx, job, host, length, &lease)).unwrap()
+    }
+
+    fn with_instance(catalog: &Catalog) -> InstanceId {
+        let instance = InstanceId::random();
+        catalog
+            .write(|tx| {
+                let nothing: &[u8] = &[];
+                tx.execute(
+                    "INSERT INTO project (id, name, recipient, identity_sealed, created_at_ms) VALUES (?1, ?1, 'r', ?2, 0)",
+                    (&instance, nothing),
+                )?;
+                tx.execute(
+                    "INSERT INTO instance (id, project_id, name, status, engine_version, capacity_mb, spec_code, bind, port, persistence, \
+                     admin_password_sealed, attributes, created_at_ms, updated_at_ms) VALUES (?1, ?1, 'n', 'running', '7.0', 128, \
+                     's', 'b', 1, 'none', ?2, '{}', 0, 0)",
+                    (&instance, nothing),
+                )?;
+                Ok::<_, Error>(())
+            })
+            .unwrap();
+        instance
+    }
+
+    /// Each claimant with connections of its own, as processes have.
+    #[test]
+    fn of_many_that_claim_a_job_at_once_one_gets_it() {
+        let is_long = std::env::var("CACHEKEEP_TEST_LONG").is_ok_and(|long| long == "1");
+        let races = if is_long { 1000 } else { 200 };
+        let server = xtask::postgres::Postgres::start().unwrap();
+        let url = server.make_schema("races").unwrap();
+        let catalogs: Vec<Catalog> = (0..CLAIMANTS)
+            .map(|_| Catalog::connect(&url, "n", true).unwrap())
+            .collect();
+        let hosts: Vec<HostId> = (0..CLAIMANTS).map(|_| HostId::random()).collect();
+        let instance = with_instance(&catalogs[0]);
+        let length = Duration::from_secs(600);
+        let barrier = Barrier::new(CLAIMANTS);
+        let mut wins = [0; CLAIMANTS];
+        let mut taken_over = 0;
+        for race in 0..races {
+            let job = catalogs[0]
+                .write(|tx| insert(tx, &instance, JobKind::Backup, None))
+                .unwrap();
+            // Every other one was left behind by a host that is gone.
+            if race % 2 == 1 {
+                claimed(&catalogs[0], &job, &HostId::random(), Duration::ZERO).unwrap();
+                std::thread::sleep(Duration::from_millis(2));
+                taken_over += 1;
+            }
+            let claims: Vec<Option<Claim>> = std::thread::scope(|scope| {
+                let racing: Vec<_> = catalogs
+                    .iter()
+                    .zip(&hosts)
+                    .map(|(catalog, host)| {
+                        let (barrier, job) = (&barrier, &job);
+                        scope.spawn(move || {
+                            barrier.wait();
+                            claimed(catalog, job, host, length)
+                        })
+                    })
+                    .collect();
+                racing.into_iter().map(|claim| claim.join().unwrap()).collect()
+            });
+            assert_eq!(claims.iter().flatten().count(), 1, "race {race}");
+            for (number, claim) in claims.into_iter().enumerate() {
+                if let Some(claim) = claim {
+                    wins[number] += 1;
+                    assert_eq!(claim.fence, 1 + race % 2, "race {race}");
+                    let settled = catalogs[number].write(|tx| settle(tx, &claim, claim.created_at));
+                    assert!(settled.unwrap());
+                }
+            }
+        }
+        println!(
+            "{races} claim races of {CLAIMANTS}, {taken_over} of them for jobs left behind: 1 winner each, {wins:?}"
+        );
+    }
+
+    #[test]
+    fn a_claim_that_is_renewed_is_nobody_elses_and_one_that_is_not_gets_a_higher_fence() {
+        let server = xtask::postgres::Postgres::start().unwrap();
+        let url = server.make_schema("leases").unwrap();
+        let postgres = Catalog::connect(&url, "n", true).unwrap();
+        let folder = xtask::scratch::Scratch::new("leases").unwrap();
+        let sqlite = Catalog::open(&folder.path().join("catalog.sqlite")).unwrap();
+        for catalog in [&postgres, &sqlite] {
+            let (ours, theirs) = (HostId::random(), HostId::random());
+            let instance = with_instance(catalog);
+            let job = catalog
+                .write(|tx| insert(tx, &instance, JobKind::Backup, None))
+                .unwrap();
+            let first = claimed(catalog, &job, &ours, Duration::ZERO).unwrap();
+            let long = Duration::from_secs(600);
+            assert!(catalog.write(|tx| renew(tx, &first, long)).unwrap());
+            assert!(claimed(catalog, &job, &theirs, long).is_none());
+            assert!(catalog.write(|tx| renew(tx, &first, Duration::ZERO)).unwrap());
+            std::thread::sleep(Duration::from_millis(2));
+            assert!(
+                claimed(catalog, &job, &ours, long).is_none(),
+                "who holds it does not claim it again"
+            );
+            let found = catalog.read(|tx| claimable(tx, &theirs)).unwrap();
+            assert_eq!(found, [(job.clone(), instance.clone())]);
+            let second = claimed(catalog, &job, &theirs, long).unwrap();
+            assert_eq!((first.fence, second.fence), (1, 2));
+            // What the first one still wants to say is not heard.
+            assert!(!catalog.write(|tx| renew(tx, &first, long)).unwrap());
+            assert!(!catalog.read(|tx| holds(tx, &first)).unwrap());
+            assert!(!catalog.write(|tx| settle(tx, &first, first.created_at)).unwrap());
+            catalog.write(|tx| release(tx, &first)).unwrap();
+            assert!(catalog.read(|tx| holds(tx, &second)).unwrap());
+            assert_eq!(catalog.write(|tx| release_all(tx, &ours)).unwrap(), 0);
+            assert_eq!(catalog.write(|tx| release_all(tx, &theirs)).unwrap(), 1);
+            assert_eq!(claimed(catalog, &job, &ours, long).unwrap().fence, 3);
+        }
+    }
 }

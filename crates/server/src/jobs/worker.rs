@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use engine::{Control, Kind};
+use engine::{Control, Kind, Lease, uptime};
 
 use super::JobKind;
 use super::queue::{self, Claim};
@@ -67,6 +67,7 @@ pub fn settle(
     claim: &Claim,
     record: impl FnOnce(&Tx<'_>) -> Result<(), catalog::Error>,
 ) -> Result<(), Stop> {
+    check_lease(claim)?;
     app.catalog.write(|tx| {
         if !queue::settle(tx, claim, Moment::now())? {
             return Err(Stop::ClaimLost);
@@ -84,12 +85,21 @@ pub fn step<T>(
     claim: &Claim,
     write: impl FnOnce(&Tx<'_>) -> Result<T, catalog::Error>,
 ) -> Result<T, Stop> {
+    check_lease(claim)?;
     app.catalog.write(|tx| {
         if !queue::holds(tx, claim)? {
             return Err(Stop::ClaimLost);
         }
         write(tx).map_err(Stop::Catalog)
     })
+}
+
+/// A job whose lease is over ends here, and not with a failure that is of no interest: another host is at it, or takes it up.
+fn check_lease(claim: &Claim) -> Result<(), Stop> {
+    match claim.lease.is_over() {
+        true => Err(Stop::ClaimLost),
+        false => Ok(()),
+    }
 }
 
 /// Runs `work` while a second thread writes its progress every [`limits::PROGRESS_EVERY`].
@@ -131,7 +141,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// What runs now, and the bell that wakes the loop.
 pub struct Board {
-    running: Mutex<HashMap<JobId, (InstanceId, Arc<Control>)>>,
+    running: Mutex<HashMap<JobId, (Claim, Arc<Control>)>>,
     held: Mutex<HashSet<InstanceId>>,
     memory: Mutex<HashMap<InstanceId, u64>>,
     looked: Mutex<HashMap<InstanceId, Instant>>,
@@ -139,7 +149,6 @@ pub struct Board {
     bell: (Mutex<()>, Condvar),
     untidy: (Mutex<u64>, Condvar),
     closing: AtomicBool,
-    owner: String,
 }
 
 impl Board {
@@ -154,7 +163,6 @@ impl Board {
             bell: (Mutex::new(()), Condvar::new()),
             untidy: (Mutex::new(0), Condvar::new()),
             closing: AtomicBool::new(false),
-            owner: uuid::Uuid::new_v4().to_string(),
         }
     }
 
@@ -167,14 +175,18 @@ impl Board {
 
     /// Asks the instance's running jobs to stop.
     pub fn cancel(&self, instance: &InstanceId) {
-        for (_, control) in lock(&self.running).values().filter(|(of, _)| of == instance) {
-            control.cancel();
+        for (claim, control) in lock(&self.running).values() {
+            if claim.instance_id == *instance {
+                control.cancel();
+            }
         }
     }
 
     /// Whether a job of the instance is at work, be it one that was ended from outside and does not know it yet.
     pub fn is_at_work(&self, instance: &InstanceId) -> bool {
-        lock(&self.running).values().any(|(of, _)| of == instance)
+        lock(&self.running)
+            .values()
+            .any(|(claim, _)| claim.instance_id == *instance)
     }
 
     /// Tells the reconciler and the sweeper that there may be something to tidy up.
@@ -219,6 +231,21 @@ impl Board {
     /// How many jobs run.
     pub fn running(&self) -> usize {
         lock(&self.running).len()
+    }
+
+    /// Ends the leases of all that run: each job stops at its next step and is given back, to be taken up by another host or
+    /// at the next start.
+    pub fn end_leases(&self) {
+        for claim in self.claims() {
+            claim.lease.end();
+        }
+    }
+
+    fn claims(&self) -> Vec<Claim> {
+        lock(&self.running)
+            .values()
+            .map(|(claim, _)| claim.clone())
+            .collect()
     }
 
     /// Waits until no job runs or the time is over; `true` where none runs.
@@ -282,14 +309,65 @@ pub fn run(app: &Arc<App>) {
     }
 }
 
-/// Takes the oldest waiting job whose instance nobody is at.
+/// Renews the claims of all jobs that run, until the board closes and none does. One thread calls this.
+///
+/// Where the catalogue is a file nobody else can claim a job: the lock of the data directory is the lease.
+pub fn keep_leases(app: &App) {
+    if !app.catalog.is_shared() {
+        return;
+    }
+    let length = app.config.lease;
+    while !app.board.closing.load(Ordering::SeqCst) || app.board.running() > 0 {
+        let claims = app.board.claims();
+        // Before the transaction: what that takes counts.
+        let until = uptime() + holds_for(length);
+        let renew = |tx: &Tx<'_>| {
+            let renewed = claims.iter().map(|claim| queue::renew(tx, claim, length));
+            renewed.collect::<Result<Vec<bool>, catalog::Error>>()
+        };
+        let mut pause = length / 3;
+        match (claims.is_empty(), app.catalog.write(renew)) {
+            (true, _) => {}
+            (false, Ok(renewed)) => {
+                for (claim, is_ours) in claims.iter().zip(renewed) {
+                    match is_ours {
+                        true => claim.lease.extend(until),
+                        false => claim.lease.end(),
+                    }
+                }
+            }
+            (false, Err(error)) => {
+                tracing::warn!(
+                    error = engine::chain(&error),
+                    "leases cannot be renewed; trying again"
+                );
+                pause = Duration::from_secs(1).min(pause);
+            }
+        }
+        std::thread::sleep(pause);
+    }
+}
+
+/// How long the holder of a lease of this length goes by it: the rest is for what he has begun, and for clocks that go a
+/// little differently.
+pub fn holds_for(length: Duration) -> Duration {
+    length * 2 / 3
+}
+
+/// Takes the oldest job whose instance nobody is at.
 fn claim(app: &Arc<App>) -> Option<(Claim, Gate)> {
     let claimed = || {
-        for (job, instance) in app.catalog.read(queue::waiting)? {
+        for (job, instance) in app.catalog.read(|tx| queue::claimable(tx, &app.host))? {
             let Some(gate) = Gate::enter(app, &instance) else {
                 continue;
             };
-            let claim = app.catalog.write(|tx| queue::claim(tx, &job, &app.board.owner))?;
+            let lease = Arc::new(match app.catalog.is_shared() {
+                true => Lease::until(uptime() + holds_for(app.config.lease)),
+                false => Lease::endless(),
+            });
+            let claim = app
+                .catalog
+                .write(|tx| queue::claim(tx, &job, &app.host, app.config.lease, &lease))?;
             if let Some(claim) = claim {
                 return Ok(Some((claim, gate)));
             }
@@ -328,7 +406,8 @@ fn time_left(app: &App, claim: &Claim) -> Result<Duration, catalog::Error> {
     let age = match claim.kind {
         JobKind::Create | JobKind::Delete | JobKind::Password | JobKind::Resize => 0,
         JobKind::Restart | JobKind::Flush | JobKind::Backup | JobKind::Restore => {
-            u64::try_from(Moment::now().0 - claim.created_at.0).unwrap_or(0)
+            let now = app.catalog.read(|tx| tx.clock())?;
+            u64::try_from(now.0 - claim.created_at.0).unwrap_or(0)
         }
     };
     Ok(limit.saturating_sub(Duration::from_millis(age)))
@@ -344,8 +423,8 @@ fn start(app: &Arc<App>, claim: Claim, gate: Gate) {
             return;
         }
     };
-    let control = Arc::new(Control::new(Some(left)));
-    lock(&app.board.running).insert(claim.job_id.clone(), (claim.instance_id.clone(), control.clone()));
+    let control = Arc::new(Control::leased(Some(left), claim.lease.clone()));
+    lock(&app.board.running).insert(claim.job_id.clone(), (claim.clone(), control.clone()));
     let (shared, unstarted) = (app.clone(), claim.clone());
     let name = format!("job-{}", claim.kind.word());
     let thread = std::thread::Builder::new().name(name).spawn(move || {
@@ -413,7 +492,9 @@ fn run_one(app: &App, claim: &Claim, control: &Control) {
             tracing::warn!(job.id = %claim.job_id, job.kind = claim.kind.word(), duration_ms, phases = control.phases_taken(), why, "job failed");
         }
         Err(Stop::ClaimLost) => {
-            tracing::info!(job.id = %claim.job_id, "job was ended from outside");
+            tracing::info!(job.id = %claim.job_id, "job was ended from outside, or its lease is over");
+            // Of no effect where another claim has it.
+            give_back(app, claim);
         }
         Err(stop) => {
             let why = match &stop {

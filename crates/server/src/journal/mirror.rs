@@ -1,17 +1,17 @@
 //! Writes what the outbox notes into the stores, again and again until they have it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use engine::keys::Recipient;
 use engine::store::{Patience, Store};
-use engine::{Error, failpoint};
+use engine::{Error, Kind, failpoint};
 
 use super::entry::{self, Entry, ProjectKey};
-use super::escrow;
 use super::record::{self, Journal, Note};
+use super::{escrow, guard};
 use crate::app::App;
 use crate::catalog::{self, Tx};
 use crate::identity::record as identity;
@@ -26,6 +26,7 @@ pub fn run(app: &Arc<App>, closing: &AtomicBool) {
     failpoint::exempt_this_thread();
     let mut seen = 0;
     let mut failed: HashMap<ProjectId, Instant> = HashMap::new();
+    let mut looked = HashSet::new();
     while !closing.load(Ordering::SeqCst) {
         failed.retain(|_, at| at.elapsed() < limits::STORE_TRIED_AGAIN_AFTER);
         match app.catalog.read(identity::projects) {
@@ -35,7 +36,7 @@ pub fn run(app: &Arc<App>, closing: &AtomicBool) {
                     if failed.contains_key(&project.id) || project.shredded_at.is_some() {
                         continue;
                     }
-                    if let Err(error) = send_all(app, &project.id, closing) {
+                    if let Err(error) = send_all(app, &project.id, &mut looked, closing) {
                         app.counters.add(crate::metrics::STORE_ERRORS, &[]);
                         tracing::warn!(
                             project.id = %project.id,
@@ -57,8 +58,11 @@ pub fn run(app: &Arc<App>, closing: &AtomicBool) {
     }
 }
 
+/// Journals by project and store that have no entries which this catalogue did not write, as far as this process has looked.
+type Looked = HashSet<(ProjectId, Option<StorageId>)>;
+
 /// Everything that a project's outbox notes.
-fn send_all(app: &App, project: &ProjectId, closing: &AtomicBool) -> Result<(), Error> {
+fn send_all(app: &App, project: &ProjectId, looked: &mut Looked, closing: &AtomicBool) -> Result<(), Error> {
     while !closing.load(Ordering::SeqCst) {
         let Some((journal, notes, rows)) = app
             .catalog
@@ -74,6 +78,18 @@ fn send_all(app: &App, project: &ProjectId, closing: &AtomicBool) -> Result<(), 
             continue;
         };
         let store = storage::open(app, journal.storage_id.as_ref())?.with_patience(Patience::SHORT);
+        // At the start the store may have been away.
+        let place = (project.clone(), journal.storage_id.clone());
+        if !looked.contains(&place) {
+            if let Some((known, newest)) = guard::newer(app, &store, project, None)? {
+                let context = format!(
+                    "the store has entry {newest} and the catalogue knows {known}: it is an old copy. Nothing is written over what is newer; \
+                     restart the service, it says what to do",
+                );
+                return Err(Error::new(Kind::Refused, "mirror the catalogue", context));
+            }
+            looked.insert(place);
+        }
         if journal.written.is_none() {
             put_keys(app, &store, project)?;
         }
@@ -147,7 +163,11 @@ fn wanted(tx: &Tx<'_>, project: &ProjectId) -> Result<(Option<StorageId>, Option
     ))
 }
 
-fn begin(tx: &Tx<'_>, project: &ProjectId) -> Result<(), catalog::Error> {
+/// Begins a chain where the project's journal belongs.
+///
+/// # Errors
+/// The catalogue failed.
+pub(super) fn begin(tx: &Tx<'_>, project: &ProjectId) -> Result<(), catalog::Error> {
     let (storage, recipient) = wanted(tx, project)?;
     let recipient =
         recipient.ok_or_else(|| catalog::Error::Constraint("a project without a key".to_owned()))?;

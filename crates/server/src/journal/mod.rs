@@ -15,6 +15,7 @@
 
 pub mod entry;
 pub mod escrow;
+pub mod guard;
 pub mod mirror;
 pub mod rebuild;
 pub mod record;

@@ -198,6 +198,8 @@ pub struct Journal {
     pub storage_id: Option<StorageId>,
     /// Whom the newest entries are sealed to.
     pub recipient: String,
+    /// The newest number that was given out.
+    pub begun: u64,
     /// The newest entry that lies in the store; `None`: the next one begins a chain.
     pub written: Option<i64>,
 }
@@ -208,13 +210,14 @@ pub struct Journal {
 /// The catalogue failed.
 pub fn journal(tx: &Tx<'_>, project: &ProjectId) -> Result<Option<Journal>, Error> {
     tx.one(
-        "SELECT storage_id, recipient, written FROM journal WHERE project_id = ?1",
+        "SELECT storage_id, recipient, begun, written FROM journal WHERE project_id = ?1",
         (project,),
         |row| {
             Ok(Journal {
                 storage_id: row.get(0)?,
                 recipient: row.get(1)?,
-                written: row.get(2)?,
+                begun: row.get(2)?,
+                written: row.get(3)?,
             })
         },
     )
@@ -299,6 +302,18 @@ pub fn continue_after(
         "INSERT INTO journal (project_id, storage_id, recipient, begun) \
          SELECT id, ?2, recipient, ?3 FROM project WHERE id = ?1",
         (project, storage, number),
+    )?;
+    Ok(())
+}
+
+/// No number up to this one is given out any more.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn skip_to(tx: &Tx<'_>, project: &ProjectId, number: u64) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE journal SET begun = ?2 WHERE project_id = ?1 AND begun < ?2",
+        (project, number),
     )?;
     Ok(())
 }

@@ -49,3 +49,5 @@ pub const EXPIRED: &str = "cachekeep_backups_expired_total";
 pub const STORE_ERRORS: &str = "cachekeep_store_errors_total";
 /// Answers of the API: `operation`, `status`.
 pub const ANSWERS: &str = "cachekeep_http_answers_total";
+/// Tries to tell a hook: `hook`, `outcome` (delivered, refused, given_up).
+pub const DELIVERIES: &str = "cachekeep_hook_deliveries_total";

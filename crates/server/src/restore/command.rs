@@ -182,7 +182,7 @@ fn accept(
         undo_of: undo_of.as_ref(),
     };
     let restore = record::insert_waiting(tx, project, id, &new, now)?;
-    queue::insert(tx, id, JobKind::Restore, Some(restore.as_str()), now)?;
+    queue::insert(tx, id, JobKind::Restore, Some(restore.as_str()))?;
     Ok(restore)
 }
 

@@ -152,7 +152,7 @@ pub fn run(
                 instances::check_running(&owned)?;
                 let run = plan.run(now, 1, now);
                 let backup = runs::insert(tx, project, instance, &run, now)?;
-                queue::insert(tx, instance, JobKind::Backup, Some(backup.as_str()), now)?;
+                queue::insert(tx, instance, JobKind::Backup, Some(backup.as_str()))?;
                 Ok(backup.to_string())
             }
             Task::Drill => {

@@ -252,14 +252,7 @@ fn begin(
         &plan.run(due, number, now),
         now,
     )?;
-    // Its deadline is counted by the wall clock, as that of every job.
-    queue::insert(
-        tx,
-        &instance.id,
-        JobKind::Backup,
-        Some(id.as_str()),
-        Moment::now(),
-    )?;
+    queue::insert(tx, &instance.id, JobKind::Backup, Some(id.as_str()))?;
     tracing::info!(instance.id = %instance.id, backup.id = %id, schedule = plan.schedule, due = due.iso(), number, "an automatic backup begins");
     Ok(true)
 }

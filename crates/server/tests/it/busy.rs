@@ -232,7 +232,7 @@ fn during_a_flush_and_a_password_reset_everything_is_refused() {
         ("password", password, "RUNNING", "RESETPASSWORD"),
     ] {
         service.sql(&format!(
-            "INSERT INTO job (id, instance_id, kind, state, owner, created_at_ms) VALUES ('held', '{instance}', '{kind}', 'running', 'a test', 1)"
+            "INSERT INTO job (id, instance_id, kind, state, owner, lease_until_ms, created_at_ms) VALUES ('held', '{instance}', '{kind}', 'running', 'a test', 9000000000000000, 1)"
         ));
         assert_eq!(shown(&caller, &instance), (json!(status), json!(task)));
         all_refused(&caller, &instance, UNKNOWN, codes, &[]);

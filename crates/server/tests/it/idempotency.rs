@@ -125,7 +125,7 @@ fn a_refused_call_leaves_its_key_free() {
     let instance = caller.make_instance("refused");
     let backups = format!("/v2/{}/instances/{instance}/backups", caller.project);
     service.sql(&format!(
-        "INSERT INTO job (id, instance_id, kind, state, owner, created_at_ms) VALUES ('held', '{instance}', 'flush', 'running', 'a test', 1)"
+        "INSERT INTO job (id, instance_id, kind, state, owner, lease_until_ms, created_at_ms) VALUES ('held', '{instance}', 'flush', 'running', 'a test', 9000000000000000, 1)"
     ));
     post(&caller, &backups, "key", &json!({})).refused("400 DCS.4026");
     service.sql("DELETE FROM job WHERE id = 'held'");

@@ -48,7 +48,7 @@ fn settle_one(app: &App, instance: &Instance, now: Moment, report: &mut Report) 
         Status::Deleting => {
             app.catalog.write(|tx| {
                 mark(tx, &instance.id, None, &here, now)?;
-                queue::insert(tx, &instance.id, JobKind::Delete, None, now)
+                queue::insert(tx, &instance.id, JobKind::Delete, None)
             })?;
             return Ok(());
         }
@@ -83,7 +83,7 @@ fn settle_one(app: &App, instance: &Instance, now: Moment, report: &mut Report) 
                 mark(tx, &instance.id, None, &here, now)?;
                 generation::insert(tx, &GenerationId::random(), &instance.id, &nodes, now)?;
                 record::set_status(tx, &instance.id, Status::Creating, now)?;
-                queue::insert(tx, &instance.id, JobKind::Create, None, now)
+                queue::insert(tx, &instance.id, JobKind::Create, None)
             })?;
             report.instances_empty.push(instance.name.clone());
         }
