@@ -231,7 +231,7 @@ fn strike(held: &mut Held, fault: Fault, disk: Option<&FullDisk>) -> Aftermath {
             let group = Group::new().unwrap();
             group.take(node.unwrap());
             group.leave(ROOM_BYTES);
-            group.exhaust();
+            group.exhaust(node.unwrap());
             after.group = Some(group);
         }
         Fault::PortTaken => after.listeners = held.take_places_of_new(),

@@ -57,10 +57,13 @@ impl Group {
         std::fs::write(self.folder.join(self.limit), limit.to_string()).unwrap();
     }
 
-    /// Has somebody who must not be killed ask for more than there is, until the kernel has killed one of the others.
-    pub fn exhaust(&self) {
+    /// Has somebody ask for more than there is, until the kernel has killed this process of the group. It is the first to
+    /// go; who asks goes after it.
+    pub fn exhaust(&self, victim: u32) {
+        std::fs::write(format!("/proc/{victim}/oom_score_adj"), "1000").unwrap();
         let procs = self.folder.join("cgroup.procs");
-        let text = "echo $$ > \"$1\" && echo -1000 > /proc/self/oom_score_adj && exec dd if=/dev/zero of=/dev/null bs=64M count=1";
+        // By the program itself: what the kernel writes for it is refused, and nobody is killed.
+        let text = r#"echo $$ > "$1" && exec awk 'BEGIN { s = "x"; while (length(s) < 67108864) s = s s }'"#;
         let mut asking = Command::new("sh")
             .args(["-c", text, "sh"])
             .arg(&procs)
@@ -68,7 +71,8 @@ impl Group {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        wait_until("the kernel to kill a process", || self.killed() > 0);
+        let lives = || std::fs::read_link(format!("/proc/{victim}/exe")).is_ok();
+        wait_until("the kernel to kill the node", || !lives());
         let _already_gone = asking.kill();
         let _reaped = asking.wait();
     }
