@@ -62,7 +62,7 @@ struct Scale {
 }
 
 const FULL: Scale = Scale {
-    pairs: 3,
+    pairs: 5,
     size_mb: 1024,
     records: 1_000_000,
     requests: 500,

@@ -25,6 +25,15 @@ const MEET_ALL_MAX: usize = 32;
 /// # Errors
 /// [`Kind::Cancelled`], [`Kind::Deadline`]; as [`Node::command`]; [`Kind::EngineExited`].
 pub fn form(members: &[Member], shards: u16, control: &Control) -> Result<(), Error> {
+    // A replica that knew its primary from its start may load its copy already.
+    while !unless_loading(introduced(members, shards, control).map(|()| true))? {
+        control.check("form cluster")?;
+        std::thread::sleep(POLL);
+    }
+    wait_whole(members, control)
+}
+
+fn introduced(members: &[Member], shards: u16, control: &Control) -> Result<(), Error> {
     for shard in 0..shards {
         give_slots(members, shard, shards)?;
         failpoint::hit("cluster.slots_given")?;
@@ -34,8 +43,7 @@ pub fn form(members: &[Member], shards: u16, control: &Control) -> Result<(), Er
     for member in members {
         follow(members, member, control)?;
     }
-    failpoint::hit("cluster.replicas_told")?;
-    wait_whole(members, control)
+    failpoint::hit("cluster.replicas_told")
 }
 
 fn give_slots(members: &[Member], shard: u16, shards: u16) -> Result<(), Error> {
