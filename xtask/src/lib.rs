@@ -20,5 +20,6 @@ pub mod setup;
 pub mod small_disk;
 pub mod stop;
 pub mod testing;
+pub mod throttle;
 
 pub use stop::Stop;

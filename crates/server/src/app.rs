@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 
 use crate::catalog::Catalog;
 use crate::config::Config;
+use crate::hosts::Duty;
 use crate::ids::HostId;
 use crate::jobs::aside::Aside;
 use crate::jobs::worker::Board;
@@ -16,6 +17,8 @@ pub struct App {
     pub config: Config,
     /// Which of the services we are that share the catalogue.
     pub host: HostId,
+    /// Whether we do what one at a time does for all.
+    pub duty: Duty,
     /// The catalogue: the authority.
     pub catalog: Catalog,
     /// Keys and objects.

@@ -74,6 +74,10 @@ pub struct Config {
     pub import_allowed: Vec<Allowed>,
     /// Where servers may be that are attached.
     pub attach_allowed: Vec<Network>,
+    /// What people call this service among those that share a catalogue; `None`: as its machine.
+    pub node_name: Option<String>,
+    /// Where the master key and the signing key are; `None`: below the data directory.
+    pub keys_dir: Option<PathBuf>,
     /// What this service does of what there is to do.
     pub roles: Roles,
     /// How long a claim of a job holds that is not renewed.
@@ -119,6 +123,13 @@ impl Config {
         self.catalog_file().exists() || self.database_file().exists()
     }
 
+    /// Where the keys are.
+    pub fn keys_dir(&self) -> PathBuf {
+        self.keys_dir
+            .clone()
+            .unwrap_or_else(|| self.data_dir.join("keys"))
+    }
+
     /// The local folder that serves as object store.
     pub fn store_dir(&self) -> PathBuf {
         self.data_dir.join("store")
@@ -144,6 +155,11 @@ impl Config {
         let directory = self.spool_dir().join(format!("proof-{name}"));
         let lock = self.spool_dir().join(format!("proof-{name}.lock"));
         (directory, lock)
+    }
+
+    /// Below it, a directory for each restore that is applied key by key and has not ended: how far it is.
+    pub fn replays_dir(&self) -> PathBuf {
+        self.data_dir.join("replays")
     }
 
     /// Below it, a directory per instance and in it one per generation.

@@ -74,8 +74,20 @@ id!(
     is_uuid
 );
 id!(
+    /// A change of an instance's nodes: a UUID.
+    ResizeId,
+    36,
+    is_uuid
+);
+id!(
     /// A restore record: a UUID.
     RestoreId,
+    36,
+    is_uuid
+);
+id!(
+    /// An import task: a UUID.
+    MigrationId,
     36,
     is_uuid
 );
@@ -141,10 +153,13 @@ macro_rules! random {
         }
     )*};
 }
-random!(hyphenated: InstanceId, BackupId, RestoreId, GenerationId, NodeId, JobId, VerificationId, ScheduleId, StorageId);
+random!(hyphenated: InstanceId, BackupId, ResizeId, RestoreId, MigrationId, GenerationId, NodeId, JobId, VerificationId, ScheduleId, StorageId);
 random!(simple: ProjectId, UserId);
 
 impl HostId {
+    /// The only host of a catalogue that is a file.
+    pub const OF_A_FILE: Self = Self(*b"0000000000000000");
+
     /// A fresh random identifier.
     pub fn random() -> Self {
         let mut id = Self([0; _]);

@@ -16,7 +16,8 @@ use crate::backup::copy_record as copies;
 use crate::backup::record::{self as backups, FailureCode};
 use crate::backup::verification_record as verifications;
 use crate::catalog;
-use crate::ids::{InstanceId, Moment};
+use crate::hosts::record::{self as hosts, Host};
+use crate::ids::{HostId, InstanceId, Moment, RestoreId};
 use crate::instance::attachment::{Attachment, servers};
 use crate::instance::generation::{self, Generation, State};
 use crate::instance::layout::{Mode, Place};
@@ -25,6 +26,7 @@ use crate::instance::{Instance, Status, job as instances, nodes, record};
 use crate::jobs::queue;
 use crate::jobs::worker::{Gate, panic_text};
 use crate::limits;
+use crate::restore::replay_record;
 
 /// Once, before the first job runs: nothing of an earlier process is at work any more.
 ///
@@ -34,9 +36,9 @@ pub fn at_start(app: &App) -> Result<(), catalog::Error> {
     let now = Moment::now();
     let taken_up = app.catalog.write(|tx| {
         let taken_up = queue::release_all(tx, &app.host)?;
-        backups::fail_interrupted_safety(tx, None, now)?;
-        backups::finish_deletions(tx, now)?;
-        verifications::release_all(tx)?;
+        backups::fail_interrupted_safety_of(tx, &app.host, now)?;
+        backups::finish_deletions(tx, &app.host, now)?;
+        verifications::release_all(tx, &app.host)?;
         Ok::<_, catalog::Error>(taken_up)
     })?;
     if taken_up > 0 {
@@ -47,8 +49,27 @@ pub fn at_start(app: &App) -> Result<(), catalog::Error> {
     }
     remove_orphans(app)?;
     remove_proofs(app);
+    remove_replays(app)?;
     settle_imports(app)?;
     settle_copies(app)
+}
+
+/// Forgets how far replays were that have ended.
+fn remove_replays(app: &App) -> Result<(), catalog::Error> {
+    let Ok(entries) = std::fs::read_dir(app.config.replays_dir()) else {
+        return Ok(());
+    };
+    for entry in entries.flatten() {
+        let id = entry.file_name().to_str().and_then(RestoreId::parse);
+        let is_needed = match &id {
+            Some(id) => app.catalog.read(|tx| replay_record::is_unsettled(tx, id))?,
+            None => false,
+        };
+        if !is_needed {
+            remove(&entry.path());
+        }
+    }
+    Ok(())
 }
 
 /// Ends throw-away engines whose verify is gone: it held the lock, and nobody does now.
@@ -81,11 +102,22 @@ fn remove_proofs(app: &App) {
     }
 }
 
+/// Whether what a host does with a lock in hand may be at work. Whoever has the duty speaks for hosts that are lost.
+fn is_at_work(app: &App, host: Option<&HostId>, lock: &std::path::Path, alive: &HashSet<HostId>) -> bool {
+    match host {
+        Some(host) if *host != app.host => alive.contains(host) || !app.duty.is_ours(),
+        _ => is_held(lock),
+    }
+}
+
 /// Ends imports whose process is gone: it held the lock, and nobody does now. What they stored is swept.
 fn settle_imports(app: &App) -> Result<(), catalog::Error> {
-    for id in app.catalog.read(backups::unfinished_imports)? {
+    let (unfinished, alive) = app
+        .catalog
+        .read(|tx| Ok::<_, catalog::Error>((backups::unfinished_imports(tx)?, hosts::alive(tx)?)))?;
+    for (id, host) in unfinished {
         let path = app.config.import_lock(&id);
-        if is_held(&path) {
+        if is_at_work(app, host.as_ref(), &path, &alive) {
             continue;
         }
         tracing::warn!(backup.id = %id, "an import ended without an outcome: it has failed");
@@ -100,14 +132,18 @@ fn settle_imports(app: &App) -> Result<(), catalog::Error> {
 
 /// Forgets copies whose maker is gone: it held the lock, and nobody does now. What it stored is swept.
 fn settle_copies(app: &App) -> Result<(), catalog::Error> {
-    for (id, copy) in app.catalog.read(copies::unfinished)? {
+    let (unfinished, alive) = app
+        .catalog
+        .read(|tx| Ok::<_, catalog::Error>((copies::unfinished(tx)?, hosts::alive(tx)?)))?;
+    for (id, copy) in unfinished {
         let path = app.config.copy_lock(&id);
-        if is_held(&path) {
+        if is_at_work(app, copy.host.as_ref(), &path, &alive) {
             continue;
         }
         tracing::warn!(backup.id = %id, "a copy of a backup was broken off: it has to be made again");
         app.catalog.write(|tx| copies::forget(tx, &id, &copy.prefix))?;
         if copy.storage_id.is_none()
+            && copy.host.as_ref() == Some(&app.host)
             && let Err(error) = engine::archive::delete(&app.vault.store, &copy.prefix)
         {
             tracing::warn!(
@@ -204,17 +240,30 @@ fn look_at_all(
     of_attached: &Arc<Places>,
     pass: usize,
 ) -> Result<(), catalog::Error> {
-    let living = app.catalog.read(record::all_living)?;
+    let (living, hosts) = app
+        .catalog
+        .read(|tx| Ok::<_, catalog::Error>((record::all_living(tx)?, hosts::all(tx)?, tx.clock()?)))
+        .map(|(living, hosts, clock)| (living, Hosts { all: hosts, clock }))?;
     let (mut attached, managed): (Vec<Instance>, Vec<Instance>) = living
         .into_iter()
         .partition(|instance| instance.attachment.is_some());
+    let is_scheduler = app.duty.is_ours();
     for instance in managed {
+        if instance.host.as_ref() != Some(&app.host) {
+            if is_scheduler {
+                tell_lost(app, &instance, &hosts)?;
+            }
+            continue;
+        }
         places.take();
         look_aside(app, places, instance);
     }
     // Servers that answer late may fill all places: each pass begins with others, and ends where there is no place.
     let first = pass.wrapping_mul(limits::ATTACHED_LOOKS_AT_ONCE) % attached.len().max(1);
     attached.rotate_left(first);
+    if !is_scheduler {
+        return Ok(());
+    }
     for instance in attached {
         if !of_attached.try_take() {
             break;
@@ -222,6 +271,40 @@ fn look_at_all(
         look_aside(app, of_attached, instance);
     }
     Ok(())
+}
+
+/// The hosts, and what time it is by their clock.
+struct Hosts {
+    all: Vec<Host>,
+    clock: Moment,
+}
+
+/// Says of an instance that its host has not been seen, where that is so: whoever can look at its engines is not there. When the
+/// host is back, it says itself that they serve.
+fn tell_lost(app: &App, instance: &Instance, hosts: &Hosts) -> Result<(), catalog::Error> {
+    if instance.status != Status::Running {
+        return Ok(());
+    }
+    let host = hosts
+        .all
+        .iter()
+        .find(|host| Some(&host.id) == instance.host.as_ref());
+    let why = match host {
+        Some(host) if host.lost_at >= hosts.clock => return Ok(()),
+        Some(host) => format!(
+            "its node {} has not been seen since {}: nobody can look after it until the node is back",
+            host.name,
+            host.seen_at.iso()
+        ),
+        None => {
+            "its node was forgotten: restore a backup into a new instance, and delete this one".to_owned()
+        }
+    };
+    tracing::warn!(instance.id = %instance.id, why, "an instance has nobody who looks after it");
+    app.catalog.write(|tx| {
+        let (from, to) = (Status::Running, Status::Error);
+        record::transition(tx, &instance.id, from, to, Some(&why), Moment::now()).map(drop)
+    })
 }
 
 /// Mends it on a thread of its own, which gives the place back that was taken for it.
@@ -303,9 +386,11 @@ fn look_after(app: &App, instance: &Instance, attached: &Attachment) -> Result<(
         return Ok(());
     }
     // What does not go back is told in the log and tried again: a node that is gone for good says nothing of the others.
-    let _told_in_the_log = servers::put_settings_back(app, instance, attached, now);
+    let _told_in_the_log = servers::put_settings_back(app, instance, attached, None, now);
     let Err(error) = servers::look(app, instance, attached, now) else {
-        return Ok(());
+        return app
+            .catalog
+            .write(|tx| replay_record::settle_unknown(tx, &instance.id, now));
     };
     let why = servers::told(instance, &error);
     tracing::warn!(instance.id = %instance.id, why, "attached servers cannot be used; looking again");
@@ -445,6 +530,7 @@ fn serves_again(app: &App, instance: &Instance, has_data: bool, now: Moment) -> 
         if has_data {
             crate::restore::record::settle_unknown(tx, &instance.id, now)?;
         }
+        replay_record::settle_unknown(tx, &instance.id, now)?;
         record::transition(tx, &instance.id, Status::Error, Status::Running, None, now).map(drop)
     })
 }

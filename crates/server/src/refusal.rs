@@ -36,7 +36,7 @@ pub enum Refusal {
     DeleteWhileCreating,
     /// The backup is not restorable: not finished, failed, expired, found damaged, or its data is gone.
     NotRestorable,
-    /// The flavor is of another number of nodes.
+    /// The flavor is of another kind: single, with replicas, or a cluster.
     OtherNodes,
     /// The instance holds more than the flavor may: megabytes of memory.
     DataTooLarge {
@@ -101,6 +101,12 @@ pub enum Refusal {
     PortTaken(u16),
     /// No port of the configured range is free.
     PortsExhausted,
+    /// No node is there that runs instances, or none that runs the engine.
+    NoHome,
+    /// The node that ran the instance was forgotten.
+    HomeForgotten,
+    /// The backup lies in the local folder of this node only.
+    ElsewhereOnly(String),
     /// The host has too little memory: megabytes needed and free.
     MemoryShort {
         /// What the operation needs.
@@ -134,6 +140,8 @@ pub enum Refusal {
     Unreadable(engine::Error),
     /// The restore cannot be given up any more, and why.
     NotCancellable(&'static str),
+    /// No such import task of the project.
+    MigrationUnknown,
     /// No such schedule of this instance.
     ScheduleUnknown,
     /// The instance has a schedule of that name.

@@ -32,10 +32,10 @@ use crate::{audit, backup, hook, hosts, journal, limits, reconcile, schedule, st
 /// What cannot be made, read or opened, and what to do about it.
 pub fn open(config: Config) -> anyhow::Result<App> {
     let catalog = config.catalog_file();
-    let begin = if config.has_catalog() {
-        Begin::Known
-    } else {
-        Begin::New
+    let begin = match &config.database {
+        _ if config.has_catalog() => Begin::Known,
+        Some(url) if Catalog::is_made(url).context("cannot open the catalogue in PostgreSQL")? => Begin::Join,
+        _ => Begin::New,
     };
     open_with(config, &catalog, begin)
 }
@@ -48,6 +48,8 @@ pub enum Begin {
     New,
     /// Nothing.
     Known,
+    /// Nothing: the data directory is new, and its catalogue is one that others have.
+    Join,
     /// The catalogue, from its mirror.
     Rebuild,
 }
@@ -66,22 +68,31 @@ pub fn open_with(mut config: Config, catalog: &Path, begin: Begin) -> anyhow::Re
     // By the name that the kernel shows for it: processes are known by their working directories.
     config.data_dir = config.data_dir.canonicalize()?;
     let data_dir = &config.data_dir;
-    for directory in [
-        data_dir.clone(),
-        data_dir.join("keys"),
-        config.spool_dir(),
-        config.store_dir(),
-    ] {
-        std::fs::create_dir_all(&directory)
-            .with_context(|| format!("cannot make {}: choose another --data-dir", directory.display()))?;
-        restrict(&directory)?;
+    let own_keys = data_dir.join("keys");
+    match &config.keys_dir {
+        // So that the operator's verbs find them too.
+        Some(keys) if !own_keys.exists() => {
+            let keys = keys.canonicalize().with_context(|| {
+                format!("cannot read {}: name another folder with --keys", keys.display())
+            })?;
+            std::os::unix::fs::symlink(keys, &own_keys)?;
+        }
+        None if !own_keys.is_symlink() => make_restricted(&own_keys)?,
+        _ => {}
+    }
+    for directory in [data_dir.clone(), config.spool_dir(), config.store_dir()] {
+        make_restricted(&directory)?;
     }
     std::fs::create_dir_all(config.instances_dir())?;
     // Keys are made before the catalogue: where that exists and they do not, somebody has lost them.
-    let master = MasterKey::load(&data_dir.join("keys/master.key"), begin == Begin::New)
+    let keys = config.keys_dir();
+    if begin == Begin::Join {
+        check_keys_are_there(&keys)?;
+    }
+    let master = MasterKey::load(&keys.join("master.key"), begin == Begin::New)
         .context("cannot load the master key")?;
-    let signer = load_signer(&data_dir.join("keys/signing.key"), begin == Begin::New)
-        .context("cannot load the signing key")?;
+    let signer =
+        load_signer(&keys.join("signing.key"), begin == Begin::New).context("cannot load the signing key")?;
     let store = engine::store::Store::open(config.store_dir())?;
     let catalog = match &config.database {
         Some(url) => connect(&config, url, begin)?,
@@ -93,10 +104,12 @@ pub fn open_with(mut config: Config, catalog: &Path, begin: Begin) -> anyhow::Re
     };
     let catalog = catalog.telling(audit::tell);
     check_master_key(&catalog, &master)?;
+    check_signing_key(&catalog, &signer)?;
     let host = hosts::identify(&catalog, &config)?;
     Ok(App {
         config,
         host,
+        duty: hosts::Duty::default(),
         catalog,
         vault: Vault {
             master,
@@ -120,8 +133,7 @@ fn connect(config: &Config, url: &str, begin: Begin) -> anyhow::Result<Catalog> 
         config.data_dir.display(),
         config.catalog_file().display()
     );
-    let host = config.host()?;
-    let catalog = Catalog::connect(url, host.as_str(), begin != Begin::Known)
+    let catalog = Catalog::connect(url, matches!(begin, Begin::New | Begin::Rebuild))
         .context("cannot open the catalogue in PostgreSQL")?;
     let noted = crate::config::known_database(&config.data_dir)?;
     if noted.as_deref() != Some(url) {
@@ -132,6 +144,24 @@ fn connect(config: &Config, url: &str, begin: Begin) -> anyhow::Result<Catalog> 
         secrets::write_private(&file, url.as_bytes())?;
     }
     Ok(catalog)
+}
+
+/// A node's keys are those of the others, so none are made for it.
+fn check_keys_are_there(keys: &Path) -> anyhow::Result<()> {
+    let has_master = std::env::var_os("CACHEKEEP_MASTER_KEY").is_some() || keys.join("master.key").exists();
+    anyhow::ensure!(
+        has_master && keys.join("signing.key").exists(),
+        "the catalogue is one that other nodes have, and this one has not got their keys: copy master.key and signing.key from the \
+         keys folder of one of them to {}, or name a folder that has them with --keys",
+        keys.display()
+    );
+    Ok(())
+}
+
+fn make_restricted(directory: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(directory)
+        .with_context(|| format!("cannot make {}: choose another --data-dir", directory.display()))?;
+    Ok(restrict(directory)?)
 }
 
 fn restrict(directory: &Path) -> std::io::Result<()> {
@@ -197,6 +227,24 @@ fn check_master_key(catalog: &Catalog, master: &MasterKey) -> anyhow::Result<()>
             "the master key is not the one of this catalogue: put the right one back from your copy",
         ),
     }
+}
+
+/// What one node signs the others have to believe, so all sign with the same key.
+fn check_signing_key(catalog: &Catalog, signer: &engine::keys::SigningKey) -> anyhow::Result<()> {
+    let ours = signer.verifying_key().to_string();
+    let known = match catalog.read(hosts::record::signer)? {
+        Some(known) => known,
+        None => catalog.write(|tx| match hosts::record::signer(tx)? {
+            Some(known) => Ok(known),
+            None => hosts::record::set_signer(tx, &ours).map(|()| ours.clone()),
+        })?,
+    };
+    anyhow::ensure!(
+        known == ours,
+        "the signing key is not the one of this catalogue, so backups that others made would count as forged: put the right \
+         signing.key back from your copy, or from another node"
+    );
+    Ok(())
 }
 
 fn identity_place(project: &ProjectId) -> String {
@@ -401,15 +449,34 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let _set_once = app.listens_on.set(address.port());
     journal::guard::at_start(&app)?;
     hosts::announce(&app)?;
+    match app.catalog.is_shared() {
+        true => warn_of_local_stores(&app)?,
+        // Nobody else can.
+        false => app.duty.take(Moment::now()),
+    }
     reconcile::at_start(&app)?;
     storage::sweep::local(&app)?;
     write_admin(&app, address)?;
     remind_of_keys(&app)?;
     let closing = Arc::new(AtomicBool::new(false));
-    let jobs = std::thread::Builder::new().name("jobs".to_owned()).spawn({
-        let app = app.clone();
-        move || worker::run(&app)
-    })?;
+    let roles = app.config.roles;
+    if roles.worker {
+        std::thread::Builder::new().name("jobs".to_owned()).spawn({
+            let app = app.clone();
+            move || worker::run(&app)
+        })?;
+        std::thread::Builder::new().name("verifier".to_owned()).spawn({
+            let (app, closing) = (app.clone(), closing.clone());
+            move || backup::proof::job::run(&app, &closing)
+        })?;
+    }
+    let presence = match app.catalog.is_shared() {
+        true => Some(std::thread::Builder::new().name("presence".to_owned()).spawn({
+            let (app, closing) = (app.clone(), closing.clone());
+            move || hosts::job::run(&app, &closing)
+        })?),
+        false => None,
+    };
     std::thread::Builder::new().name("leases".to_owned()).spawn({
         let app = app.clone();
         move || worker::keep_leases(&app)
@@ -425,10 +492,6 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     std::thread::Builder::new().name("mirror".to_owned()).spawn({
         let (app, closing) = (app.clone(), closing.clone());
         move || journal::mirror::run(&app, &closing)
-    })?;
-    std::thread::Builder::new().name("verifier".to_owned()).spawn({
-        let (app, closing) = (app.clone(), closing.clone());
-        move || backup::proof::job::run(&app, &closing)
     })?;
     std::thread::Builder::new().name("scheduler".to_owned()).spawn({
         let (app, closing) = (app.clone(), closing.clone());
@@ -450,7 +513,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         let page = metrics::build(app.clone());
         runtime.spawn(accept(page, listener, None));
     }
-    runtime.block_on(accept(router::build(app.clone()), listener, tls))?;
+    runtime.block_on(accept(router::build(app.clone(), roles.api), listener, tls))?;
     closing.store(true, Ordering::SeqCst);
     app.board.close();
     tracing::info!("stopping: engines stay up");
@@ -464,7 +527,30 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     }
     app.aside.close(Duration::from_secs(10));
     runtime.shutdown_timeout(Duration::from_secs(2));
-    drop(jobs);
+    if let Some(presence) = presence {
+        let _panicked_and_told = presence.join();
+    }
+    Ok(())
+}
+
+/// Says where backups can be read by the node alone that made them.
+fn warn_of_local_stores(app: &App) -> anyhow::Result<()> {
+    let (hosts, projects) = app.catalog.read(|tx| {
+        let mut local = Vec::new();
+        for project in record::projects(tx)? {
+            if project.shredded_at.is_none() && storage::record::default_of(tx, &project.id)?.is_none() {
+                local.push(project.name);
+            }
+        }
+        Ok::<_, crate::catalog::Error>((hosts::record::all(tx)?.len(), local))
+    })?;
+    if hosts > 1 && !projects.is_empty() {
+        tracing::warn!(
+            projects = projects.join(", "),
+            "this catalogue has several nodes, and backups of these projects go to the local folder of the node that makes them, \
+             where no other one can read them: add a remote store (cachekeep storage add, cachekeep storage default)"
+        );
+    }
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use engine::archive::FileReader;
-use engine::process::{EngineSpec, Persistence};
+use engine::process::{Clients, EngineSpec, Persistence};
 use engine::replay::{self, Input};
 use engine::{Address, Archive, Control, Endpoint, Error, Kind, Secret, Selection, proof};
 
@@ -37,7 +37,7 @@ fn prove(bench: &Bench, manifest_blake3: &str) -> Error {
         bind: "127.0.0.1".to_owned(),
         port: 0,
         admin_password: Secret::new("admin-password-of-the-test"),
-        client_password: None,
+        clients: Clients::default(),
         max_memory_bytes: 0,
         persistence: Persistence::Rdb,
         certificate: None,

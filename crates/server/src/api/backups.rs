@@ -11,8 +11,8 @@ use super::failure;
 use super::page;
 use super::request::Request;
 use super::routes::Reply;
-use crate::backup::command;
 use crate::backup::record::{self, Backup, Format, Kind, Status};
+use crate::backup::{command, place};
 use crate::catalog::Tx;
 use crate::instance::command as instances;
 use crate::limits;
@@ -145,10 +145,10 @@ pub fn links(request: &Request) -> Result<Reply, ApiError> {
     let Some(prefix) = &backup.prefix else {
         return Err(Refusal::NoFile.into());
     };
-    let instance = request
-        .app
-        .catalog
-        .read(|tx| instances::find_with_deleted(tx, project, &id))?;
+    let instance = request.app.catalog.read(|tx| {
+        place::check_reader(tx, &backup, &request.app.host)?;
+        instances::find_with_deleted(tx, project, &id)
+    })?;
     let files = download::files(&request.app, &instance, &backup).map_err(|error| {
         tracing::error!(backup.id = %backup.id, error = engine::chain(&error), "a backup's files cannot be told");
         Refusal::Internal(engine::chain(&error))

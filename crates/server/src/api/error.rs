@@ -287,11 +287,13 @@ fn describe(refusal: &Refusal) -> Answer {
     let (status, code, message) = match refusal {
         Refusal::InstanceUnknown => (404, 3022, "The instance does not exist.".to_owned()),
         Refusal::BackupUnknown => (400, 4031, "The backup record does not exist.".to_owned()),
+        Refusal::MigrationUnknown => (400, 4133, "The migration task does not exist.".to_owned()),
         Refusal::RestoreUnknown => (404, 4001, "The restore record does not exist.".to_owned()),
         Refusal::Busy(kind) => {
             let (code, what) = match kind {
                 JobKind::Backup => (4096, "being backed up"),
                 JobKind::Restore => (4097, "being restored"),
+                JobKind::Migration => (4097, "being imported into"),
                 JobKind::Restart => (4111, "being restarted"),
                 JobKind::Password => (4121, "having its password reset"),
                 JobKind::Resize => (4113, "being resized"),
@@ -303,7 +305,7 @@ fn describe(refusal: &Refusal) -> Answer {
         }
         Refusal::NotRunning => (400, 4049, "The instance is not running: ShowInstance says why; it is being brought back, try again or restart it.".to_owned()),
         Refusal::WrongState => (400, 4026, "This cannot be done while the instance is not running: ShowInstance says why; it is being brought back, a restart may help.".to_owned()),
-        Refusal::OtherNodes => (400, 4026, "The flavor has other nodes than the instance: the number of nodes cannot be changed. Restore a backup of the instance into a new one of that flavor.".to_owned()),
+        Refusal::OtherNodes => (400, 4026, "The flavor is of another kind of instance: its shards and replicas can be changed, its kind cannot. Restore a backup of the instance into a new one of that flavor.".to_owned()),
         Refusal::DataTooLarge { data_mb, limit_mb } => (
             400,
             4036,
@@ -345,6 +347,13 @@ fn describe(refusal: &Refusal) -> Answer {
         Refusal::CapacityInvalid => (400, 4012, "Invalid capacity: it must be that of the flavor.".to_owned()),
         Refusal::PasswordWeak => (400, 4019, "Invalid password: 8 to 32 characters, three of lower case, upper case, digits, signs.".to_owned()),
         Refusal::PortTaken(port) => (400, 4063, format!("Port {port} is taken: choose another, or leave it out.")),
+        Refusal::NoHome => (400, 4039, "No node is there that runs instances of this engine: start one (cachekeep serve --role worker), or ask for another engine.".to_owned()),
+        Refusal::HomeForgotten => (400, 4026, "The node that ran the instance was forgotten, and its engines with it: restore a backup into a new instance, and delete this one.".to_owned()),
+        Refusal::ElsewhereOnly(host) => (
+            400,
+            4087,
+            format!("The backup lies in the local folder of another node ({host}), which this one cannot read: ask that node, or add a remote store (cachekeep storage add) for those to come."),
+        ),
         Refusal::PortsExhausted => (400, 4039, "No port of the configured range is free.".to_owned()),
         Refusal::MemoryShort { needed_mb, free_mb } => (
             400,

@@ -51,6 +51,8 @@ mod tests {
             store_patience: std::time::Duration::ZERO,
             import_allowed: Vec::new(),
             attach_allowed: Vec::new(),
+            node_name: None,
+            keys_dir: None,
             roles: crate::config::Roles::ALL,
             lease: std::time::Duration::ZERO,
             drain: std::time::Duration::ZERO,

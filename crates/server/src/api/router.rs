@@ -45,8 +45,8 @@ struct Edge {
     watchers: Arc<Semaphore>,
 }
 
-/// The whole service as an axum router.
-pub fn build(app: Arc<App>) -> Router {
+/// The whole service as an axum router; where it is not `whole`, what tells of its health.
+pub fn build(app: Arc<App>, is_whole: bool) -> Router {
     let edge = Arc::new(Edge {
         app,
         run: uuid::Uuid::new_v4().as_u64_pair().1,
@@ -58,7 +58,11 @@ pub fn build(app: Arc<App>) -> Router {
     });
     let mut router = Router::new();
     let mut places: Vec<(String, Place)> = Vec::new();
-    for route in routes() {
+    let of_health = |path: &str| matches!(path, "/healthz" | "/readyz");
+    for route in routes()
+        .into_iter()
+        .filter(|route| is_whole || of_health(&route.path))
+    {
         let version = Version::of(&route.path);
         match places.iter_mut().find(|(path, _)| *path == route.path) {
             Some((_, place)) => place.routes.push(route),
@@ -341,12 +345,13 @@ fn too_many() -> ApiError {
     }
 }
 
-const PARAMS: [&str; 9] = [
+const PARAMS: [&str; 10] = [
     "schedule_id",
     "project_id",
     "instance_id",
     "backup_id",
     "restore_id",
+    "task_id",
     "project",
     "instance",
     "backup",

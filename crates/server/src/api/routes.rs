@@ -7,8 +7,8 @@ use super::error::ApiError;
 use super::openapi::{Answer, Wish};
 use super::request::Request;
 use super::{
-    attachments, backups, certificates, download, events, identity, imports, instances, openapi, plans,
-    proofs, restores, schedules, system, topology,
+    attachments, backups, certificates, download, events, identity, imports, instances, migrations, openapi,
+    plans, proofs, restores, schedules, system, topology,
 };
 
 /// A response.
@@ -459,6 +459,17 @@ pub fn routes() -> Vec<Route> {
         restores::cancel,
     );
     add(
+        "CkCancelResize",
+        "POST",
+        &format!("{one}/resize/cancel"),
+        project,
+        Answer::Nothing,
+        &[],
+        Wish::Nothing,
+        Work::Waits,
+        instances::cancel_resize,
+    );
+    add(
         "CkShowBackup",
         "GET",
         &format!("{one}/backups/{{backup_id}}"),
@@ -758,5 +769,6 @@ pub fn routes() -> Vec<Route> {
         handler: certificates::serve,
         work: Work::Quick,
     });
+    table.extend(migrations::routes());
     table
 }

@@ -1,12 +1,14 @@
 //! What is offered, discovery, and health.
 
-use engine::process::{Brand, Program};
+use engine::process::Brand;
 use serde_json::{Value, json};
 
 use super::error::{ApiError, Version, json_response};
 use super::request::Request;
 use super::routes::Reply;
-use crate::config::{Config, minor};
+use crate::app::App;
+use crate::config::minor;
+use crate::hosts;
 use crate::instance::layout::{Layout, Mode, REPLICAS, STANDBYS};
 use crate::refusal::Refusal;
 
@@ -101,36 +103,36 @@ impl Flavor {
 ///
 /// # Errors
 /// [`Refusal::EngineUnsupported`], [`Refusal::EngineVersionUnsupported`].
-pub fn engine(config: &Config, brand: &str, version: Option<&str>) -> Result<Program, Refusal> {
+pub fn engine(app: &App, brand: &str, version: Option<&str>) -> Result<(Brand, String), Refusal> {
     let brand = match Brand::from_word(brand) {
         None => return Err(Refusal::EngineUnsupported),
-        Some(Brand::Valkey) if config.strict_dcs => return Err(Refusal::EngineUnsupported),
+        Some(Brand::Valkey) if app.config.strict_dcs => return Err(Refusal::EngineUnsupported),
         Some(Brand::Redis) => None,
         Some(Brand::Valkey) => Some(Brand::Valkey),
     };
-    let is_version = |program: &&Program| {
-        let minor = minor(&program.version);
-        let named = format!("{}-{minor}", program.brand.word());
-        version.is_none_or(|asked| [&program.version, &minor, &named].contains(&&asked.to_lowercase()))
+    let is_version = |(brand, whole): &(Brand, String)| {
+        let minor = minor(whole);
+        let named = format!("{}-{minor}", brand.word());
+        version.is_none_or(|asked| [whole, &minor, &named].contains(&&asked.to_lowercase()))
     };
-    let of_brand = |program: &&Program| brand.is_none_or(|brand| brand == program.brand);
-    let found = config.engines.iter().filter(of_brand).find(is_version);
-    found.cloned().ok_or(match version {
+    let of_brand = |engine: &(Brand, String)| brand.is_none_or(|brand| brand == engine.0);
+    let mut all = hosts::engines(app)?.into_iter().filter(of_brand);
+    all.find(is_version).ok_or(match version {
         None => Refusal::EngineUnsupported,
         Some(_) => Refusal::EngineVersionUnsupported,
     })
 }
 
 /// The versions that can be asked for, each once: `7.0`.
-fn offered_versions(config: &Config) -> Vec<String> {
+fn offered_versions(app: &App) -> Result<Vec<String>, Refusal> {
     let mut versions = Vec::new();
-    for program in &config.engines {
-        let minor = minor(&program.version);
+    for (_, version) in hosts::engines(app)? {
+        let minor = minor(&version);
         if !versions.contains(&minor) {
             versions.push(minor);
         }
     }
-    versions
+    Ok(versions)
 }
 
 /// What DCS tells of a flavor by name and value.
@@ -147,7 +149,7 @@ fn attributes(flavor: &Flavor) -> Value {
 /// # Errors
 /// None.
 pub fn flavors(request: &Request) -> Result<Reply, ApiError> {
-    let versions = offered_versions(&request.app.config);
+    let versions = offered_versions(&request.app)?;
     let zone = &request.app.config.region;
     let wanted = |name: &str, value: &str| {
         request
@@ -185,7 +187,7 @@ pub fn flavors(request: &Request) -> Result<Reply, ApiError> {
 /// # Errors
 /// None.
 pub fn products(request: &Request) -> Result<Reply, ApiError> {
-    let versions = offered_versions(&request.app.config).join(";");
+    let versions = offered_versions(&request.app)?.join(";");
     let offered: Vec<Value> = Flavor::all()
         .iter()
         .map(|flavor| {

@@ -10,7 +10,7 @@ use super::routes::Reply;
 use crate::instance::generation::{self, Generation};
 use crate::instance::layout::{Mode, Place};
 use crate::instance::nodes::{self as living, Role};
-use crate::instance::{Instance, command, record};
+use crate::instance::{Instance, Status, command, record};
 use crate::limits;
 
 /// A node as its engine says.
@@ -42,13 +42,20 @@ impl Node<'_> {
 }
 
 fn look<'a>(request: &Request, instance: &Instance, generation: &'a Generation) -> Vec<Node<'a>> {
-    let places = generation.nodes.iter();
-    places
-        .map(|place| Node {
-            place,
-            role: living::role(&request.app, instance, generation, place),
-        })
-        .collect()
+    let mut nodes: Vec<Node<'a>> = Vec::new();
+    // Of engines that another host runs it is told what they were made to be.
+    let is_elsewhere = instance.host.as_ref() != Some(&request.app.host);
+    for place in &generation.nodes {
+        let is_first = nodes.iter().all(|node| node.place.shard != place.shard);
+        let role = match (is_elsewhere, instance.status, is_first) {
+            (false, _, _) => living::role(&request.app, instance, generation, place),
+            (true, Status::Running, true) => Some(Role::Primary),
+            (true, Status::Running, false) => Some(Role::Replica),
+            (true, _, _) => None,
+        };
+        nodes.push(Node { place, role });
+    }
+    nodes
 }
 
 /// Stays the same for the nodes of a shard, whichever generation they are of.

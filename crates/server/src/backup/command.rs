@@ -88,7 +88,8 @@ pub fn delete(
             _ => {}
         }
         // Into this instance or another one.
-        if crate::restore::record::is_in_use(tx, id)? {
+        if crate::restore::record::is_in_use(tx, id)? || crate::restore::migration::record::is_in_use(tx, id)?
+        {
             return Err(Refusal::Busy(JobKind::Restore));
         }
         if matches!(backup.status, Status::Waiting | Status::Running) {
@@ -100,6 +101,7 @@ pub fn delete(
         if backup.is_being_deleted() {
             return Err(Refusal::BeingDeleted);
         }
+        let elsewhere = backup.is_elsewhere(&app.host);
         let done = match (&backup.generation_id, &backup.storage_id) {
             // The process is the reconciler's to remove.
             (Some(generation), _) => {
@@ -109,6 +111,8 @@ pub fn delete(
             }
             // The objects are the sweeper's: a store that does not answer must not hold up the request.
             (None, Some(_)) => record::delete(tx, id, now)?,
+            // Those of another host's folder that one sweeps.
+            (None, None) if elsewhere => record::delete(tx, id, now)?,
             (None, None) => record::intend_delete(tx, id)?,
         };
         if done {
@@ -117,7 +121,7 @@ pub fn delete(
             Err(Refusal::BackupUnknown)
         }
     })?;
-    if backup.generation_id.is_some() || backup.storage_id.is_some() {
+    if backup.generation_id.is_some() || backup.storage_id.is_some() || backup.is_elsewhere(&app.host) {
         app.board.tidy();
         remove_local_copy(app, &backup);
         return Ok(());
@@ -150,6 +154,7 @@ fn remove_data(app: &App, backup: &Backup) -> Result<(), engine::Error> {
 pub(super) fn remove_local_copy(app: &App, backup: &Backup) {
     if let Some(copy) = &backup.copy
         && copy.storage_id.is_none()
+        && copy.host.as_ref() == Some(&app.host)
         && copy.at.is_some()
         && let Err(error) = engine::archive::delete(&app.vault.store, &copy.prefix)
     {

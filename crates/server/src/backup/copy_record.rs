@@ -8,7 +8,7 @@
 //! Whoever makes a copy holds a lock for it (see `Config::copy_lock`); where nobody does, it was broken off.
 
 use crate::catalog::{Error, Row, Tx};
-use crate::ids::{BackupId, Moment, StorageId};
+use crate::ids::{BackupId, HostId, Moment, StorageId};
 
 /// Where a copy lies or is being made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,12 +19,14 @@ pub struct Copied {
     pub storage_id: Option<StorageId>,
     /// Its name.
     pub storage_name: Option<String>,
+    /// Whose local folder that is; else where it is made.
+    pub host: Option<HostId>,
     /// When every byte of it was read back; `None`: it is being made.
     pub at: Option<Moment>,
 }
 
-/// Reads four columns from `first` on.
-pub(super) fn read(row: &Row<'_>, first: usize) -> Result<Option<Copied>, Error> {
+/// Reads four columns from `first` on, and the host's.
+pub(super) fn read(row: &Row<'_>, first: usize, host: usize) -> Result<Option<Copied>, Error> {
     let Some(prefix) = row.get(first)? else {
         return Ok(None);
     };
@@ -33,6 +35,7 @@ pub(super) fn read(row: &Row<'_>, first: usize) -> Result<Option<Copied>, Error>
         storage_id: row.get(first + 1)?,
         storage_name: row.get(first + 2)?,
         at: row.get(first + 3)?,
+        host: row.get(host)?,
     }))
 }
 
@@ -41,11 +44,16 @@ pub(super) fn read(row: &Row<'_>, first: usize) -> Result<Option<Copied>, Error>
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn begin(tx: &Tx<'_>, id: &BackupId, prefix: &str, storage: Option<&StorageId>) -> Result<bool, Error> {
+pub fn begin(
+    tx: &Tx<'_>,
+    id: &BackupId,
+    prefix: &str,
+    (storage, host): (Option<&StorageId>, &HostId),
+) -> Result<bool, Error> {
     let changed = tx.execute(
-        "UPDATE backup SET copy_prefix = ?2, copy_storage_id = ?3, copy_at_ms = NULL \
+        "UPDATE backup SET copy_prefix = ?2, copy_storage_id = ?3, copy_host_id = ?4, copy_at_ms = NULL \
          WHERE id = ?1 AND status = 'succeeded' AND phase IS NULL AND generation_id IS NULL AND copy_prefix IS NULL",
-        (id, prefix, storage),
+        (id, prefix, storage, host),
     )?;
     if changed == 1 && storage.is_some() {
         tx.execute(
@@ -87,10 +95,10 @@ pub fn forget(tx: &Tx<'_>, id: &BackupId, prefix: &str) -> Result<bool, Error> {
 /// The catalogue failed.
 pub fn unfinished(tx: &Tx<'_>) -> Result<Vec<(BackupId, Copied)>, Error> {
     tx.all(
-        "SELECT id, copy_prefix, copy_storage_id, NULL, copy_at_ms FROM backup \
+        "SELECT id, copy_prefix, copy_storage_id, NULL, copy_at_ms, copy_host_id FROM backup \
          WHERE copy_prefix IS NOT NULL AND copy_at_ms IS NULL",
         (),
-        |row| Ok((row.get(0)?, read(row, 1)?)),
+        |row| Ok((row.get(0)?, read(row, 1, 5)?)),
     )
     .map(|rows: Vec<(BackupId, Option<Copied>)>| {
         rows.into_iter()
@@ -105,7 +113,7 @@ pub fn unfinished(tx: &Tx<'_>) -> Result<Vec<(BackupId, Copied)>, Error> {
 /// The catalogue failed.
 pub fn promote(tx: &Tx<'_>, id: &BackupId) -> Result<(), Error> {
     tx.execute(
-        "UPDATE backup SET prefix = copy_prefix, storage_id = copy_storage_id, copy_prefix = NULL, copy_storage_id = NULL, \
+        "UPDATE backup SET prefix = copy_prefix, storage_id = copy_storage_id, host_id = copy_host_id, copy_prefix = NULL, copy_storage_id = NULL, \
          copy_at_ms = NULL WHERE id = ?1 AND copy_at_ms IS NOT NULL",
         (id,),
     )?;

@@ -76,7 +76,9 @@ fn take_expired_of(app: &App, id: &InstanceId, now: Moment) -> Result<(), catalo
 fn remove(app: &App, backup: &Backup) {
     let removed = engine::failpoint::hit("backup_expiry.after_commit").and_then(|()| {
         match (&backup.prefix, &backup.storage_id) {
-            (Some(prefix), None) => engine::archive::delete(&app.vault.store, prefix),
+            (Some(prefix), None) if !backup.is_elsewhere(&app.host) => {
+                engine::archive::delete(&app.vault.store, prefix)
+            }
             _ => Ok(()),
         }
     });

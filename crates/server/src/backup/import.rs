@@ -64,6 +64,7 @@ pub fn submit(
             lock = Some((seat, held));
             begun = Some(job::begin(
                 tx,
+                &app.host,
                 &id,
                 project,
                 instance,

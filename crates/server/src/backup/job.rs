@@ -11,11 +11,12 @@ use engine::guard::{self, Guardrails};
 use engine::keys::Recipient;
 use engine::node::Endpoint;
 use engine::process::Engine;
-use engine::psync::{Ledger, Tuning};
+use engine::psync::{Forked, Ledger, Tuning};
 use engine::scan::KeyByKey;
 use engine::store::Store;
 use engine::{Control, Error, Kind, failpoint};
 
+use super::place_record as places;
 use super::record::{self, Backup, FailureCode, Finished};
 use crate::app::App;
 use crate::identity::record as identity;
@@ -51,6 +52,7 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
     failpoint::hit("backup.claimed")?;
     if let Some(left_behind) = &backup.prefix
         && backup.storage_id.is_none()
+        && backup.host.as_ref() == Some(&app.host)
         && let Err(error) = engine::archive::delete(&app.vault.store, left_behind)
     {
         return fail(app, claim, &id, FailureCode::NotRemoved, engine::chain(&error));
@@ -61,7 +63,7 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
     );
     let storage = step(app, claim, |tx| {
         let storage = storages::default_of(tx, &instance.project_id)?;
-        record::begin(tx, &id, &prefix, storage.as_ref(), Moment::now())?;
+        record::begin(tx, &id, &prefix, (storage.as_ref(), &app.host), Moment::now())?;
         Ok(storage)
     })?;
     failpoint::hit("backup.begun")?;
@@ -79,7 +81,7 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
         }
     };
     let settings_back = match &instance.attachment {
-        Some(attached) => servers::put_settings_back(app, &instance, attached, Moment::now()),
+        Some(attached) => servers::put_settings_back(app, &instance, attached, Some(claim), Moment::now()),
         None => Ok(()),
     };
     let hindered = control.check("backup").err();
@@ -90,9 +92,22 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
         Some(error) => Err(error),
         None => with_progress(control, report, || {
             let store = storage::open(app, storage.as_ref())?;
-            capture(app, &instance, &backup, &store, &prefix, claim.fence, control)
+            let into = Capture {
+                store: &store,
+                prefix: &prefix,
+                claim,
+                forked: None,
+            };
+            capture(app, &instance, &backup, &into, control)
         }),
     };
+    if claim.lease.is_over()
+        && let Some(storage) = &storage
+    {
+        app.catalog
+            .write(|tx| places::note_again(tx, &prefix, storage, &id))?;
+        app.board.tidy();
+    }
     match made {
         Ok(finished) => {
             failpoint::hit("backup.before_settle")?;
@@ -135,7 +150,20 @@ fn fail(app: &App, claim: &Claim, id: &BackupId, code: FailureCode, why: String)
     Ok(Ended::Failed(why))
 }
 
-/// Captures `instance` for the record `backup` into `store`, under `prefix`.
+/// Where a capture goes.
+#[derive(Debug)]
+pub struct Capture<'a> {
+    /// The store.
+    pub store: &'a Store,
+    /// What its objects' names begin with.
+    pub prefix: &'a str,
+    /// Whose work it is: its fence is the attempt's number.
+    pub claim: &'a Claim,
+    /// Who is told when a node has forked.
+    pub forked: Option<Forked<'a>>,
+}
+
+/// Captures `instance` for the record `backup`.
 ///
 /// # Errors
 /// What the data plane says; nothing is left under the prefix.
@@ -143,11 +171,10 @@ pub fn capture(
     app: &App,
     instance: &Instance,
     backup: &Backup,
-    store: &Store,
-    prefix: &str,
-    attempt: i64,
+    into: &Capture<'_>,
     control: &Control,
 ) -> Result<Finished, Error> {
+    let store = into.store;
     let Sources {
         shards,
         used_bytes: used,
@@ -175,7 +202,8 @@ pub fn capture(
         .read(|tx| identity::project_recipient(tx, &instance.project_id))
         .map_err(instances::catalog_failed)?
         .ok_or_else(|| Error::new(Kind::Key, "find key", "the project has no archive key"))?;
-    let ledger = Ledger::new(|entry| servers::note(app, &instance.id, entry, Moment::now()));
+    let ledger =
+        Ledger::new(|entry| servers::note(app, &instance.id, Some(into.claim), entry, Moment::now()));
     let is_attached = instance.attachment.is_some();
     let plan = BackupPlan {
         source: first.source.clone(),
@@ -183,12 +211,13 @@ pub fn capture(
             true => Tuning::Noted(ledger),
             false => Tuning::None,
         },
-        prefix: prefix.to_owned(),
+        forked: into.forked.clone(),
+        prefix: into.prefix.to_owned(),
         labels: Labels {
             project: instance.project_id.to_string(),
             instance: instance.id.to_string(),
             backup: backup.id.to_string(),
-            attempt: u64::try_from(attempt).unwrap_or(0),
+            attempt: u64::try_from(into.claim.fence).unwrap_or(0),
             created_at_ms: backup.created_at.0,
         },
         recipient: Recipient::parse(&recipient)?,

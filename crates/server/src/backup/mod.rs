@@ -6,6 +6,7 @@ pub mod expiry;
 pub mod import;
 pub mod job;
 pub mod place;
+pub mod place_record;
 pub mod proof;
 pub mod proof_record;
 pub mod record;

@@ -6,7 +6,10 @@ use engine::{Error, Kind};
 
 use super::record::Backup;
 use crate::app::App;
-use crate::ids::StorageId;
+use crate::catalog::Tx;
+use crate::hosts::record as hosts;
+use crate::ids::{HostId, StorageId};
+use crate::refusal::Refusal;
 use crate::storage;
 
 /// Where an archive lies.
@@ -16,6 +19,35 @@ pub struct Place<'a> {
     pub prefix: &'a str,
     /// The store; `None`: the local folder.
     pub storage_id: Option<&'a StorageId>,
+    /// Whose local folder that is.
+    pub host: Option<&'a HostId>,
+}
+
+impl<'a> Place<'a> {
+    /// The host whose local folder it is, where that is another one than `ours`.
+    fn elsewhere(&self, ours: &HostId) -> Option<&'a HostId> {
+        let host = self.host.filter(|_| self.storage_id.is_none())?;
+        (host != ours).then_some(host)
+    }
+}
+
+/// Refuses a backup that `reader` cannot read, because it lies in the local folder of another host and nowhere else.
+///
+/// # Errors
+/// [`Refusal::ElsewhereOnly`]; the catalogue failed.
+pub fn check_reader(tx: &Tx<'_>, backup: &Backup, reader: &HostId) -> Result<(), Refusal> {
+    let places = places(backup);
+    let elsewhere: Vec<&HostId> = places
+        .iter()
+        .filter_map(|place| place.elsewhere(reader))
+        .collect();
+    match elsewhere.first() {
+        Some(other) if elsewhere.len() == places.len() => {
+            let name = hosts::load(tx, other)?.map_or_else(|| other.to_string(), |host| host.name);
+            Err(Refusal::ElsewhereOnly(name))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// All places of a backup's archive, that of the first attempt first. None for a kept generation.
@@ -23,11 +55,13 @@ pub fn places(backup: &Backup) -> Vec<Place<'_>> {
     let first = backup.prefix.as_deref().map(|prefix| Place {
         prefix,
         storage_id: backup.storage_id.as_ref(),
+        host: backup.host.as_ref(),
     });
     let copy = backup.copy.as_ref().filter(|copy| copy.at.is_some());
     let copy = copy.map(|copy| Place {
         prefix: &copy.prefix,
         storage_id: copy.storage_id.as_ref(),
+        host: copy.host.as_ref(),
     });
     first.into_iter().chain(copy).collect()
 }
@@ -47,6 +81,11 @@ pub fn open_at(
         .manifest_blake3
         .as_deref()
         .ok_or_else(|| Error::new(Kind::NotFound, "open backup", "it has no stored objects"))?;
+    if let Some(host) = place.elsewhere(&app.host) {
+        let context =
+            format!("it lies in the local folder of another node ({host}), which alone can read it");
+        return Err(Error::new(Kind::Store, "open backup", context));
+    }
     let mut store = storage::open(app, place.storage_id)?;
     if let Some(patience) = patience {
         store = store.with_patience(patience);

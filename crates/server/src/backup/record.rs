@@ -4,9 +4,8 @@ use super::copy_record::{self, Copied};
 use super::proof_record::{self, Proof};
 use super::run_record::{self, RunOf};
 use crate::catalog::{Error, FromSql, Row, Tx, Value};
-use crate::ids::{BackupId, GenerationId, InstanceId, Moment, ProjectId, StorageId};
+use crate::ids::{BackupId, GenerationId, HostId, InstanceId, Moment, ProjectId, StorageId};
 use crate::instance::OwnedInstance;
-use crate::limits;
 
 /// ```text
 /// Waiting ──> Running ──> Succeeded ──> Expired
@@ -186,6 +185,8 @@ pub struct Backup {
     pub storage_id: Option<StorageId>,
     /// Its name.
     pub storage_name: Option<String>,
+    /// Whose local folder that is; else where it was made.
+    pub host: Option<HostId>,
     /// BLAKE3 of the manifest: binds the record to exactly these objects.
     pub manifest_blake3: Option<String>,
     /// `primary` or `replica`, a space, and the id of the node that was captured, where it could have been another one.
@@ -222,6 +223,11 @@ impl Backup {
         self.status == Status::Succeeded && !self.is_being_deleted()
     }
 
+    /// Whether it was made in the local folder of another host.
+    pub fn is_elsewhere(&self, ours: &HostId) -> bool {
+        self.storage_id.is_none() && self.host.as_ref().is_some_and(|host| host != ours)
+    }
+
     /// Whether a verify found it damaged.
     pub fn is_damaged(&self) -> bool {
         self.proof.as_ref().is_some_and(|proof| proof.failure.is_some())
@@ -243,7 +249,7 @@ macro_rules! columns {
          storage_id, (SELECT name FROM storage WHERE storage.id = storage_id), \
          proof_level, proof_at_ms, proof_engine, proof_load_ms, proof_failure, \
          copy_prefix, copy_storage_id, (SELECT name FROM storage WHERE storage.id = copy_storage_id), copy_at_ms, captured_from, \
-         schedule_id, due_at_ms, try_number, expires_at_ms, held, point_in_time"
+         schedule_id, due_at_ms, try_number, expires_at_ms, held, point_in_time, host_id, copy_host_id"
     };
 }
 
@@ -277,12 +283,13 @@ fn row(row: &Row<'_>) -> Result<Backup, Error> {
         storage_id: row.get(23)?,
         storage_name: row.get(24)?,
         proof: proof_record::read(row, 25)?,
-        copy: copy_record::read(row, 30)?,
+        copy: copy_record::read(row, 30, 42)?,
         captured_from: row.get(34)?,
         run: run_record::read(row, 35)?,
         expires_at: row.get(38)?,
         held: row.get(39)?,
         is_point_in_time: row.get(40)?,
+        host: row.get(41)?,
     })
 }
 
@@ -330,16 +337,16 @@ pub fn insert_import(
     insert(tx, id, project, instance, kind, format, status, remark, now)
 }
 
-/// Unfinished manual backups that no job works on: imports, which have none.
+/// Unfinished manual backups that no job works on: imports, which have none; with the host that works on each.
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn unfinished_imports(tx: &Tx<'_>) -> Result<Vec<BackupId>, Error> {
+pub fn unfinished_imports(tx: &Tx<'_>) -> Result<Vec<(BackupId, Option<HostId>)>, Error> {
     tx.all(
-        "SELECT id FROM backup WHERE status IN ('waiting', 'running') AND kind = 'manual' AND NOT EXISTS \
+        "SELECT id, host_id FROM backup WHERE status IN ('waiting', 'running') AND kind = 'manual' AND NOT EXISTS \
          (SELECT 1 FROM job WHERE job.state <> 'done' AND job.subject_id = backup.id)",
         (),
-        |row| row.get(0),
+        |row| Ok((row.get(0)?, row.get(1)?)),
     )
 }
 
@@ -435,6 +442,20 @@ pub fn find(tx: &Tx<'_>, of: &OwnedInstance, id: &BackupId) -> Result<Option<Bac
     )
 }
 
+/// One record of the project, of whichever instance, that is not deleted.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn find_of_project(tx: &Tx<'_>, project: &ProjectId, id: &BackupId) -> Result<Option<Backup>, Error> {
+    let found = load(tx, id)?.filter(|found| found.status != Status::Deleted);
+    let is_own = tx.one(
+        "SELECT 1 FROM backup WHERE id = ?1 AND project_id = ?2",
+        (id, project),
+        |_| Ok(()),
+    )?;
+    Ok(found.filter(|_| is_own.is_some()))
+}
+
 /// The record a job names; jobs are ours and know no project.
 ///
 /// # Errors
@@ -508,13 +529,13 @@ pub fn begin(
     tx: &Tx<'_>,
     id: &BackupId,
     prefix: &str,
-    storage: Option<&StorageId>,
+    (storage, host): (Option<&StorageId>, &HostId),
     now: Moment,
 ) -> Result<bool, Error> {
     let changed = tx.execute(
-        "UPDATE backup SET status = 'running', prefix = ?2, storage_id = ?4, execution_at_ms = coalesce(execution_at_ms, ?3), updated_at_ms = ?3, \
+        "UPDATE backup SET status = 'running', prefix = ?2, storage_id = ?4, host_id = ?5, execution_at_ms = coalesce(execution_at_ms, ?3), updated_at_ms = ?3, \
          progress_bp = 0, phase = 'connecting' WHERE id = ?1 AND status IN ('waiting', 'running')",
-        (id, prefix, now, storage),
+        (id, prefix, now, storage, host),
     )?;
     if changed == 1 && storage.is_some() {
         tx.execute(
@@ -523,49 +544,6 @@ pub fn begin(
         )?;
     }
     Ok(changed == 1)
-}
-
-/// Objects in a remote store that no backup needs.
-#[derive(Debug, Clone)]
-pub struct Place {
-    /// What their names begin with.
-    pub prefix: String,
-    /// The store.
-    pub storage_id: StorageId,
-    /// The instance whose job wrote them.
-    pub instance_id: InstanceId,
-}
-
-/// Places of backups that have ended otherwise than with what lies there, and hold no copy that counts or that somebody
-/// may be making; at most [`limits::PLACES_AT_ONCE`].
-///
-/// # Errors
-/// The catalogue failed.
-pub fn useless_places(tx: &Tx<'_>) -> Result<Vec<Place>, Error> {
-    tx.all(
-        "SELECT place.prefix, place.storage_id, backup.instance_id FROM backup_place AS place \
-         JOIN backup ON backup.id = place.backup_id \
-         WHERE (backup.status IN ('failed', 'expired', 'deleted') OR backup.prefix <> place.prefix) \
-         AND NOT (backup.copy_prefix IS NOT DISTINCT FROM place.prefix AND (backup.copy_at_ms IS NULL OR backup.status = 'succeeded')) \
-         ORDER BY place.prefix LIMIT ?1",
-        (limits::PLACES_AT_ONCE,),
-        |row| {
-            Ok(Place {
-                prefix: row.get(0)?,
-                storage_id: row.get(1)?,
-                instance_id: row.get(2)?,
-            })
-        },
-    )
-}
-
-/// The last object of a place is gone.
-///
-/// # Errors
-/// The catalogue failed.
-pub fn forget_place(tx: &Tx<'_>, prefix: &str) -> Result<(), Error> {
-    tx.execute("DELETE FROM backup_place WHERE prefix = ?1", (prefix,))?;
-    Ok(())
 }
 
 /// Writes how far a running record is.
@@ -724,14 +702,15 @@ pub fn kept_of(tx: &Tx<'_>, project: &ProjectId) -> Result<(u64, u64), Error> {
     Ok(sums.unwrap_or_default())
 }
 
-/// Finishes what a crash left intended: at the start, before anything else runs. The files are swept then.
+/// Finishes what a crash of the host left intended: at its start, before anything else runs. The files are swept then.
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn finish_deletions(tx: &Tx<'_>, now: Moment) -> Result<(), Error> {
+pub fn finish_deletions(tx: &Tx<'_>, host: &HostId, now: Moment) -> Result<(), Error> {
     tx.execute(
-        "UPDATE backup SET status = 'deleted', phase = NULL, updated_at_ms = ?2 WHERE phase = ?1",
-        (DELETING, now),
+        "UPDATE backup SET status = 'deleted', phase = NULL, updated_at_ms = ?2 \
+         WHERE phase = ?1 AND (host_id = ?3 OR host_id IS NULL)",
+        (DELETING, now, host),
     )?;
     Ok(())
 }
@@ -762,16 +741,33 @@ pub fn keeps(tx: &Tx<'_>, id: &BackupId, prefix: &str) -> Result<Option<bool>, E
     )
 }
 
-/// Safety backups have no job of their own: one that is unfinished when no process is at work, or when the restore
-/// that takes them begins anew (`instance`), was interrupted.
+/// Safety backups have no job of their own: one that is unfinished when the restore that takes them begins anew was
+/// interrupted.
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn fail_interrupted_safety(tx: &Tx<'_>, instance: Option<&InstanceId>, now: Moment) -> Result<(), Error> {
+pub fn fail_interrupted_safety(tx: &Tx<'_>, instance: &InstanceId, now: Moment) -> Result<(), Error> {
     tx.execute(
         "UPDATE backup SET status = 'failed', error_code = ?1, failure = 'interrupted', phase = NULL, updated_at_ms = ?2 \
-         WHERE kind = 'safety' AND status IN ('waiting', 'running') AND instance_id = coalesce(?3, instance_id)",
+         WHERE kind = 'safety' AND status IN ('waiting', 'running') AND instance_id = ?3",
         (FailureCode::TimedOut.text(), now, instance),
     )?;
+    Ok(())
+}
+
+/// As [`fail_interrupted_safety`], of every instance of a host that starts.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn fail_interrupted_safety_of(tx: &Tx<'_>, host: &HostId, now: Moment) -> Result<(), Error> {
+    let interrupted: Vec<InstanceId> = tx.all(
+        "SELECT instance_id FROM backup JOIN instance ON instance.id = instance_id \
+         WHERE backup.kind = 'safety' AND backup.status IN ('waiting', 'running') AND instance.host_id = ?1",
+        (host,),
+        |row| row.get(0),
+    )?;
+    for instance in &interrupted {
+        fail_interrupted_safety(tx, instance, now)?;
+    }
     Ok(())
 }

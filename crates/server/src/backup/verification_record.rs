@@ -4,12 +4,14 @@
 //! Waiting <──> Running ──> Holds | Damaged | Failed
 //! ```
 //!
-//! The rows are the queue. A verify changes nothing but its outcome, so one that the end of the service interrupts waits
-//! again.
+//! The rows are the queue, and are claimed as jobs are: by a host, for a time, with a number that grows (`attempts`). A verify
+//! changes nothing but its outcome, so one that is interrupted is begun again.
+
+use std::time::Duration;
 
 use super::proof_record::ProofLevel;
 use crate::catalog::{Error, FromSql, Row, Tx, Value};
-use crate::ids::{BackupId, InstanceId, Moment, VerificationId};
+use crate::ids::{BackupId, HostId, InstanceId, Moment, VerificationId};
 use crate::instance::OwnedInstance;
 use crate::limits;
 
@@ -237,23 +239,32 @@ pub fn list(tx: &Tx<'_>, of: &OwnedInstance, backup: &BackupId) -> Result<Vec<Ve
     )
 }
 
-/// Waiting → Running, for the oldest one.
+/// Waiting → Running, for the oldest one that the host can read; or for one whose host has left it behind.
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn claim(tx: &Tx<'_>, now: Moment) -> Result<Option<Verification>, Error> {
+pub fn claim(
+    tx: &Tx<'_>,
+    host: &HostId,
+    length: Duration,
+    now: Moment,
+) -> Result<Option<Verification>, Error> {
+    let clock = tx.clock()?;
     let oldest = tx.one(
-        "SELECT id FROM verification WHERE status = 'waiting' ORDER BY created_at_ms, id LIMIT 1",
-        (),
+        "SELECT verification.id FROM verification JOIN backup ON backup.id = backup_id \
+         WHERE (verification.status = 'waiting' OR (verification.status = 'running' AND owner <> ?1 AND lease_until_ms < ?2)) \
+         AND (storage_id IS NOT NULL OR host_id IS NULL OR host_id = ?1 OR copy_storage_id IS NOT NULL OR copy_host_id = ?1) \
+         ORDER BY verification.created_at_ms, verification.id LIMIT 1",
+        (host, clock),
         |row| row.get::<VerificationId>(0),
     )?;
     let Some(id) = oldest else {
         return Ok(None);
     };
     tx.execute(
-        "UPDATE verification SET status = 'running', attempts = attempts + 1, started_at_ms = ?2 \
-         WHERE id = ?1 AND status = 'waiting'",
-        (&id, now),
+        "UPDATE verification SET status = 'running', attempts = attempts + 1, started_at_ms = ?2, owner = ?3, lease_until_ms = ?4 \
+         WHERE id = ?1",
+        (&id, now, host, clock.after(length)),
     )?;
     tx.one(
         concat!("SELECT ", columns!(), " FROM verification WHERE id = ?1"),
@@ -262,14 +273,26 @@ pub fn claim(tx: &Tx<'_>, now: Moment) -> Result<Option<Verification>, Error> {
     )
 }
 
+/// Takes a claim for so long from now on. `false`: it is not ours any more.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn renew(tx: &Tx<'_>, of: &Verification, length: Duration) -> Result<bool, Error> {
+    let changed = tx.execute(
+        "UPDATE verification SET lease_until_ms = ?3 WHERE id = ?1 AND attempts = ?2 AND status = 'running'",
+        (&of.id, of.attempts, tx.clock()?.after(length)),
+    )?;
+    Ok(changed == 1)
+}
+
 /// Writes how far a running one is.
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn progress(tx: &Tx<'_>, id: &VerificationId, seen: &engine::Progress) -> Result<(), Error> {
+pub fn progress(tx: &Tx<'_>, of: &Verification, seen: &engine::Progress) -> Result<(), Error> {
     tx.execute(
-        "UPDATE verification SET phase = ?2, bytes_done = ?3, bytes_total = ?4 WHERE id = ?1 AND status = 'running'",
-        (id, seen.phase, seen.bytes_done, seen.bytes_total),
+        "UPDATE verification SET phase = ?3, bytes_done = ?4, bytes_total = ?5 WHERE id = ?1 AND attempts = ?2 AND status = 'running'",
+        (&of.id, of.attempts, seen.phase, seen.bytes_done, seen.bytes_total),
     )?;
     Ok(())
 }
@@ -287,34 +310,36 @@ pub struct Ended {
     pub failure: Option<String>,
 }
 
-/// Running → Holds, Damaged or Failed.
+/// Running → Holds, Damaged or Failed. `false`: it is another one's by now.
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn end(tx: &Tx<'_>, id: &VerificationId, ended: &Ended, now: Moment) -> Result<(), Error> {
-    tx.execute(
+pub fn end(tx: &Tx<'_>, of: &Verification, ended: &Ended, now: Moment) -> Result<bool, Error> {
+    let changed = tx.execute(
         "UPDATE verification SET status = ?2, phase = NULL, engine = ?3, load_ms = ?4, failure = ?5, finished_at_ms = ?6 \
-         WHERE id = ?1 AND status = 'running'",
+         WHERE id = ?1 AND status = 'running' AND attempts = ?7",
         (
-            id,
+            &of.id,
             ended.status.word(),
             &ended.engine,
             ended.load_ms,
             &ended.failure,
             now,
+            of.attempts,
         ),
     )?;
-    Ok(())
+    Ok(changed == 1)
 }
 
-/// Running → Waiting, for all: at the start, and when the service stops.
+/// Running → Waiting, for all of the host: at its start, and when it stops.
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn release_all(tx: &Tx<'_>) -> Result<(), Error> {
+pub fn release_all(tx: &Tx<'_>, host: &HostId) -> Result<(), Error> {
     tx.execute(
-        "UPDATE verification SET status = 'waiting', phase = NULL, bytes_done = 0, bytes_total = 0 WHERE status = 'running'",
-        (),
+        "UPDATE verification SET status = 'waiting', phase = NULL, bytes_done = 0, bytes_total = 0 \
+         WHERE status = 'running' AND owner = ?1",
+        (host,),
     )?;
     Ok(())
 }

@@ -84,14 +84,21 @@ impl Catalog {
         Ok(Self::of(Backend::Sqlite(Box::new(database))))
     }
 
-    /// Opens a database of PostgreSQL by its URL; where it has no tables they are made, if `may_make` says so. `node` names the
-    /// data directory that it is of: others are refused.
+    /// Opens a database of PostgreSQL by its URL; where it has no tables they are made, if `may_make` says so.
     ///
     /// # Errors
     /// As [`Self::open`]; [`Error::Away`] where nobody answers; [`Error::Unusable`] for a wrong URL or another's catalogue.
-    pub fn connect(url: &str, node: &str, may_make: bool) -> Result<Self, Error> {
-        let database = postgres::Database::open(url, node, may_make)?;
+    pub fn connect(url: &str, may_make: bool) -> Result<Self, Error> {
+        let database = postgres::Database::open(url, may_make)?;
         Ok(Self::of(Backend::Postgres(Box::new(database))))
+    }
+
+    /// Whether the database of that URL holds a catalogue.
+    ///
+    /// # Errors
+    /// As [`Self::connect`].
+    pub fn is_made(url: &str) -> Result<bool, Error> {
+        postgres::Database::is_made(url)
     }
 
     fn of(backend: Backend) -> Self {

@@ -43,8 +43,6 @@ const PRELUDE: &str = include_str!("postgres.sql");
 pub struct Database {
     config: Config,
     tls: tokio_postgres_rustls::MakeRustlsConnect,
-    /// Whose the catalogue must be.
-    node: String,
     idle: Mutex<Idle>,
     returned: Condvar,
     /// Who waits for the advisory lock waits here first, and holds no connection meanwhile.
@@ -94,7 +92,21 @@ fn is_of_the_connection(error: &postgres::Error) -> bool {
 
 impl Database {
     /// See [`super::Catalog::connect`].
-    pub fn open(url: &str, node: &str, may_make: bool) -> Result<Self, Error> {
+    pub fn open(url: &str, may_make: bool) -> Result<Self, Error> {
+        let database = Self::of(url)?;
+        database.prepare(may_make)?;
+        Ok(database)
+    }
+
+    /// See [`super::Catalog::is_made`].
+    pub fn is_made(url: &str) -> Result<bool, Error> {
+        let open = Self::of(url)?.connect()?;
+        let asked = "SELECT to_regclass('catalogue') IS NOT NULL";
+        let row = open.client.borrow_mut().query_one(asked, &[])?;
+        Ok(row.try_get(0)?)
+    }
+
+    fn of(url: &str) -> Result<Self, Error> {
         let mut config: Config = url.parse().map_err(|error: postgres::Error| {
             Error::Unusable(format!(
                 "the catalogue's URL is none: {}; it is postgresql://USER:PASSWORD@HOST:PORT/DATABASE",
@@ -109,19 +121,16 @@ impl Database {
             .keepalives_idle(Duration::from_secs(10));
         let tls = crate::tls::client()
             .map_err(|error| Error::Unusable(format!("no TLS to the catalogue: {error}")))?;
-        let database = Self {
+        Ok(Self {
             config,
             tls: tokio_postgres_rustls::MakeRustlsConnect::new(tls),
-            node: node.to_owned(),
             idle: Mutex::new(Idle {
                 sessions: Vec::new(),
                 lent: 0,
             }),
             returned: Condvar::new(),
             writer: Mutex::new(()),
-        };
-        database.prepare(may_make)?;
-        Ok(database)
+        })
     }
 
     /// Makes the tables where there are none; refuses those of others.
@@ -160,8 +169,8 @@ impl Database {
             work.batch_execute(PRELUDE)?;
             work.batch_execute(&form)?;
             work.execute(
-                "INSERT INTO catalogue (version, form, node) VALUES ($1, $2, $3)",
-                &[&SCHEMA_VERSION, &digest, &self.node],
+                "INSERT INTO catalogue (version, form) VALUES ($1, $2)",
+                &[&SCHEMA_VERSION, &digest],
             )?;
             work.commit()?;
             return Ok(());
@@ -172,12 +181,8 @@ impl Database {
                 "holds tables of another program: name an empty one, or an empty schema by options=-csearch_path=NAME",
             );
         }
-        let row = work.query_one("SELECT version, form, node FROM catalogue", &[])?;
-        let (version, its, node) = (
-            row.try_get::<_, i64>(0)?,
-            row.try_get::<_, String>(1)?,
-            row.try_get::<_, String>(2)?,
-        );
+        let row = work.query_one("SELECT version, form FROM catalogue", &[])?;
+        let (version, its) = (row.try_get::<_, i64>(0)?, row.try_get::<_, String>(1)?);
         if version != SCHEMA_VERSION {
             return unusable(&format!(
                 "has catalogue version {version}, this program knows version {SCHEMA_VERSION}: use the program that wrote it"
@@ -187,13 +192,6 @@ impl Database {
             return unusable(
                 "was made by an unreleased version of this program and has other tables: use that version, or an empty database",
             );
-        }
-        if node != self.node {
-            return unusable(&format!(
-                "is that of the data directory {node}, this one is {}: one catalogue serves one data directory, whose \
-                 engines it knows",
-                self.node
-            ));
         }
         Ok(())
     }

@@ -16,9 +16,8 @@ CREATE FUNCTION max(a bigint, b bigint) RETURNS bigint LANGUAGE sql IMMUTABLE ST
 CREATE FUNCTION min(a bigint, b bigint) RETURNS bigint LANGUAGE sql IMMUTABLE STRICT
     AS $$ SELECT least(a, b) $$;
 
--- One row: whose the catalogue is.
+-- One row: which form the tables have.
 CREATE TABLE catalogue (
     version BIGINT NOT NULL,                -- as SQLite's user_version
-    form TEXT COLLATE "C" NOT NULL,         -- digest of the schema's text
-    node TEXT COLLATE "C" NOT NULL          -- name of the data directory whose engines it knows
+    form TEXT COLLATE "C" NOT NULL          -- digest of the schema's text
 );

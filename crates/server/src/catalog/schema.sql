@@ -5,8 +5,33 @@ CREATE TABLE host (
     id TEXT NOT NULL PRIMARY KEY,
     name TEXT NOT NULL UNIQUE,
     roles TEXT NOT NULL,                    -- separated by commas
+    engines TEXT NOT NULL,                  -- JSON: what its instances can be of: [["redis", "7.0.15"]]
+    bind TEXT NOT NULL,                     -- address that its engines listen on
+    first_port BIGINT NOT NULL,             -- range for instances that ask for no port
+    last_port BIGINT NOT NULL,
+    free_memory_bytes BIGINT NOT NULL,      -- when it was seen
     started_at_ms BIGINT NOT NULL,
-    seen_at_ms BIGINT NOT NULL              -- both by the database's clock
+    seen_at_ms BIGINT NOT NULL,
+    lost_after_ms BIGINT NOT NULL           -- where it is not seen again by then it is lost; all three by the database's clock
+);
+
+-- What one host at a time does for all.
+CREATE TABLE duty (
+    name TEXT NOT NULL PRIMARY KEY,
+    host_id TEXT NOT NULL,
+    until_ms BIGINT NOT NULL,               -- another one may take it from then on, by the database's clock
+    since_ms BIGINT NOT NULL                -- since when somebody has had it, but for short gaps
+);
+
+-- The public half of the key that signs manifests: all hosts have the same one.
+CREATE TABLE signer (
+    verifying_key TEXT NOT NULL
+);
+
+-- What the data of an instance took in memory when it was last looked at, for hosts that cannot look.
+CREATE TABLE memory_seen (
+    instance_id TEXT NOT NULL PRIMARY KEY,
+    used_memory_bytes BIGINT NOT NULL
 );
 
 CREATE TABLE project (
@@ -60,6 +85,7 @@ CREATE TABLE instance (
     name TEXT NOT NULL,
     description TEXT,
     status TEXT NOT NULL CHECK (status IN ('creating', 'running', 'error', 'create_failed', 'deleting', 'deleted')),
+    host_id TEXT,                           -- whose processes its engines are; null: somebody else runs them
     engine TEXT NOT NULL DEFAULT 'redis' CHECK (engine IN ('redis', 'valkey')),
     engine_version TEXT NOT NULL,
     capacity_mb BIGINT NOT NULL,
@@ -72,7 +98,8 @@ CREATE TABLE instance (
     port BIGINT NOT NULL,                   -- of the first node; those of all stand with the generation
     persistence TEXT NOT NULL CHECK (persistence IN ('none', 'rdb', 'aof')),
     admin_password_sealed BLOB NOT NULL,    -- empty: attached
-    client_password_sealed BLOB,            -- null: no password for clients
+    client_user TEXT,                       -- the clients' ACL user; null: the engine's default one
+    client_password_sealed BLOB,            -- its password; null: none
     tls_authority TEXT,                     -- PEM: whom clients are to trust; null: nobody speaks TLS
     tls_authority_key_sealed BLOB,          -- set with it
     attributes TEXT NOT NULL,               -- JSON: what DCS clients give and want back unchanged
@@ -90,7 +117,7 @@ CREATE TABLE instance (
     CHECK ((attachment IS NULL) = (attachment_sealed IS NULL))
 );
 CREATE INDEX instance_project_index ON instance(project_id, created_at_ms);
-CREATE UNIQUE INDEX instance_port_unique ON instance(bind, port) WHERE deleted_at_ms IS NULL AND attachment IS NULL;
+CREATE UNIQUE INDEX instance_port_unique ON instance(host_id, bind, port) WHERE deleted_at_ms IS NULL AND attachment IS NULL;
 
 CREATE TABLE generation (
     id TEXT NOT NULL PRIMARY KEY,
@@ -107,8 +134,9 @@ CREATE INDEX generation_state_index ON generation(state);
 CREATE TABLE job (
     id TEXT NOT NULL PRIMARY KEY,
     instance_id TEXT NOT NULL REFERENCES instance(id),
-    kind TEXT NOT NULL CHECK (kind IN ('create', 'delete', 'restart', 'flush', 'password', 'resize', 'backup', 'restore')),
-    subject_id TEXT,                        -- the backup's or restore's id; the process that a restart or flush acts on
+    kind TEXT NOT NULL CHECK (kind IN ('create', 'delete', 'restart', 'flush', 'password', 'resize', 'backup', 'restore', 'migration')),
+    host_id TEXT,                           -- the only one that can run it, the instance's; null: every one can
+    subject_id TEXT,                        -- the id of the backup, restore, resize or import task; the process that a restart or flush acts on
     state TEXT NOT NULL CHECK (state IN ('waiting', 'running', 'done')),
     fence BIGINT NOT NULL DEFAULT 0,        -- grows with each claim; part of object names and of every settle
     owner TEXT,                             -- the host that runs it; null: nobody does
@@ -164,6 +192,7 @@ CREATE TABLE backup (
     failure TEXT,                           -- the chain of causes, for the operator
     prefix TEXT,                            -- where the archive lies; set by the claim
     storage_id TEXT REFERENCES storage(id), -- in which store; null: the local folder; set with prefix
+    host_id TEXT,                           -- of which host, and where an import is at work; set with prefix
     manifest_blake3 TEXT,                   -- set with succeeded
     captured_from TEXT,                     -- primary or replica, a space, the node's id; null: there is only one node, or one for each shard
     point_in_time BIGINT NOT NULL DEFAULT 1,  -- 0: read key by key, of no single moment
@@ -176,6 +205,7 @@ CREATE TABLE backup (
     proof_failure TEXT,                     -- what is wrong with the backup; null: it holds
     copy_prefix TEXT,                       -- where a copy of the archive lies or is being made; null: there is none
     copy_storage_id TEXT REFERENCES storage(id), -- in which store; null: the local folder; set with copy_prefix
+    copy_host_id TEXT,                      -- of which host, and where it is made; set with copy_prefix
     copy_at_ms BIGINT,                      -- when every byte of it was read back; null: it is being made
     bytes_total BIGINT NOT NULL DEFAULT 0,  -- plain bytes expected, for who watches it
     schedule_id TEXT,                       -- whose run it is; null: no schedule asked for it. It may be gone by now
@@ -195,6 +225,7 @@ CREATE UNIQUE INDEX backup_instance_ordinal_unique ON backup(instance_id, ordina
 CREATE INDEX backup_succeeded_index ON backup(instance_id, ordinal) WHERE status = 'succeeded';
 -- A run is made once, whatever the clock says: see schedule/mod.rs.
 CREATE UNIQUE INDEX backup_schedule_try_unique ON backup(schedule_id, due_at_ms, try_number) WHERE schedule_id IS NOT NULL;
+CREATE INDEX backup_safety_index ON backup(instance_id) WHERE kind = 'safety';
 CREATE INDEX backup_expires_index ON backup(expires_at_ms) WHERE status = 'succeeded';
 CREATE INDEX backup_unfinished_index ON backup(kind) WHERE status IN ('waiting', 'running');
 CREATE INDEX backup_generation_index ON backup(generation_id) WHERE generation_id IS NOT NULL;
@@ -235,7 +266,9 @@ CREATE TABLE verification (
     ordinal BIGINT NOT NULL,                -- grows per backup
     level TEXT NOT NULL CHECK (level IN ('stored', 'parsed', 'proven')),
     status TEXT NOT NULL CHECK (status IN ('waiting', 'running', 'holds', 'damaged', 'failed')),
-    attempts BIGINT NOT NULL DEFAULT 0,     -- how often it was begun
+    attempts BIGINT NOT NULL DEFAULT 0,     -- how often it was begun: the fence of who works on it
+    owner TEXT,                             -- the host that does
+    lease_until_ms BIGINT NOT NULL DEFAULT 0, -- as a job's
     phase TEXT,
     bytes_done BIGINT NOT NULL DEFAULT 0,
     bytes_total BIGINT NOT NULL DEFAULT 0,
@@ -277,9 +310,9 @@ CREATE TABLE restore (
     source_instance_name TEXT NOT NULL,
     source_layout TEXT NOT NULL DEFAULT 'single', -- of the instance that the backup is of, when the restore was accepted
     layout TEXT NOT NULL DEFAULT 'single',  -- of the instance that it was restored into, then
-    method TEXT NOT NULL CHECK (method IN ('side_load', 'in_place', 'switch_back')),
+    method TEXT NOT NULL CHECK (method IN ('side_load', 'in_place', 'switch_back', 'replay')),
     verify TEXT NOT NULL CHECK (verify IN ('none', 'sample', 'full')),
-    target_state TEXT NOT NULL CHECK (target_state IN ('untouched', 'loading', 'verifying', 'switching', 'replaced', 'rolled_back', 'unknown')),
+    target_state TEXT NOT NULL CHECK (target_state IN ('untouched', 'loading', 'clearing', 'verifying', 'switching', 'replaced', 'rolled_back', 'partial', 'unknown')),
     phase TEXT,
     bytes_done BIGINT NOT NULL DEFAULT 0,
     bytes_total BIGINT NOT NULL DEFAULT 0,
@@ -288,6 +321,14 @@ CREATE TABLE restore (
     keys_applied BIGINT NOT NULL DEFAULT 0,
     keys_compared BIGINT NOT NULL DEFAULT 0,
     keys_expired BIGINT NOT NULL DEFAULT 0,
+    keys_skipped BIGINT NOT NULL DEFAULT 0, -- this and what follows of method replay
+    keys_conflicting BIGINT NOT NULL DEFAULT 0,
+    keys_failed BIGINT NOT NULL DEFAULT 0,
+    keys_removed BIGINT NOT NULL DEFAULT 0, -- other keys of the target
+    resumed BIGINT NOT NULL DEFAULT 0,      -- how often it was gone on with
+    options TEXT,                           -- JSON: what becomes of which keys; set with method replay
+    safety_backup_id TEXT,                  -- backup of the target from before
+    dbs TEXT,                               -- JSON: databases that are written to, or [] for all; null: none yet
     unavailable_us BIGINT,                  -- the switch as we measured it: old port closed to last client ended and new port open; null where a crash came in between
     undo_of TEXT,
     undone_by TEXT,
@@ -301,15 +342,85 @@ CREATE TABLE restore (
     updated_at_ms BIGINT NOT NULL,
     PRIMARY KEY (instance_id, ordinal),
     CHECK (status NOT IN ('succeeded', 'failed') OR finished_at_ms IS NOT NULL),
-    CHECK (status <> 'failed' OR error_code IS NOT NULL)
+    CHECK (status <> 'failed' OR error_code IS NOT NULL),
+    CHECK ((method = 'replay') = (options IS NOT NULL))
 ) WITHOUT ROWID;
 CREATE UNIQUE INDEX restore_id_unique ON restore(id);
+CREATE INDEX restore_safety_index ON restore(safety_backup_id) WHERE safety_backup_id IS NOT NULL;
 CREATE INDEX restore_created_index ON restore(instance_id, created_at_ms);
 CREATE TRIGGER restore_terminal_is_final BEFORE UPDATE OF status ON restore
 WHEN OLD.status IN ('succeeded', 'failed') AND NEW.status <> OLD.status
 BEGIN SELECT RAISE(ABORT, 'restore_terminal_is_final'); END;
 CREATE TRIGGER restore_is_never_deleted BEFORE DELETE ON restore
 BEGIN SELECT RAISE(ABORT, 'restore_is_never_deleted'); END;
+
+-- Changes of an instance's nodes. The newest of an instance is the one that is under way, or how that ended.
+CREATE TABLE resize (
+    id TEXT NOT NULL PRIMARY KEY,
+    instance_id TEXT NOT NULL REFERENCES instance(id),
+    status TEXT NOT NULL CHECK (status IN ('waiting', 'running', 'switching', 'succeeded', 'failed')),
+    spec_code TEXT NOT NULL,                -- of what it is to become: as the columns of the instance
+    capacity_mb BIGINT NOT NULL,
+    cache_mode TEXT NOT NULL CHECK (cache_mode IN ('single', 'ha', 'cluster')),
+    shards BIGINT NOT NULL,
+    replicas BIGINT NOT NULL,
+    new_generation_id TEXT,
+    old_generation_id TEXT,
+    phase TEXT,
+    bytes_done BIGINT NOT NULL DEFAULT 0,
+    bytes_total BIGINT NOT NULL DEFAULT 0,
+    keys_done BIGINT NOT NULL DEFAULT 0,    -- of the phase, for who watches it
+    halted_us BIGINT,                       -- how long writes waited, as we measured it; null: not known
+    cancel_asked_at_ms BIGINT,              -- it is to be given up; never set once the switch is intended
+    failure TEXT,
+    created_at_ms BIGINT NOT NULL,
+    updated_at_ms BIGINT NOT NULL,
+    finished_at_ms BIGINT,
+    CHECK (status NOT IN ('succeeded', 'failed') OR finished_at_ms IS NOT NULL),
+    CHECK (status <> 'failed' OR failure IS NOT NULL)
+);
+CREATE INDEX resize_instance_index ON resize(instance_id, created_at_ms);
+CREATE TRIGGER resize_terminal_is_final BEFORE UPDATE OF status ON resize
+WHEN OLD.status IN ('succeeded', 'failed') AND NEW.status <> OLD.status
+BEGIN SELECT RAISE(ABORT, 'resize_terminal_is_final'); END;
+
+-- Import tasks: a backup is merged into an instance. Columns that a restore has too mean the same.
+CREATE TABLE migration (
+    id TEXT NOT NULL PRIMARY KEY,
+    project_id TEXT NOT NULL REFERENCES project(id),
+    instance_id TEXT NOT NULL REFERENCES instance(id), -- that is imported into
+    backup_id TEXT NOT NULL,
+    source_instance_id TEXT NOT NULL REFERENCES instance(id),
+    name TEXT NOT NULL,
+    description TEXT,
+    status TEXT NOT NULL CHECK (status IN ('waiting', 'running', 'succeeded', 'failed')),
+    error_code TEXT,
+    failure TEXT,
+    target_state TEXT NOT NULL CHECK (target_state IN ('untouched', 'loading', 'clearing', 'verifying', 'replaced', 'rolled_back', 'partial', 'unknown')),
+    options TEXT NOT NULL,
+    safety_backup_id TEXT,
+    dbs TEXT,
+    keys_applied BIGINT NOT NULL DEFAULT 0,
+    cancel_asked_at_ms BIGINT,
+    created_at_ms BIGINT NOT NULL,
+    started_at_ms BIGINT,
+    finished_at_ms BIGINT,
+    updated_at_ms BIGINT NOT NULL,
+    deleted_at_ms BIGINT,                   -- taken off the list
+    CHECK (status NOT IN ('succeeded', 'failed') OR finished_at_ms IS NOT NULL),
+    CHECK (status <> 'failed' OR error_code IS NOT NULL)
+);
+CREATE INDEX migration_project_index ON migration(project_id, created_at_ms);
+CREATE INDEX migration_unfinished_index ON migration(backup_id) WHERE status IN ('waiting', 'running');
+CREATE TRIGGER migration_terminal_is_final BEFORE UPDATE OF status ON migration
+WHEN OLD.status IN ('succeeded', 'failed') AND NEW.status <> OLD.status
+BEGIN SELECT RAISE(ABORT, 'migration_terminal_is_final'); END;
+
+-- The first keys of each kind that a replay counts: see restore/account.rs.
+CREATE TABLE restore_account (
+    restore_id TEXT NOT NULL PRIMARY KEY REFERENCES restore(id),
+    named TEXT NOT NULL                     -- JSON
+);
 
 -- Who changed what, in the transaction of the change. Each row's digest holds all rows before it.
 CREATE TABLE audit (

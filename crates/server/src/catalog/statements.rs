@@ -42,11 +42,16 @@ fn texts(source: &str) -> Vec<String> {
         } else if let (Some(joined_now), true) = (&mut joined, letter == ')') {
             texts.push(std::mem::take(joined_now));
             (joined, rest) = (None, &rest[1..]);
-        } else if let (Some(joined), true) = (&mut joined, letter.is_alphabetic()) {
-            let (word, after) = rest
-                .split_once("!()")
-                .expect("a macro without arguments in concat!");
-            joined.push_str(macros.get(word).unwrap_or_else(|| panic!("no macro {word}")));
+        } else if joined.is_some() && letter.is_alphabetic() {
+            let end = rest.find(|letter: char| !letter.is_alphanumeric() && letter != '_');
+            let (word, after) = rest.split_at(end.unwrap_or(rest.len()));
+            // Of a macro with arguments it is no statement.
+            joined = match (after.starts_with("!()"), joined) {
+                (true, Some(joined)) => {
+                    Some(joined + macros.get(word).unwrap_or_else(|| panic!("no macro {word}")))
+                }
+                _ => None,
+            };
             rest = after;
         } else if let Some(after) = rest.strip_prefix("'\"'") {
             rest = after;
@@ -104,7 +109,7 @@ fn every_statement_is_prepared_on_both_databases() {
     sqlite.execute_batch(SCHEMA).unwrap();
     let server = xtask::postgres::Postgres::start().unwrap();
     let url = server.make_schema("statements").unwrap();
-    let database = postgres::Database::open(&url, "n", true).unwrap();
+    let database = postgres::Database::open(&url, true).unwrap();
     let mut wrong = Vec::new();
     for statement in &statements {
         if let Err(error) = sqlite.prepare(statement) {
@@ -129,7 +134,7 @@ fn every_statement_is_prepared_on_both_databases() {
 fn a_transaction_of_which_a_statement_failed_is_not_told_as_committed() {
     let server = xtask::postgres::Postgres::start().unwrap();
     let url = server.make_schema("failed").unwrap();
-    let catalog = Catalog::connect(&url, "n", true).unwrap();
+    let catalog = Catalog::connect(&url, true).unwrap();
     let fail = |tx: &Tx<'_>| tx.execute("SELECT 1 / 0", ());
     let swallowed = catalog.write(|tx| {
         drop(fail(tx));

@@ -143,7 +143,7 @@ pub(super) fn open(global: &Global) -> anyhow::Result<App> {
 /// Noun and verb of a command line: nothing of its options, which may hold secrets.
 fn verb_of(words: impl Iterator<Item = String>) -> String {
     let nouns = [
-        "project", "user", "key", "storage", "catalog", "backup", "hook", "import",
+        "project", "user", "key", "storage", "catalog", "backup", "hook", "import", "node",
     ];
     let mut words = words.skip_while(|word| !nouns.contains(&word.as_str()));
     let noun = words.next().unwrap_or_default();
@@ -177,6 +177,8 @@ pub(super) fn administer(global: &Global) -> anyhow::Result<Config> {
         store_patience: engine::Patience::JOB.total,
         import_allowed: Vec::new(),
         attach_allowed: Vec::new(),
+        node_name: None,
+        keys_dir: None,
         roles: crate::config::Roles::ALL,
         lease: crate::limits::LEASE,
         drain: std::time::Duration::ZERO,

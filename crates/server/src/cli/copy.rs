@@ -121,7 +121,7 @@ fn make(
     let prefix = format!("{}-copy-{}", first.prefix, secrets::random_hex(4));
     let begun = app
         .catalog
-        .write(|tx| copies::begin(tx, &backup.id, &prefix, storage))?;
+        .write(|tx| copies::begin(tx, &backup.id, &prefix, (storage, &app.host)))?;
     if !begun {
         let there = backup.copy.as_ref();
         anyhow::bail!(

@@ -327,6 +327,7 @@ fn import(
     let begun = app.catalog.write(|tx| {
         job::begin(
             tx,
+            &app.host,
             id,
             &instance.project_id,
             &instance.id,

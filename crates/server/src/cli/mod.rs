@@ -15,6 +15,7 @@ mod hook;
 mod import;
 mod inspect;
 mod keys;
+mod nodes;
 mod place;
 mod remote;
 mod replay;
@@ -34,7 +35,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, Roles};
 use crate::egress::{Allowed, Network};
 use crate::limits;
 
@@ -106,6 +107,9 @@ enum Verb {
     /// Say how far the catalogue's mirror is; make a lost catalogue anew from a store
     #[command(subcommand)]
     Catalog(catalog::CatalogVerb),
+    /// List the nodes that share a catalogue; give one up that is gone
+    #[command(subcommand)]
+    Node(nodes::NodeVerb),
     /// Create, attach, list, show, restart, flush, delete instances
     #[command(subcommand)]
     Instance(remote::InstanceVerb),
@@ -251,6 +255,22 @@ struct Serve {
     /// service's own. May be given again [default: no server]
     #[arg(long, value_name = "ADDRESS")]
     attach_allow: Vec<Network>,
+    /// What this node does: api, worker (it runs jobs and has instances), scheduler (begins what is due, one at a time of those who
+    /// may), or all. Several may be given, separated by commas. Needs --catalog, for nodes share one
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "all",
+        value_name = "ROLE"
+    )]
+    role: Vec<Role>,
+    /// What this node is called among those that share the catalogue [default: the machine's name]
+    #[arg(long, value_name = "NAME")]
+    node_name: Option<String>,
+    /// Folder of master.key and signing.key, which are the same on all nodes [default: keys below the data directory]
+    #[arg(long, value_name = "FOLDER")]
+    keys: Option<PathBuf>,
     /// Seconds after which a job of a node that has died, or does not reach the catalogue, is taken up by another one. The node stops
     /// by itself after two thirds of it
     #[arg(long, default_value_t = limits::LEASE.as_secs(), value_parser = clap::value_parser!(u64).range(3..=3600), value_name = "SECONDS")]
@@ -266,6 +286,14 @@ struct Serve {
     /// How the log is written
     #[arg(long, value_enum, default_value_t = LogForm::Text)]
     log: LogForm,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Role {
+    All,
+    Api,
+    Worker,
+    Scheduler,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -336,6 +364,7 @@ fn run() -> ExitCode {
         Verb::Key(verb) => admin::key(&global, &verb).map(|()| ExitCode::SUCCESS),
         Verb::Storage(verb) => storage::storage(&global, &verb).map(|()| ExitCode::SUCCESS),
         Verb::Catalog(verb) => catalog::catalog(&global, &verb).map(|()| ExitCode::SUCCESS),
+        Verb::Node(verb) => nodes::node(&global, &verb).map(|()| ExitCode::SUCCESS),
         Verb::Instance(verb) => remote::instance(&global, &verb),
         Verb::Backup(noun) => match &noun.verb {
             Some(verb) => remote::backup(&global, verb),
@@ -403,13 +432,26 @@ fn configure(global: &Global, serve: Serve) -> anyhow::Result<Config> {
         serve.undo_keep >= 0,
         "--undo-keep takes a number of seconds, 0 or more"
     );
-    let engines = engine::process::programs(&serve.engine)?;
+    let has = |role| serve.role.contains(&role) || serve.role.contains(&Role::All);
+    let roles = Roles {
+        api: has(Role::Api),
+        worker: has(Role::Worker),
+        scheduler: has(Role::Scheduler),
+    };
+    let engines = match roles.worker {
+        true => engine::process::programs(&serve.engine)?,
+        false => Vec::new(),
+    };
     let data_dir = global.data_dir();
     let data_dir = std::path::absolute(&data_dir).unwrap_or(data_dir);
     let database = match serve.catalog {
         Some(url) => Some(url),
         None => config::known_database(&data_dir)?,
     };
+    anyhow::ensure!(
+        database.is_some() || roles == Roles::ALL,
+        "--role shares the work among the nodes of a catalogue, and one in a file has one node: give --catalog, or leave --role out"
+    );
     Ok(Config {
         data_dir,
         database,
@@ -425,7 +467,9 @@ fn configure(global: &Global, serve: Serve) -> anyhow::Result<Config> {
         store_patience: std::time::Duration::from_secs(serve.store_patience),
         import_allowed: serve.import_allow,
         attach_allowed: serve.attach_allow,
-        roles: crate::config::Roles::ALL,
+        node_name: serve.node_name,
+        keys_dir: serve.keys,
+        roles,
         lease: std::time::Duration::from_secs(serve.lease),
         drain: std::time::Duration::from_secs(serve.drain),
         strict_dcs: serve.strict_dcs,

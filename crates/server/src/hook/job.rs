@@ -14,7 +14,13 @@ use crate::{catalog, limits, metrics};
 pub fn run(app: &Arc<App>, closing: &AtomicBool) {
     let mut seen = 0;
     while !closing.load(Ordering::SeqCst) {
-        match round(app, closing) {
+        // One node at a time tells them.
+        let told = if app.duty.is_ours() {
+            round(app, closing)
+        } else {
+            Ok(false)
+        };
+        match told {
             Ok(true) => continue,
             Ok(false) => {}
             Err(error) => tracing::error!(
@@ -63,7 +69,7 @@ fn tell(app: &App, hook: &Hook, closing: &AtomicBool) -> Result<bool, catalog::E
         }
     };
     let until = Instant::now() + limits::HOOK_TURN;
-    while !closing.load(Ordering::SeqCst) {
+    while !closing.load(Ordering::SeqCst) && app.duty.is_ours() {
         if Instant::now() >= until {
             return Ok(true);
         }

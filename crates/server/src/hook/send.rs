@@ -99,7 +99,7 @@ fn post(url: &str, secret: &str, message: &Message, now: Moment) -> Result<(), S
     let answered = ureq::Agent::new_with_config(config)
         .post(url)
         .header("content-type", "application/json")
-        .header("user-agent", concat!("cachekeep/", env!("CARGO_PKG_VERSION")))
+        .header("user-agent", format!("cachekeep/{}", env!("CARGO_PKG_VERSION")))
         .header("webhook-id", &message.id)
         .header("webhook-timestamp", seconds.to_string())
         .header(

@@ -1,7 +1,7 @@
 //! What people ask of an instance: every refusal typed, record and job in one transaction.
 
 use engine::Secret;
-use engine::process::{Authority, Certificate, Program};
+use engine::process::{Authority, Brand, Certificate, OWN_USERS};
 use serde_json::Value;
 
 use super::layout::{Layout, Mode, Place};
@@ -9,12 +9,14 @@ use super::record::{self, Changes, Instance, OwnedId, OwnedInstance, SealedAutho
 use super::{generation, policy};
 use crate::app::App;
 use crate::catalog::{self, Tx};
+use crate::hosts::{self, Home};
 use crate::idempotency::{self, Once};
-use crate::ids::{GenerationId, InstanceId, Moment, ProjectId};
+use crate::ids::{GenerationId, InstanceId, Moment, ProjectId, ResizeId};
 use crate::jobs::{JobKind, queue};
 use crate::limits;
 use crate::refusal::Refusal;
-use crate::{backup, secrets};
+use crate::resize::record::Wanted;
+use crate::{backup, resize, restore, secrets};
 
 /// A checked wish for instances.
 #[derive(Debug)]
@@ -27,12 +29,14 @@ pub struct Create {
     pub capacity_mb: i64,
     /// The flavor.
     pub spec_code: String,
-    /// Of which engine.
-    pub engine: Program,
+    /// Of which engine: brand and version.
+    pub engine: (Brand, String),
     /// Of how many nodes.
     pub layout: Layout,
     /// The asked client port.
     pub port: Option<u16>,
+    /// The clients' ACL user; `None`: the engine's default one.
+    pub user: Option<String>,
     /// Password of the clients; `None`: none needed.
     pub password: Option<String>,
     /// Whether clients, nodes and Sentinels speak TLS.
@@ -60,6 +64,23 @@ pub fn check_name(name: &str) -> Result<(), Refusal> {
         Ok(())
     } else {
         Err(Refusal::NameInvalid)
+    }
+}
+
+/// The rule for names of clients' users: 1 to 64 letters, digits, `_` and `-`, a letter first; none of ours or the engine's.
+/// `Ok(None)`: the engine's default one is meant.
+///
+/// # Errors
+/// [`Refusal::Parameter`].
+pub fn check_user(name: &str) -> Result<Option<String>, Refusal> {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+    let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic());
+    match name {
+        "" | "default" => Ok(None),
+        _ if name.len() <= 64 && first && name.bytes().all(legal) && !name.starts_with(OWN_USERS) => {
+            Ok(Some(name.to_owned()))
+        }
+        _ => Err(Refusal::Parameter("access_user")),
     }
 }
 
@@ -102,9 +123,6 @@ pub fn create(
     now: Moment,
 ) -> Result<Vec<Made>, Refusal> {
     check_name(&wish.name)?;
-    if wish.layout.mode != Mode::Single && app.config.engine_bind.is_unspecified() {
-        return Err(Refusal::AddressOpen);
-    }
     if let Some(password) = &wish.password {
         check_password(password)?;
     }
@@ -114,8 +132,12 @@ pub fn create(
     };
     let made = app.catalog.write(|tx| {
         idempotency::once(tx, project, once, now, || {
+            let home = hosts::choose(app, tx, &wish.engine)?;
+            if wish.layout.mode != Mode::Single && home.bind.is_unspecified() {
+                return Err(Refusal::AddressOpen);
+            }
             (0..wish.count)
-                .map(|number| insert_one(app, tx, project, wish, number, policy.clone(), now))
+                .map(|number| insert_one(app, tx, project, (wish, &home), number, policy.clone(), now))
                 .collect()
         })
     })?;
@@ -127,13 +149,13 @@ fn insert_one(
     app: &App,
     tx: &Tx<'_>,
     project: &ProjectId,
-    wish: &Create,
+    (wish, home): (&Create, &Home),
     number: u16,
     policy: Option<String>,
     now: Moment,
 ) -> Result<Made, Refusal> {
     let id = InstanceId::random();
-    let (nodes, sentinels) = choose_places(app, tx, wish.layout, wish.port)?;
+    let (nodes, sentinels) = choose_places(app, tx, home, wish.layout, wish.port)?;
     let port = nodes.first().ok_or(Refusal::PortsExhausted)?.port;
     let name = if wish.count == 1 {
         wish.name.clone()
@@ -146,23 +168,25 @@ fn insert_one(
         false => None,
     };
     let instance = Instance {
+        host: Some(home.host.clone()),
         project_id: project.clone(),
         name,
         description: wish.description.clone(),
         status: Status::Creating,
-        engine: wish.engine.brand,
-        engine_version: wish.engine.version.clone(),
+        engine: wish.engine.0,
+        engine_version: wish.engine.1.clone(),
         capacity_mb: wish.capacity_mb,
         spec_code: wish.spec_code.clone(),
         layout: wish.layout,
         sentinels,
-        bind: app.config.engine_bind.to_string(),
+        bind: home.bind.to_string(),
         port,
         persistence: wish.persistence,
         admin_password_sealed: app
             .vault
             .master
             .seal(&format!("instance.admin:{id}"), admin.as_bytes()),
+        client_user: wish.user.clone(),
         client_password_sealed: seal_client_password(app, &id, wish.password.as_deref()),
         authority,
         attributes: wish.attributes.clone(),
@@ -187,10 +211,11 @@ fn insert_one(
 fn choose_places(
     app: &App,
     tx: &Tx<'_>,
+    home: &Home,
     layout: Layout,
     asked: Option<u16>,
 ) -> Result<(Vec<Place>, Vec<Place>), Refusal> {
-    let free = FreePorts::new(app, tx)?;
+    let free = FreePorts::new(app, tx, home)?;
     let count = usize::from(layout.client_ports());
     let ports: Vec<u16> = match asked {
         Some(first) => {
@@ -209,24 +234,33 @@ fn choose_places(
         let sentinel_ports = free.take(usize::from(engine::sentinel::COUNT), &ports)?;
         let port = *ports.first().ok_or(Refusal::PortsExhausted)?;
         let sentinels = Layout::SINGLE.places(&sentinel_ports, &[]);
-        return Ok((watched_places(tx, layout, port)?, sentinels));
+        return Ok((watched_places(app, tx, home, layout, port)?, sentinels));
     }
     let bus_ports = free.take(usize::from(layout.bus_ports()), &ports)?;
     Ok((layout.places(&ports, &bus_ports), Vec::new()))
 }
 
 /// Places for watched nodes at this port, at addresses that nobody has there.
-fn watched_places(tx: &Tx<'_>, layout: Layout, port: u16) -> Result<Vec<Place>, Refusal> {
-    let taken = record::addresses_taken(tx, port)?;
+fn watched_places(
+    app: &App,
+    tx: &Tx<'_>,
+    home: &Home,
+    layout: Layout,
+    port: u16,
+) -> Result<Vec<Place>, Refusal> {
+    let taken = record::addresses_taken(tx, &home.host, port)?;
+    let is_here = home.host == app.host;
     let is_free = |address: &str| {
-        !taken.iter().any(|other| other == address) && std::net::TcpListener::bind((address, port)).is_ok()
+        !taken.iter().any(|other| other == address)
+            && (!is_here || std::net::TcpListener::bind((address, port)).is_ok())
     };
     layout
         .watched_places(port, is_free)
         .ok_or(Refusal::PortsExhausted)
 }
 
-/// Places for a generation beside `serving`, whose client ports it is to have.
+/// Places for a generation beside `serving`, whose client ports it is to have, as many as there are; more nodes have ports of
+/// their own.
 ///
 /// # Errors
 /// [`Refusal::PortsExhausted`].
@@ -236,37 +270,45 @@ pub fn places_beside(
     layout: Layout,
     serving: &[Place],
 ) -> Result<Vec<Place>, Refusal> {
-    let ports: Vec<u16> = serving.iter().map(|place| place.port).collect();
+    let mut ports: Vec<u16> = serving.iter().map(|place| place.port).collect();
+    let home = Home::ours(app);
     if layout.mode == Mode::Ha {
         let port = *ports.first().ok_or(Refusal::PortsExhausted)?;
-        return watched_places(tx, layout, port);
+        return watched_places(app, tx, &home, layout, port);
     }
+    ports.truncate(usize::from(layout.client_ports()));
+    let more = usize::from(layout.client_ports()) - ports.len();
     let buses = usize::from(layout.bus_ports());
-    let mut own = FreePorts::new(app, tx)?.take(buses + usize::from(layout.side_ports()), &[])?;
-    let side_ports = own.split_off(buses);
-    Ok(layout.places_beside(&ports, &own, &side_ports))
+    let mut own =
+        FreePorts::new(app, tx, &home)?.take(more + buses + usize::from(layout.side_ports()), &[])?;
+    let mut bus_ports = own.split_off(more);
+    let side_ports = bus_ports.split_off(buses);
+    ports.append(&mut own);
+    Ok(layout.places_beside(&ports, &bus_ports, &side_ports))
 }
 
-/// The ports that nobody has.
+/// The ports that nobody has; of another host, that no instance has: whether a stranger has one turns out there.
 struct FreePorts<'a> {
-    app: &'a App,
+    home: &'a Home,
+    is_here: bool,
     taken: Vec<u16>,
 }
 
 impl<'a> FreePorts<'a> {
-    fn new(app: &'a App, tx: &Tx<'_>) -> Result<Self, catalog::Error> {
-        let taken = record::ports_taken(tx, &app.config.engine_bind.to_string())?;
-        Ok(Self { app, taken })
+    fn new(app: &App, tx: &Tx<'_>, home: &'a Home) -> Result<Self, catalog::Error> {
+        let taken = record::ports_taken(tx, &home.host, &home.bind.to_string())?;
+        let is_here = home.host == app.host;
+        Ok(Self { home, is_here, taken })
     }
 
     fn has(&self, port: u16) -> bool {
         !self.taken.contains(&port)
-            && std::net::TcpListener::bind((self.app.config.engine_bind, port)).is_ok()
+            && (!self.is_here || std::net::TcpListener::bind((self.home.bind, port)).is_ok())
     }
 
     /// The first ones of the range, without these.
     fn take(&self, count: usize, without: &[u16]) -> Result<Vec<u16>, Refusal> {
-        let range = self.app.config.engine_ports.clone();
+        let range = self.home.ports.clone();
         let free = range.filter(|port| !without.contains(port) && self.has(*port));
         let found: Vec<u16> = free.take(count).collect();
         match found.len() == count {
@@ -379,6 +421,17 @@ pub fn check_running(instance: &Instance) -> Result<(), Refusal> {
     }
 }
 
+/// Refuses what is to be done to engines whose host was forgotten: nobody has them.
+///
+/// # Errors
+/// [`Refusal::HomeForgotten`].
+fn check_has_home(tx: &Tx<'_>, instance: &Instance) -> Result<(), Refusal> {
+    match &instance.host {
+        Some(host) if hosts::record::load(tx, host)?.is_none() => Err(Refusal::HomeForgotten),
+        _ => Ok(()),
+    }
+}
+
 /// Refuses what cannot be done to servers of somebody else's, with what is to be known about that.
 ///
 /// # Errors
@@ -457,6 +510,7 @@ pub fn act(
     let interrupted = app.catalog.write(|tx| {
         let instance = find(tx, project, id)?;
         check_managed(&instance, "who runs them restarts and empties them")?;
+        check_has_home(tx, &instance)?;
         let mut interrupted = false;
         match queue::active(tx, id)? {
             Some((JobKind::Backup, Some(backup))) if kind == JobKind::Restart => {
@@ -517,15 +571,16 @@ pub fn reset_password(
     Ok(())
 }
 
-/// Accepts another flavor of the same nodes: another limit of memory. The job gives it to the engines; clients notice nothing.
+/// Accepts another size, or another number of shards or replicas. Where the nodes stay the same the job gives the engines the
+/// limit, and clients notice nothing; else it makes a generation of other nodes (ADR 42).
 ///
 /// # Errors
-/// Unknown instance, busy, not running; [`Refusal::OtherNodes`], [`Refusal::DataTooLarge`].
+/// Unknown instance, busy, not running; [`Refusal::OtherNodes`], [`Refusal::DataTooLarge`], [`Refusal::MemoryShort`].
 pub fn resize(
     app: &App,
     project: &ProjectId,
     id: &InstanceId,
-    (spec_code, capacity_mb, layout): (&str, i64, Layout),
+    wanted: &Wanted,
     now: Moment,
 ) -> Result<(), Refusal> {
     app.catalog.write(|tx| {
@@ -535,20 +590,58 @@ pub fn resize(
         if instance.status != Status::Running {
             return Err(Refusal::WrongState);
         }
-        // A cluster may be of another number of shards than its flavor is by default.
-        if (layout.mode, layout.replicas) != (instance.layout.mode, instance.layout.replicas) {
+        if wanted.layout.mode != instance.layout.mode {
             return Err(Refusal::OtherNodes);
         }
-        let data_mb = app.board.memory_of(id) >> 20;
-        let limit_mb = u64::try_from(capacity_mb).unwrap_or(0);
+        let data = app.board.memory_of(id);
+        let (data_mb, limit_mb) = (data >> 20, u64::try_from(wanted.capacity_mb).unwrap_or(0));
         if data_mb >= limit_mb {
             return Err(Refusal::DataTooLarge { data_mb, limit_mb });
         }
-        record::resize(tx, id, spec_code, capacity_mb, now)?;
-        queue::insert(tx, id, JobKind::Resize, None)?;
+        if wanted.layout == instance.layout {
+            record::resize(tx, id, &wanted.spec_code, wanted.capacity_mb, now)?;
+            queue::insert(tx, id, JobKind::Resize, None)?;
+            return Ok(());
+        }
+        let (needed, free) = (
+            restore::command::memory_for(data, wanted.layout),
+            restore::command::free_memory(app, tx, &instance)?,
+        );
+        if needed > free {
+            return Err(Refusal::MemoryShort {
+                needed_mb: needed >> 20,
+                free_mb: free >> 20,
+            });
+        }
+        let resize = resize::record::insert(tx, id, wanted, now)?;
+        queue::insert(tx, id, JobKind::Resize, Some(resize.as_str()))?;
         Ok::<_, Refusal>(())
     })?;
     app.board.wake();
+    Ok(())
+}
+
+/// Gives a change of the nodes up that has not begun to switch.
+///
+/// # Errors
+/// Unknown instance; [`Refusal::NotCancellable`].
+pub fn cancel_resize(app: &App, project: &ProjectId, id: &InstanceId, now: Moment) -> Result<(), Refusal> {
+    app.catalog.write(|tx| {
+        find(tx, project, id)?;
+        let subject = match queue::active(tx, id)? {
+            Some((JobKind::Resize, Some(subject))) => ResizeId::parse(&subject),
+            _ => None,
+        };
+        let resize = subject.ok_or(Refusal::NotCancellable(
+            "the nodes of the instance are not being changed",
+        ))?;
+        match resize::record::ask_to_cancel(tx, &resize, now)? {
+            true => Ok(()),
+            false => Err(Refusal::NotCancellable("the switch has begun and is finished")),
+        }
+    })?;
+    // One that waits for its turn finds it in its record.
+    app.board.cancel(id);
     Ok(())
 }
 

@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use engine::cluster;
-use engine::process::{self, Engine, EngineSpec, Persistence};
+use engine::process::{self, Clients, Engine, EngineSpec, Persistence};
 use engine::{Control, Error, Kind, Secret, failpoint};
 
 use super::attachment::{Attachment, servers};
@@ -64,7 +64,9 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
                 NotDone::Failed(error) | NotDone::Refused(error) => error,
             })))
         }
-        JobKind::Backup | JobKind::Restore => Err(Stop::Broken("not a job of the instance".to_owned())),
+        JobKind::Backup | JobKind::Restore | JobKind::Migration => {
+            Err(Stop::Broken("not a job of the instance".to_owned()))
+        }
     }
 }
 
@@ -138,7 +140,7 @@ fn delete(app: &App, claim: &Claim, instance: &Instance) -> Result<Ended, Stop> 
 /// they cannot be reached for that any more, there is nobody to wait for.
 fn detach(app: &App, claim: &Claim, instance: &Instance, attached: &Attachment) -> Result<Ended, Stop> {
     let now = Moment::now();
-    if let Err(error) = servers::put_settings_back(app, instance, attached, now) {
+    if let Err(error) = servers::put_settings_back(app, instance, attached, Some(claim), now) {
         let left: Vec<String> = attached
             .settings
             .iter()
@@ -264,12 +266,19 @@ pub fn admin_password(app: &App, instance: &Instance) -> Result<Secret, Error> {
     ))
 }
 
-fn client_password(app: &App, instance: &Instance) -> Result<Option<Secret>, Error> {
-    Ok(super::command::client_password(app, instance)?.map(Secret::new))
+/// As whom clients come in.
+///
+/// # Errors
+/// [`Kind::Key`] where the sealed column does not open.
+pub fn clients(app: &App, instance: &Instance) -> Result<Clients, Error> {
+    Ok(Clients {
+        user: instance.client_user.clone(),
+        password: super::command::client_password(app, instance)?.map(Secret::new),
+    })
 }
 
 pub(super) fn give_password(app: &App, instance: &Instance, engine: &Engine) -> Result<(), Error> {
-    engine.set_client_password(client_password(app, instance)?.as_ref())
+    engine.let_clients_in(&clients(app, instance)?)
 }
 
 /// As [`node_spec`], for the only node of a generation.
@@ -303,7 +312,7 @@ pub(super) fn node_spec(
         bind: instance.bind.clone(),
         port: 0,
         admin_password: admin_password(app, instance)?,
-        client_password: client_password(app, instance)?,
+        clients: clients(app, instance)?,
         max_memory_bytes: 0,
         persistence: instance.persistence,
         certificate: super::command::certificate(app, instance, &[])?,

@@ -7,7 +7,8 @@ use engine::psync::Setting;
 use super::attachment::{self, Attachment};
 use super::layout::{self, Layout, Place};
 use crate::catalog::{Error, FromSql, Row, Tx, Value, params};
-use crate::ids::{InstanceId, Moment, ProjectId};
+use crate::ids::{HostId, InstanceId, Moment, ProjectId};
+use crate::resize::record::Wanted;
 
 /// What an instance is, apart from what is being done to it: that is the kind of its unsettled job.
 ///
@@ -90,6 +91,8 @@ pub struct SealedAuthority {
 /// A row of the table.
 #[derive(Debug, Clone)]
 pub struct Instance {
+    /// Whose processes its engines are; `None`: somebody else runs them.
+    pub host: Option<HostId>,
     /// Its id.
     pub id: InstanceId,
     /// Its project.
@@ -120,7 +123,9 @@ pub struct Instance {
     pub persistence: Persistence,
     /// Password of our own control user, sealed for `instance.admin:<id>`.
     pub admin_password_sealed: Vec<u8>,
-    /// Password of the clients' default user, sealed for `instance.client:<id>`.
+    /// The clients' ACL user; `None`: the engine's default one.
+    pub client_user: Option<String>,
+    /// Its password, sealed for `instance.client:<id>`.
     pub client_password_sealed: Option<Vec<u8>>,
     /// Who signs its engines' certificates; `None`: nobody speaks TLS.
     pub authority: Option<SealedAuthority>,
@@ -167,7 +172,7 @@ macro_rules! columns {
         "id, project_id, name, description, status, engine_version, capacity_mb, spec_code, bind, port, persistence, \
          admin_password_sealed, client_password_sealed, attributes, backup_policy, failure, created_at_ms, updated_at_ms, \
          cache_mode, shards, replicas, sentinels, engine, tls_authority, tls_authority_key_sealed, \
-         attachment, attachment_sealed, attachment_settings"
+         attachment, attachment_sealed, attachment_settings, client_user, host_id"
     };
 }
 
@@ -186,6 +191,7 @@ fn row(row: &Row<'_>) -> Result<Instance, Error> {
         }
     };
     Ok(Instance {
+        host: row.get(29)?,
         id: row.get(0)?,
         project_id: row.get(1)?,
         name: row.get(2)?,
@@ -199,6 +205,7 @@ fn row(row: &Row<'_>) -> Result<Instance, Error> {
         persistence: persistence_from_word(&persistence)
             .ok_or_else(|| Error::Unreadable(format!("{persistence} is no persistence")))?,
         admin_password_sealed: row.get(11)?,
+        client_user: row.get(28)?,
         client_password_sealed: row.get(12)?,
         attributes: row.get(13)?,
         backup_policy: row.get(14)?,
@@ -237,9 +244,9 @@ pub fn insert(tx: &Tx<'_>, instance: &Instance) -> Result<(), Error> {
         "INSERT INTO instance (id, project_id, name, description, status, engine_version, capacity_mb, spec_code, bind, \
          port, persistence, admin_password_sealed, client_password_sealed, attributes, backup_policy, created_at_ms, \
          updated_at_ms, cache_mode, shards, replicas, sentinels, engine, tls_authority, tls_authority_key_sealed, \
-         attachment, attachment_sealed) \
+         attachment, attachment_sealed, client_user, host_id) \
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, \
-         ?24, ?25, ?26)",
+         ?24, ?25, ?26, ?27, ?28)",
         params![
             instance.id,
             instance.project_id,
@@ -270,6 +277,8 @@ pub fn insert(tx: &Tx<'_>, instance: &Instance) -> Result<(), Error> {
                 .as_ref()
                 .map(|attached| attachment::to_json(&attached.reach, &attached.found)),
             instance.attachment.as_ref().map(|attached| &attached.sealed),
+            instance.client_user,
+            instance.host,
         ],
     )?;
     Ok(())
@@ -398,14 +407,15 @@ pub fn with_policy(tx: &Tx<'_>) -> Result<Vec<Result<Instance, Error>>, Error> {
     )
 }
 
-/// Own addresses of watched nodes at this port, whoever's they are.
+/// Own addresses of watched nodes at this port of the host, whoever's they are.
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn addresses_taken(tx: &Tx<'_>, port: u16) -> Result<Vec<String>, Error> {
+pub fn addresses_taken(tx: &Tx<'_>, host: &HostId, port: u16) -> Result<Vec<String>, Error> {
     let nodes = tx.all(
-        "SELECT nodes FROM generation JOIN instance ON instance.id = instance_id WHERE state <> 'removed' AND port = ?1",
-        (port,),
+        "SELECT nodes FROM generation JOIN instance ON instance.id = instance_id \
+         WHERE state <> 'removed' AND port = ?1 AND host_id = ?2",
+        (port, host),
         |row| layout::from_json(&row.get::<String>(0)?),
     )?;
     Ok(nodes
@@ -415,24 +425,25 @@ pub fn addresses_taken(tx: &Tx<'_>, port: u16) -> Result<Vec<String>, Error> {
         .collect())
 }
 
-/// Ports of the address that instances have, for clients and among their nodes and Sentinels.
+/// Ports of the host's address that instances have, for clients and among their nodes and Sentinels.
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn ports_taken(tx: &Tx<'_>, bind: &str) -> Result<Vec<u16>, Error> {
+pub fn ports_taken(tx: &Tx<'_>, host: &HostId, bind: &str) -> Result<Vec<u16>, Error> {
     let mut taken: Vec<u16> = tx.all(
-        "SELECT port FROM instance WHERE bind = ?1 AND deleted_at_ms IS NULL AND attachment IS NULL",
-        (bind,),
+        "SELECT port FROM instance WHERE bind = ?1 AND host_id = ?2 AND deleted_at_ms IS NULL AND attachment IS NULL",
+        (bind, host),
         |row| row.get(0),
     )?;
     let nodes = tx.all(
-        "SELECT nodes FROM generation JOIN instance ON instance.id = instance_id WHERE state <> 'removed' AND bind = ?1",
-        (bind,),
+        "SELECT nodes FROM generation JOIN instance ON instance.id = instance_id \
+         WHERE state <> 'removed' AND bind = ?1 AND host_id = ?2",
+        (bind, host),
         |row| layout::from_json(&row.get::<String>(0)?),
     )?;
     let sentinels = tx.all(
-        "SELECT sentinels FROM instance WHERE bind = ?1 AND deleted_at_ms IS NULL",
-        (bind,),
+        "SELECT sentinels FROM instance WHERE bind = ?1 AND host_id = ?2 AND deleted_at_ms IS NULL",
+        (bind, host),
         |row| layout::from_json(&row.get::<String>(0)?),
     )?;
     for place in nodes.into_iter().chain(sentinels).flatten() {
@@ -503,6 +514,19 @@ pub fn resize(
     tx.execute(
         "UPDATE instance SET spec_code = ?2, capacity_mb = ?3, updated_at_ms = ?4 WHERE id = ?1",
         (id, spec_code, capacity_mb, now),
+    )?;
+    Ok(())
+}
+
+/// Gives the instance other nodes: those of a generation that serves from now on.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn change_nodes(tx: &Tx<'_>, id: &InstanceId, to: &Wanted, now: Moment) -> Result<(), Error> {
+    resize(tx, id, &to.spec_code, to.capacity_mb, now)?;
+    tx.execute(
+        "UPDATE instance SET cache_mode = ?2, shards = ?3, replicas = ?4 WHERE id = ?1",
+        (id, to.layout.mode.word(), to.layout.shards, to.layout.replicas),
     )?;
     Ok(())
 }

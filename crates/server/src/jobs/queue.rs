@@ -29,8 +29,10 @@ pub enum JobKind {
     Resize,
     /// Capture and store.
     Backup,
-    /// Load beside and switch, or switch back.
+    /// Load beside and switch, switch back, or apply key by key.
     Restore,
+    /// Apply key by key what an import task names.
+    Migration,
 }
 
 impl JobKind {
@@ -45,6 +47,7 @@ impl JobKind {
             JobKind::Resize => "resize",
             JobKind::Backup => "backup",
             JobKind::Restore => "restore",
+            JobKind::Migration => "migration",
         }
     }
 
@@ -58,6 +61,7 @@ impl JobKind {
             JobKind::Resize,
             JobKind::Backup,
             JobKind::Restore,
+            JobKind::Migration,
         ]
         .into_iter()
         .find(|kind| kind.word() == word)
@@ -79,7 +83,7 @@ pub struct Claim {
     pub instance_id: InstanceId,
     /// What it does.
     pub kind: JobKind,
-    /// The backup's or restore's id; of a restart or flush the process that it acts on, once it is about to.
+    /// The backup's, restore's or resize's id, of a resize to other nodes; of a restart or flush the process that it acts on, once it is about to.
     pub subject_id: Option<String>,
     /// Grows by one with each claim; 1 at the first.
     pub fence: i64,
@@ -101,7 +105,8 @@ pub fn insert(
 ) -> Result<JobId, Error> {
     let id = JobId::random();
     tx.execute(
-        "INSERT INTO job (id, instance_id, kind, subject_id, state, created_at_ms) VALUES (?1, ?2, ?3, ?4, 'waiting', ?5)",
+        "INSERT INTO job (id, instance_id, host_id, kind, subject_id, state, created_at_ms) \
+         SELECT ?1, instance.id, instance.host_id, ?3, ?4, 'waiting', ?5 FROM instance WHERE instance.id = ?2",
         (&id, instance, kind.word(), subject, tx.clock()?),
     )?;
     Ok(id)
@@ -119,13 +124,27 @@ pub fn active(tx: &Tx<'_>, instance: &InstanceId) -> Result<Option<(JobKind, Opt
     )
 }
 
-/// Every job that `host` may claim, with its instance, oldest first: at most one an instance.
+/// The jobs of a host's instances that have not ended: instance, kind and subject.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn unsettled_of(tx: &Tx<'_>, host: &HostId) -> Result<Vec<(InstanceId, JobKind, Option<String>)>, Error> {
+    tx.all(
+        "SELECT instance_id, kind, subject_id FROM job WHERE state <> 'done' AND host_id = ?1 ORDER BY created_at_ms, id",
+        (host,),
+        |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+    )
+}
+
+/// Every job that `host` may claim, with its instance, oldest first: at most one an instance. Those of instances whose host was
+/// forgotten are everybody's: all that is left to be done to them is to delete them.
 ///
 /// # Errors
 /// The catalogue failed.
 pub fn claimable(tx: &Tx<'_>, host: &HostId) -> Result<Vec<(JobId, InstanceId)>, Error> {
     tx.all(
-        "SELECT id, instance_id FROM job WHERE state = 'waiting' OR (state = 'running' AND owner <> ?1 AND lease_until_ms < ?2) \
+        "SELECT id, instance_id FROM job WHERE (state = 'waiting' OR (state = 'running' AND owner <> ?1 AND lease_until_ms < ?2)) \
+         AND (host_id IS NULL OR host_id = ?1 OR NOT EXISTS (SELECT 1 FROM host WHERE host.id = job.host_id)) \
          ORDER BY created_at_ms, id",
         (host, tx.clock()?),
         |row| Ok((row.get(0)?, row.get(1)?)),
@@ -296,7 +315,7 @@ mod tests {
         let server = xtask::postgres::Postgres::start().unwrap();
         let url = server.make_schema("races").unwrap();
         let catalogs: Vec<Catalog> = (0..CLAIMANTS)
-            .map(|_| Catalog::connect(&url, "n", true).unwrap())
+            .map(|_| Catalog::connect(&url, true).unwrap())
             .collect();
         let hosts: Vec<HostId> = (0..CLAIMANTS).map(|_| HostId::random()).collect();
         let instance = with_instance(&catalogs[0]);
@@ -347,7 +366,7 @@ mod tests {
     fn a_claim_that_is_renewed_is_nobody_elses_and_one_that_is_not_gets_a_higher_fence() {
         let server = xtask::postgres::Postgres::start().unwrap();
         let url = server.make_schema("leases").unwrap();
-        let postgres = Catalog::connect(&url, "n", true).unwrap();
+        let postgres = Catalog::connect(&url, true).unwrap();
         let folder = xtask::scratch::Scratch::new("leases").unwrap();
         let sqlite = Catalog::open(&folder.path().join("catalog.sqlite")).unwrap();
         for catalog in [&postgres, &sqlite] {

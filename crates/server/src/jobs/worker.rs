@@ -10,9 +10,10 @@ use engine::{Control, Kind, Lease, uptime};
 use super::JobKind;
 use super::queue::{self, Claim};
 use crate::app::App;
+use crate::backup::verification_record::{self as verifications, Verification};
 use crate::catalog::{self, Tx};
-use crate::ids::{InstanceId, JobId, Moment};
-use crate::{backup, instance, limits, metrics, restore};
+use crate::ids::{InstanceId, JobId, Moment, ResizeId};
+use crate::{backup, instance, limits, metrics, resize, restore};
 
 /// How a job ended, for the log; the records say the rest.
 #[derive(Debug)]
@@ -139,11 +140,20 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
+/// What the data of instances takes in memory.
+#[derive(Default)]
+struct Memory {
+    seen: HashMap<InstanceId, u64>,
+    /// As the catalogue has it.
+    told: HashMap<InstanceId, u64>,
+}
+
 /// What runs now, and the bell that wakes the loop.
 pub struct Board {
     running: Mutex<HashMap<JobId, (Claim, Arc<Control>)>>,
+    verifying: Mutex<Option<(Verification, Arc<Lease>)>>,
     held: Mutex<HashSet<InstanceId>>,
-    memory: Mutex<HashMap<InstanceId, u64>>,
+    memory: Mutex<Memory>,
     looked: Mutex<HashMap<InstanceId, Instant>>,
     rung: AtomicU64,
     bell: (Mutex<()>, Condvar),
@@ -156,14 +166,25 @@ impl Board {
     pub fn new() -> Self {
         Self {
             running: Mutex::new(HashMap::new()),
+            verifying: Mutex::new(None),
             held: Mutex::new(HashSet::new()),
-            memory: Mutex::new(HashMap::new()),
+            memory: Mutex::default(),
             looked: Mutex::new(HashMap::new()),
             rung: AtomicU64::new(0),
             bell: (Mutex::new(()), Condvar::new()),
             untidy: (Mutex::new(0), Condvar::new()),
             closing: AtomicBool::new(false),
         }
+    }
+
+    /// From now on the claim of a verify is renewed with those of jobs.
+    pub fn verify_begun(&self, of: &Verification, lease: &Arc<Lease>) {
+        *lock(&self.verifying) = Some((of.clone(), lease.clone()));
+    }
+
+    /// It is not any more.
+    pub fn verify_ended(&self) {
+        *lock(&self.verifying) = None;
     }
 
     /// Tells the loop that there may be a job.
@@ -204,12 +225,34 @@ impl Board {
 
     /// Remembers what the instance's engine last said that its data takes, in bytes.
     pub fn note_memory(&self, instance: &InstanceId, bytes: u64) {
-        lock(&self.memory).insert(instance.clone(), bytes);
+        lock(&self.memory).seen.insert(instance.clone(), bytes);
+    }
+
+    /// What others have not been told yet of what was noted here.
+    pub fn memory_to_tell(&self) -> Vec<(InstanceId, u64)> {
+        let memory = lock(&self.memory);
+        let untold = memory.seen.iter().filter(|(instance, bytes)| {
+            let told = memory.told.get(instance).copied().unwrap_or(0);
+            told.abs_diff(**bytes) >= limits::MEMORY_TOLD_BYTES
+        });
+        untold
+            .map(|(instance, bytes)| (instance.clone(), *bytes))
+            .collect()
+    }
+
+    /// Takes over what the catalogue has, ours included: what has changed there since, others have noted.
+    pub fn learn_memory(&self, all: Vec<(InstanceId, u64)>) {
+        let mut memory = lock(&self.memory);
+        for (instance, bytes) in all {
+            if memory.told.insert(instance.clone(), bytes) != Some(bytes) {
+                memory.seen.insert(instance, bytes);
+            }
+        }
     }
 
     /// What [`Board::note_memory`] was last told; at most some seconds old while the instance runs.
     pub fn memory_of(&self, instance: &InstanceId) -> u64 {
-        lock(&self.memory).get(instance).copied().unwrap_or(0)
+        lock(&self.memory).seen.get(instance).copied().unwrap_or(0)
     }
 
     /// Whether it is time to look at the instance again: the first time it is, and then each time after `every`.
@@ -309,7 +352,7 @@ pub fn run(app: &Arc<App>) {
     }
 }
 
-/// Renews the claims of all jobs that run, until the board closes and none does. One thread calls this.
+/// Renews the claims of all jobs that run, and of the verify, until the board closes and no job does. One thread calls this.
 ///
 /// Where the catalogue is a file nobody else can claim a job: the lock of the data directory is the lease.
 pub fn keep_leases(app: &App) {
@@ -318,40 +361,41 @@ pub fn keep_leases(app: &App) {
     }
     let length = app.config.lease;
     while !app.board.closing.load(Ordering::SeqCst) || app.board.running() > 0 {
-        let claims = app.board.claims();
+        let (claims, verify) = (app.board.claims(), lock(&app.board.verifying).clone());
         // Before the transaction: what that takes counts.
-        let until = uptime() + holds_for(length);
+        let until = uptime() + limits::lease_holds(length);
         let renew = |tx: &Tx<'_>| {
-            let renewed = claims.iter().map(|claim| queue::renew(tx, claim, length));
-            renewed.collect::<Result<Vec<bool>, catalog::Error>>()
+            let mut renewed = Vec::new();
+            for claim in &claims {
+                renewed.push((&claim.lease, queue::renew(tx, claim, length)?));
+            }
+            if let Some((of, lease)) = &verify {
+                renewed.push((lease, verifications::renew(tx, of, length)?));
+            }
+            Ok::<_, catalog::Error>(renewed)
         };
         let mut pause = length / 3;
-        match (claims.is_empty(), app.catalog.write(renew)) {
-            (true, _) => {}
-            (false, Ok(renewed)) => {
-                for (claim, is_ours) in claims.iter().zip(renewed) {
-                    match is_ours {
-                        true => claim.lease.extend(until),
-                        false => claim.lease.end(),
+        if !claims.is_empty() || verify.is_some() {
+            match app.catalog.write(renew) {
+                Ok(renewed) => {
+                    for (lease, is_ours) in renewed {
+                        match is_ours {
+                            true => lease.extend(until),
+                            false => lease.end(),
+                        }
                     }
                 }
-            }
-            (false, Err(error)) => {
-                tracing::warn!(
-                    error = engine::chain(&error),
-                    "leases cannot be renewed; trying again"
-                );
-                pause = Duration::from_secs(1).min(pause);
+                Err(error) => {
+                    tracing::warn!(
+                        error = engine::chain(&error),
+                        "leases cannot be renewed; trying again"
+                    );
+                    pause = Duration::from_secs(1).min(pause);
+                }
             }
         }
         std::thread::sleep(pause);
     }
-}
-
-/// How long the holder of a lease of this length goes by it: the rest is for what he has begun, and for clocks that go a
-/// little differently.
-pub fn holds_for(length: Duration) -> Duration {
-    length * 2 / 3
 }
 
 /// Takes the oldest job whose instance nobody is at.
@@ -362,7 +406,7 @@ fn claim(app: &Arc<App>) -> Option<(Claim, Gate)> {
                 continue;
             };
             let lease = Arc::new(match app.catalog.is_shared() {
-                true => Lease::until(uptime() + holds_for(app.config.lease)),
+                true => Lease::until(uptime() + limits::lease_holds(app.config.lease)),
                 false => Lease::endless(),
             });
             let claim = app
@@ -388,6 +432,10 @@ fn claim(app: &Arc<App>) -> Option<(Claim, Gate)> {
 /// about.
 fn time_left(app: &App, claim: &Claim) -> Result<Duration, catalog::Error> {
     let expected_bytes = match (claim.kind, &claim.subject_id) {
+        (JobKind::Resize, Some(_)) => app
+            .catalog
+            .read(|tx| instance::record::load(tx, &claim.instance_id))?
+            .map_or(0, |instance| instance::job::max_memory_bytes(&instance)),
         // As much as it may hold: what it does hold is not known yet after a start.
         (JobKind::Backup, _) => app
             .catalog
@@ -400,12 +448,21 @@ fn time_left(app: &App, claim: &Claim) -> Result<Duration, catalog::Error> {
         (JobKind::Restore, Some(restore)) => app
             .catalog
             .read(|tx| restore::record::expected_bytes(tx, restore))?,
+        (JobKind::Migration, Some(task)) => app
+            .catalog
+            .read(|tx| restore::migration::record::expected_bytes(tx, task))?,
         _ => 0,
     };
-    let limit = limits::operation_time(expected_bytes);
+    let at_pace = match (claim.kind, &claim.subject_id) {
+        (JobKind::Restore, Some(restore)) => app
+            .catalog
+            .read(|tx| restore::replay_record::seconds_at_pace(tx, restore))?,
+        _ => 0,
+    };
+    let limit = limits::operation_time(expected_bytes) + Duration::from_secs(at_pace);
     let age = match claim.kind {
         JobKind::Create | JobKind::Delete | JobKind::Password | JobKind::Resize => 0,
-        JobKind::Restart | JobKind::Flush | JobKind::Backup | JobKind::Restore => {
+        JobKind::Restart | JobKind::Flush | JobKind::Backup | JobKind::Restore | JobKind::Migration => {
             let now = app.catalog.read(|tx| tx.clock())?;
             u64::try_from(now.0 - claim.created_at.0).unwrap_or(0)
         }
@@ -464,15 +521,18 @@ fn leave(app: &App, job: &JobId) {
 fn run_one(app: &App, claim: &Claim, control: &Control) {
     let began = Instant::now();
     tracing::info!(job.id = %claim.job_id, job.kind = claim.kind.word(), instance.id = %claim.instance_id, fence = claim.fence, "job begins");
+    let nodes = claim.subject_id.as_deref().and_then(ResizeId::parse);
     let ended = match claim.kind {
         JobKind::Backup => backup::job::run(app, claim, control),
-        JobKind::Restore => restore::job::run(app, claim, control),
-        JobKind::Create
-        | JobKind::Delete
-        | JobKind::Restart
-        | JobKind::Flush
-        | JobKind::Password
-        | JobKind::Resize => instance::job::run(app, claim, control),
+        JobKind::Restore | JobKind::Migration => restore::job::run(app, claim, control),
+        JobKind::Create | JobKind::Delete | JobKind::Restart | JobKind::Flush | JobKind::Password => {
+            instance::job::run(app, claim, control)
+        }
+        JobKind::Resize => match &nodes {
+            Some(id) => resize::job::run(app, claim, id, control),
+            // Of the same nodes.
+            None => instance::job::run(app, claim, control),
+        },
     };
     let duration_ms = began.elapsed().as_millis();
     let outcome = match &ended {

@@ -29,6 +29,10 @@ pub fn run(app: &Arc<App>, closing: &AtomicBool) {
     let mut looked = HashSet::new();
     while !closing.load(Ordering::SeqCst) {
         failed.retain(|_, at| at.elapsed() < limits::STORE_TRIED_AGAIN_AFTER);
+        if !app.duty.is_ours() {
+            seen = app.board.wait_to_tidy(seen, limits::RECONCILE_EVERY);
+            continue;
+        }
         match app.catalog.read(identity::projects) {
             Ok(projects) => {
                 for project in projects {
@@ -63,7 +67,7 @@ type Looked = HashSet<(ProjectId, Option<StorageId>)>;
 
 /// Everything that a project's outbox notes.
 fn send_all(app: &App, project: &ProjectId, looked: &mut Looked, closing: &AtomicBool) -> Result<(), Error> {
-    while !closing.load(Ordering::SeqCst) {
+    while !closing.load(Ordering::SeqCst) && app.duty.is_ours() {
         let Some((journal, notes, rows)) = app
             .catalog
             .read(|tx| next(tx, project))
@@ -108,8 +112,11 @@ fn send_all(app: &App, project: &ProjectId, looked: &mut Looked, closing: &Atomi
         store.put(&entry::entry_name(project, entry.number), &bytes)?;
         app.catalog
             .write(|tx| {
-                record::written(tx, project, number)?;
-                record::forget(tx, project, &notes)
+                // Else another host has gone on with the chain meanwhile, and tells these rows again.
+                match record::written(tx, project, journal.written, number)? {
+                    true => record::forget(tx, project, &notes),
+                    false => Ok(()),
+                }
             })
             .map_err(instance::job::catalog_failed)?;
     }

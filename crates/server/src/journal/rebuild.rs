@@ -122,7 +122,9 @@ pub fn rebuild(app: &App, from: &Source, wish: Wish, now: Moment) -> anyhow::Res
         Some(_) => &sources[..],
         None => &sources[..1],
     };
+    app.catalog.write(|tx| record::adopt_instances(tx, &app.host))?;
     archives::take(app, sources, wish, now, &mut report)?;
+    app.catalog.write(|tx| record::adopt_folder(tx, &app.host))?;
     instances::settle(app, now, &mut report)?;
     app.catalog.write(|tx| {
         report.restores_of_unknown_end = record::fail_unsettled_restores(tx)?;

@@ -276,16 +276,16 @@ pub fn next_number(tx: &Tx<'_>, project: &ProjectId) -> Result<i64, Error> {
     number.ok_or_else(|| Error::Constraint("an entry of a journal that is not begun".to_owned()))
 }
 
-/// An entry lies in the store.
+/// An entry that follows `before` lies in the store. `false`: another one does that follows it.
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn written(tx: &Tx<'_>, project: &ProjectId, number: i64) -> Result<(), Error> {
-    tx.execute(
-        "UPDATE journal SET written = ?2 WHERE project_id = ?1",
-        (project, number),
+pub fn written(tx: &Tx<'_>, project: &ProjectId, before: Option<i64>, number: i64) -> Result<bool, Error> {
+    let changed = tx.execute(
+        "UPDATE journal SET written = ?3 WHERE project_id = ?1 AND written IS NOT DISTINCT FROM ?2",
+        (project, before, number),
     )?;
-    Ok(())
+    Ok(changed == 1)
 }
 
 /// Where a rebuilt catalogue goes on: after the numbers that are taken, with a chain of its own.

@@ -22,11 +22,14 @@ use crate::{limits, metrics};
 
 /// For ever; one thread calls this.
 pub fn run(app: &Arc<App>, closing: &AtomicBool) {
-    let up_since = Moment::now();
-    let mut steady = Steady::start(up_since, clock::passed());
+    let mut steady = Steady::start(Moment::now(), clock::passed());
     let mut seen = 0;
     while !closing.load(Ordering::SeqCst) {
         let now = read(&mut steady);
+        let Some(up_since) = app.duty.since() else {
+            seen = app.board.wait_to_tidy(seen, limits::RECONCILE_EVERY);
+            continue;
+        };
         // The one does not wait for the other: a schedule that cannot be read keeps nothing from expiring.
         for done in [begin_due(app, up_since, now), expiry::take_expired(app, now)] {
             if let Err(error) = done {

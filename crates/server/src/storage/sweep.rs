@@ -9,7 +9,7 @@ use std::time::Instant;
 use engine::store::Patience;
 
 use crate::app::App;
-use crate::backup::record as backups;
+use crate::backup::{place_record as places, record as backups};
 use crate::catalog;
 use crate::ids::{BackupId, StorageId};
 use crate::{limits, metrics};
@@ -44,8 +44,8 @@ fn remote(
     closing: &AtomicBool,
 ) -> Result<(), catalog::Error> {
     failed.retain(|_, at| at.elapsed() < limits::STORE_TRIED_AGAIN_AFTER);
-    for place in app.catalog.read(backups::useless_places)? {
-        if closing.load(Ordering::SeqCst) {
+    for place in app.catalog.read(|tx| places::useless(tx, &app.host))? {
+        if closing.load(Ordering::SeqCst) || !app.duty.is_ours() {
             return Ok(());
         }
         if failed.contains_key(&place.storage_id) {
@@ -58,7 +58,7 @@ fn remote(
         let removed = super::open(app, Some(&place.storage_id))
             .and_then(|store| engine::archive::delete(&store.with_patience(Patience::SHORT), &place.prefix));
         match removed {
-            Ok(()) => app.catalog.write(|tx| backups::forget_place(tx, &place.prefix))?,
+            Ok(()) => app.catalog.write(|tx| places::forget(tx, &place.prefix))?,
             Err(error) => {
                 app.counters.add(metrics::STORE_ERRORS, &[]);
                 tracing::warn!(

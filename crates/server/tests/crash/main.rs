@@ -11,6 +11,7 @@
 )]
 
 mod attached;
+mod attached_restore;
 mod checker;
 mod cluster;
 mod deadline;
@@ -23,6 +24,7 @@ mod memory;
 mod out_of_memory;
 mod random_kills;
 mod remote;
+mod resize;
 mod resumed;
 mod world;
 

@@ -67,13 +67,13 @@ impl Clock {
 }
 
 /// Every day at this hour.
-fn daily(begin: &str, save_days: i64) -> Value {
+pub fn daily(begin: &str, save_days: i64) -> Value {
     json!({"instance_backup_policy": {"backup_type": "auto", "save_days": save_days, "periodical_backup_plan": {
         "period_type": "weekly", "backup_at": [1, 2, 3, 4, 5, 6, 7], "begin_at": begin}}})
 }
 
 #[track_caller]
-fn set_policy(caller: &Caller, instance: &str, policy: &Value) {
+pub fn set_policy(caller: &Caller, instance: &str, policy: &Value) {
     caller
         .v2("PUT", &format!("/instances/{instance}"), Some(policy))
         .expect(204);

@@ -144,9 +144,14 @@ impl Service {
 
     /// Starts the service on the data that there is; its log begins anew.
     pub fn start_again(&mut self) {
+        self.start_again_in(&[]);
+    }
+
+    /// As [`Service::start_again`], with variables.
+    pub fn start_again_in(&mut self, variables: &[(&str, &str)]) {
         let words = self.words.clone();
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        self.start_again_with(&words, &[]);
+        self.start_again_with(&words, variables);
     }
 
     /// As [`Service::start_again`], with further words of the command line and with variables.

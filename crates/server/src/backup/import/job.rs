@@ -13,7 +13,7 @@ use crate::backup::record::{self, Finished};
 use crate::catalog::{self, Tx};
 use crate::egress::Rules;
 use crate::identity::record as identity;
-use crate::ids::{BackupId, InstanceId, Moment, ProjectId, StorageId};
+use crate::ids::{BackupId, HostId, InstanceId, Moment, ProjectId, StorageId};
 use crate::jobs::worker::{failure_code, panic_text, with_progress};
 use crate::storage::{self, record as storages};
 
@@ -62,6 +62,7 @@ pub struct Begun {
 /// The catalogue failed.
 pub fn begin(
     tx: &Tx<'_>,
+    host: &HostId,
     id: &BackupId,
     project: &ProjectId,
     instance: &InstanceId,
@@ -71,7 +72,7 @@ pub fn begin(
     let prefix = format!("{project}/{instance}/{id}/1");
     let storage = storages::default_of(tx, project)?;
     record::insert_import(tx, id, project, instance, remark, now)?;
-    record::begin(tx, id, &prefix, storage.as_ref(), now)?;
+    record::begin(tx, id, &prefix, (storage.as_ref(), host), now)?;
     Ok(Begun {
         id: id.clone(),
         project: project.clone(),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use engine::process::{self, EngineSpec, Persistence};
-use engine::{Control, Error, Kind, Secret, proof};
+use engine::{Control, Error, Kind, Lease, Secret, proof, uptime};
 
 use crate::app::App;
 use crate::backup::copy_record as copies;
@@ -184,7 +184,10 @@ pub fn throw_away_engine(
         bind: "127.0.0.1".to_owned(),
         port: 0,
         admin_password: Secret::new(secrets::random_hex(32)),
-        client_password: Some(Secret::new(secrets::random_hex(32))),
+        clients: process::Clients {
+            password: Some(Secret::new(secrets::random_hex(32))),
+            ..process::Clients::default()
+        },
         max_memory_bytes: 0,
         persistence,
         certificate: None,
@@ -253,14 +256,24 @@ pub fn run(app: &Arc<App>, closing: &AtomicBool) {
 
 /// `false`: none waits, or the service stops.
 fn run_next(app: &Arc<App>) -> Result<bool, catalog::Error> {
-    let control = Arc::new(Control::new(None));
+    let length = app.config.lease;
+    let lease = Arc::new(match app.catalog.is_shared() {
+        true => Lease::until(uptime() + limits::lease_holds(length)),
+        false => Lease::endless(),
+    });
+    let control = Arc::new(Control::leased(None, lease.clone()));
     let Some(_seat) = Seat::take(app, Task::Verify, &control) else {
         return Ok(false);
     };
-    let Some(asked) = app.catalog.write(|tx| verifications::claim(tx, Moment::now()))? else {
+    let Some(asked) = app
+        .catalog
+        .write(|tx| verifications::claim(tx, &app.host, length, Moment::now()))?
+    else {
         return Ok(false);
     };
+    app.board.verify_begun(&asked, &lease);
     let looked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work_on(app, &asked, &control)));
+    app.board.verify_ended();
     let failed = |why: String| Ended {
         status: Status::Failed,
         engine: None,
@@ -270,7 +283,8 @@ fn run_next(app: &Arc<App>) -> Result<bool, catalog::Error> {
     let looked = match looked {
         // It waits again, for the next start.
         Ok(Err(error)) if error.kind == Kind::Cancelled => {
-            app.catalog.write(verifications::release_all)?;
+            app.catalog
+                .write(|tx| verifications::release_all(tx, &app.host))?;
             return Ok(false);
         }
         Ok(looked) => looked.map_err(|error| engine::chain(&error)),
@@ -281,13 +295,10 @@ fn run_next(app: &Arc<App>) -> Result<bool, catalog::Error> {
     };
     let now = Moment::now();
     app.catalog.write(|tx| {
-        let ended = match (&looked, record::load(tx, &asked.backup_id)?) {
-            (Ok(_), None) => failed("the backup is gone".to_owned()),
-            (Ok(_), Some(backup)) if !backup.is_kept() => {
-                failed("the backup was deleted meanwhile".to_owned())
-            }
-            (Ok(seen), Some(backup)) => {
-                seen.keep(tx, &backup, asked.level, now)?;
+        let kept = record::load(tx, &asked.backup_id)?.filter(Backup::is_kept);
+        let ended = match (&looked, &kept) {
+            (Ok(_), None) => failed("the backup was deleted meanwhile".to_owned()),
+            (Ok(seen), Some(_)) => {
                 let status = match seen.failure {
                     None => Status::Holds,
                     Some(_) => Status::Damaged,
@@ -305,7 +316,12 @@ fn run_next(app: &Arc<App>) -> Result<bool, catalog::Error> {
                        outcome = ended.status.word(), why = ended.failure, "verified");
         let labels = [("level", asked.level.word()), ("outcome", ended.status.word())];
         app.counters.add(metrics::VERIFIES_ENDED, &labels);
-        verifications::end(tx, &asked.id, &ended, now)
+        if verifications::end(tx, &asked, &ended, now)?
+            && let (Ok(seen), Some(backup)) = (&looked, kept)
+        {
+            seen.keep(tx, &backup, asked.level, now)?;
+        }
+        Ok::<_, catalog::Error>(())
     })?;
     Ok(true)
 }
@@ -322,9 +338,7 @@ fn work_on(app: &App, asked: &Verification, control: &Control) -> Result<Seen, E
         .filter(Backup::is_kept)
         .ok_or_else(|| Error::new(Kind::Refused, VERIFY, "the backup was deleted meanwhile"))?;
     let report = |seen: &engine::Progress| {
-        let written = app
-            .catalog
-            .write(|tx| verifications::progress(tx, &asked.id, seen));
+        let written = app.catalog.write(|tx| verifications::progress(tx, asked, seen));
         if let Err(error) = written {
             tracing::warn!(error = engine::chain(&error), "the progress is not written");
         }

@@ -66,6 +66,7 @@ pub fn attach(
             let at = entry(found);
             let sealed = app.vault.master.seal(&sealed_for(&id), secrets.as_bytes());
             let instance = Instance {
+                host: None,
                 id: id.clone(),
                 project_id: project.clone(),
                 name: wish.name.clone(),
@@ -81,6 +82,7 @@ pub fn attach(
                 port: at.port,
                 persistence: persistence(found),
                 admin_password_sealed: Vec::new(),
+                client_user: None,
                 client_password_sealed: None,
                 attributes: wish.attributes.clone(),
                 backup_policy: None,

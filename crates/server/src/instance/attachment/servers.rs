@@ -11,9 +11,11 @@ use engine::{Error, Kind, Secret};
 
 use super::{Attachment, Reach, Secrets, sealed_for};
 use crate::app::App;
+use crate::catalog::{self, Tx};
 use crate::egress;
 use crate::ids::{InstanceId, Moment};
 use crate::instance::record::{self, Instance, Status};
+use crate::jobs::{Claim, queue};
 use crate::{limits, tls};
 
 /// Servers that can be dialled: only where the operator allows it, each time anew.
@@ -23,6 +25,7 @@ pub struct Servers<'a> {
     allowed: egress::Servers,
     tls: Option<Tls>,
     until: Instant,
+    reply_bytes_max: usize,
 }
 
 impl<'a> Servers<'a> {
@@ -49,14 +52,28 @@ impl<'a> Servers<'a> {
             allowed,
             tls,
             until: Instant::now() + limit,
+            reply_bytes_max: Bounds::narrow(limit).reply_bytes_max,
         })
+    }
+
+    /// As they are, but with replies of so many bytes: lists of keys are longer than what a server says of itself.
+    pub fn with_replies(self, reply_bytes_max: usize) -> Self {
+        Self {
+            reply_bytes_max,
+            ..self
+        }
     }
 
     /// Those of an instance; everything must have been said within `limit`.
     ///
     /// # Errors
     /// As [`Servers::new`]; [`Kind::Key`] where the sealed column does not open.
-    fn of(app: &App, id: &InstanceId, attachment: &'a Attachment, limit: Duration) -> Result<Self, Error> {
+    pub fn of(
+        app: &App,
+        id: &InstanceId,
+        attachment: &'a Attachment,
+        limit: Duration,
+    ) -> Result<Self, Error> {
         let text = app.vault.master.open(&sealed_for(id), &attachment.sealed)?;
         let secrets = serde_json::from_str(&text)
             .map_err(|_not_ours| Error::new(Kind::Key, "open secret", "it is of another form"))?;
@@ -67,7 +84,7 @@ impl<'a> Servers<'a> {
     ///
     /// # Errors
     /// As [`Node::connect`]; [`Kind::Connection`] where it is not allowed, [`Kind::Idle`] where the time is over.
-    fn reach(&self, wanted: &HostPort, role: As) -> Result<(Endpoint, Node), Error> {
+    pub fn reach(&self, wanted: &HostPort, role: As) -> Result<(Endpoint, Node), Error> {
         let moved = self.reach.moved.iter().find(|(named, _)| named == wanted);
         let wanted = moved.map_or(wanted, |(_, here)| here);
         // A look-up takes time, too.
@@ -98,7 +115,11 @@ impl<'a> Servers<'a> {
     }
 
     fn connect(&self, endpoint: &Endpoint, host: &HostPort) -> Result<Node, Error> {
-        Node::connect_within(endpoint, Bounds::narrow(self.left(host)?))
+        let bounds = Bounds {
+            reply_bytes_max: self.reply_bytes_max,
+            ..Bounds::narrow(self.left(host)?)
+        };
+        Node::connect_within(endpoint, bounds)
     }
 
     /// The time that is left, which is some.
@@ -244,7 +265,7 @@ pub fn slots(
 /// in the log alone, and so is where a name leads and what is there: else who attaches one address could ask by its replicas'
 /// names what our network has.
 pub fn told(instance: &Instance, error: &Error) -> String {
-    const CODES: [&str; 8] = [
+    const CODES: [&str; 11] = [
         "NOPERM",
         "NOAUTH",
         "WRONGPASS",
@@ -253,9 +274,17 @@ pub fn told(instance: &Instance, error: &Error) -> String {
         "NOMASTERLINK",
         "MISCONF",
         "BUSY",
+        "OOM",
+        "READONLY",
+        "NOREPLICAS",
     ];
     let is_theirs = match error.kind {
-        Kind::Refused => matches!(error.operation, "ask for snapshot" | "run command"),
+        Kind::Refused | Kind::Memory => {
+            matches!(
+                error.operation,
+                "ask for snapshot" | "run command" | "write to target"
+            )
+        }
         Kind::Protocol => error.operation != "read snapshot",
         Kind::Auth | Kind::Connection => true,
         Kind::Idle => error.operation != "read snapshot",
@@ -265,7 +294,7 @@ pub fn told(instance: &Instance, error: &Error) -> String {
         return engine::chain(error);
     }
     tracing::warn!(instance.id = %instance.id, error = engine::chain(error), "what attached servers answered");
-    let has_begun = matches!(error.operation, "ask for snapshot" | "read keys");
+    let has_begun = matches!(error.operation, "ask for snapshot" | "read keys" | "apply backup");
     // What is no engine is told like what is not there, as when servers are attached.
     if matches!(error.kind, Kind::Connection | Kind::Idle) || (error.kind == Kind::Protocol && !has_begun) {
         return "one of its servers cannot be reached, or does not answer in time as an engine does"
@@ -287,18 +316,41 @@ pub fn told(instance: &Instance, error: &Error) -> String {
     }
 }
 
-/// Writes down what becomes of a setting.
+/// Writes down what becomes of a setting, for the job that has the instance, or where no job has.
 ///
 /// # Errors
-/// [`Kind::Io`] where the catalogue fails.
-pub fn note(app: &App, id: &InstanceId, entry: Entry<'_>, now: Moment) -> Result<(), Error> {
+/// [`Kind::Io`] where the catalogue fails; [`Kind::Cancelled`] where the claim does not hold, or a job has the instance that has
+/// begun meanwhile: what becomes of the setting is its business.
+pub fn note(
+    app: &App,
+    id: &InstanceId,
+    claim: Option<&Claim>,
+    entry: Entry<'_>,
+    now: Moment,
+) -> Result<(), Error> {
     let change = |settings: &mut Vec<Setting>| match entry {
         Entry::Changing(setting) => settings.push(setting.clone()),
         Entry::Back(setting) => settings.retain(|noted| noted != setting),
     };
-    app.catalog
-        .write(|tx| record::change_attached_settings(tx, id, change, now))
-        .map_err(crate::instance::job::catalog_failed)
+    let is_ours = |tx: &Tx<'_>| match claim {
+        Some(claim) => Ok::<_, catalog::Error>(!claim.lease.is_over() && queue::holds(tx, claim)?),
+        None => Ok(queue::active(tx, id)?.is_none()),
+    };
+    let noted = app.catalog.write(|tx| {
+        let is_ours = is_ours(tx)?;
+        if is_ours {
+            record::change_attached_settings(tx, id, change, now)?;
+        }
+        Ok::<_, catalog::Error>(is_ours)
+    });
+    match noted.map_err(crate::instance::job::catalog_failed)? {
+        true => Ok(()),
+        false => Err(Error::new(
+            Kind::Cancelled,
+            "note setting",
+            "another job has the instance",
+        )),
+    }
 }
 
 /// Puts settings back that a capture left changed, which a crash may have cut off: all that can be.
@@ -309,6 +361,7 @@ pub fn put_settings_back(
     app: &App,
     instance: &Instance,
     attachment: &Attachment,
+    claim: Option<&Claim>,
     now: Moment,
 ) -> Result<(), Error> {
     if attachment.settings.is_empty() {
@@ -319,7 +372,7 @@ pub fn put_settings_back(
     for setting in &attachment.settings {
         let is_back = servers
             .put_back(setting)
-            .and_then(|()| note(app, &instance.id, Entry::Back(setting), now));
+            .and_then(|()| note(app, &instance.id, claim, Entry::Back(setting), now));
         match is_back {
             Ok(()) => {
                 tracing::info!(instance.id = %instance.id, node = setting.node, setting = setting.name, "a setting of a source is what it was");

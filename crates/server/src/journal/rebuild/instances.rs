@@ -62,6 +62,13 @@ fn settle_one(app: &App, instance: &Instance, now: Moment, report: &mut Report) 
         report.instances_kept.push(instance.name.clone());
         return Ok(());
     }
+    if instance.host.as_ref() != Some(&app.host) {
+        // Its engines are another node's, which says that they serve when it is back.
+        app.catalog
+            .write(|tx| record::set_status(tx, &instance.id, Status::Error, now))?;
+        report.instances_kept.push(instance.name.clone());
+        return Ok(());
+    }
     match serving(app, instance, &here)? {
         Some(serving) => {
             app.catalog.write(|tx| {

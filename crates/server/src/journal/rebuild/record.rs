@@ -3,7 +3,7 @@
 use crate::backup::copy_record;
 use crate::backup::record::{FailureCode, Finished};
 use crate::catalog::{Error, Tx, params};
-use crate::ids::{BackupId, GenerationId, InstanceId, Moment, ProjectId, StorageId};
+use crate::ids::{BackupId, GenerationId, HostId, InstanceId, Moment, ProjectId, StorageId};
 use crate::instance::record::Status;
 use crate::journal::record::Subject;
 
@@ -282,12 +282,12 @@ pub(super) fn holder_of_port(
     tx: &Tx<'_>,
     bind: &str,
     port: i64,
-    id: &str,
+    (id, host): (&str, &str),
 ) -> Result<Option<(InstanceId, i64)>, Error> {
     tx.one(
         "SELECT id, created_at_ms FROM instance WHERE bind = ?1 AND port = ?2 AND id <> ?3 AND deleted_at_ms IS NULL \
-         AND attachment IS NULL",
-        (bind, port, id),
+         AND attachment IS NULL AND coalesce(host_id, '') = ?4",
+        (bind, port, id, host),
         |row| Ok((row.get(0)?, row.get(1)?)),
     )
 }
@@ -452,6 +452,34 @@ pub(super) fn fail_unproven(
     tx.execute(
         "UPDATE backup SET proof_level = 'stored', proof_at_ms = ?2, proof_failure = ?3 WHERE id = ?1",
         (id, now, why),
+    )?;
+    Ok(())
+}
+
+/// Takes the instances over that no other host can have: those of a catalogue that was a file.
+///
+/// # Errors
+/// The catalogue failed.
+pub(super) fn adopt_instances(tx: &Tx<'_>, host: &HostId) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE instance SET host_id = ?1 WHERE attachment IS NULL AND (host_id IS NULL OR host_id = ?2)",
+        (host, &HostId::OF_A_FILE),
+    )?;
+    Ok(())
+}
+
+/// Says that what counts and lies in a local folder lies in ours, where it was found.
+///
+/// # Errors
+/// The catalogue failed.
+pub(super) fn adopt_folder(tx: &Tx<'_>, host: &HostId) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE backup SET host_id = ?1 WHERE storage_id IS NULL AND prefix IS NOT NULL",
+        (host,),
+    )?;
+    tx.execute(
+        "UPDATE backup SET copy_host_id = ?1 WHERE copy_storage_id IS NULL AND copy_prefix IS NOT NULL",
+        (host,),
     )?;
     Ok(())
 }

@@ -90,7 +90,9 @@ fn put(tx: &Tx<'_>, subject: Subject, image: &mut Image) -> Result<Option<String
         }
         Subject::Instance if !is_deleted(image) && !is_attached(image) => {
             let (bind, port) = (text(image, "bind").to_owned(), number(image, "port"));
-            if let Some((other, since)) = record::holder_of_port(tx, &bind, port, &id)? {
+            if let Some((other, since)) =
+                record::holder_of_port(tx, &bind, port, (&id, text(image, "host_id")))?
+            {
                 // Two cannot have had it at once: the deletion of the older one is what was lost.
                 let created = number(image, "created_at_ms");
                 let older = match since <= created {
