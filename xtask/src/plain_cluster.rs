@@ -1,6 +1,7 @@
 //! A stock cluster of our own: redis-servers on ports of this machine, made without any of our code, gone on drop.
 
 use std::net::TcpListener;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -14,8 +15,10 @@ const SLOTS: u32 = 16 * 1024;
 pub struct PlainCluster {
     nodes: Vec<Option<Child>>,
     ports: Vec<u16>,
+    bus_ports: Vec<u16>,
+    settings: Vec<(String, String)>,
     primaries: usize,
-    _folder: Scratch,
+    folder: Scratch,
 }
 
 impl PlainCluster {
@@ -24,51 +27,70 @@ impl PlainCluster {
     /// # Errors
     /// A server does not start, or the cluster does not form within 60 s.
     pub fn start(primaries: usize, replicas: usize, settings: &[(&str, &str)]) -> Result<Self, Stop> {
-        let folder = Scratch::new("cluster")?;
-        let (mut nodes, mut ports) = (Vec::new(), Vec::new());
-        for number in 0..primaries * (1 + replicas) {
-            let (port, bus) = (free_port()?, free_port()?);
-            let home = folder.path().join(number.to_string());
-            std::fs::create_dir(&home).map_err(|e| Stop::file("make the folder", &home, &e))?;
-            let mut command = Command::new("redis-server");
-            command
-                .args(["--port", &port.to_string(), "--cluster-port", &bus.to_string()])
-                .args([
-                    "--cluster-enabled",
-                    "yes",
-                    "--cluster-node-timeout",
-                    "2000",
-                    "--save",
-                    "",
-                ])
-                .args(["--enable-debug-command", "yes", "--repl-diskless-sync-delay", "0"])
-                .arg("--dir")
-                .arg(&home);
-            for (name, value) in settings {
-                command.arg(format!("--{name}")).arg(value);
-            }
-            let child = command
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()?;
-            nodes.push(Some(child));
-            ports.push((port, bus));
-        }
-        let cluster = Self {
-            nodes,
-            ports: ports.iter().map(|(port, _)| *port).collect(),
+        let mut cluster = Self {
+            nodes: Vec::new(),
+            ports: Vec::new(),
+            bus_ports: Vec::new(),
+            settings: settings
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect(),
             primaries,
-            _folder: folder,
+            folder: Scratch::new("cluster")?,
         };
-        cluster.form(&ports)?;
+        for number in 0..primaries * (1 + replicas) {
+            cluster.ports.push(free_port()?);
+            cluster.bus_ports.push(free_port()?);
+            cluster.nodes.push(None);
+            let home = cluster.home(number);
+            std::fs::create_dir(&home).map_err(|e| Stop::file("make the folder", &home, &e))?;
+            cluster.run(number)?;
+        }
+        cluster.form()?;
         Ok(cluster)
     }
 
-    fn form(&self, ports: &[(u16, u16)]) -> Result<(), Stop> {
+    /// The working folder of a node.
+    pub fn home(&self, node: usize) -> PathBuf {
+        self.folder.path().join(node.to_string())
+    }
+
+    /// Starts a node that does not run, on what is in its folder.
+    ///
+    /// # Errors
+    /// There is no redis-server.
+    pub fn run(&mut self, node: usize) -> Result<(), Stop> {
+        let (port, bus) = (self.ports[node].to_string(), self.bus_ports[node].to_string());
+        let mut command = Command::new("redis-server");
+        command
+            .args(["--port", &port, "--cluster-port", &bus])
+            .args([
+                "--cluster-enabled",
+                "yes",
+                "--cluster-node-timeout",
+                "2000",
+                "--save",
+                "",
+            ])
+            .args(["--enable-debug-command", "yes", "--repl-diskless-sync-delay", "0"])
+            .arg("--dir")
+            .arg(self.home(node));
+        for (name, value) in &self.settings {
+            command.arg(format!("--{name}")).arg(value);
+        }
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        self.nodes[node] = Some(child);
+        Ok(())
+    }
+
+    fn form(&self) -> Result<(), Stop> {
         let began = Instant::now();
         let mut links = Vec::new();
-        for (port, _) in ports {
+        for port in &self.ports {
             links.push(loop {
                 match Connection::open(&Target::local(*port, None)) {
                     Ok(link) => break link,
@@ -83,7 +105,7 @@ impl PlainCluster {
             link.ask(&["CLUSTER", "ADDSLOTSRANGE", &first.to_string(), &last.to_string()])?;
             link.ask(&["CLUSTER", "SET-CONFIG-EPOCH", &(number + 1).to_string()])?;
         }
-        for (port, bus) in &ports[1..] {
+        for (port, bus) in self.ports.iter().zip(&self.bus_ports).skip(1) {
             links[0].ask(&[
                 "CLUSTER",
                 "MEET",
@@ -119,7 +141,7 @@ impl PlainCluster {
                     .text()
                     .unwrap_or_default()
                     .to_owned();
-                let known = format!("cluster_known_nodes:{}", ports.len());
+                let known = format!("cluster_known_nodes:{}", self.ports.len());
                 let replication = link
                     .ask(&["INFO", "replication"])?
                     .text()

@@ -597,13 +597,14 @@ impl Archive {
         file: &Range<u64>,
         push: impl FnMut(&[u8]) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let at = |offset| {
-            let segments = &self.manifest.segments;
-            segments.partition_point(|segment| segment.first_offset < offset)
-        };
+        self.read_segments(self.segments_of(file), identity, control, workers, push)
+    }
+
+    fn segments_of(&self, file: &Range<u64>) -> &[SegmentRecord] {
+        let segments = &self.manifest.segments;
+        let at = |offset| segments.partition_point(|segment| segment.first_offset < offset);
         // A file begins a segment.
-        let segments = self.manifest.segments.get(at(file.start)..at(file.end));
-        self.read_segments(segments.unwrap_or_default(), identity, control, workers, push)
+        segments.get(at(file.start)..at(file.end)).unwrap_or_default()
     }
 
     /// As [`Archive::read`], of these segments only.

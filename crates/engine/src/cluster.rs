@@ -10,7 +10,7 @@
 //! breaks; they are not let in, for every generation has a password of its own for its replicas.
 
 mod form;
-mod standby;
+mod known;
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,8 @@ use crate::node::Node;
 use crate::process::Engine;
 
 pub use form::{announce, form, wait_agreed, wait_whole};
-pub(crate) use standby::{NODES, forget_former, settings_of_standby};
+pub use known::Peer;
+pub(crate) use known::{NODES, settings_of, succeed_nobody};
 
 /// Hash slots of every cluster. Source: cluster specification, "Key distribution model".
 pub const SLOTS: u16 = 16384;
@@ -42,8 +43,8 @@ pub struct Seat {
     pub bus_port: u16,
     /// Names the generation: only its own replicas know the password that is made of this.
     pub generation: String,
-    /// The slots that it holds while it is a standby, both ends included; `None`: it never is one.
-    pub standby_slots: Option<(u16, u16)>,
+    /// All nodes of the cluster, itself among them, as it is to know them when it starts first. Empty: it meets them.
+    pub peers: Vec<Peer>,
 }
 
 /// A node that is to be part of a cluster.

@@ -237,14 +237,14 @@ fn spawn(spec: &EngineSpec, role: settings::Role) -> Result<Process, Error> {
     if let Some(certificate) = &spec.certificate {
         certificate::write(&spec.directory, certificate, spec.run_as)?;
     }
-    if role == settings::Role::Standby
-        && let Some(seat) = &spec.cluster
-        && let Some(slots) = seat.standby_slots
+    let nodes = spec.directory.join(cluster::NODES);
+    if let Some(seat) = spec.cluster.as_ref().filter(|seat| !seat.peers.is_empty())
+        && !nodes.exists()
     {
-        let path = spec.directory.join(cluster::NODES);
-        std::fs::write(&path, cluster::settings_of_standby(seat, slots))
+        let is_standby = role == settings::Role::Standby;
+        std::fs::write(&nodes, cluster::settings_of(seat, is_standby))
             .map_err(|e| failed("write what it knows of its cluster", e))?;
-        give(&path, spec.run_as)?;
+        give(&nodes, spec.run_as)?;
     }
     // Whole settings or none: the child finds them in the pipe, however early we die.
     let (stdin, mut into_stdin) = std::io::pipe().map_err(|e| failed("make pipe", e))?;

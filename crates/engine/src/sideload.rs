@@ -240,7 +240,7 @@ fn receive(
     };
     let mut sampler = Sampler::new();
     let mut writer = Writer::create(&directory.join(INCOMING))?;
-    let keys_before = control.keys_done.load(Ordering::Relaxed);
+    let mut keys_told = 0;
     feed(&mut |piece| {
         for part in piece.chunks(PART_BYTES) {
             control.check("place data")?;
@@ -251,9 +251,10 @@ fn receive(
             }
             control.bytes_done.fetch_add(part.len() as u64, Ordering::Relaxed);
         }
-        control
-            .keys_done
-            .store(keys_before + sampler.keys(), Ordering::Relaxed);
+        // Others may load at the same time.
+        let keys = sampler.keys();
+        control.keys_done.fetch_add(keys - keys_told, Ordering::Relaxed);
+        keys_told = keys;
         failpoint::hit("sideload.mid_place")
     })?;
     let report = validator.finish().map_err(malformed)?;

@@ -42,9 +42,18 @@ const WORKERS: usize = 1;
 /// A file for each shard of a layout.
 #[derive(Debug)]
 pub struct Slices {
-    files: Vec<File>,
+    slices: Vec<Slice>,
+    target: Target,
     /// What the backup holds.
     source: Census,
+}
+
+/// What a shard is to load, but for its head and tail: how many keys there are is known when the last one is there.
+#[derive(Debug)]
+struct Slice {
+    body: File,
+    /// Keys, and keys that expire, where an engine is to be told.
+    sizes: Option<(u64, u64)>,
 }
 
 /// Cuts the backup for `shards` shards of equal shares of the slots; 1: all keys of all files in one. The files lie in
@@ -96,10 +105,10 @@ fn cut_all(
     let mut writers = Vec::new();
     for _ in 0..shards {
         let out = BufWriter::with_capacity(buffer_bytes, nameless(directory)?);
-        let writer = rdb::Writer::bare(family, target, Compression::Keep, read, out);
-        writers.push(writer.map_err(not_written)?);
+        writers.push(rdb::Writer::body(family, target, Compression::Keep, read, out));
     }
     let mut slicer = Slicer {
+        expires: vec![0; writers.len()],
         writers,
         shard_of: shards_of_slots(shards),
         libraries: BTreeMap::new(),
@@ -134,13 +143,18 @@ fn cut_all(
         failpoint::hit("slices.file_cut")?;
     }
     let mut slices = Vec::new();
-    for writer in slicer.writers {
-        let out = writer.finish().map_err(not_written)?;
-        let file = out.into_inner().map_err(|e| not_written(e.into_error()))?;
-        slices.push(file);
+    for (writer, expires) in slicer.writers.into_iter().zip(slicer.expires) {
+        let keys = writer.keys();
+        let out = writer.finish_body().map_err(not_written)?;
+        slices.push(Slice {
+            body: out.into_inner().map_err(|e| not_written(e.into_error()))?,
+            // One of several has database 0 and no other.
+            sizes: (shards > 1).then_some((keys, expires)),
+        });
     }
     Ok(Slices {
-        files: slices,
+        slices,
+        target,
         source: census,
     })
 }
@@ -152,20 +166,24 @@ impl Slices {
     /// [`Kind::Io`]; what `push` returns.
     pub fn take(&self, shard: usize, mut push: impl FnMut(&[u8]) -> Result<(), Error>) -> Result<(), Error> {
         let failed = |e| Error::io(Kind::Io, CUT, format!("reading the slice of shard {shard}"), e);
-        let Some(file) = self.files.get(shard) else {
+        let Some(Slice { body, sizes }) = self.slices.get(shard) else {
             let context = format!("there is no slice of shard {shard}");
             return Err(Error::new(Kind::NotFound, CUT, context));
         };
+        let (mut frame, head) = rdb::Frame::head(self.target, *sizes);
+        push(&head)?;
         let mut buffer = vec![0; PART_BYTES];
         let mut offset = 0;
         loop {
-            let count = match file.read_at(&mut buffer, offset) {
+            let count = match body.read_at(&mut buffer, offset) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 count => count.map_err(failed)?,
             };
             if count == 0 {
-                return file.set_len(0).map_err(failed);
+                push(&frame.tail())?;
+                return body.set_len(0).map_err(failed);
             }
+            frame.update(&buffer[..count]);
             push(&buffer[..count])?;
             offset += count as u64;
         }
@@ -222,6 +240,8 @@ fn shards_of_slots(shards: u16) -> Vec<u16> {
 /// Passes each key to the writer of its shard, and libraries of functions to all.
 struct Slicer<R> {
     writers: Vec<rdb::Writer<R, BufWriter<File>>>,
+    /// Keys of each that expire.
+    expires: Vec<u64>,
     shard_of: Vec<u16>,
     /// BLAKE3 of the code of each library, by its name: every shard of a cluster has them all.
     libraries: BTreeMap<String, blake3::Hash>,
@@ -246,6 +266,7 @@ where
             }
             _ => usize::from(self.shard_of[usize::from(slot(key)?)]),
         };
+        self.expires[shard] += u64::from(key.expire_at_ms.is_some());
         let mut lost = None;
         let written = self.writers[shard].key(key, |loss| lost = Some(loss.reason));
         written.map_err(|e| match e.downcast::<Error>() {

@@ -78,6 +78,6 @@ pub use report::{
 pub use slot::{has_tag, slot_of};
 pub use validator::Validator;
 pub use writer::{
-    AofWriter, Compression, FOOTER_BYTES, Footer, Header, Loss, PayloadWriter, TARGETS, Target, Writer,
-    entry_header, push_footer,
+    AofWriter, Compression, FOOTER_BYTES, Footer, Frame, Header, Loss, PayloadWriter, TARGETS, Target,
+    Writer, entry_header, push_footer,
 };

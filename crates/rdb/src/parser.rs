@@ -476,16 +476,19 @@ impl Parser {
         let (family, digits) = match &header {
             [b'R', b'E', b'D', b'I', b'S', digits @ ..] => (Family::Redis, &digits[..]),
             [b'V', b'A', b'L', b'K', b'E', b'Y', digits @ ..] => (Family::Valkey, &digits[..]),
-            _ => return Err(ErrorKind::BadMagic.into()),
+            _ => return Err(refuse(r, ErrorKind::BadMagic.into())),
         };
         if !digits.iter().all(u8::is_ascii_digit) {
-            return Err(ErrorKind::BadMagic.into());
+            return Err(refuse(r, ErrorKind::BadMagic.into()));
         }
         let version = digits
             .iter()
             .fold(0, |version, digit| version * 10 + u32::from(digit - b'0'));
         if !family.reads(version) {
-            return Err(ErrorKind::UnsupportedVersion { family, version }.into());
+            return Err(refuse(
+                r,
+                ErrorKind::UnsupportedVersion { family, version }.into(),
+            ));
         }
         self.family = family;
         self.version = version;

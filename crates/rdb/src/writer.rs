@@ -89,6 +89,12 @@ impl<W: Write> Output<W> {
         self.out.write_all(bytes)
     }
 
+    fn magic(&mut self, target: Target) -> io::Result<()> {
+        let magic = target.family().magic();
+        let width = 9 - magic.len();
+        self.put(format!("{magic}{:0width$}", target.version()).as_bytes())
+    }
+
     /// Writes a length field in its shortest form.
     fn length(&mut self, value: u64) -> io::Result<()> {
         match value {
@@ -184,19 +190,21 @@ where
         Ok(writer)
     }
 
-    /// As [`Writer::new`], where the keys come from several files, all of one family, of which no report is known yet: the
-    /// file tells nothing of who wrote it.
+    /// As [`Writer::new`], where the file tells nothing of who wrote it.
     ///
     /// # Errors
     /// Those of `out`.
-    pub fn bare(
-        family: Family,
-        target: Target,
-        compression: Compression,
-        read: R,
-        out: W,
-    ) -> io::Result<Self> {
-        let mut writer = Self {
+    fn bare(family: Family, target: Target, compression: Compression, read: R, out: W) -> io::Result<Self> {
+        let mut writer = Self::body(family, target, compression, read, out);
+        writer.db = None;
+        writer.out.magic(target)?;
+        Ok(writer)
+    }
+
+    /// Starts what stands between head and tail of a file ([`Frame`]), where the keys come from several files, all of one
+    /// family, of which no report is known yet.
+    pub fn body(family: Family, target: Target, compression: Compression, read: R, out: W) -> Self {
+        Self {
             read,
             out: Output {
                 out,
@@ -206,16 +214,11 @@ where
             },
             family,
             target,
-            db: None,
+            // Where every file begins.
+            db: Some(0),
             keys: 0,
             values: Values::default(),
-        };
-        let magic = target.family().magic();
-        let width = 9 - magic.len();
-        writer
-            .out
-            .put(format!("{magic}{:0width$}", target.version()).as_bytes())?;
-        Ok(writer)
+        }
     }
 
     /// Keys written so far.
@@ -349,12 +352,62 @@ where
     /// # Errors
     /// Those of the output.
     pub fn finish(mut self) -> io::Result<W> {
-        self.out.put(&[opcode::EOF])?;
-        let checksum = self.out.crc.value().to_le_bytes();
-        self.out.out.write_all(&checksum)?;
+        let tail = tail(&mut self.out.crc);
+        self.out.out.write_all(&tail)?;
+        self.finish_body()
+    }
+
+    /// Ends a body, and gives the output back.
+    ///
+    /// # Errors
+    /// Those of the output.
+    pub fn finish_body(mut self) -> io::Result<W> {
         self.out.out.flush()?;
         Ok(self.out.out)
     }
+}
+
+/// What stands around a body.
+pub struct Frame(Crc64);
+
+impl Frame {
+    /// The head of a file for `target`. `sizes`: of how many keys database 0 is, and how many of these expire, where an engine
+    /// is to make room for them in advance; no other database may follow then.
+    pub fn head(target: Target, sizes: Option<(u64, u64)>) -> (Self, Vec<u8>) {
+        let mut out = Output {
+            out: Vec::new(),
+            crc: Crc64::new(),
+            compression: Compression::Keep,
+            packed: Vec::new(),
+        };
+        let written = out.magic(target).and_then(|()| {
+            let Some((keys, expires)) = sizes else {
+                return Ok(());
+            };
+            out.put(&[opcode::SELECTDB, 0, opcode::RESIZEDB])?;
+            out.length(keys)?;
+            out.length(expires)
+        });
+        debug_assert!(written.is_ok(), "a vector takes all");
+        (Self(out.crc), out.out)
+    }
+
+    /// Takes the next bytes of the body.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The end of the file.
+    pub fn tail(mut self) -> [u8; 9] {
+        tail(&mut self.0)
+    }
+}
+
+fn tail(crc: &mut Crc64) -> [u8; 9] {
+    crc.update(&[opcode::EOF]);
+    let mut tail = [opcode::EOF; 9];
+    tail[1..].copy_from_slice(&crc.value().to_le_bytes());
+    tail
 }
 
 /// A library that the target does not know.

@@ -138,14 +138,28 @@ impl Client {
         serde_json::from_slice(&answer.body).map_err(|e| Stop::new(format!("{method} {path}: {e}")))
     }
 
-    /// Makes an instance of that many GiB and waits until it runs.
+    /// Makes a single instance of that many GiB and waits until it runs.
     ///
     /// # Errors
     /// The creation was refused or did not end well.
     pub fn create_instance(&mut self, name: &str, gib: u64) -> Result<Instance, Stop> {
+        self.create_as(name, gib, &format!("redis.single.xu1.large.{gib}"), &Value::Null)
+    }
+
+    /// As [`Client::create_instance`], of another flavor; `parameters` as `spec_param` of the call.
+    ///
+    /// # Errors
+    /// As [`Client::create_instance`].
+    pub fn create_as(
+        &mut self,
+        name: &str,
+        gib: u64,
+        flavor: &str,
+        parameters: &Value,
+    ) -> Result<Instance, Stop> {
         let path = self.path("/instances");
         let body = json!({"name": name, "engine": "Redis", "engine_version": "7.0", "capacity": gib,
-                          "spec_code": format!("redis.single.xu1.large.{gib}"), "az_codes": ["az1"],
+                          "spec_code": flavor, "spec_param": parameters, "az_codes": ["az1"],
                           "vpc_id": "vpc", "subnet_id": "subnet", "password": PASSWORD});
         let made = self.ask("POST", &path, Some(&body))?;
         let id = text(&made["instances"][0]["instance_id"])?;
@@ -167,6 +181,24 @@ impl Client {
         }
     }
 
+    /// What is told of an instance.
+    ///
+    /// # Errors
+    /// The call was refused.
+    pub fn show(&mut self, instance: &Instance) -> Result<Value, Stop> {
+        let path = self.path(&format!("/instances/{}", instance.id));
+        self.ask("GET", &path, None)
+    }
+
+    /// Deletes an instance and its backups.
+    ///
+    /// # Errors
+    /// The call was refused.
+    pub fn delete_instance(&mut self, instance: &Instance) -> Result<(), Stop> {
+        let path = self.path(&format!("/instances/{}", instance.id));
+        self.ask("DELETE", &path, None).map(drop)
+    }
+
     /// Starts a backup and waits for its end; its id and the time from the call to `succeed`.
     ///
     /// # Errors
@@ -183,6 +215,24 @@ impl Client {
         self.run_to_end(instance, "restore", &json!({"backup_id": backup}))
     }
 
+    /// As [`Client::restore`], of a backup of another instance, and how long each phase was shown.
+    ///
+    /// # Errors
+    /// As [`Client::restore`].
+    pub fn restore_of(
+        &mut self,
+        instance: &Instance,
+        source: &Instance,
+        backup: &str,
+    ) -> Result<(Duration, Phases), Stop> {
+        let path = format!("/ck/v1/{}/instances/{}/restores", self.project, instance.id);
+        let newest = self.path(&format!("/instances/{}/restores?limit=1", instance.id));
+        let started = Instant::now();
+        let body = json!({"backup_id": backup, "source_instance_id": source.id});
+        self.ask("POST", &path, Some(&body))?;
+        self.wait_for_end(instance, "restore", &newest, started)
+    }
+
     fn run_to_end(
         &mut self,
         instance: &Instance,
@@ -194,17 +244,32 @@ impl Client {
         let started = Instant::now();
         let accepted = self.ask("POST", &path, Some(body))?;
         let id = text(&accepted[format!("{kind}_id")])?;
+        let (elapsed, _) = self.wait_for_end(instance, kind, &newest, started)?;
+        Ok((id, elapsed))
+    }
+
+    fn wait_for_end(
+        &mut self,
+        instance: &Instance,
+        kind: &str,
+        newest: &str,
+        started: Instant,
+    ) -> Result<(Duration, Phases), Stop> {
+        let mut phases = Phases::default();
         loop {
-            let page = self.ask("GET", &newest, None)?;
+            let page = self.ask("GET", newest, None)?;
             let record = &page[format!("{kind}_record_response")][0];
+            let elapsed = started.elapsed();
             match record["status"].as_str() {
                 Some("succeed") => {
-                    let elapsed = started.elapsed();
                     self.wait_idle(instance)?;
-                    return Ok((id, elapsed));
+                    return Ok((elapsed, phases));
                 }
-                Some("waiting" | "backuping" | "restoring") => std::thread::sleep(POLL_EVERY),
-                _ => return Err(Stop::new(format!("{kind} {id} did not succeed: {record}"))),
+                Some("waiting" | "backuping" | "restoring") => {
+                    phases.saw(record["ext"]["phase"].as_str().unwrap_or("waiting"), elapsed);
+                    std::thread::sleep(POLL_EVERY);
+                }
+                _ => return Err(Stop::new(format!("{kind} did not succeed: {record}"))),
             }
         }
     }
@@ -226,27 +291,17 @@ impl Client {
         self.ask("DELETE", &path, None).map(|_| ())
     }
 
-    /// Downloads a backup as a plain dump file.
+    /// Downloads a backup as plain dump files, one for each shard, in their order.
     ///
     /// # Errors
-    /// No link, or the download failed.
-    pub fn download(&mut self, instance: &Instance, backup: &str, to: &Path) -> Result<(), Stop> {
+    /// No link for each, or a download failed.
+    pub fn download(&mut self, instance: &Instance, backup: &str, to: &[&Path]) -> Result<(), Stop> {
         let path = self.path(&format!("/instances/{}/backups/{backup}/links", instance.id));
         let answer = self.ask("POST", &path, Some(&json!({"expiration": 300})))?;
-        let link = text(&answer["links"][0]["link"])?;
-        let done = Command::new("curl")
-            .args(["-sSf", "-o"])
-            .arg(to)
-            .arg(&link)
-            .stdin(Stdio::null())
-            .output()?;
-        if done.status.success() {
-            return Ok(());
+        for (shard, to) in to.iter().enumerate() {
+            fetch(&text(&answer["links"][shard]["link"])?, to)?;
         }
-        Err(Stop::new(format!(
-            "download: {}",
-            String::from_utf8_lossy(&done.stderr)
-        )))
+        Ok(())
     }
 
     fn read_answer(&mut self) -> Result<Answer, Stop> {
@@ -274,6 +329,45 @@ impl Client {
         let mut body = vec![0; length];
         self.stream.read_exact(&mut body)?;
         Ok(Answer { status, token, body })
+    }
+}
+
+fn fetch(link: &str, to: &Path) -> Result<(), Stop> {
+    let done = Command::new("curl")
+        .args(["-sSf", "-o"])
+        .arg(to)
+        .arg(link)
+        .stdin(Stdio::null())
+        .output()?;
+    if done.status.success() {
+        return Ok(());
+    }
+    Err(Stop::new(format!(
+        "download: {}",
+        String::from_utf8_lossy(&done.stderr)
+    )))
+}
+
+/// How long each phase of an operation was shown, in their order.
+#[derive(Debug, Default)]
+pub struct Phases(Vec<(String, Duration)>);
+
+impl Phases {
+    /// The phase was shown at that time after the call.
+    fn saw(&mut self, phase: &str, at: Duration) {
+        match self.0.last() {
+            Some((last, _)) if last == phase => {}
+            _ => self.0.push((phase.to_owned(), at)),
+        }
+    }
+
+    /// As one line; `end`: when all was over.
+    pub fn line(&self, end: Duration) -> String {
+        let ends = self.0.iter().skip(1).map(|(_, at)| *at).chain([end]);
+        let took = |((phase, from), to): (&(String, Duration), Duration)| {
+            format!("{phase} {} ms", to.saturating_sub(*from).as_millis())
+        };
+        self.0.iter().zip(ends).map(took).collect::<Vec<_>>().join(", ")
     }
 }
 

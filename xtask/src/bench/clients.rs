@@ -21,13 +21,13 @@ struct Plain {
 }
 
 impl Plain {
-    fn open(port: u16) -> io::Result<Self> {
+    fn open(port: u16, password: &str) -> io::Result<Self> {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
         let mut plain = Self { stream };
-        plain.call(format!("AUTH {PASSWORD}\r\n").as_bytes())?;
+        plain.call(format!("AUTH {password}\r\n").as_bytes())?;
         Ok(plain)
     }
 
@@ -57,19 +57,31 @@ impl Watcher {
     /// # Errors
     /// The instance cannot be reached.
     pub fn start(instance: &Instance) -> Result<Self, Stop> {
-        let mut connection = Plain::open(instance.port)?;
+        let port = instance.port;
+        Self::start_where(PASSWORD, move || Ok(port))
+    }
+
+    /// As [`Watcher::start`]; before each try to reconnect it asks where the primary is.
+    ///
+    /// # Errors
+    /// As [`Watcher::start`].
+    pub fn start_where(
+        password: &'static str,
+        mut find: impl FnMut() -> io::Result<u16> + Send + 'static,
+    ) -> Result<Self, Stop> {
+        let mut open = move || Plain::open(find()?, password);
+        let mut connection = open()?;
         connection.call(b"SET watcher 0\r\n")?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let port = instance.port;
-        let thread = std::thread::spawn(move || watch(port, connection, &stopped));
+        let thread = std::thread::spawn(move || watch(open, connection, &stopped));
         Ok(Self { stop, thread })
     }
 
     /// Stops and tells the longest time without a success.
     ///
     /// # Errors
-    /// The watcher could not come back for ten seconds.
+    /// The watcher could not come back for half a minute.
     pub fn stop(self) -> Result<Duration, Stop> {
         self.stop.store(true, Ordering::SeqCst);
         let longest = self
@@ -80,8 +92,12 @@ impl Watcher {
     }
 }
 
-fn watch(port: u16, connection: Plain, stop: &AtomicBool) -> io::Result<Duration> {
-    const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
+fn watch(
+    mut open: impl FnMut() -> io::Result<Plain>,
+    connection: Plain,
+    stop: &AtomicBool,
+) -> io::Result<Duration> {
+    const GIVE_UP_AFTER: Duration = Duration::from_secs(30);
     let mut connection = Some(connection);
     let mut longest = Duration::ZERO;
     let mut last_success = Instant::now();
@@ -90,10 +106,10 @@ fn watch(port: u16, connection: Plain, stop: &AtomicBool) -> io::Result<Duration
         number += 1;
         let command = format!("SET watcher {number}\r\n");
         let outcome = match connection.as_mut() {
-            Some(open) => open.call(command.as_bytes()),
-            None => Plain::open(port).and_then(|mut open| {
-                open.call(command.as_bytes())?;
-                connection = Some(open);
+            Some(opened) => opened.call(command.as_bytes()),
+            None => open().and_then(|mut opened| {
+                opened.call(command.as_bytes())?;
+                connection = Some(opened);
                 Ok(())
             }),
         };
@@ -213,7 +229,7 @@ impl Member {
             // A subscriber may send PING, too.
             return open.call(b"PING\r\n");
         }
-        let mut open = Plain::open(self.port)?;
+        let mut open = Plain::open(self.port, PASSWORD)?;
         open.call(if self.subscribes {
             b"SUBSCRIBE news\r\n"
         } else {

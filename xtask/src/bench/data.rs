@@ -27,7 +27,7 @@ pub fn measure_large(
     let folder = Scratch::new("bench")?;
     let dump = folder.path().join("dump.rdb");
     let (backup, _) = client.backup(&instance)?;
-    client.download(&instance, &backup, &dump)?;
+    client.download(&instance, &backup, &[&dump])?;
     if backups {
         sections.push(measure_backup(scale, &mut client, &instance, &dump)?);
     }
@@ -38,12 +38,19 @@ pub fn measure_large(
 }
 
 fn filled_instance(client: &mut Client, size_mb: u64) -> Result<Instance, Stop> {
+    filled_with(
+        client,
+        &Options {
+            size_mb: Some(size_mb),
+            ..Options::default()
+        },
+    )
+}
+
+/// A single instance with this data.
+pub fn filled_with(client: &mut Client, options: &Options) -> Result<Instance, Stop> {
     let instance = client.create_instance("measured", 4)?;
-    let options = Options {
-        size_mb: Some(size_mb),
-        ..Options::default()
-    };
-    let report = fill(&instance.target(), &options)?;
+    let report = fill(&instance.target(), options)?;
     println!(
         "filled an instance with {} keys in {:.1} s",
         report.keys,

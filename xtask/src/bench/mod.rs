@@ -2,7 +2,9 @@
 
 mod client;
 mod clients;
+mod cluster;
 mod data;
+mod failover;
 mod listing;
 mod parse;
 mod replay;
@@ -23,21 +25,26 @@ route and other readers.
   cargo xtask bench [--quick] [NAME...]
 
   --quick   one pair of small data: shows that the measurement works, says nothing about speed
-  NAME      some of: backup, small-backup, restore, replay, switch, listing, parse; without any: all
+  NAME      some of: backup, small-backup, restore, cluster, failover, replay, switch, listing, parse; without any: all
 
-A full run of all takes about 15 minutes on 2 cores, needs 6 GiB of memory and 5 GiB of disk, and writes
+A full run of all takes about 20 minutes on 2 cores, needs 6 GiB of memory and 5 GiB of disk, and writes
 docs/benchmarks.md. Nothing else should run on the machine meanwhile.
 ";
 
-const NAMES: [&str; 7] = [
+const NAMES: [&str; 9] = [
     "backup",
     "small-backup",
     "restore",
+    "cluster",
+    "failover",
     "replay",
     "switch",
     "listing",
     "parse",
 ];
+
+/// Those whose sections stand alone: measured alone they replace what is written of them.
+const SECTIONS: [&str; 4] = ["cluster", "failover", "parse", "replay"];
 
 /// How much is measured.
 #[derive(Debug, Clone, Copy)]
@@ -82,9 +89,8 @@ pub fn command(mut args: Args) -> Result<(), Stop> {
         );
     }
     let wants = |name: &str| chosen.is_empty() || chosen.iter().any(|chosen| chosen == name);
-    // Sections that stand alone: measured alone they replace what is written of them.
     let only_parse = chosen == ["parse"];
-    let only_files = only_parse || chosen == ["replay"];
+    let only_sections = !chosen.is_empty() && chosen.iter().all(|name| SECTIONS.contains(&name.as_str()));
     prepare(if only_parse { Purpose::Run } else { Purpose::Bench })?;
     build_service()?;
     print!("{}", report::machine());
@@ -95,6 +101,12 @@ pub fn command(mut args: Args) -> Result<(), Stop> {
     }
     if wants("small-backup") {
         sections.push(data::measure_small_backup(&scale)?);
+    }
+    if wants("cluster") {
+        sections.push(cluster::measure(&scale)?);
+    }
+    if wants("failover") {
+        sections.push(failover::measure(&scale)?);
     }
     if wants("replay") {
         sections.extend(replay::measure(&scale)?);
@@ -108,12 +120,13 @@ pub fn command(mut args: Args) -> Result<(), Stop> {
     if wants("parse") {
         sections.extend(parse::measure(&scale)?);
     }
-    if only_files && !quick {
+    if only_sections && !quick {
         return report::replace(&sections);
     }
     if quick || !chosen.is_empty() {
         println!(
-            "docs/benchmarks.md is written by a full run of all, and the sections of parse and replay by one of these"
+            "docs/benchmarks.md is written by a full run of all, and the sections of {} by runs of these alone",
+            SECTIONS.join(", ")
         );
         return Ok(());
     }

@@ -62,6 +62,14 @@ impl FileReader {
         self.bytes.end - self.bytes.start
     }
 
+    /// Reads what else a restore rests on: the archive's details.
+    ///
+    /// # Errors
+    /// As [`Archive::read`].
+    pub fn check_details(&self) -> Result<(), Error> {
+        self.archive.details(&self.identity).map(drop)
+    }
+
     /// Hands the whole RDB to `push`, as [`Archive::read`] does. While `push` runs, [`FileReader::read_at`] finds the
     /// bytes it was given without the store.
     ///

@@ -1,11 +1,15 @@
 //! The shards of an archive: one, or several whose files follow each other.
 
 use std::ops::Range;
+use std::sync::Mutex;
 
 use serde::{Deserialize, Serialize};
 
-use super::Manifest;
+use super::{Archive, Manifest, Piece, lock};
+use crate::control::Control;
 use crate::error::Error;
+use crate::keys::Identity;
+use crate::segment::Opener;
 use crate::store::Store;
 
 /// Segments of a broken backup that can be missing before one that is there: as many as were being stored when it
@@ -48,6 +52,47 @@ impl Manifest {
     pub fn skew_ms(&self) -> i64 {
         let times = || self.shards.iter().map(|shard| shard.captured_at_ms);
         times().max().unwrap_or(0) - times().min().unwrap_or(0)
+    }
+}
+
+impl Archive {
+    /// As [`Archive::read_file`], for several who read one file each at the same time: they decode one after the other, on
+    /// their own threads.
+    ///
+    /// Memory: a plain piece for each, and one stored piece for all, which is `stored`.
+    ///
+    /// # Errors
+    /// As [`Archive::read`].
+    pub fn read_file_in_turn(
+        &self,
+        identity: &Identity,
+        control: &Control,
+        file: &Range<u64>,
+        stored: &Mutex<Vec<u8>>,
+        mut push: impl FnMut(&[u8]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut opener = Opener::new(identity)?;
+        let mut plain = Vec::new();
+        for segment in self.segments_of(file) {
+            {
+                let mut shared = lock(stored);
+                let mut piece = Piece {
+                    stored: std::mem::take(&mut shared),
+                    plain,
+                };
+                let read = piece.read(self, &segment.object, &mut opener, &|| {
+                    control.check("read archive")
+                });
+                Piece {
+                    stored: *shared,
+                    plain,
+                } = piece;
+                read?;
+            }
+            control.check("read archive")?;
+            push(&plain)?;
+        }
+        Ok(())
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::known::forget_formers;
 use super::{Member, POLL, Seat, Seen, slots_of, view};
 use crate::control::Control;
 use crate::error::{Error, Kind};
@@ -9,7 +10,8 @@ use crate::failpoint;
 use crate::node::{Node, Reply};
 use crate::process::port_setting;
 
-/// Between two introductions of the same node: the first may be on its way.
+/// Between two introductions of the same node: the first may be on its way, and those that know each other already may be
+/// about to link up.
 const MEET_AGAIN: Duration = Duration::from_secs(1);
 /// Nodes of a cluster that are all introduced to each other: 992 messages. They would come to know each other without
 /// that, within seconds.
@@ -23,6 +25,15 @@ const MEET_ALL_MAX: usize = 32;
 /// # Errors
 /// [`Kind::Cancelled`], [`Kind::Deadline`]; as [`Node::command`]; [`Kind::EngineExited`].
 pub fn form(members: &[Member], shards: u16, control: &Control) -> Result<(), Error> {
+    // A replica that knew its primary from its start may load its copy already.
+    while !unless_loading(introduced(members, shards, control).map(|()| true))? {
+        control.check("form cluster")?;
+        std::thread::sleep(POLL);
+    }
+    wait_whole(members, control)
+}
+
+fn introduced(members: &[Member], shards: u16, control: &Control) -> Result<(), Error> {
     for shard in 0..shards {
         give_slots(members, shard, shards)?;
         failpoint::hit("cluster.slots_given")?;
@@ -32,8 +43,7 @@ pub fn form(members: &[Member], shards: u16, control: &Control) -> Result<(), Er
     for member in members {
         follow(members, member, control)?;
     }
-    failpoint::hit("cluster.replicas_told")?;
-    wait_whole(members, control)
+    failpoint::hit("cluster.replicas_told")
 }
 
 fn give_slots(members: &[Member], shard: u16, shards: u16) -> Result<(), Error> {
@@ -69,6 +79,9 @@ fn introduce(members: &[Member], control: &Control) -> Result<(), Error> {
         if met.is_none_or(|at| at.elapsed() >= MEET_AGAIN) {
             meet(members)?;
             met = Some(Instant::now());
+        }
+        for member in members {
+            forget_formers(&mut member.engine.control()?)?;
         }
         if all_views(members)?
             .iter()
@@ -223,7 +236,7 @@ fn unless_loading(answer: Result<bool, Error>) -> Result<bool, Error> {
     }
 }
 
-fn is_ok(node: &mut Node) -> Result<bool, Error> {
+pub(super) fn is_ok(node: &mut Node) -> Result<bool, Error> {
     let state = node.run(&["CLUSTER", "INFO"])?.text().unwrap_or_default();
     Ok(state.lines().any(|line| line.trim_end() == "cluster_state:ok"))
 }

@@ -100,7 +100,7 @@ impl Engine {
             node.config_set("maxmemory", &max_memory_bytes.to_string())?;
             failpoint::hit("promote.after_limit")?;
             match is_of_cluster(&mut node)? {
-                true => cluster::forget_former(&mut node)?,
+                true => cluster::succeed_nobody(&mut node)?,
                 false => node.run(&["REPLICAOF", "NO", "ONE"]).map(drop)?,
             }
             failpoint::hit("promote.after_primary")?;

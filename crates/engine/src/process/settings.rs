@@ -49,9 +49,9 @@ pub(super) fn text(spec: &EngineSpec, role: Role) -> Result<String, Error> {
         let context = format!("{:?} is no list of addresses", spec.bind);
         return Err(Error::new(Kind::EngineStart, "start engine", context));
     }
-    let standby_slots = spec.cluster.as_ref().map(|seat| seat.standby_slots);
-    if role == Role::Standby && standby_slots == Some(None) {
-        let context = "a node of a cluster is a standby for slots, and none are named";
+    let knows_none = |seat: &Seat| seat.peers.is_empty();
+    if role == Role::Standby && spec.cluster.as_ref().is_some_and(knows_none) {
+        let context = "a node of a cluster is a standby among peers, and none are named";
         return Err(Error::new(Kind::EngineStart, "start engine", context));
     }
     let max_memory_bytes = match role {

@@ -87,6 +87,8 @@ impl Input {
         };
         let named = match &self {
             Self::Archive(reader, identity) => {
+                // No target hears of a backup that is not whole.
+                reader.check_details()?;
                 reader.read_once(control, WORKERS, take)?;
                 Some(identity.clone())
             }

@@ -29,7 +29,7 @@ pub(super) fn compare(
     // its snapshot holds what is due to expire.
     node.run(&["DEBUG", "SET-ACTIVE-EXPIRE", "0"])?;
     let captured = if is_of_cluster {
-        cluster::forget_former(node)?;
+        cluster::succeed_nobody(node)?;
         snapshot(engine, control)
     } else {
         node.run(&["REPLICAOF", "NO", "ONE"])?;

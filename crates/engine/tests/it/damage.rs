@@ -1,10 +1,15 @@
-//! Ten thousand damaged backups: for none of them is an engine started.
+//! Ten thousand damaged backups: for none of them is an engine started, or a server connected to that one should be applied to.
 
 use std::fs;
+use std::io::ErrorKind;
+use std::net::TcpListener;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use engine::archive::FileReader;
 use engine::process::{Clients, EngineSpec, Persistence};
-use engine::{Archive, Control, Error, Kind, Secret, proof};
+use engine::replay::{self, Input};
+use engine::{Address, Archive, Control, Endpoint, Error, Kind, Secret, Selection, proof};
 
 use crate::harness::{Bench, Redis, fill};
 
@@ -45,8 +50,37 @@ fn prove(bench: &Bench, manifest_blake3: &str) -> Error {
         .expect_err("there is no engine")
 }
 
+/// Opens as the catalogue does, and applies it to a server that never answers: that it does not is the error of whoever comes
+/// that far.
+fn apply(bench: &Bench, manifest_blake3: &str, target: &Endpoint) -> Error {
+    let plan = replay::Plan {
+        selection: Selection::default(),
+        shape: replay::Shape::default(),
+        conflict: replay::Conflict::Replace,
+        others: replay::Others::Stay,
+        form: replay::Form::Payloads,
+        functions: true,
+        connections: 1,
+        ops_max: None,
+        latency_max: None,
+        patience: Duration::ZERO,
+        journal: None,
+        spill: bench.scratch.join(""),
+        now_ms: 1_700_000_000_000,
+    };
+    let keys = [bench.signer.verifying_key()];
+    Archive::open(&bench.store, &bench.plan.prefix, &keys, Some(manifest_blake3))
+        .and_then(|archive| FileReader::new(archive, bench.identity.clone(), 0))
+        .and_then(|reader| {
+            let inputs = vec![Input::Archive(Box::new(reader), "all".to_owned())];
+            let outcome = replay::run(&plan, target, inputs, &Control::new(None));
+            outcome.failure.map_or(Ok(()), Err)
+        })
+        .expect_err("nobody answers")
+}
+
 #[test]
-fn no_engine_is_started_on_any_of_ten_thousand_damaged_backups() {
+fn no_engine_is_started_on_any_of_ten_thousand_damaged_backups_and_no_target_connected_to() {
     let redis = Redis::start(&[]);
     fill(&mut redis.node(), 0);
     let bench = Bench::new(redis.endpoint());
@@ -59,8 +93,27 @@ fn no_engine_is_started_on_any_of_ten_thousand_damaged_backups() {
     let whole: Vec<Vec<u8>> = paths.iter().map(|path| fs::read(path).unwrap()).collect();
     let others = names.map(|name| fs::read(other.store.root().join(&other.plan.prefix).join(name)).unwrap());
 
-    // The test can fail: what is whole gets as far as an engine.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let target = Endpoint {
+        address: Address::Tcp("127.0.0.1".to_owned(), listener.local_addr().unwrap().port()),
+        user: None,
+        password: None,
+        tls: None,
+        timeout: Duration::from_millis(200),
+    };
+    let is_connected_to = || match listener.accept() {
+        Ok(_) => true,
+        Err(e) => {
+            assert_eq!(e.kind(), ErrorKind::WouldBlock);
+            false
+        }
+    };
+    // The test can fail: what is whole gets as far as an engine, and as far as a target.
     assert_eq!(prove(&bench, &made.manifest_blake3).kind, Kind::EngineStart);
+    apply(&bench, &made.manifest_blake3, &target);
+    assert!(is_connected_to());
+    let mut damaged = 0;
     let mut numbers = Numbers(0x9e37_79b9_7f4a_7c15);
     for number in 0..DAMAGES {
         let at = numbers.below(paths.len());
@@ -102,12 +155,25 @@ fn no_engine_is_started_on_any_of_ten_thousand_damaged_backups() {
             names[at]
         );
         assert!(!bench.scratch.join("engine").exists(), "{number}: {what}");
+        let error = apply(&bench, &made.manifest_blake3, &target);
+        assert_eq!(
+            error.kind,
+            Kind::Tampered,
+            "{number}: {} {what}: {error}",
+            names[at]
+        );
+        assert!(!is_connected_to(), "{number}: {what}");
+        damaged += 1;
         fs::write(&paths[at], &whole[at]).unwrap();
     }
     for (path, whole) in paths.iter().zip(&whole) {
         fs::remove_file(path).unwrap();
         assert_eq!(prove(&bench, &made.manifest_blake3).kind, Kind::NotFound);
+        assert_eq!(apply(&bench, &made.manifest_blake3, &target).kind, Kind::NotFound);
+        assert!(!is_connected_to());
         fs::write(path, whole).unwrap();
     }
     assert_eq!(prove(&bench, &made.manifest_blake3).kind, Kind::EngineStart);
+    eprintln!("{damaged} damaged objects: no engine was started and no target connected to");
+    assert!(damaged > DAMAGES - 100);
 }

@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 use std::time::Duration;
 
-use engine::cluster::Seat;
+use engine::cluster::{Peer, Seat};
 use engine::process::{self, EngineSpec};
 use engine::switch::{self, Door, Place};
 use engine::verify::{VerifyLevel, verify};
@@ -13,12 +13,18 @@ use crate::harness::{Home, client, data, digest, free_port, run, side_load, text
 
 fn node_spec(home: &Home, name: &str) -> EngineSpec {
     let mut spec = home.spec(name);
+    let (port, bus_port) = (free_port(), free_port());
     spec.cluster = Some(Seat {
         address: "127.0.0.1".to_owned(),
-        port: free_port(),
-        bus_port: free_port(),
+        port,
+        bus_port,
         generation: "g1".to_owned(),
-        standby_slots: Some((0, 16383)),
+        peers: vec![Peer {
+            shard: 0,
+            port,
+            bus_port,
+            is_first: true,
+        }],
     });
     spec
 }

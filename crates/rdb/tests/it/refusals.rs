@@ -27,7 +27,11 @@ fn what(code: u8, value: &[u8]) -> &'static str {
 
 #[test]
 fn headers_of_other_formats_and_versions_are_refused_by_name() {
-    let kind = |bytes: &[u8]| read([bytes]).unwrap_err().kind;
+    let kind = |bytes: &[u8]| {
+        let error = read([bytes]).unwrap_err();
+        assert_eq!(error.offset, 0, "the header is what is wrong: {error}");
+        error.kind
+    };
     assert_eq!(kind(b"RIDES0010"), ErrorKind::BadMagic);
     assert_eq!(kind(b"REDIS001x"), ErrorKind::BadMagic);
     for (header, family, version, origin) in [

@@ -6,7 +6,9 @@ use std::io;
 use crate::build::*;
 use crate::engine::Engine;
 use crate::fixtures::FIXTURES;
-use rdb::{AofWriter, Compression, KeySummary, Loss, Report, Sink, TARGETS, Target, Type, Validator, Writer};
+use rdb::{
+    AofWriter, Compression, Family, KeySummary, Loss, Report, Sink, TARGETS, Target, Type, Validator, Writer,
+};
 
 pub type Losses = BTreeMap<(Option<u32>, Vec<u8>), (bool, Vec<&'static str>)>;
 
@@ -461,5 +463,37 @@ fn an_item_of_300_mb_passes_an_older_engine_s_form_and_commands_in_pieces() {
     for written in [rdb.finish().unwrap(), aof.finish().unwrap()] {
         assert!((ITEM..ITEM + 200).contains(&written.bytes), "{}", written.bytes);
         assert!(written.most <= 64 * 1024, "{} at once", written.most);
+    }
+}
+
+#[test]
+fn a_body_in_its_frame_is_a_file_of_the_same_keys_and_sizes_that_are_not_true_are_told() {
+    let mut bytes = b"REDIS0010".to_vec();
+    for number in 0..20_000 {
+        bytes.extend(entry(0, format!("key:{number}").as_bytes(), &string(b"value")));
+    }
+    let bytes = sealed(&[&bytes[..], &[255]].concat());
+    let before = report(&bytes);
+    let target = Target::of(&before);
+    let far_more = 10_000_000;
+    for (sizes, excessive) in [
+        (None, None),
+        (Some((20_000, 0)), None),
+        (Some((far_more, 0)), Some(far_more)),
+    ] {
+        let mut writer = Writer::body(
+            Family::Redis,
+            target,
+            Compression::Keep,
+            reader(&bytes),
+            Vec::new(),
+        );
+        assert!(pass(&bytes, &mut writer).is_empty());
+        let body = writer.finish_body().unwrap();
+        let (mut frame, head) = rdb::Frame::head(target, sizes);
+        frame.update(&body);
+        let after = report(&[&head[..], &body, &frame.tail()].concat());
+        assert_eq!(after.census, before.census);
+        assert_eq!(after.excessive_hint, excessive, "{sizes:?}");
     }
 }

@@ -61,6 +61,7 @@ pub(crate) enum ProjectVerb {
     /// Print the age identities that open every backup of a project, the present one first: with them age and zstd read
     /// the backups without cachekeep
     #[command(
+        visible_alias = "export-key",
         after_help = "Keep it apart from the store: whoever has it reads every backup of the project, and without it \
         (and without keys/master.key) nobody does.\n\n\
         Example:\n  (umask 077; cachekeep project key local > key)\n  age -d -i key SEGMENT | zstd -d > part.rdb"

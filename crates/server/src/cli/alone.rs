@@ -124,6 +124,8 @@ pub(crate) fn backup(global: &Global, verb: &BackupAlone) -> anyhow::Result<()> 
     };
     let source = endpoint(from, verb.ca.as_deref())?;
     let store = Place::read(to, &verb.reach)?.open()?;
+    // Before keys are made that nobody needs where there is no source.
+    engine::Node::connect(&source).map_err(told)?;
     let recipient = match &verb.recipient {
         Some(text) => Recipient::parse(text).map_err(told)?,
         None => identity_to_use(&verb.keys.identity_file(global))?.recipient(),

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use engine::cluster::{self, Member, Seat, Succession};
+use engine::cluster::{self, Member, Peer, Seat, Succession};
 use engine::process::{self, Engine, EngineSpec, Persistence};
 use engine::switch::{self, Door};
 use engine::{Control, Error, failpoint};
@@ -34,7 +34,7 @@ fn seat(instance: &Instance, generation: &Generation, place: &Place) -> Option<S
         port: place.port,
         bus_port,
         generation: generation.id.to_string(),
-        standby_slots: None,
+        peers: Vec::new(),
     })
 }
 
@@ -46,6 +46,20 @@ fn seat_beside(instance: &Instance, generation: &Generation, place: &Place) -> O
     })
 }
 
+/// The nodes of a generation as they are told of each other before they start.
+fn peers(instance: &Instance, generation: &Generation) -> Vec<Peer> {
+    let peer = |place: &Place| {
+        let seat = seat_beside(instance, generation, place)?;
+        Some(Peer {
+            shard: place.shard,
+            port: seat.port,
+            bus_port: seat.bus_port,
+            is_first: is_first(generation, place),
+        })
+    };
+    generation.nodes.iter().filter_map(peer).collect()
+}
+
 /// The nodes that are to be the primaries of their shards, shard by shard.
 pub fn firsts(generation: &Generation) -> impl Iterator<Item = &Place> {
     let mut next = 0;
@@ -54,6 +68,10 @@ pub fn firsts(generation: &Generation) -> impl Iterator<Item = &Place> {
         next += u16::from(is_first);
         is_first
     })
+}
+
+fn is_first(generation: &Generation, place: &Place) -> bool {
+    firsts(generation).any(|first| first.id == place.id)
 }
 
 /// How the first node of a shard is started to load what the shard is to hold.
@@ -69,9 +87,8 @@ pub fn standby_spec(
     if instance.layout.mode == Mode::Ha {
         return watched_spec(app, instance, generation, place, None);
     }
-    let slots = cluster::slots_of(place.shard, instance.layout.shards);
     let seat = seat_beside(instance, generation, place).map(|seat| Seat {
-        standby_slots: Some(slots),
+        peers: peers(instance, generation),
         ..seat
     });
     job::node_spec(app, instance, directory(app, generation, place), seat)
@@ -250,10 +267,23 @@ pub fn join(app: &App, instance: &Instance, generation: &Generation, control: &C
         firsts_running.push(engine);
     }
     failpoint::hit("nodes.promoted")?;
-    for (_, engine) in start(app, instance, generation)? {
-        if !firsts_running.iter().any(|first| first.pid() == engine.pid()) {
-            job::make_ready(app, instance, &engine, None, control)?;
-        }
+    let mut followers = Vec::new();
+    for place in generation
+        .nodes
+        .iter()
+        .filter(|place| !is_first(generation, place))
+    {
+        let seat = seat(instance, generation, place).map(|seat| Seat {
+            peers: peers(instance, generation),
+            ..seat
+        });
+        let home = directory(app, generation, place);
+        let spec = job::node_spec(app, instance, home, seat)?;
+        followers.push(job::start_or_find(app, instance, &spec)?);
+        failpoint::hit("nodes.one_started")?;
+    }
+    for engine in &followers {
+        job::make_ready(app, instance, engine, None, control)?;
     }
     let beside = members(app, instance, generation, seat_beside)?;
     cluster::form(&beside, instance.layout.shards, control)?;

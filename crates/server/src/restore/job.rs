@@ -2,6 +2,7 @@
 
 pub(crate) mod beside;
 pub(crate) mod cluster;
+mod lanes;
 pub(super) mod replay;
 mod shards;
 

@@ -17,11 +17,15 @@ use crate::cluster::Cluster;
 use crate::faults::{FullDisk, not_shown};
 use crate::ha::Watched;
 use crate::lifecycle::wait_until;
+use crate::out_of_memory::Group;
 use crate::world::{Run, World, kill};
 
 const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/failure-matrix.md");
 /// Set to write the document instead of comparing it.
 const WRITE: &str = "CACHEKEEP_WRITE_MATRIX";
+
+/// What there is where memory runs out.
+const ROOM_BYTES: u64 = 4 * 1024 * 1024;
 
 /// What the phases are called, and where each stalls.
 const PHASES: [(&str, &str); 6] = [
@@ -42,10 +46,11 @@ enum Fault {
     CorruptSegment,
     PortTaken,
     DiskFull,
+    OutOfMemory,
 }
 
 impl Fault {
-    const ALL: [Fault; 7] = [
+    const ALL: [Fault; 8] = [
         Fault::ServiceKilled,
         Fault::NewNodeKilled,
         Fault::OldPrimaryKilled,
@@ -53,6 +58,7 @@ impl Fault {
         Fault::CorruptSegment,
         Fault::PortTaken,
         Fault::DiskFull,
+        Fault::OutOfMemory,
     ];
 
     fn words(self) -> &'static str {
@@ -64,6 +70,7 @@ impl Fault {
             Fault::CorruptSegment => "a stored segment is damaged",
             Fault::PortTaken => "a stranger takes a port or address of the new generation",
             Fault::DiskFull => "the disk is full",
+            Fault::OutOfMemory => "the kernel runs out of memory and kills a node of the new generation",
         }
     }
 
@@ -183,6 +190,7 @@ impl Held {
 struct Aftermath {
     damaged: Option<(PathBuf, Vec<u8>)>,
     listeners: Vec<TcpListener>,
+    group: Option<Group>,
     is_disk_full: bool,
     /// The service has to be started anew.
     is_dead: bool,
@@ -213,6 +221,18 @@ fn strike(held: &mut Held, fault: Fault, disk: Option<&FullDisk>) -> Aftermath {
             bytes[middle] ^= 1;
             std::fs::write(&file, bytes).unwrap();
             after.damaged = Some((file, whole));
+        }
+        Fault::OutOfMemory => {
+            let mut node = None;
+            wait_until("a node of the new generation", || {
+                node = held.nodes("loading").first().map(|(pid, _)| *pid);
+                node.is_some()
+            });
+            let group = Group::new().unwrap();
+            group.take(node.unwrap());
+            group.leave(ROOM_BYTES);
+            group.exhaust(node.unwrap());
+            after.group = Some(group);
         }
         Fault::PortTaken => after.listeners = held.take_places_of_new(),
         Fault::DiskFull => {
@@ -279,6 +299,9 @@ fn cell(
         std::fs::write(file, whole).unwrap();
     }
     after.listeners.clear();
+    if let Some(group) = after.group.take() {
+        assert!(group.killed() > 0, "{label}: memory was enough");
+    }
     if after.is_disk_full {
         disk.unwrap().give_back();
     }
@@ -327,6 +350,10 @@ fn run(layout: &str, test: &str, make: impl Fn(World) -> Held) {
             None
         }
     };
+    let has_groups = Group::new().is_some();
+    if !has_groups {
+        not_shown("the kernel out of memory", "making a control group needs root");
+    }
     let world = match &disk {
         Some(disk) => World::start_on(Scratch::new("crash").unwrap(), disk.path().join("data"), &[]),
         None => World::start(&[]),
@@ -343,9 +370,14 @@ fn run(layout: &str, test: &str, make: impl Fn(World) -> Held) {
                 (Fault::CorruptSegment, "proven")
                     | (Fault::NewNodeKilled, "joined")
                     | (Fault::OldPrimaryKilled, "switch intended")
+                    | (Fault::OutOfMemory, "proven")
             );
-            let has_disk = fault != Fault::DiskFull || disk.is_some();
-            if !(is_short || crate::long()) || !fault.can_happen(phase.0) || !has_disk {
+            let is_possible = match fault {
+                Fault::DiskFull => disk.is_some(),
+                Fault::OutOfMemory => has_groups,
+                _ => true,
+            };
+            if !(is_short || crate::long()) || !fault.can_happen(phase.0) || !is_possible {
                 continue;
             }
             number += 1;
@@ -362,7 +394,8 @@ fn compare_with_document(layout: &str, cells: &Cells) {
         Made by `crates/server/tests/crash/failure_table.rs`: the service is held up at the phase, and the fault happens meanwhile. *old*: the\n\
         restore failed, its record says so, and clients find all of the old data, by the engines' digests. *new*: it succeeded, and they find\n\
         all of the backup's. Each time a second attempt succeeded, with every replica in sync and every Sentinel watching. An empty cell:\n\
-        there is nothing for the fault to happen to. Where memory runs out the kernel kills a process, as here; `out_of_memory.rs` has it do so.\n\
+        there is nothing for the fault to happen to. Memory runs out in the control group of a node: of the first that is\n\
+        started where none runs yet.\n\
         `CACHEKEEP_TEST_LONG=1 CACHEKEEP_WRITE_MATRIX=1` writes this.\n";
     let written = std::fs::read_to_string(DOCUMENT).unwrap_or_default();
     let title = format!("## {layout}\n");

@@ -1,6 +1,8 @@
 //! The kernel out of memory: in a control group of our own, so that the rest of the machine has no part in it.
 
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::checker::{self, Catalogue, Form};
 use crate::faults::{last_restore, not_shown};
@@ -11,7 +13,7 @@ use crate::world::{World, signal};
 const ROOM_BYTES: u64 = 8 * 1024 * 1024;
 
 /// A group of processes whose memory is limited together. On drop its processes go back to where they came from.
-struct Group {
+pub struct Group {
     folder: PathBuf,
     limit: &'static str,
     usage: &'static str,
@@ -19,7 +21,9 @@ struct Group {
 
 impl Group {
     /// `None` where we may not make one.
-    fn new() -> Option<Self> {
+    pub fn new() -> Option<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let kinds = [
             ("/sys/fs/cgroup", "memory.max", "memory.current"),
             (
@@ -29,7 +33,8 @@ impl Group {
             ),
         ];
         kinds.into_iter().find_map(|(root, limit, usage)| {
-            let folder = Path::new(root).join(format!("cachekeep-test-{}", std::process::id()));
+            let name = format!("cachekeep-test-{}-{number}", std::process::id());
+            let folder = Path::new(root).join(name);
             std::fs::create_dir(&folder).ok()?;
             let group = Self { folder, limit, usage };
             group.folder.join(limit).exists().then_some(group)
@@ -37,7 +42,7 @@ impl Group {
     }
 
     /// From now on what the process takes is counted, and what its children will be belongs to the group, too.
-    fn take(&self, pid: u32) {
+    pub fn take(&self, pid: u32) {
         std::fs::write(self.folder.join("cgroup.procs"), pid.to_string()).unwrap();
     }
 
@@ -47,13 +52,33 @@ impl Group {
     }
 
     /// The file cache of the group goes first; where that is not enough, the kernel kills.
-    fn leave(&self, bytes: u64) {
+    pub fn leave(&self, bytes: u64) {
         let limit = self.used_bytes() + bytes;
         std::fs::write(self.folder.join(self.limit), limit.to_string()).unwrap();
     }
 
+    /// Has somebody ask for more than there is, until the kernel has killed this process of the group. It is the first to
+    /// go; who asks goes after it.
+    pub fn exhaust(&self, victim: u32) {
+        std::fs::write(format!("/proc/{victim}/oom_score_adj"), "1000").unwrap();
+        let procs = self.folder.join("cgroup.procs");
+        // By the program itself: what the kernel writes for it is refused, and nobody is killed.
+        let text = r#"echo $$ > "$1" && exec awk 'BEGIN { s = "x"; while (length(s) < 67108864) s = s s }'"#;
+        let mut asking = Command::new("sh")
+            .args(["-c", text, "sh"])
+            .arg(&procs)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let lives = || std::fs::read_link(format!("/proc/{victim}/exe")).is_ok();
+        wait_until("the kernel to kill the node", || !lives());
+        let _already_gone = asking.kill();
+        let _reaped = asking.wait();
+    }
+
     /// How often the kernel has killed a process of the group.
-    fn killed(&self) -> u64 {
+    pub fn killed(&self) -> u64 {
         ["memory.events", "memory.oom_control"]
             .iter()
             .filter_map(|name| std::fs::read_to_string(self.folder.join(name)).ok())

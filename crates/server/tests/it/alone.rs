@@ -79,6 +79,17 @@ fn starts_on(directory: &Path, appends: &str, digest: &str) {
 fn a_server_is_backed_up_into_a_folder_and_stock_servers_start_on_what_comes_back() {
     let here = Scratch::new("alone").unwrap();
     let here = here.path();
+    let nobody = [
+        "backup",
+        "--from",
+        "redis://127.0.0.1:1",
+        "--to",
+        "store",
+        "--identity",
+        "my.key",
+    ];
+    refused(here, &nobody, "127.0.0.1:1");
+    assert!(!here.join("my.key").exists(), "no key for a backup that is none");
     let (_server, url, digest) = server();
     let made = run(
         here,

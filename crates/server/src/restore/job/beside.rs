@@ -2,8 +2,8 @@
 
 use engine::archive::Archive;
 use engine::psync::Forked;
-use engine::sideload::{self, Syncing};
-use engine::verify::{self, VerifyLevel};
+use engine::sideload::Syncing;
+use engine::verify::VerifyLevel;
 use engine::{Control, Error, Kind, failpoint};
 
 use crate::app::App;
@@ -12,7 +12,7 @@ use crate::backup::place;
 use crate::backup::record::{self as backups, Backup};
 use crate::catalog::{self, Tx};
 use crate::ids::{BackupId, GenerationId, Moment, StorageId};
-use crate::instance::generation::{self, Generation, State};
+use crate::instance::generation::{self, State};
 use crate::instance::job as instances;
 use crate::instance::{Instance, nodes};
 use crate::jobs::Claim;
@@ -70,37 +70,6 @@ pub(crate) struct Loaded {
 }
 
 impl Beside<'_> {
-    /// Lets the first node of each shard load its file, and compares what it holds with that, one after the other: each
-    /// keeps two processors busy, and what is compared is in memory once. `verified` is told keys and bytes of all shards so far.
-    pub(crate) fn load_shards(
-        &self,
-        shards: &super::shards::Shards,
-        new: &Generation,
-        verified: impl Fn(&[(u64, u64)]) -> Result<(), Stop>,
-    ) -> Result<Loaded, Halt> {
-        self.control.enter("loading", shards.plain_bytes());
-        let mut all = Loaded::default();
-        let mut loaded = rdb::Census::default();
-        let mut told = Vec::new();
-        for (shard, place) in nodes::firsts(new).enumerate() {
-            let spec = nodes::standby_spec(self.app, &self.instance, new, place)?;
-            let (engine, expectation) =
-                sideload::load(&spec, self.control, |push| shards.read(shard, self.control, push))?;
-            failpoint::hit("restore.shard_loaded")?;
-            all.durable.push(sideload::sync_behind(engine.directory())?);
-            let seen = verify::verify(&engine, &expectation, self.level, self.control)?;
-            all.applied += seen.keys_loaded;
-            all.compared += seen.keys_compared;
-            all.expired += expectation.expired_keys;
-            loaded.absorb(&expectation.report.census);
-            told.push((seen.keys_loaded, expectation.report.bytes));
-            verified(&told)?;
-            failpoint::hit("restore.shard_verified")?;
-        }
-        shards.check(&loaded)?;
-        Ok(all)
-    }
-
     /// Retired generations give way where memory is short.
     pub(crate) fn make_room(&self) -> Result<(), Halt> {
         let needed = memory_needed(&self.backup, self.instance.layout);
