@@ -504,6 +504,40 @@ def test_tls(flavors):
         wait_gone(instance_id)
 
 
+def test_import(flavor, backup_id, expected):
+    with checks.part("a backup is imported into another instance: keys of the same name are overwritten, others stay"):
+        target = create("sdk-target", flavor)
+        shown = raw(wait_running(target))
+        data = connect(shown)
+        data.set("only-here", "stays")
+        data.set("list", "is overwritten")
+        body = v2.CreateMigrationTaskBody(
+            task_name="sdk-import", description="by the SDK", migration_type="backupfile_import",
+            migration_method="full_amount_migration",
+            backup_files=v2.BackupFilesBody(file_source="backup_record", backup_id=backup_id),
+            target_instance=v2.TargetInstanceBody(id=target, password=PASSWORD))
+        made = client.create_migration_task(v2.CreateMigrationTaskRequest(body=body))
+        checks.same("a new task", (made.name, made.status), ("sdk-import", "MIGRATING"))
+        seen = wait_until("the end of the import", lambda: client.show_migration_task(v2.ShowMigrationTaskRequest(made.id)),
+                          lambda shown: shown.status != "MIGRATING")
+        checks.same("how it ended", (seen.status, seen.task_id, seen.backup_files.backup_id), ("SUCCESS", made.id, backup_id))
+        checks.same("for Terraform", raw(seen)["backup_files"]["backup_record"], {"backup_id": backup_id})
+        after = state(shown)
+        checks.same("what was there stays", after[0].pop(b"only-here")[0], b"stays")
+        checks.that("all else is of the backup", after == expected,
+                    {db: sorted(set(after[db]) ^ set(expected[db]))[:5] for db in expected})
+        listed = client.list_migration_task(v2.ListMigrationTaskRequest())
+        checks.same("the list", (listed.count, listed.migration_tasks[0].task_id, listed.migration_tasks[0].target_instance_id),
+                    (1, made.id, target))
+        request = v2.DeleteMigrationTaskRequest(body=v2.DeleteMigrateTaskRequest(task_id_list=[made.id]))
+        checks.same("deleted", client.delete_migration_task(request).task_id_list, [made.id])
+        for unknown in (made.id, UNKNOWN):
+            refused("an unknown task", lambda: client.show_migration_task(v2.ShowMigrationTaskRequest(unknown)), 400, "DCS.4133")
+        wait_running(target)
+        client.delete_single_instance(v2.DeleteSingleInstanceRequest(instance_id=target))
+        wait_gone(target)
+
+
 def wait_gone(instance_id):
     def status():
         try:
@@ -531,6 +565,7 @@ def main():
         if first and second:
             test_paging(instance_id, second)
             test_refusals(instance_id, second, flavor)
+            test_import(flavor, second, state(vars_of(show(instance_id))))
             test_exclusion(instance_id, second)
             test_operations(instance_id)
             test_delete(instance_id, first, flavor)

@@ -23,6 +23,7 @@ mod ledger;
 mod making;
 mod others;
 mod pace;
+mod reach;
 mod shape;
 mod target;
 mod words;
@@ -36,7 +37,6 @@ use std::time::{Duration, Instant};
 
 use crate::control::Control;
 use crate::error::{Error, Kind};
-use crate::node::Endpoint;
 use crate::selection::Selection;
 
 pub use account::{Account, NAMED_MAX, Named, Tally};
@@ -48,6 +48,8 @@ use lane::{APPLY, Bits, Budget, Lane, Shared};
 use ledger::Ledger;
 pub use ledger::Position;
 use pace::Pace;
+pub use pace::SLOWEST as SLOWEST_PACE;
+pub use reach::Reach;
 pub use shape::{Expiry, Naming, Shape};
 use target::{Primary, Target};
 
@@ -78,6 +80,9 @@ pub enum Others {
     Stay,
     /// They are removed after all of the backup is there: of the databases and names that the backup's selected keys go to.
     Go,
+    /// As [`Others::Go`], of all databases that are selected, whether the backup has keys there or not: the target holds the
+    /// backup and nothing else.
+    All,
 }
 
 /// How values are sent.
@@ -167,12 +172,14 @@ struct Run<'a> {
     files: &'a [Valid],
     /// As [`Shape::sources`].
     sources: &'a BTreeMap<u32, u32>,
-    target: &'a Target,
+    target: &'a Target<'a>,
     pace: &'a Pace,
     /// As they were found last.
     primaries: Vec<Primary>,
     state: State,
     journal: Option<&'a Journal>,
+    /// Told of each stage before the target sees anything of it.
+    enter: Enter<'a>,
     /// Other keys of the target, which are to be removed.
     list: Option<std::fs::File>,
     present: Option<Bits>,
@@ -182,154 +189,195 @@ struct Run<'a> {
     is_touched: bool,
 }
 
+/// Is told of each stage before anything of it is sent; an error ends the replay there.
+pub type Enter<'a> = &'a dyn Fn(Stage) -> Result<(), Error>;
+
 /// Applies a backup: the files of one engine, or of all shards of a cluster. Phases: `validating`, `judging`, `applying`,
 /// `searching`, `removing`.
-pub fn run(plan: &Plan, target: &Endpoint, inputs: Vec<Input>, control: &Control) -> Outcome {
-    perform(plan, target, inputs, control, false)
+pub fn run(plan: &Plan, reach: &dyn Reach, inputs: Vec<Input>, control: &Control) -> Outcome {
+    match Ready::new(plan, reach, inputs, control) {
+        Ok(ready) => ready.run(&|_| Ok(())),
+        Err(error) => nothing(error),
+    }
 }
 
 /// Says what [`run`] would do now, and sends nothing but questions.
-pub fn dry_run(plan: &Plan, target: &Endpoint, inputs: Vec<Input>, control: &Control) -> Outcome {
-    perform(plan, target, inputs, control, true)
+pub fn dry_run(plan: &Plan, reach: &dyn Reach, inputs: Vec<Input>, control: &Control) -> Outcome {
+    match Ready::new(plan, reach, inputs, control) {
+        Ok(ready) => ready.dry_run(),
+        Err(error) => nothing(error),
+    }
 }
 
-fn perform(plan: &Plan, endpoint: &Endpoint, inputs: Vec<Input>, control: &Control, is_dry: bool) -> Outcome {
-    let nothing = |failure| Outcome {
+/// Nothing was sent.
+fn nothing(failure: Error) -> Outcome {
+    Outcome {
         account: Account::default(),
         state: TargetState::Untouched,
         resumed: 0,
         target_version: String::new(),
         is_unconfirmed: false,
         failure: Some(failure),
-    };
-    let Prepared {
-        files,
-        sources,
-        target,
-    } = match prepare(plan, endpoint, inputs, control) {
-        Ok(prepared) => prepared,
-        Err(error) => return nothing(error),
-    };
-    // What the selection counts from is what the files say.
-    let mut selection = plan.selection.clone();
-    selection.written_ms = files.iter().find_map(|file| file.written_ms).unwrap_or(0);
-    let plan = &Plan {
-        selection,
-        ..plan.clone()
-    };
-    let identity = identity(plan, &files, endpoint);
-    let (journal, written) = match plan.journal.as_deref().filter(|_| !is_dry).map(Journal::take) {
-        None => (None, None),
-        Some(Ok((journal, state))) => (Some(journal), state),
-        Some(Err(error)) => return nothing(error),
-    };
-    if written.as_ref().is_some_and(|state| state.identity != identity) {
-        let what =
-            "the journal is of another backup, target or choice of keys: name another file, or remove it";
-        return nothing(Error::new(Kind::Refused, "read journal", what));
-    }
-    let pace = Pace::new(plan.ops_max, plan.latency_max);
-    let is_resumed = written.is_some();
-    let state = written.unwrap_or_else(|| State::new(identity, plan.now_ms));
-    let mut run = Run {
-        plan,
-        control,
-        files: &files,
-        sources: &sources,
-        target: &target,
-        pace: &pace,
-        primaries: Vec::new(),
-        journal: journal.as_ref(),
-        list: None,
-        present: None,
-        is_unconfirmed: false,
-        known: state.account.clone(),
-        state,
-        is_touched: is_resumed,
-    };
-    let failure = match is_dry {
-        true => run.judge_only().err(),
-        false => run.all(is_resumed).err(),
-    };
-    let is_done = run.state.stage == Stage::Done;
-    if is_done && let Some(journal) = &journal {
-        journal.tidy();
-    }
-    Outcome {
-        state: match (&failure, run.is_touched) {
-            (_, false) => TargetState::Untouched,
-            (None, true) => TargetState::Applied,
-            (Some(_), true) => TargetState::Partial,
-        },
-        account: if failure.is_some() {
-            run.known
-        } else {
-            run.state.account
-        },
-        resumed: run.state.resumed,
-        target_version: target.version.clone(),
-        is_unconfirmed: run.is_unconfirmed,
-        failure,
     }
 }
 
-/// What is known before anything is asked or sent.
-struct Prepared {
+/// A backup that is valid to its last byte, and a target that was looked at.
+pub struct Ready<'a> {
+    plan: Plan,
+    reach: &'a dyn Reach,
+    control: &'a Control,
     files: Vec<Valid>,
+    /// As [`Shape::sources`].
     sources: BTreeMap<u32, u32>,
-    target: Target,
+    target: Target<'a>,
 }
 
-/// Validates all, and looks at the target.
-fn prepare(
-    plan: &Plan,
-    endpoint: &Endpoint,
-    inputs: Vec<Input>,
-    control: &Control,
-) -> Result<Prepared, Error> {
-    let mut bytes = 0;
-    for input in &inputs {
-        bytes += input.bytes()?;
+impl<'a> Ready<'a> {
+    /// Validates all, and looks at the target. Nothing but questions is sent.
+    ///
+    /// # Errors
+    /// [`Kind::Refused`] with what cannot be; those of [`Input::validate`] and of [`Reach`].
+    pub fn new(
+        plan: &Plan,
+        reach: &'a dyn Reach,
+        inputs: Vec<Input>,
+        control: &'a Control,
+    ) -> Result<Self, Error> {
+        let mut bytes = 0;
+        for input in &inputs {
+            bytes += input.bytes()?;
+        }
+        control.enter("validating", bytes);
+        let mut files = Vec::new();
+        for input in inputs {
+            files.push(input.validate(&plan.spill, control)?);
+        }
+        let refused = |what: String| Err(Error::new(Kind::Refused, "plan replay", what));
+        let selected = files
+            .iter()
+            .flat_map(|file| file.report.census.dbs.keys().copied())
+            .filter(|db| plan.selection.dbs.is_empty() || plan.selection.dbs.contains(db));
+        let mut selected: BTreeSet<u32> = selected.collect();
+        if plan.others == Others::All {
+            selected.extend(&plan.selection.dbs);
+        }
+        if let Some(db) = plan.shape.crowded(&selected) {
+            return refused(format!(
+                "two databases would go to database {db}, where keys of one name cannot be told apart: select one of them"
+            ));
+        }
+        let needs_time = plan.shape.expiry != Expiry::Absolute || plan.selection.ttl.is_some();
+        if needs_time && files.iter().any(|file| file.written_ms.is_none()) {
+            return refused(
+                "the file does not say when it was written, which expiries are to be counted from".to_owned(),
+            );
+        }
+        if plan.conflict != Conflict::Replace && keys_of(&files) > JUDGED_KEYS_MAX {
+            return refused(format!(
+                "more than {JUDGED_KEYS_MAX} keys can only be applied where those that are there are replaced"
+            ));
+        }
+        if plan.others != Others::Stay && plan.selection.judges_values() {
+            return refused(
+                "which other keys go is decided by database and name, so no type, size or time to live can be selected"
+                    .to_owned(),
+            );
+        }
+        let target = Target::look(reach)?;
+        Ok(Self {
+            sources: plan.shape.sources(&selected),
+            plan: plan.clone(),
+            reach,
+            control,
+            files,
+            target,
+        })
     }
-    control.enter("validating", bytes);
-    let mut files = Vec::new();
-    for input in inputs {
-        files.push(input.validate(&plan.spill, control)?);
+
+    /// The databases of the target that keys are written to.
+    pub fn dbs(&self) -> BTreeSet<u32> {
+        self.sources.keys().copied().collect()
     }
-    let refused = |what: String| Err(Error::new(Kind::Refused, "plan replay", what));
-    let selected = files
-        .iter()
-        .flat_map(|file| file.report.census.dbs.keys().copied())
-        .filter(|db| plan.selection.dbs.is_empty() || plan.selection.dbs.contains(db));
-    let selected: BTreeSet<u32> = selected.collect();
-    if let Some(db) = plan.shape.crowded(&selected) {
-        return refused(format!(
-            "two databases would go to database {db}, where keys of one name cannot be told apart: select one of them"
-        ));
+
+    /// Applies it, from where the journal says.
+    pub fn run(self, enter: Enter<'_>) -> Outcome {
+        self.perform(false, enter)
     }
-    let needs_time = plan.shape.expiry != Expiry::Absolute || plan.selection.ttl.is_some();
-    if needs_time && files.iter().any(|file| file.written_ms.is_none()) {
-        return refused(
-            "the file does not say when it was written, which expiries are to be counted from".to_owned(),
-        );
+
+    /// Says what [`Ready::run`] would do now.
+    pub fn dry_run(self) -> Outcome {
+        self.perform(true, &|_| Ok(()))
     }
-    if plan.conflict != Conflict::Replace && keys_of(&files) > JUDGED_KEYS_MAX {
-        return refused(format!(
-            "more than {JUDGED_KEYS_MAX} keys can only be applied where those that are there are replaced"
-        ));
+
+    fn perform(self, is_dry: bool, enter: Enter<'_>) -> Outcome {
+        let Self {
+            plan,
+            reach,
+            control,
+            files,
+            sources,
+            target,
+        } = self;
+        // What the selection counts from is what the files say.
+        let mut selection = plan.selection.clone();
+        selection.written_ms = files.iter().find_map(|file| file.written_ms).unwrap_or(0);
+        let plan = &Plan { selection, ..plan };
+        let identity = identity(plan, &files, &reach.name());
+        let (journal, written) = match plan.journal.as_deref().filter(|_| !is_dry).map(Journal::take) {
+            None => (None, None),
+            Some(Ok((journal, state))) => (Some(journal), state),
+            Some(Err(error)) => return nothing(error),
+        };
+        if written.as_ref().is_some_and(|state| state.identity != identity) {
+            let what =
+                "the journal is of another backup, target or choice of keys: name another file, or remove it";
+            return nothing(Error::new(Kind::Refused, "read journal", what));
+        }
+        let pace = Pace::new(plan.ops_max, plan.latency_max);
+        let is_resumed = written.is_some();
+        let state = written.unwrap_or_else(|| State::new(identity, plan.now_ms));
+        let mut run = Run {
+            plan,
+            control,
+            files: &files,
+            sources: &sources,
+            target: &target,
+            enter,
+            pace: &pace,
+            primaries: Vec::new(),
+            journal: journal.as_ref(),
+            list: None,
+            present: None,
+            is_unconfirmed: false,
+            known: state.account.clone(),
+            state,
+            is_touched: is_resumed,
+        };
+        let failure = match is_dry {
+            true => run.judge_only().err(),
+            false => run.all(is_resumed).err(),
+        };
+        let is_done = run.state.stage == Stage::Done;
+        if is_done && let Some(journal) = &journal {
+            journal.tidy();
+        }
+        Outcome {
+            state: match (&failure, run.is_touched) {
+                (_, false) => TargetState::Untouched,
+                (None, true) => TargetState::Applied,
+                (Some(_), true) => TargetState::Partial,
+            },
+            account: if failure.is_some() {
+                run.known
+            } else {
+                run.state.account
+            },
+            resumed: run.state.resumed,
+            target_version: target.version.clone(),
+            is_unconfirmed: run.is_unconfirmed,
+            failure,
+        }
     }
-    if plan.others == Others::Go && plan.selection.judges_values() {
-        return refused(
-            "which other keys go is decided by database and name, so no type, size or time to live can be selected"
-                .to_owned(),
-        );
-    }
-    let target = Target::look(endpoint)?;
-    Ok(Prepared {
-        sources: plan.shape.sources(&selected),
-        files,
-        target,
-    })
 }
 
 fn keys_of(files: &[Valid]) -> u64 {
@@ -337,7 +385,7 @@ fn keys_of(files: &[Valid]) -> u64 {
 }
 
 /// What tells a replay from every other.
-fn identity(plan: &Plan, files: &[Valid], endpoint: &Endpoint) -> String {
+fn identity(plan: &Plan, files: &[Valid], target: &str) -> String {
     let mut hasher = blake3::Hasher::new();
     let mut keys: Vec<&Vec<u8>> = plan.selection.keys.iter().collect();
     keys.sort();
@@ -355,7 +403,7 @@ fn identity(plan: &Plan, files: &[Valid], endpoint: &Endpoint) -> String {
         plan.functions,
     );
     hasher.update(format!("{choice:?}").as_bytes());
-    hasher.update(endpoint.address.to_string().as_bytes());
+    hasher.update(target.as_bytes());
     for file in files {
         hasher.update(file.identity.as_bytes());
     }
@@ -372,7 +420,7 @@ impl Run<'_> {
         let asks = self.plan.conflict != Conflict::Replace;
         self.control.enter("judging", self.bytes());
         self.passes(Pass::Judge { asks })?;
-        if self.plan.others == Others::Go {
+        if self.plan.others != Others::Stay {
             self.others(true)?;
         }
         Ok(())
@@ -388,11 +436,12 @@ impl Run<'_> {
         }
         self.write()?;
         if self.state.stage == Stage::Applying {
+            (self.enter)(Stage::Applying)?;
             self.control.enter("applying", self.bytes());
             self.passes(Pass::Apply)?;
             self.state.stage = match self.plan.others {
                 Others::Stay => Stage::Done,
-                Others::Go => Stage::Searching,
+                Others::Go | Others::All => Stage::Searching,
             };
             self.write()?;
         }

@@ -4,6 +4,7 @@ mod glob;
 
 use std::collections::BTreeSet;
 use std::collections::HashSet;
+use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
@@ -18,6 +19,12 @@ const REGEX_BYTES_MAX: usize = 1024 * 1024;
 pub struct Slots {
     first: u16,
     last: u16,
+}
+
+impl fmt::Display for Slots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.first, self.last)
+    }
 }
 
 impl FromStr for Slots {
@@ -35,6 +42,12 @@ impl FromStr for Slots {
 /// A regular expression for keys, of bytes: `^` and `$` hold it to the whole key.
 #[derive(Debug, Clone)]
 pub struct Pattern(Regex);
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.as_str())
+    }
+}
 
 impl FromStr for Pattern {
     type Err = String;
@@ -59,6 +72,17 @@ pub enum Ttl {
     AtLeast(u64),
     /// After at most so many seconds.
     AtMost(u64),
+}
+
+impl fmt::Display for Ttl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("none"),
+            Self::Some => f.write_str("any"),
+            Self::AtLeast(seconds) => write!(f, "{seconds}.."),
+            Self::AtMost(seconds) => write!(f, "..{seconds}"),
+        }
+    }
 }
 
 impl FromStr for Ttl {
@@ -295,7 +319,12 @@ mod tests {
             ("5", false),
             ("..", false),
         ] {
-            assert_eq!(text.parse::<Ttl>().is_ok(), is_one, "{text}");
+            let read = text.parse::<Ttl>();
+            assert_eq!(read.is_ok(), is_one, "{text}");
+            assert!(
+                read.is_ok_and(|read| read.to_string() == text) || !is_one,
+                "{text}"
+            );
         }
         assert!("(".parse::<Pattern>().is_err());
         assert!("(a{1000}){1000}".parse::<Pattern>().is_err(), "too large");

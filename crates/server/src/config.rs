@@ -157,6 +157,11 @@ impl Config {
         (directory, lock)
     }
 
+    /// Below it, a directory for each restore that is applied key by key and has not ended: how far it is.
+    pub fn replays_dir(&self) -> PathBuf {
+        self.data_dir.join("replays")
+    }
+
     /// Below it, a directory per instance and in it one per generation.
     pub fn instances_dir(&self) -> PathBuf {
         self.data_dir.join("instances")

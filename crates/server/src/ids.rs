@@ -80,6 +80,12 @@ id!(
     is_uuid
 );
 id!(
+    /// An import task: a UUID.
+    MigrationId,
+    36,
+    is_uuid
+);
+id!(
     /// One set of process and directory that is or was an instance: a UUID, also the directory's name.
     GenerationId,
     36,
@@ -141,7 +147,7 @@ macro_rules! random {
         }
     )*};
 }
-random!(hyphenated: InstanceId, BackupId, RestoreId, GenerationId, NodeId, JobId, VerificationId, ScheduleId, StorageId);
+random!(hyphenated: InstanceId, BackupId, RestoreId, MigrationId, GenerationId, NodeId, JobId, VerificationId, ScheduleId, StorageId);
 random!(simple: ProjectId, UserId);
 
 impl HostId {

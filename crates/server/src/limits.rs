@@ -65,6 +65,26 @@ pub const ATTACHED_CHOICE_MAX: Duration = Duration::from_secs(300);
 pub const ATTACHED_ANSWER: Duration = Duration::from_secs(3);
 /// As [`ENGINE_IDLE`], of the connection to a server of somebody else's, before its snapshot begins.
 pub const ATTACHED_SILENCE: Duration = Duration::from_secs(10);
+/// Bytes of one whole reply of a server of somebody else's that is written to: a list of keys, or of its clients.
+pub const ATTACHED_REPLY_BYTES_MAX: usize = 8 << 20;
+/// So long what an earlier attempt had under way is waited for where its connections may not be ended: more than what a
+/// connection that nobody holds any more is given by the systems at both its ends to bring over what was sent, on a network that works.
+pub const ATTACHED_DRAIN: Duration = Duration::from_secs(10);
+/// How long it is tried to put attached servers back to a safety point of so many bytes. A test that lets servers stay away sets
+/// `CACHEKEEP_BACK_SECONDS`, which stands for all of it.
+pub fn attached_back_time(bytes: u64) -> Duration {
+    let told = std::env::var("CACHEKEEP_BACK_SECONDS").ok();
+    match told.and_then(|text| text.parse().ok()) {
+        Some(seconds) => Duration::from_secs(seconds),
+        None => Duration::from_secs(10 * 60) + time_for(bytes),
+    }
+}
+/// A safety point is kept for so long: seven days.
+pub const SAFETY_KEPT_SECONDS: i64 = 7 * 24 * 3600;
+/// Between two tries of that.
+pub const ATTACHED_BACK_PAUSE: Duration = Duration::from_secs(2);
+/// As [`JOB_ATTEMPTS_MAX`], of a backup that is applied to attached servers: each attempt goes on where the one before was.
+pub const ATTACHED_ATTEMPTS_MAX: i64 = 1000;
 /// How often the reconciler looks at attached servers.
 pub const ATTACHED_LOOK_EVERY: Duration = Duration::from_secs(30);
 /// A snapshot has at most twice the bytes that the data takes in memory, and this: more is no snapshot of that data.
@@ -204,3 +224,7 @@ pub const DELIVERY_PAUSE_MS: i64 = 2_000;
 pub const DELIVERY_PAUSE_MS_MAX: i64 = 3_600_000;
 /// So long it is kept what hooks were told.
 pub const DELIVERIES_KEPT_MS: i64 = 30 * 24 * 3_600_000;
+/// A start waits so long for the stores to say whether they know more than the catalogue.
+pub const GUARD_TIME_MAX: Duration = Duration::from_secs(30);
+/// So long a hook is told in one go, before it is looked which others there are.
+pub const HOOK_TURN: Duration = Duration::from_secs(2);

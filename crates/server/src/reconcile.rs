@@ -17,7 +17,7 @@ use crate::backup::record::{self as backups, FailureCode};
 use crate::backup::verification_record as verifications;
 use crate::catalog;
 use crate::hosts::record::{self as hosts, Host};
-use crate::ids::{HostId, InstanceId, Moment};
+use crate::ids::{HostId, InstanceId, Moment, RestoreId};
 use crate::instance::attachment::{Attachment, servers};
 use crate::instance::generation::{self, Generation, State};
 use crate::instance::layout::{Mode, Place};
@@ -26,6 +26,7 @@ use crate::instance::{Instance, Status, job as instances, nodes, record};
 use crate::jobs::queue;
 use crate::jobs::worker::{Gate, panic_text};
 use crate::limits;
+use crate::restore::replay_record;
 
 /// Once, before the first job runs: nothing of an earlier process is at work any more.
 ///
@@ -48,8 +49,27 @@ pub fn at_start(app: &App) -> Result<(), catalog::Error> {
     }
     remove_orphans(app)?;
     remove_proofs(app);
+    remove_replays(app)?;
     settle_imports(app)?;
     settle_copies(app)
+}
+
+/// Forgets how far replays were that have ended.
+fn remove_replays(app: &App) -> Result<(), catalog::Error> {
+    let Ok(entries) = std::fs::read_dir(app.config.replays_dir()) else {
+        return Ok(());
+    };
+    for entry in entries.flatten() {
+        let id = entry.file_name().to_str().and_then(RestoreId::parse);
+        let is_needed = match &id {
+            Some(id) => app.catalog.read(|tx| replay_record::is_unsettled(tx, id))?,
+            None => false,
+        };
+        if !is_needed {
+            remove(&entry.path());
+        }
+    }
+    Ok(())
 }
 
 /// Ends throw-away engines whose verify is gone: it held the lock, and nobody does now.
@@ -85,7 +105,7 @@ fn remove_proofs(app: &App) {
 /// Whether what a host does with a lock in hand may be at work. Whoever has the duty speaks for hosts that are lost.
 fn is_at_work(app: &App, host: Option<&HostId>, lock: &std::path::Path, alive: &HashSet<HostId>) -> bool {
     match host {
-        Some(host) if *host != app.host => alive.contains(host) || !app.duty.is_ours(),
+        Some(host) if *host != app.host => alive.contains(host) || !app.duty.may_judge(app.config.lease),
         _ => is_held(lock),
     }
 }
@@ -230,7 +250,7 @@ fn look_at_all(
     let is_scheduler = app.duty.is_ours();
     for instance in managed {
         if instance.host.as_ref() != Some(&app.host) {
-            if is_scheduler {
+            if app.duty.may_judge(app.config.lease) {
                 tell_lost(app, &instance, &hosts)?;
             }
             continue;
@@ -282,6 +302,12 @@ fn tell_lost(app: &App, instance: &Instance, hosts: &Hosts) -> Result<(), catalo
     };
     tracing::warn!(instance.id = %instance.id, why, "an instance has nobody who looks after it");
     app.catalog.write(|tx| {
+        // It may have been seen meanwhile.
+        if let Some(host) = &instance.host
+            && hosts::alive(tx)?.contains(host)
+        {
+            return Ok(());
+        }
         let (from, to) = (Status::Running, Status::Error);
         record::transition(tx, &instance.id, from, to, Some(&why), Moment::now()).map(drop)
     })
@@ -368,7 +394,9 @@ fn look_after(app: &App, instance: &Instance, attached: &Attachment) -> Result<(
     // What does not go back is told in the log and tried again: a node that is gone for good says nothing of the others.
     let _told_in_the_log = servers::put_settings_back(app, instance, attached, None, now);
     let Err(error) = servers::look(app, instance, attached, now) else {
-        return Ok(());
+        return app
+            .catalog
+            .write(|tx| replay_record::settle_unknown(tx, &instance.id, now));
     };
     let why = servers::told(instance, &error);
     tracing::warn!(instance.id = %instance.id, why, "attached servers cannot be used; looking again");
@@ -508,6 +536,7 @@ fn serves_again(app: &App, instance: &Instance, has_data: bool, now: Moment) -> 
         if has_data {
             crate::restore::record::settle_unknown(tx, &instance.id, now)?;
         }
+        replay_record::settle_unknown(tx, &instance.id, now)?;
         record::transition(tx, &instance.id, Status::Error, Status::Running, None, now).map(drop)
     })
 }

@@ -140,6 +140,8 @@ pub enum Refusal {
     Unreadable(engine::Error),
     /// The restore cannot be given up any more, and why.
     NotCancellable(&'static str),
+    /// No such import task of the project.
+    MigrationUnknown,
     /// No such schedule of this instance.
     ScheduleUnknown,
     /// The instance has a schedule of that name.

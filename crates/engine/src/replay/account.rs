@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 pub const NAMED_MAX: usize = 100;
 /// Bytes of a key that are kept of one that is named.
 const NAME_BYTES_MAX: usize = 256;
+/// Characters of what a server says that are kept.
+const REASON_CHARS_MAX: usize = 256;
 
 /// A key that is named, and why it is where it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,7 +38,7 @@ impl Tally {
             self.first.push(Named {
                 db,
                 key: key[..key.len().min(NAME_BYTES_MAX)].to_vec(),
-                reason: reason.to_owned(),
+                reason: reason.chars().take(REASON_CHARS_MAX).collect(),
             });
         }
     }

@@ -12,7 +12,7 @@ use rdb::Entries;
 use super::account::Account;
 use super::input::Valid;
 use super::journal::{Journal, State};
-use super::lane::{APPLY, Batch, Bits, Command, Judgement, Lane, Shared, Verb, judge, lock};
+use super::lane::{APPLY, Batch, Bits, Command, Judgement, Lane, Shared, Verb, WRITE, judge, lock};
 use super::ledger::{Chunk, Position};
 use super::making::Feed;
 use super::pace::Pace;
@@ -480,7 +480,7 @@ impl<'f, 's, 'a> Feeder<'f, 's, 'a> {
                     continue;
                 }
                 if let Judgement::OfAll(kind) = judge(&text) {
-                    return Err(Error::new(kind, APPLY, format!("FUNCTION LOAD: {text}")));
+                    return Err(Error::new(kind, WRITE, format!("FUNCTION LOAD: {text}")));
                 }
                 self.own.functions_refused.push(text);
                 return Ok(());
@@ -496,7 +496,7 @@ impl<'f, 's, 'a> Feeder<'f, 's, 'a> {
             std::collections::hash_map::Entry::Occupied(known) => Ok(known.into_mut()),
             std::collections::hash_map::Entry::Vacant(new) => {
                 let address = self.nodes.primaries[node].address.clone();
-                let node = Node::connect(&self.shared.target.at(address))?;
+                let node = self.shared.target.connect(&address)?;
                 node.set_timeout(LARGE_SILENCE)?;
                 Ok(new.insert((node, 0)))
             }

@@ -10,10 +10,11 @@ use std::path::Path;
 
 use rdb::Report;
 
-use crate::archive::FileReader;
+use crate::archive::{Archive, FileReader};
 use crate::control::Control;
 use crate::duplicate::{SpillFile, invalid};
 use crate::error::{Error, Kind};
+use crate::keys::Identity;
 
 const VALIDATE: &str = "validate backup";
 const READ: &str = "read backup";
@@ -54,6 +55,20 @@ struct Piece {
 }
 
 impl Input {
+    /// Every file of an archive.
+    ///
+    /// # Errors
+    /// As [`FileReader::new`].
+    pub fn all(archive: &Archive, identity: &Identity) -> Result<Vec<Self>, Error> {
+        let name = archive.manifest_blake3();
+        (0..archive.manifest().files().len())
+            .map(|shard| {
+                let reader = FileReader::new(archive.clone(), identity.clone(), shard)?;
+                Ok(Self::Archive(Box::new(reader), format!("{name}:{shard}")))
+            })
+            .collect()
+    }
+
     /// Validates all of it. Bytes of `control` are counted.
     ///
     /// # Errors

@@ -18,6 +18,8 @@ use crate::error::{Error, Kind};
 use crate::node::{Address, Node, Reply};
 
 pub(super) const APPLY: &str = "apply backup";
+/// Of errors that are in the words of the target.
+pub(super) const WRITE: &str = "write to target";
 /// Bytes under way on one connection: at least, and at most.
 const WINDOW_BYTES: std::ops::RangeInclusive<usize> = 256 * 1024..=4 * 1024 * 1024;
 /// What a batch takes in memory beside its commands.
@@ -131,7 +133,7 @@ impl Bits {
 
 /// What all connections of a pass share.
 pub(super) struct Shared<'a> {
-    pub(super) target: &'a Target,
+    pub(super) target: &'a Target<'a>,
     pub(super) plan: &'a Plan,
     /// As [`super::shape::Shape::sources`].
     pub(super) sources: &'a BTreeMap<u32, u32>,
@@ -244,10 +246,10 @@ impl<'s, 'a> Lane<'s, 'a> {
     /// Connects to a node.
     ///
     /// # Errors
-    /// As [`Node::connect`].
+    /// As [`super::Reach::connect`].
     pub(super) fn open(shared: &'s Shared<'a>, address: &Address) -> Result<Self, Error> {
         Ok(Self {
-            node: Node::connect(&shared.target.at(address.clone()))?,
+            node: shared.target.connect(address)?,
             shared,
             address: address.clone(),
             db: 0,
@@ -339,7 +341,7 @@ impl<'s, 'a> Lane<'s, 'a> {
         if let Judgement::OfAll(kind) = judge(&refusal) {
             batch.chunk.spoil(Account::default());
             let context = format!("{}: SELECT {db}: {refusal}", self.node.label());
-            return Err(Error::new(kind, APPLY, context));
+            return Err(Error::new(kind, WRITE, context));
         }
         let (mut account, mut start) = (Account::default(), 0);
         for key in &batch.keys {
@@ -509,7 +511,7 @@ impl<'s, 'a> Lane<'s, 'a> {
                 }
                 Judgement::OfAll(kind) => {
                     let context = format!("{}: {text}", self.node.label());
-                    return Some(Error::new(kind, APPLY, context));
+                    return Some(Error::new(kind, WRITE, context));
                 }
             },
             (_, other) => {
@@ -550,7 +552,7 @@ impl<'s, 'a> Lane<'s, 'a> {
             let other = match self.others.entry(address.to_string()) {
                 std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
                 std::collections::hash_map::Entry::Vacant(new) => {
-                    let mut node = Node::connect(&self.shared.target.at(address))?;
+                    let mut node = self.shared.target.connect(&address)?;
                     new.insert(Other {
                         has_replicas: has_replicas(&mut node)?,
                         is_written: false,

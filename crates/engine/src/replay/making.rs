@@ -7,7 +7,7 @@ use rdb::{AofWriter, Copied, Header, KeySummary, Loss, PayloadWriter, Taker, Typ
 
 use super::feeder::{Feeder, Link, PAYLOAD_BYTES_MAX, Pass, Verdict};
 use super::input::Valid;
-use super::lane::{APPLY, Judgement, Verb, judge, wait_for_replica};
+use super::lane::{APPLY, Judgement, Verb, WRITE, judge, wait_for_replica};
 use super::words::{Counter, Gathered, Options, push_command, push_options, push_restore};
 use super::{Conflict, Expiry, Form};
 use crate::error::{Error, Kind};
@@ -412,7 +412,7 @@ impl Feed<'_, '_, '_, '_> {
         if *at != db {
             if let Reply::Error(text) = link.ask(&[b"SELECT", db.to_string().as_bytes()])? {
                 if let Judgement::OfAll(kind) = judge(&text) {
-                    return Err(Error::new(kind, APPLY, text));
+                    return Err(Error::new(kind, WRITE, text));
                 }
                 feeder.own.failed.add(candidate.db, candidate.key, &text);
                 return Ok(None);
@@ -458,7 +458,7 @@ impl Feed<'_, '_, '_, '_> {
                 feeder.own.expired.add(candidate.db, candidate.key, "");
             }
             Reply::Error(text) if !is_busy => match judge(text) {
-                Judgement::OfAll(kind) => return Err(Error::new(kind, APPLY, text.clone())),
+                Judgement::OfAll(kind) => return Err(Error::new(kind, WRITE, text.clone())),
                 Judgement::OfTheKey => feeder.own.failed.add(candidate.db, candidate.key, text),
             },
             _ => {

@@ -17,7 +17,7 @@ use super::input::Valid;
 use super::journal::Stage;
 use super::ledger::Position;
 use super::target::Primary;
-use super::{APPLY, Run, keys_of, nameless};
+use super::{APPLY, Others, Run, keys_of, nameless};
 use crate::error::{Error, Kind};
 use crate::node::{Node, Reply};
 use crate::selection::Candidate;
@@ -220,6 +220,7 @@ impl Run<'_> {
             .list
             .as_ref()
             .map_or(Ok(0), |list| list.metadata().map(|about| about.len()));
+        (self.enter)(Stage::Removing)?;
         self.control.enter("removing", bytes.map_err(failed)?);
         self.passes(Pass::Remove)
     }
@@ -230,7 +231,7 @@ impl Run<'_> {
         let mut target_keys = 0;
         let mut links = Vec::new();
         for primary in &before.primaries {
-            let mut node = Node::connect(&self.target.at(primary.address.clone()))?;
+            let mut node = self.target.connect(&primary.address)?;
             let dbs = dbs_of(&mut node)?;
             target_keys += dbs.iter().map(|(_, keys)| keys).sum::<u64>();
             links.push((node, dbs));
@@ -244,8 +245,10 @@ impl Run<'_> {
             self.give(valid, &mut parts)?;
         }
         for (node, dbs) in &mut links {
-            // Whose database no selected key goes to keeps all of it.
-            for (db, _) in dbs.iter().filter(|(db, _)| self.sources.contains_key(db)) {
+            // Whose database no selected key goes to keeps all of it, unless all go.
+            let is_of_all = self.plan.others == Others::All && self.plan.selection.dbs.is_empty();
+            let is_searched = |db: &u32| is_of_all || self.sources.contains_key(db);
+            for (db, _) in dbs.iter().filter(|(db, _)| is_searched(db)) {
                 self.scan(node, *db, &mut parts)?;
             }
         }

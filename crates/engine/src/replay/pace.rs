@@ -13,7 +13,7 @@ const PER_SECOND: u64 = 20;
 /// How often the target is asked how fast it answers.
 const ASK_TIME: Duration = Duration::from_millis(50);
 /// Slowest pace that a busy target brings us to, keys in a second.
-const SLOWEST: u64 = 100;
+pub const SLOWEST: u64 = 100;
 /// Of the pace that was too fast so much is kept, in hundredths; and so much is added while it is not.
 const KEPT_PERCENT: u64 = 70;
 const ADDED_PERCENT: u64 = 3;
@@ -105,7 +105,7 @@ impl Pace {
     }
 
     /// Asks each node in turn how fast it answers, and sets the pace by that, until [`Pace::end`].
-    pub(super) fn watch(&self, target: &Target, nodes: &[Address]) {
+    pub(super) fn watch(&self, target: &Target<'_>, nodes: &[Address]) {
         let Some(limit) = self.latency_max else {
             return;
         };
@@ -117,7 +117,7 @@ impl Pace {
                 let began = Instant::now();
                 let answered = match link {
                     Some(node) => node.run(&["PING"]).is_ok(),
-                    None => match Node::connect(&target.at(address.clone())) {
+                    None => match target.connect(address) {
                         Ok(node) => {
                             *link = Some(node);
                             continue;

@@ -1,7 +1,8 @@
 //! What the target is: its version, its layout, its limits.
 
+use super::reach::Reach;
 use crate::error::{Error, Kind};
-use crate::node::{Address, Endpoint, Node, Reply};
+use crate::node::{Address, Node, Reply};
 
 const LOOK: &str = "look at target";
 /// Slots of a cluster.
@@ -10,8 +11,8 @@ pub(super) const SLOTS: usize = 16 * 1024;
 const BULK_BYTES_DEFAULT: u64 = 512 * 1024 * 1024;
 
 /// A server, or any node of a cluster, and what it says of itself.
-pub(super) struct Target {
-    pub(super) endpoint: Endpoint,
+pub(super) struct Target<'a> {
+    reach: &'a dyn Reach,
     /// `redis 7.0.15`
     pub(super) version: String,
     /// What it reads; `None`: it is older than all that payloads are made for.
@@ -36,13 +37,13 @@ pub(super) struct Primary {
     pub(super) has_replicas: bool,
 }
 
-impl Target {
+impl<'a> Target<'a> {
     /// Connects and asks.
     ///
     /// # Errors
-    /// As [`Node::connect`] and [`Node::command`]; [`Kind::Refused`] for a replica.
-    pub(super) fn look(endpoint: &Endpoint) -> Result<Self, Error> {
-        let mut node = Node::connect(endpoint)?;
+    /// As [`Reach`] and [`Node::command`]; [`Kind::Refused`] for a replica.
+    pub(super) fn look(reach: &'a dyn Reach) -> Result<Self, Error> {
+        let mut node = reach.connect(&reach.entry()?)?;
         let server = node.info("server")?;
         let field = |name: &str| {
             server
@@ -70,7 +71,7 @@ impl Target {
         // Who may not ask has the limit that it is delivered with, or learns from a refusal.
         let told = node.config_get("proto-max-bulk-len").ok().flatten();
         Ok(Self {
-            endpoint: endpoint.clone(),
+            reach,
             version: format!("{family} {number}"),
             form: form_of(family, number),
             is_cluster,
@@ -83,13 +84,13 @@ impl Target {
     /// Which nodes take writes now.
     ///
     /// # Errors
-    /// As [`Node::connect`] and [`Node::command`]; [`Kind::Connection`] where a slot is served by nobody.
+    /// As [`Reach`] and [`Node::command`]; [`Kind::Connection`] where a slot is served by nobody.
     pub(super) fn nodes(&self, known: &[Primary]) -> Result<Nodes, Error> {
         let mut last = None;
         // The node that was named may be the one that is gone.
-        let others = known.iter().map(|primary| &primary.address);
-        for address in std::iter::once(&self.endpoint.address).chain(others) {
-            match self.nodes_as_seen_by(address) {
+        let others = known.iter().map(|primary| Ok(primary.address.clone()));
+        for address in std::iter::once_with(|| self.reach.entry()).chain(others) {
+            match address.and_then(|address| self.nodes_as_seen_by(&address)) {
                 Ok(nodes) => return Ok(nodes),
                 Err(error) => last = last.or(Some(error)),
             }
@@ -98,7 +99,7 @@ impl Target {
     }
 
     fn nodes_as_seen_by(&self, address: &Address) -> Result<Nodes, Error> {
-        let mut node = Node::connect(&self.at(address.clone()))?;
+        let mut node = self.connect(address)?;
         if self.is_cluster {
             let reply = node.run(&["CLUSTER", "SLOTS"])?;
             return slots_of(&reply, address)
@@ -114,12 +115,12 @@ impl Target {
         })
     }
 
-    /// As the endpoint, at another address.
-    pub(super) fn at(&self, address: Address) -> Endpoint {
-        Endpoint {
-            address,
-            ..self.endpoint.clone()
-        }
+    /// Connects to one of its nodes.
+    ///
+    /// # Errors
+    /// As [`Reach::connect`].
+    pub(super) fn connect(&self, at: &Address) -> Result<Node, Error> {
+        self.reach.connect(at)
     }
 }
 

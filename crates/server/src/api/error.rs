@@ -287,11 +287,13 @@ fn describe(refusal: &Refusal) -> Answer {
     let (status, code, message) = match refusal {
         Refusal::InstanceUnknown => (404, 3022, "The instance does not exist.".to_owned()),
         Refusal::BackupUnknown => (400, 4031, "The backup record does not exist.".to_owned()),
+        Refusal::MigrationUnknown => (400, 4133, "The migration task does not exist.".to_owned()),
         Refusal::RestoreUnknown => (404, 4001, "The restore record does not exist.".to_owned()),
         Refusal::Busy(kind) => {
             let (code, what) = match kind {
                 JobKind::Backup => (4096, "being backed up"),
                 JobKind::Restore => (4097, "being restored"),
+                JobKind::Migration => (4097, "being imported into"),
                 JobKind::Restart => (4111, "being restarted"),
                 JobKind::Password => (4121, "having its password reset"),
                 JobKind::Resize => (4113, "being resized"),

@@ -13,6 +13,7 @@ pub mod imports;
 pub mod instance_shown;
 pub mod instances;
 pub mod metrics;
+pub mod migrations;
 pub mod openapi;
 pub mod page;
 pub mod plans;

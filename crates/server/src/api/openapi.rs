@@ -131,6 +131,10 @@ pub enum Wish {
     Password,
     /// Of ResizeInstance.
     Resize,
+    /// Of CreateMigrationTask.
+    Migration,
+    /// Of DeleteMigrationTask.
+    Migrations,
     /// Of a log-in.
     Token,
 }
@@ -162,6 +166,8 @@ impl Wish {
                     properties["plan_id"] =
                         text("Only if it is still what this plan says; a plan itself ignores it");
                     properties["verify"] = json!({"type": "string", "enum": ["sample", "full"]});
+                    properties["replay"] = json!({"type": ["object", "null"], "description":
+                        "What becomes of which keys, where the backup is applied key by key: see the record's ext.replay"});
                     properties["allow_downtime"] =
                         flag("Where two copies do not fit in memory: stop the old one first");
                 }
@@ -237,6 +243,24 @@ impl Wish {
                        "new_capacity": {"type": ["number", "string"], "description": "GB, that of the flavor"}}),
                 &[],
             ),
+            Wish::Migration => named(
+                json!({"task_name": text("What to call it"), "description": text("Free text"),
+                       "migration_type": {"type": "string", "enum": ["backupfile_import"]},
+                       "migration_method": {"type": "string", "enum": ["full_amount_migration"]},
+                       "backup_files": {"type": "object", "required": ["file_source", "backup_id"], "properties": {
+                           "file_source": {"type": "string", "enum": ["backup_record"]},
+                           "backup_id": text("A backup of any instance of the project")}},
+                       "target_instance": {"type": "object", "required": ["id"], "properties": {
+                           "id": text("The instance that is imported into: keys of the same name are overwritten, others stay")}}}),
+                &[
+                    "task_name",
+                    "migration_type",
+                    "migration_method",
+                    "backup_files",
+                    "target_instance",
+                ],
+            ),
+            Wish::Migrations => named(json!({"task_id_list": ids}), &["task_id_list"]),
             Wish::Password => named(
                 json!({"new_password": text("8 to 32 characters of three kinds"),
                        "no_password_access": flag("Clients need no password from now on")}),
@@ -399,6 +423,7 @@ fn operation(route: &Route) -> Value {
             | Wish::Attach
             | Wish::Create
             | Wish::Schedule
+            | Wish::Migration
     );
     if is_made_once && Version::of(&route.path) == Version::V2 {
         parameters.push(

@@ -35,7 +35,7 @@ pub struct RestorePlan<'a> {
     pub source_layout: String,
     /// The layout of the instance that is restored into.
     pub layout: String,
-    /// `side_load`, `in_place`, `switch_back`
+    /// `side_load`, `in_place`, `switch_back`, `replay`
     pub method: &'static str,
     /// Whether keys go to other shards than those of the backup.
     pub is_cut: bool,
@@ -55,11 +55,31 @@ pub struct RestorePlan<'a> {
     pub estimated_seconds: f64,
     /// Restores into the instance on which that rests; 0: it is assumed.
     pub measured_restores: usize,
-    /// Until when it could be undone at the latest, were it done now.
-    #[schema(value_type = String)]
-    pub undo_until: Stamp,
+    /// Until when it could be undone at the latest, were it done now; null where there would be no safety point.
+    #[schema(value_type = Option<String>)]
+    pub undo_until: Option<Stamp>,
     /// The restore that could not be undone any more afterwards: one generation is kept.
     pub ends_undo_of: Option<&'a str>,
+    /// Where it is applied key by key: what would become of every key, were it done now; null where that takes longer than
+    /// a plan may.
+    pub counts: Option<PlannedCounts>,
+}
+
+/// Every key of the backup is in exactly one of the first five.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct PlannedCounts {
+    /// Would be written.
+    pub applied: u64,
+    /// Are not selected.
+    pub skipped: u64,
+    /// Are there already, and would be left as they are.
+    pub conflicting: u64,
+    /// Their time is over.
+    pub expired: u64,
+    /// The target cannot hold them.
+    pub failed: u64,
+    /// Other keys of the target, which would be removed.
+    pub removed: u64,
 }
 
 /// One shard.
@@ -135,7 +155,15 @@ impl<'a> RestorePlan<'a> {
             gaps: &plan.gaps,
             estimated_seconds: (plan.seconds * 10.0).round() / 10.0,
             measured_restores: plan.measured_restores,
-            undo_until: Stamp(plan.undo_until),
+            undo_until: plan.undo_until.map(Stamp),
+            counts: plan.account.as_ref().map(|account| PlannedCounts {
+                applied: account.applied.count,
+                skipped: account.skipped.count,
+                conflicting: account.conflicting.count,
+                expired: account.expired.count,
+                failed: account.failed.count,
+                removed: account.removed.count,
+            }),
             ends_undo_of: plan.ends_undo_of.as_ref().map(crate::ids::RestoreId::as_str),
         }
     }

@@ -15,6 +15,7 @@ use crate::limits;
 use crate::refusal::Refusal;
 use crate::restore::command::{self, RestoreRequest};
 use crate::restore::record::{self, Told};
+use crate::restore::replay_record;
 
 /// `POST …/instances/{instance_id}/restores`
 ///
@@ -72,6 +73,12 @@ pub(super) fn decode(request: &Request) -> Result<RestoreRequest, Refusal> {
         verify_full,
         allow_downtime: fields.boolean("allow_downtime")?.unwrap_or(false),
         plan: fields.text("plan_id")?,
+        replay: match fields.get("replay") {
+            Some(wish) => serde_json::from_value(wish.clone())
+                .map(Some)
+                .map_err(|_| Refusal::Parameter("replay"))?,
+            None => None,
+        },
     })
 }
 
@@ -99,7 +106,7 @@ pub fn list(request: &Request) -> Result<Reply, ApiError> {
                 body.push(b',');
             }
             first = false;
-            write(request, told, &kept, &mut body);
+            write(request, told, &kept, None, &mut body);
         })?;
         Ok::<_, Refusal>(total)
     })?;
@@ -107,8 +114,9 @@ pub fn list(request: &Request) -> Result<Reply, ApiError> {
     Ok(json_bytes(200, body))
 }
 
-/// Appends a record as this reader is told it. `kept`: the instance's generations that are kept for undo.
-fn write(request: &Request, told: &Told<'_>, kept: &[Kept], body: &mut Vec<u8>) {
+/// Appends a record as this reader is told it. `kept`: the instance's generations that are kept for undo; `named`: JSON of the
+/// first keys of each kind.
+fn write(request: &Request, told: &Told<'_>, kept: &[Kept], named: Option<&str>, body: &mut Vec<u8>) {
     body.extend_from_slice(told.documented);
     if request.version == Version::V1 {
         body.extend_from_slice(told.of_v1);
@@ -122,6 +130,10 @@ fn write(request: &Request, told: &Told<'_>, kept: &[Kept], body: &mut Vec<u8>) 
         let failure = failure::shown(&request.app.config, told.failure);
         append_json(body, ",\"undo_until\":", &until);
         append_json(body, ",\"failure\":", &failure);
+        if let Some(named) = named {
+            body.extend_from_slice(b",\"first\":");
+            body.extend_from_slice(named.as_bytes());
+        }
         body.push(b'}');
     }
     body.push(b'}');
@@ -138,9 +150,10 @@ pub fn show(request: &Request) -> Result<Reply, ApiError> {
     let body = request.app.catalog.read(|tx| {
         let instance = instances::find_id(tx, project, &id, true)?;
         let kept = generation::kept(tx, &instance)?;
+        let named = replay_record::named(tx, &instance, &restore)?;
         let told = record::tell(tx, &instance, &restore, |told| {
             let mut body = Vec::with_capacity(2 * 1024);
-            write(request, told, &kept, &mut body);
+            write(request, told, &kept, named.as_deref(), &mut body);
             body
         })?;
         told.ok_or(Refusal::RestoreUnknown)
@@ -268,18 +281,22 @@ pub struct RestoreDetails {
     pub bytes_total: i64,
     /// Keys that the phase has got through.
     pub keys_done: i64,
-    /// Keys that the new generation loaded.
+    /// Keys that the new generation loaded, or that the target said it has (replay).
     pub keys_applied: i64,
-    /// Always 0: nothing can be left out of a restore.
+    /// Keys of the backup that were not selected (replay).
     pub keys_skipped: i64,
-    /// Always 0: a restore that cannot apply a key fails.
+    /// Keys that the target had already and that were left as they were (replay).
+    pub keys_conflicting: i64,
+    /// Keys that the target cannot hold or refused: such a restore fails, and is taken back where there is a safety point.
     pub keys_failed: i64,
+    /// Other keys of the target that were removed (replay).
+    pub keys_removed: i64,
     /// Keys compared one by one after loading.
     pub keys_compared: i64,
     /// Keys of the backup whose time had passed when it was begun to be read: among those applied, and gone as soon as
     /// the new generation serves.
     pub keys_expired: i64,
-    /// `untouched`, `loading`, `verifying`, `switching`, `replaced`, `rolled_back`, `unknown`
+    /// `untouched`, `loading`, `clearing`, `verifying`, `switching`, `replaced`, `rolled_back`, `partial`, `unknown`
     pub target_state: String,
     /// The instance that the backup came from.
     pub source_instance_id: String,
@@ -298,15 +315,25 @@ pub struct RestoreDetails {
     /// Until when an undo is possible at the latest: what was replaced may have to give way to another restore, or to a
     /// need of memory, before. Null where it is not possible.
     pub undo_until: Option<String>,
-    /// `side_load`, `in_place`, `switch_back`
+    /// `side_load`, `in_place`, `switch_back`, `replay`
     pub method: String,
     /// `sample` or `full`
     pub verify: String,
+    /// What becomes of which keys, as it was asked for; null where the method is no replay.
+    pub replay: Option<serde_json::Value>,
+    /// How often it was gone on with, after whatever had interrupted it.
+    pub resumed: i64,
+    /// The backup of the target that was taken before anything was written to it (replay).
+    pub safety_backup_id: Option<String>,
     /// The switch in microseconds: old port closed to last client ended and new port open. Absent where that is not
     /// known: a crash came in between, or the old generation had ended before.
     pub unavailable_us: Option<i64>,
     /// Why it failed; the log has more of it, for the operator.
     pub failure: Option<String>,
+    /// Where one record is shown, of a replay: the first keys of each kind that it counts, each with its database and, where it is
+    /// not plain, why.
+    #[schema(required = false, nullable = false)]
+    pub first: Option<serde_json::Value>,
     /// When the work began.
     pub started_at: Option<String>,
     /// When it ended.

@@ -21,8 +21,11 @@ CREATE VIEW restore_telling AS SELECT instance_id, ordinal,
     ',"bytes_total":' || bytes_total ||
     ',"keys_done":' || keys_done ||
     ',"keys_applied":' || keys_applied ||
-    -- Nothing can be left out of a restore, and one that cannot apply a key fails.
-    ',"keys_skipped":0,"keys_failed":0,"keys_compared":' || keys_compared ||
+    ',"keys_skipped":' || keys_skipped ||
+    ',"keys_conflicting":' || keys_conflicting ||
+    ',"keys_failed":' || keys_failed ||
+    ',"keys_removed":' || keys_removed ||
+    ',"keys_compared":' || keys_compared ||
     ',"keys_expired":' || keys_expired ||
     ',"target_state":' || json_quote(target_state) ||
     ',"source_instance_id":' || json_quote(source_instance_id) ||
@@ -34,12 +37,16 @@ CREATE VIEW restore_telling AS SELECT instance_id, ordinal,
     ',"cancel_asked_at":' || json_quote(strftime('%Y-%m-%dT%H:%M:%S', cancel_asked_at_ms / 1000, 'unixepoch') || printf('.%03dZ', cancel_asked_at_ms % 1000)) ||
     ',"method":' || json_quote(method) ||
     ',"verify":' || json_quote(verify) ||
+    ',"replay":' || coalesce(options, 'null') ||
+    ',"resumed":' || resumed ||
+    ',"safety_backup_id":' || json_quote(safety_backup_id) ||
     ',"unavailable_us":' || json_quote(unavailable_us) ||
     ',"started_at":' || json_quote(strftime('%Y-%m-%dT%H:%M:%S', started_at_ms / 1000, 'unixepoch') || printf('.%03dZ', started_at_ms % 1000)) ||
     ',"finished_at":' || json_quote(strftime('%Y-%m-%dT%H:%M:%S', finished_at_ms / 1000, 'unixepoch') || printf('.%03dZ', finished_at_ms % 1000)) ||
     ',"clock_at":' || json_quote(strftime('%Y-%m-%dT%H:%M:%S', clock_at_ms / 1000, 'unixepoch') || printf('.%03dZ', clock_at_ms % 1000)) AS ext,
     failure,
-    CASE WHEN status = 'succeeded' AND undone_by IS NULL THEN old_generation_id END AS undo_generation_id,
+    CASE WHEN undone_by IS NOT NULL THEN NULL WHEN status = 'succeeded' THEN coalesce(old_generation_id, safety_backup_id)
+        WHEN target_state IN ('partial', 'unknown') THEN safety_backup_id END AS undo_generation_id,
     ',"sourceInstanceId":' || json_quote(source_instance_id) ||
     ',"sourceInstanceName":' || json_quote(source_instance_name) AS of_v1
 FROM restore;

@@ -345,12 +345,13 @@ fn too_many() -> ApiError {
     }
 }
 
-const PARAMS: [&str; 9] = [
+const PARAMS: [&str; 10] = [
     "schedule_id",
     "project_id",
     "instance_id",
     "backup_id",
     "restore_id",
+    "task_id",
     "project",
     "instance",
     "backup",

@@ -7,8 +7,8 @@ use super::error::ApiError;
 use super::openapi::{Answer, Wish};
 use super::request::Request;
 use super::{
-    attachments, backups, certificates, download, events, identity, imports, instances, openapi, plans,
-    proofs, restores, schedules, system, topology,
+    attachments, backups, certificates, download, events, identity, imports, instances, migrations, openapi,
+    plans, proofs, restores, schedules, system, topology,
 };
 
 /// A response.
@@ -758,5 +758,6 @@ pub fn routes() -> Vec<Route> {
         handler: certificates::serve,
         work: Work::Quick,
     });
+    table.extend(migrations::routes());
     table
 }

@@ -88,7 +88,8 @@ pub fn delete(
             _ => {}
         }
         // Into this instance or another one.
-        if crate::restore::record::is_in_use(tx, id)? {
+        if crate::restore::record::is_in_use(tx, id)? || crate::restore::migration::record::is_in_use(tx, id)?
+        {
             return Err(Refusal::Busy(JobKind::Restore));
         }
         if matches!(backup.status, Status::Waiting | Status::Running) {

@@ -442,6 +442,20 @@ pub fn find(tx: &Tx<'_>, of: &OwnedInstance, id: &BackupId) -> Result<Option<Bac
     )
 }
 
+/// One record of the project, of whichever instance, that is not deleted.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn find_of_project(tx: &Tx<'_>, project: &ProjectId, id: &BackupId) -> Result<Option<Backup>, Error> {
+    let found = load(tx, id)?.filter(|found| found.status != Status::Deleted);
+    let is_own = tx.one(
+        "SELECT 1 FROM backup WHERE id = ?1 AND project_id = ?2",
+        (id, project),
+        |_| Ok(()),
+    )?;
+    Ok(found.filter(|_| is_own.is_some()))
+}
+
 /// The record a job names; jobs are ours and know no project.
 ///
 /// # Errors

@@ -116,8 +116,10 @@ pub fn unfinished(tx: &Tx<'_>) -> Result<usize, Error> {
 pub fn archived(tx: &Tx<'_>, instance: &InstanceId) -> Result<Vec<Archived>, Error> {
     tx.all(
         "SELECT id, name, kind IN ('manual', 'auto'), schedule_id, created_at_ms, expires_at_ms, held, \
-         EXISTS (SELECT 1 FROM job JOIN restore ON restore.id = job.subject_id \
-         WHERE job.state <> 'done' AND job.kind = 'restore' AND restore.backup_id = backup.id), \
+         (EXISTS (SELECT 1 FROM job JOIN restore ON restore.id = job.subject_id \
+         WHERE job.state <> 'done' AND job.kind = 'restore' AND backup.id IN (restore.backup_id, restore.safety_backup_id)) \
+         OR EXISTS (SELECT 1 FROM migration WHERE migration.status IN ('waiting', 'running') \
+         AND backup.id IN (migration.backup_id, migration.safety_backup_id))), \
          proof_failure IS NOT NULL, coalesce(proof_level, '') = 'proven' AND proof_failure IS NULL \
          FROM backup WHERE instance_id = ?1 AND status = 'succeeded' AND phase IS NULL AND generation_id IS NULL \
          ORDER BY ordinal DESC",
@@ -165,10 +167,24 @@ pub fn expire(tx: &Tx<'_>, id: &BackupId, why: &str, now: Moment) -> Result<bool
          AND other.id <> backup.id AND other.status = 'succeeded' AND other.phase IS NULL \
          AND other.kind IN ('manual', 'auto') AND other.proof_failure IS NULL) \
          AND NOT EXISTS (SELECT 1 FROM job JOIN restore ON restore.id = job.subject_id \
-         WHERE job.state <> 'done' AND job.kind = 'restore' AND restore.backup_id = backup.id)",
+         WHERE job.state <> 'done' AND job.kind = 'restore' AND backup.id IN (restore.backup_id, restore.safety_backup_id)) \
+         AND NOT EXISTS (SELECT 1 FROM migration WHERE migration.status IN ('waiting', 'running') \
+         AND backup.id IN (migration.backup_id, migration.safety_backup_id))",
         (id, why, now),
     )?;
     Ok(changed == 1)
+}
+
+/// Writes from when on retention may take a backup.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn keep_until(tx: &Tx<'_>, id: &BackupId, expires_at: Moment) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE backup SET expires_at_ms = ?2 WHERE id = ?1",
+        (id, expires_at),
+    )?;
+    Ok(())
 }
 
 /// Writes why a backup is held, or that it is not.

@@ -10,6 +10,7 @@ CREATE TABLE host (
     first_port BIGINT NOT NULL,             -- range for instances that ask for no port
     last_port BIGINT NOT NULL,
     free_memory_bytes BIGINT NOT NULL,      -- when it was seen
+    place TEXT NOT NULL,                    -- which start of which machine, and which directory there
     started_at_ms BIGINT NOT NULL,
     seen_at_ms BIGINT NOT NULL,
     lost_after_ms BIGINT NOT NULL           -- where it is not seen again by then it is lost; all three by the database's clock
@@ -133,9 +134,9 @@ CREATE INDEX generation_state_index ON generation(state);
 CREATE TABLE job (
     id TEXT NOT NULL PRIMARY KEY,
     instance_id TEXT NOT NULL REFERENCES instance(id),
-    kind TEXT NOT NULL CHECK (kind IN ('create', 'delete', 'restart', 'flush', 'password', 'resize', 'backup', 'restore')),
+    kind TEXT NOT NULL CHECK (kind IN ('create', 'delete', 'restart', 'flush', 'password', 'resize', 'backup', 'restore', 'migration')),
     host_id TEXT,                           -- the only one that can run it, the instance's; null: every one can
-    subject_id TEXT,                        -- the backup's or restore's id; the process that a restart or flush acts on
+    subject_id TEXT,                        -- the id of the backup, restore or import task; the process that a restart or flush acts on
     state TEXT NOT NULL CHECK (state IN ('waiting', 'running', 'done')),
     fence BIGINT NOT NULL DEFAULT 0,        -- grows with each claim; part of object names and of every settle
     owner TEXT,                             -- the host that runs it; null: nobody does
@@ -224,6 +225,7 @@ CREATE UNIQUE INDEX backup_instance_ordinal_unique ON backup(instance_id, ordina
 CREATE INDEX backup_succeeded_index ON backup(instance_id, ordinal) WHERE status = 'succeeded';
 -- A run is made once, whatever the clock says: see schedule/mod.rs.
 CREATE UNIQUE INDEX backup_schedule_try_unique ON backup(schedule_id, due_at_ms, try_number) WHERE schedule_id IS NOT NULL;
+CREATE INDEX backup_safety_index ON backup(instance_id) WHERE kind = 'safety';
 CREATE INDEX backup_expires_index ON backup(expires_at_ms) WHERE status = 'succeeded';
 CREATE INDEX backup_unfinished_index ON backup(kind) WHERE status IN ('waiting', 'running');
 CREATE INDEX backup_generation_index ON backup(generation_id) WHERE generation_id IS NOT NULL;
@@ -254,7 +256,8 @@ CREATE UNIQUE INDEX schedule_instance_name_unique ON schedule(instance_id, name)
 CREATE TABLE backup_place (
     prefix TEXT NOT NULL PRIMARY KEY,
     storage_id TEXT NOT NULL REFERENCES storage(id),
-    backup_id TEXT NOT NULL REFERENCES backup(id)
+    backup_id TEXT NOT NULL REFERENCES backup(id),
+    noted BIGINT NOT NULL DEFAULT 1         -- how often: what is noted again while it is cleared is cleared again
 );
 
 -- Verifies that were asked of the service: the queue and its history. What the newest found is on the backup.
@@ -308,9 +311,9 @@ CREATE TABLE restore (
     source_instance_name TEXT NOT NULL,
     source_layout TEXT NOT NULL DEFAULT 'single', -- of the instance that the backup is of, when the restore was accepted
     layout TEXT NOT NULL DEFAULT 'single',  -- of the instance that it was restored into, then
-    method TEXT NOT NULL CHECK (method IN ('side_load', 'in_place', 'switch_back')),
+    method TEXT NOT NULL CHECK (method IN ('side_load', 'in_place', 'switch_back', 'replay')),
     verify TEXT NOT NULL CHECK (verify IN ('none', 'sample', 'full')),
-    target_state TEXT NOT NULL CHECK (target_state IN ('untouched', 'loading', 'verifying', 'switching', 'replaced', 'rolled_back', 'unknown')),
+    target_state TEXT NOT NULL CHECK (target_state IN ('untouched', 'loading', 'clearing', 'verifying', 'switching', 'replaced', 'rolled_back', 'partial', 'unknown')),
     phase TEXT,
     bytes_done BIGINT NOT NULL DEFAULT 0,
     bytes_total BIGINT NOT NULL DEFAULT 0,
@@ -319,6 +322,14 @@ CREATE TABLE restore (
     keys_applied BIGINT NOT NULL DEFAULT 0,
     keys_compared BIGINT NOT NULL DEFAULT 0,
     keys_expired BIGINT NOT NULL DEFAULT 0,
+    keys_skipped BIGINT NOT NULL DEFAULT 0, -- this and what follows of method replay
+    keys_conflicting BIGINT NOT NULL DEFAULT 0,
+    keys_failed BIGINT NOT NULL DEFAULT 0,
+    keys_removed BIGINT NOT NULL DEFAULT 0, -- other keys of the target
+    resumed BIGINT NOT NULL DEFAULT 0,      -- how often it was gone on with
+    options TEXT,                           -- JSON: what becomes of which keys; set with method replay
+    safety_backup_id TEXT,                  -- backup of the target from before
+    dbs TEXT,                               -- JSON: databases that are written to, or [] for all; null: none yet
     unavailable_us BIGINT,                  -- the switch as we measured it: old port closed to last client ended and new port open; null where a crash came in between
     undo_of TEXT,
     undone_by TEXT,
@@ -332,15 +343,55 @@ CREATE TABLE restore (
     updated_at_ms BIGINT NOT NULL,
     PRIMARY KEY (instance_id, ordinal),
     CHECK (status NOT IN ('succeeded', 'failed') OR finished_at_ms IS NOT NULL),
-    CHECK (status <> 'failed' OR error_code IS NOT NULL)
+    CHECK (status <> 'failed' OR error_code IS NOT NULL),
+    CHECK ((method = 'replay') = (options IS NOT NULL))
 ) WITHOUT ROWID;
 CREATE UNIQUE INDEX restore_id_unique ON restore(id);
+CREATE INDEX restore_safety_index ON restore(safety_backup_id) WHERE safety_backup_id IS NOT NULL;
 CREATE INDEX restore_created_index ON restore(instance_id, created_at_ms);
 CREATE TRIGGER restore_terminal_is_final BEFORE UPDATE OF status ON restore
 WHEN OLD.status IN ('succeeded', 'failed') AND NEW.status <> OLD.status
 BEGIN SELECT RAISE(ABORT, 'restore_terminal_is_final'); END;
 CREATE TRIGGER restore_is_never_deleted BEFORE DELETE ON restore
 BEGIN SELECT RAISE(ABORT, 'restore_is_never_deleted'); END;
+
+-- Import tasks: a backup is merged into an instance. Columns that a restore has too mean the same.
+CREATE TABLE migration (
+    id TEXT NOT NULL PRIMARY KEY,
+    project_id TEXT NOT NULL REFERENCES project(id),
+    instance_id TEXT NOT NULL REFERENCES instance(id), -- that is imported into
+    backup_id TEXT NOT NULL,
+    source_instance_id TEXT NOT NULL REFERENCES instance(id),
+    name TEXT NOT NULL,
+    description TEXT,
+    status TEXT NOT NULL CHECK (status IN ('waiting', 'running', 'succeeded', 'failed')),
+    error_code TEXT,
+    failure TEXT,
+    target_state TEXT NOT NULL CHECK (target_state IN ('untouched', 'loading', 'clearing', 'verifying', 'replaced', 'rolled_back', 'partial', 'unknown')),
+    options TEXT NOT NULL,
+    safety_backup_id TEXT,
+    dbs TEXT,
+    keys_applied BIGINT NOT NULL DEFAULT 0,
+    cancel_asked_at_ms BIGINT,
+    created_at_ms BIGINT NOT NULL,
+    started_at_ms BIGINT,
+    finished_at_ms BIGINT,
+    updated_at_ms BIGINT NOT NULL,
+    deleted_at_ms BIGINT,                   -- taken off the list
+    CHECK (status NOT IN ('succeeded', 'failed') OR finished_at_ms IS NOT NULL),
+    CHECK (status <> 'failed' OR error_code IS NOT NULL)
+);
+CREATE INDEX migration_project_index ON migration(project_id, created_at_ms);
+CREATE INDEX migration_unfinished_index ON migration(backup_id) WHERE status IN ('waiting', 'running');
+CREATE TRIGGER migration_terminal_is_final BEFORE UPDATE OF status ON migration
+WHEN OLD.status IN ('succeeded', 'failed') AND NEW.status <> OLD.status
+BEGIN SELECT RAISE(ABORT, 'migration_terminal_is_final'); END;
+
+-- The first keys of each kind that a replay counts: see restore/account.rs.
+CREATE TABLE restore_account (
+    restore_id TEXT NOT NULL PRIMARY KEY REFERENCES restore(id),
+    named TEXT NOT NULL                     -- JSON
+);
 
 -- Who changed what, in the transaction of the change. Each row's digest holds all rows before it.
 CREATE TABLE audit (

@@ -2,8 +2,8 @@
 
 use super::Error;
 use crate::ids::{
-    BackupId, GenerationId, HostId, InstanceId, JobId, Moment, NodeId, ProjectId, RestoreId, ScheduleId,
-    StorageId, UserId, VerificationId,
+    BackupId, GenerationId, HostId, InstanceId, JobId, MigrationId, Moment, NodeId, ProjectId, RestoreId,
+    ScheduleId, StorageId, UserId, VerificationId,
 };
 
 /// A value as both databases hold it.
@@ -209,6 +209,7 @@ id!(
     InstanceId,
     BackupId,
     RestoreId,
+    MigrationId,
     GenerationId,
     NodeId,
     JobId,

@@ -19,15 +19,22 @@ const NEEDED_OF_CLUSTER: &str = "+cluster|nodes";
 const WISHED: &str = "+config|get +config|set";
 /// Where `PSYNC` is not to be had: all keys are read.
 const NEEDED_WITHOUT_PSYNC: &str = "~* +scan +dump +pttl +time +select";
+/// What a restore into them needs besides; of a cluster the next line too. The last names the commands that make values which are too
+/// long to be sent as one, or are of another family.
+const NEEDED_TO_WRITE: &str =
+    "~* +restore +exists +select +scan +unlink +del +wait +client|setname +client|list +client|kill";
+const NEEDED_TO_WRITE_TO_CLUSTER: &str = "+cluster|slots +asking";
+const NEEDED_TO_WRITE_LONG: &str = "+multi +exec +rename +renamenx +set +append +rpush +sadd +zadd +hset +xadd +xgroup +xclaim \
+                                    +xsetid +pexpireat";
 /// What the user of a Sentinel needs.
 const NEEDED_OF_SENTINEL: &str = "+ping +info +sentinel|masters +sentinel|sentinels";
 
-/// Attach servers that somebody else runs: they are backed up like instances of this service, and nothing of them is changed
+/// Attach servers that somebody else runs: they are backed up and restored into like instances of this service
 #[derive(Args)]
 #[command(
     after_help = "What is there is found out from any node or Sentinel, shown, and found out again at each use. The operator \
     of the service must allow its addresses: cachekeep serve --attach-allow 10.0.0.0/8:6379. `cachekeep instance delete` \
-    detaches, and touches nothing of the servers.\n\
+    detaches, and touches nothing of the servers. Nothing but a restore that somebody asks for changes their data.\n\
     While a capture begins, repl-diskless-sync-delay is 0 and rdbcompression no on the captured node, where the user may \
     CONFIG SET; both are put back as soon as it has begun, after a crash of the service too.\n\n\
     Examples:\n  \
@@ -133,6 +140,10 @@ fn print_acl(user: &str) {
         "# Instead of +psync and +replconf, where those are not to be had (a backup is of no single moment then):"
     );
     println!("ACL SETUSER {user} {NEEDED_WITHOUT_PSYNC}");
+    println!("# For restores into them, on every node that is or may become a primary:");
+    println!("ACL SETUSER {user} {NEEDED_TO_WRITE}");
+    println!("ACL SETUSER {user} {NEEDED_TO_WRITE_TO_CLUSTER}");
+    println!("ACL SETUSER {user} {NEEDED_TO_WRITE_LONG}");
     println!("# On Sentinels, where they want a user at all:");
     println!("ACL SETUSER {user} reset on >PASSWORD {NEEDED_OF_SENTINEL}");
 }

@@ -119,13 +119,6 @@ impl From<Lzf> for rdb::Compression {
     }
 }
 
-/// A key as it stands in a JSON document.
-pub(super) fn key_as_json(key: &[u8]) -> serde_json::Value {
-    let mut text = Vec::new();
-    let _memory_takes_all = text::write_string(&mut text, key);
-    serde_json::from_slice(&text).unwrap_or_default()
-}
-
 fn target_by_name(name: &str) -> Result<rdb::Target, String> {
     rdb::Target::by_name(name).ok_or_else(|| {
         let known = rdb::TARGETS.map(|(name, ..)| name).join(", ");

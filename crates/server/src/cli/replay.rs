@@ -4,23 +4,21 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::{Args, ValueEnum};
-use engine::archive::{Archive, FileReader};
-use engine::replay::{
-    self, Account, Conflict, Expiry, Form, Input, Naming, Others, Outcome, Plan, Shape, Tally,
-};
+use clap::Args;
+use engine::archive::Archive;
+use engine::replay::{self, Account, Input, Others, Outcome, Plan};
 use engine::{Control, Identity};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::export::key_as_json;
 use super::selectors::Selectors;
 use super::source::archive_of;
 use super::{Global, Output, admin, alone};
 use crate::ids::{BackupId, Moment};
 use crate::jobs::worker::with_progress;
+use crate::restore::account::{self, key_as_json};
+use crate::restore::options::{Mode, OnConflict, OnExpiry, Options};
 
 /// The environment's word for the password of a target.
 const PASSWORD: &str = "CACHEKEEP_TARGET_PASSWORD";
@@ -34,74 +32,62 @@ const TOLD_MAX: usize = 10;
 #[command(next_help_heading = "To a server")]
 pub(crate) struct ReplayOptions {
     /// Say what would happen to every key, and write nothing
-    #[arg(long, requires = "from")]
+    #[arg(long)]
     dry_run: bool,
     /// merge leaves the target's other keys alone; replace removes them after all of the backup is there: of the databases and
     /// names that the selected keys go to
-    #[arg(long, value_enum, default_value_t = Mode::Merge, requires = "from")]
+    #[arg(long, value_enum, default_value_t = Mode::Merge)]
     mode: Mode,
+    #[command(flatten)]
+    choice: Choice,
+    /// Connections to each node that takes writes: more than one helps over long distances only
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=16))]
+    connections: u64,
+    /// Write down in this file how far it is: the same command goes on there after whatever has ended it
+    #[arg(long, value_name = "FILE")]
+    journal: Option<PathBuf>,
+    /// Certificates that a rediss:// target's one must be signed by, PEM
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+}
+
+/// What becomes of which keys, wherever a backup is applied key by key.
+#[derive(Args)]
+#[command(next_help_heading = "Key by key")]
+pub(crate) struct Choice {
     /// What becomes of a key that the target has already; fail writes nothing at all if there is one
-    #[arg(long, value_enum, default_value_t = OnConflict::Replace, requires = "from")]
+    #[arg(long, value_enum, default_value_t = OnConflict::Replace)]
     on_conflict: OnConflict,
     /// When keys expire: when they would have, as long from now as they would have when the backup was made, or never;
     /// fields of hashes that expire by themselves do so when they would have, and their keys are counted as reduced
-    #[arg(long, value_enum, default_value_t = OnExpiry::Absolute, requires = "from")]
+    #[arg(long, value_enum, default_value_t = OnExpiry::Absolute)]
     expiry: OnExpiry,
     /// Keys of database A go to database B; may be given many times
-    #[arg(long = "map-db", value_name = "A:B", value_parser = pair_of_dbs, requires = "from")]
+    #[arg(long = "map-db", value_name = "A:B", value_parser = pair_of_dbs)]
     db_map: Vec<(u32, u32)>,
     /// Each key gets this before its name, so that it stands beside what is there
-    #[arg(long, value_name = "TEXT", requires = "from", conflicts_with = "rewrite")]
+    #[arg(long, value_name = "TEXT", conflicts_with = "rewrite")]
     into_prefix: Option<String>,
     /// Names that begin with OLD begin with NEW instead
-    #[arg(long, value_name = "OLD=NEW", value_parser = pair_of_prefixes, requires = "from")]
+    #[arg(long, value_name = "OLD=NEW", value_parser = pair_of_prefixes)]
     rewrite: Option<(String, String)>,
     /// Load libraries of functions too: they are code, which the target then runs
-    #[arg(long, requires = "from")]
+    #[arg(long)]
     functions: bool,
     /// Send the commands that make a value instead of the serialised value: for what does not know RESTORE with ABSTTL
-    #[arg(long, requires = "from")]
+    #[arg(long)]
     commands: bool,
     /// At most so many keys in a second
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), requires = "from")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     max_ops: Option<u64>,
     /// Write more slowly while the target takes longer to answer a PING
-    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..), requires = "from")]
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..))]
     max_latency_ms: Option<u64>,
-    /// Connections to each node that takes writes: more than one helps over long distances only
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=16), requires = "from")]
-    connections: u64,
-    /// Write down in this file how far it is: the same command goes on there after whatever has ended it
-    #[arg(long, value_name = "FILE", requires = "from")]
-    journal: Option<PathBuf>,
     /// Seconds for which it is tried to go on after a connection broke or a node failed
-    #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "from")]
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(..=3600))]
     patience: u64,
-    /// Certificates that a rediss:// target's one must be signed by, PEM
-    #[arg(long, value_name = "FILE", requires = "from")]
-    ca: Option<PathBuf>,
     #[command(flatten)]
     selectors: Selectors,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Mode {
-    Merge,
-    Replace,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum OnConflict {
-    Fail,
-    Skip,
-    Replace,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum OnExpiry {
-    Absolute,
-    Shift,
-    Strip,
 }
 
 fn pair_of_dbs(text: &str) -> Result<(u32, u32), String> {
@@ -118,53 +104,48 @@ fn pair_of_prefixes(text: &str) -> Result<(String, String), String> {
     }
 }
 
+impl Choice {
+    /// What a restore is told.
+    pub(super) fn options(&self, mode: Mode, safety_point: bool) -> Options {
+        Options {
+            mode,
+            on_conflict: self.on_conflict,
+            expiry: self.expiry,
+            map_db: self.db_map.iter().map(|(from, to)| [*from, *to]).collect(),
+            into_prefix: self.into_prefix.clone(),
+            rewrite: self.rewrite.clone().map(|(old, new)| [old, new]),
+            functions: self.functions,
+            commands: self.commands,
+            max_ops: self.max_ops,
+            max_latency_ms: self.max_latency_ms,
+            patience: self.patience,
+            safety_point,
+            select: self.selectors.select(),
+        }
+    }
+}
+
 impl ReplayOptions {
     /// The plan, and what about it cannot be.
     fn plan(&self) -> anyhow::Result<Plan> {
-        let mut dbs = std::collections::BTreeMap::new();
-        for (from, to) in &self.db_map {
-            anyhow::ensure!(
-                dbs.insert(*from, *to).is_none_or(|earlier| earlier == *to),
-                "--map-db sends database {from} to two others"
-            );
-        }
-        let naming = match (&self.into_prefix, &self.rewrite) {
-            (Some(prefix), _) => Naming::Into(prefix.clone().into_bytes()),
-            (None, Some((old, new))) => Naming::Rewritten(old.clone().into_bytes(), new.clone().into_bytes()),
-            (None, None) => Naming::Kept,
-        };
+        let options = self.choice.options(self.mode, false);
+        let plan = options
+            .plan(self.journal.clone(), &std::env::temp_dir(), Moment::now())
+            .map_err(|field| match field {
+                "replay.map_db" => anyhow::anyhow!("--map-db sends one database to two others"),
+                "replay.mode" => anyhow::anyhow!(
+                    "--mode replace decides by database and name which other keys go, so no type, size or time to live can be selected"
+                ),
+                other => anyhow::anyhow!("{other} cannot be read"),
+            })?;
         Ok(Plan {
-            selection: self.selectors.selection(0),
-            shape: Shape {
-                dbs,
-                naming,
-                expiry: match self.expiry {
-                    OnExpiry::Absolute => Expiry::Absolute,
-                    OnExpiry::Shift => Expiry::Shift,
-                    OnExpiry::Strip => Expiry::Strip,
-                },
+            // Nobody asked for databases that the backup has no keys in.
+            others: match plan.others {
+                Others::All => Others::Go,
+                others => others,
             },
-            conflict: match self.on_conflict {
-                OnConflict::Fail => Conflict::Fail,
-                OnConflict::Skip => Conflict::Skip,
-                OnConflict::Replace => Conflict::Replace,
-            },
-            others: match self.mode {
-                Mode::Merge => Others::Stay,
-                Mode::Replace => Others::Go,
-            },
-            form: match self.commands {
-                true => Form::Commands,
-                false => Form::Payloads,
-            },
-            functions: self.functions,
             connections: usize::try_from(self.connections)?,
-            ops_max: self.max_ops,
-            latency_max: self.max_latency_ms.map(Duration::from_millis),
-            patience: Duration::from_secs(self.patience),
-            journal: self.journal.clone(),
-            spill: std::env::temp_dir(),
-            now_ms: Moment::now().0,
+            ..plan
         })
     }
 }
@@ -230,14 +211,7 @@ fn inputs(
         Some(id) => archive_of(&admin::open(global)?, &id).with_context(|| format!("cannot open {from}"))?,
         None => open()?,
     };
-    let files = archive.manifest().files().len();
-    let name = archive.manifest_blake3().to_owned();
-    (0..files)
-        .map(|shard| {
-            let reader = FileReader::new(archive.clone(), identity.clone(), shard).map_err(alone::told)?;
-            Ok(Input::Archive(Box::new(reader), format!("{name}:{shard}")))
-        })
-        .collect()
+    Input::all(&archive, &identity).map_err(alone::told)
 }
 
 /// Ctrl-C, or a request to end, stops it in good order; a second one at once.
@@ -271,30 +245,6 @@ fn stop_when_asked(control: &Arc<Control>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The kinds of an account, in the order in which they are told.
-fn kinds(account: &Account) -> [(&'static str, &Tally); 7] {
-    [
-        ("applied", &account.applied),
-        ("skipped", &account.skipped),
-        ("conflicting", &account.conflicting),
-        ("expired", &account.expired),
-        ("failed", &account.failed),
-        ("reduced", &account.reduced),
-        ("removed", &account.removed),
-    ]
-}
-
-fn named(tally: &Tally) -> Value {
-    let one = |named: &replay::Named| {
-        let mut value = json!({"db": named.db, "key": key_as_json(&named.key)});
-        if !named.reason.is_empty() {
-            value["reason"] = json!(named.reason);
-        }
-        value
-    };
-    tally.first.iter().map(one).collect()
-}
-
 /// Tells how it ended, and returns the exit status.
 fn show(global: &Global, is_dry: bool, to: &str, phases: &str, outcome: &Outcome) -> ExitCode {
     let account = &outcome.account;
@@ -303,18 +253,14 @@ fn show(global: &Global, is_dry: bool, to: &str, phases: &str, outcome: &Outcome
         "target": without_password(to), "target_version": outcome.target_version, "dry_run": is_dry, "target_state": state,
         "resumed": outcome.resumed, "keys": account.keys(), "applied_bytes": account.applied_bytes,
     });
-    for (name, tally) in kinds(account) {
+    for (name, tally) in account::kinds(account) {
         told[name] = json!(tally.count);
     }
     told["functions"] = json!(account.functions);
     told["phases"] = json!(phases);
     let failure = outcome.failure.as_ref().map(|error| engine::chain(error));
     if global.output == Output::Json {
-        let first: serde_json::Map<String, Value> = kinds(account)
-            .into_iter()
-            .map(|(name, tally)| (name.to_owned(), named(tally)))
-            .collect();
-        told["first"] = Value::Object(first);
+        told["first"] = account::named(account);
         told["failure"] = json!(failure);
         told["functions_refused"] = json!(account.functions_refused);
         println!("{told:#}");

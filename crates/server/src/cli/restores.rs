@@ -2,13 +2,15 @@
 
 use std::process::ExitCode;
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::remote::{self, NewInstance, Page, Persistence};
+use super::replay::Choice;
 use super::target::{Target, UNDOABLE, plain, print_one, print_rows};
 use super::{Global, Output, watch};
 use crate::instance::layout::Layout;
+use crate::restore::options::{Mode, Options};
 use crate::secrets;
 
 /// Verbs on restores.
@@ -47,6 +49,8 @@ pub(crate) enum RestoreVerb {
         /// Restore into this instance instead (name or id); what it holds is replaced and kept for undo
         #[arg(long, value_name = "INSTANCE")]
         into: Option<String>,
+        #[command(flatten)]
+        by_keys: ByKeys,
         /// Restore into a new instance of this name
         #[arg(long, value_name = "NAME", conflicts_with = "into")]
         new: Option<String>,
@@ -99,6 +103,8 @@ pub(crate) enum RestoreVerb {
         /// Of a restore that may stop the instance where two copies do not fit in memory
         #[arg(long)]
         allow_downtime: bool,
+        #[command(flatten)]
+        by_keys: ByKeys,
     },
     /// List every restore of an instance, newest first
     #[command(
@@ -152,6 +158,31 @@ pub(crate) enum RestoreVerb {
     },
 }
 
+/// How a backup is applied to servers that somebody else runs.
+#[derive(Args)]
+#[command(next_help_heading = "Into servers that somebody else runs")]
+pub(crate) struct ByKeys {
+    /// replace removes all other keys after all of the backup is there, where keys are selected those that could have been;
+    /// merge leaves them alone [default: replace]
+    #[arg(long, value_enum)]
+    mode: Option<Mode>,
+    /// Take no backup of the target before: what fails half-way then cannot be put back, and nothing can be undone
+    #[arg(long)]
+    no_safety_point: bool,
+    #[command(flatten)]
+    choice: Choice,
+}
+
+impl ByKeys {
+    /// The field of the request; `None`: nothing is said.
+    fn field(&self) -> Option<Options> {
+        let options = self
+            .choice
+            .options(self.mode.unwrap_or_default(), !self.no_safety_point);
+        (options != Options::default() || self.mode.is_some()).then_some(options)
+    }
+}
+
 const RESTORE_COLUMNS: [&str; 9] = [
     "restore_name",
     "status",
@@ -178,6 +209,7 @@ pub(crate) fn restore(global: &Global, verb: &RestoreVerb) -> anyhow::Result<Exi
             allow_downtime,
             plan,
             into,
+            by_keys,
             new,
             shards,
             replicas,
@@ -190,7 +222,7 @@ pub(crate) fn restore(global: &Global, verb: &RestoreVerb) -> anyhow::Result<Exi
         } => {
             let source = Target::find(global, instance)?;
             let wish = json!({"backup_id": source.backup(backup)?, "source_instance_id": source.id, "remark": remark,
-                              "verify": verify, "allow_downtime": allow_downtime, "plan_id": plan});
+                              "verify": verify, "allow_downtime": allow_downtime, "plan_id": plan, "replay": by_keys.field()});
             let start = |target: &Target| target.ours("POST", "/restores", Some(&wish));
             let Some(name) = new else {
                 let target = match into {
@@ -240,10 +272,11 @@ pub(crate) fn restore(global: &Global, verb: &RestoreVerb) -> anyhow::Result<Exi
             into,
             verify,
             allow_downtime,
+            by_keys,
         } => {
             let source = Target::find(global, instance)?;
             let wish = json!({"backup_id": source.backup(backup)?, "source_instance_id": source.id, "verify": verify,
-                              "allow_downtime": allow_downtime});
+                              "allow_downtime": allow_downtime, "replay": by_keys.field()});
             let target = match into {
                 Some(into) => Target::find(global, into)?,
                 None => source,
@@ -363,10 +396,17 @@ fn print_plan(global: &Global, plan: &Value) {
         Some(count) => format!("measured on {count} restores"),
     };
     println!("time: about {} s ({rests_on})", plan["estimated_seconds"]);
-    println!(
-        "undo: possible until {} at the latest",
-        plain(&plan["undo_until"])
-    );
+    match plan["undo_until"].as_str() {
+        Some(until) => println!("undo: possible until {until} at the latest"),
+        None => println!("undo: not possible: there is no safety point"),
+    }
+    if let Some(counts) = plan["counts"].as_object() {
+        let counts: Vec<String> = counts
+            .iter()
+            .map(|(kind, count)| format!("{count} {kind}"))
+            .collect();
+        println!("every key: {}", counts.join(", "));
+    }
     if let Some(restore) = plan["ends_undo_of"].as_str() {
         println!("undo: of {restore} it is not possible any more then");
     }

@@ -6,6 +6,8 @@ use clap::Args;
 use engine::Selection;
 use engine::selection::{Pattern, Slots, Ttl};
 
+use crate::restore::options::{Select, sizes, type_by_name};
+
 /// A key is taken where everything that is said holds for it.
 #[derive(Args, Clone, Default)]
 #[command(next_help_heading = "Which keys")]
@@ -50,6 +52,25 @@ impl Selectors {
         self.bytes.is_some()
     }
 
+    /// What a restore is told.
+    pub(super) fn select(&self) -> Select {
+        let text = |of: Option<&dyn std::fmt::Display>| of.map(ToString::to_string);
+        Select {
+            db: self.dbs.iter().copied().collect(),
+            key: self.keys.clone(),
+            glob: self.glob.clone(),
+            regex: text(self.pattern.as_ref().map(|of| of as _)),
+            prefix: self.prefix.clone(),
+            kinds: self.kinds.iter().map(|kind| kind.name().to_owned()).collect(),
+            slots: text(self.slots.as_ref().map(|of| of as _)),
+            size: self
+                .bytes
+                .as_ref()
+                .map(|range| format!("{}..{}", range.start(), range.end())),
+            ttl: text(self.ttl.as_ref().map(|of| of as _)),
+        }
+    }
+
     /// What the engine is told; of expiries in a file that was written then, Unix milliseconds.
     pub(super) fn selection(&self, written_ms: i64) -> Selection {
         Selection {
@@ -65,28 +86,4 @@ impl Selectors {
             written_ms,
         }
     }
-}
-
-fn sizes(text: &str) -> Result<RangeInclusive<u64>, String> {
-    let wanted = || "bytes are wanted: 1000.. or ..1000 or 10..1000".to_owned();
-    let (least, most) = text.split_once("..").ok_or_else(wanted)?;
-    let number = |text: &str, otherwise| match text {
-        "" => Ok(otherwise),
-        text => text.parse().map_err(|_| wanted()),
-    };
-    let (least, most) = (number(least, 0)?, number(most, u64::MAX)?);
-    match least <= most && text != ".." {
-        true => Ok(least..=most),
-        false => Err(wanted()),
-    }
-}
-
-fn type_by_name(name: &str) -> Result<rdb::Type, String> {
-    let known = rdb::Type::ALL.into_iter().find(|kind| kind.name() == name);
-    known.ok_or_else(|| {
-        format!(
-            "one of {} is wanted",
-            rdb::Type::ALL.map(rdb::Type::name).join(", ")
-        )
-    })
 }

@@ -177,7 +177,10 @@ impl Target {
                 "latest" => {
                     key == "restore" || (row["status"] == "succeed" && row["ext"]["kind"] != "generation")
                 }
-                UNDOABLE => row["status"] == "succeed" && row["ext"]["undone_by"].is_null(),
+                UNDOABLE => {
+                    !row["ext"]["undo_until"].is_null()
+                        || row["status"] == "succeed" && row["ext"]["undone_by"].is_null()
+                }
                 _ => row[name] == given,
             });
             if let Some(row) = found {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use super::record::{self, Hook};
 use super::{Message, secret_place, send};
@@ -14,40 +15,47 @@ pub fn run(app: &Arc<App>, closing: &AtomicBool) {
     let mut seen = 0;
     while !closing.load(Ordering::SeqCst) {
         // One node at a time tells them.
-        if app.duty.is_ours()
-            && let Err(error) = round(app, closing)
-        {
-            tracing::error!(
+        let told = match app.duty.is_ours() {
+            true => round(app, closing),
+            false => Ok(false),
+        };
+        match told {
+            Ok(true) => continue,
+            Ok(false) => {}
+            Err(error) => tracing::error!(
                 error = engine::chain(&error),
                 "the hooks could not use the catalogue"
-            );
+            ),
         }
         seen = app.board.wait_to_tidy(seen, limits::RECONCILE_EVERY);
     }
 }
 
-fn round(app: &App, closing: &AtomicBool) -> Result<(), catalog::Error> {
+/// One turn of each hook; `true`: there is more to be told.
+fn round(app: &App, closing: &AtomicBool) -> Result<bool, catalog::Error> {
     let hooks = app.catalog.read(record::all)?;
-    std::thread::scope(|scope| {
+    let is_more = std::thread::scope(|scope| {
         let told: Vec<_> = hooks
             .iter()
             .map(|hook| scope.spawn(|| tell(app, hook, closing)))
             .collect();
-        told.into_iter().try_for_each(|told| {
-            told.join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        told.into_iter().try_fold(false, |is_more, told| {
+            let left = told
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            Ok::<_, catalog::Error>(is_more || left)
         })
     })?;
     let before = Moment::now().0.saturating_sub(limits::DELIVERIES_KEPT_MS);
     let is_old = app.catalog.read(|tx| record::is_any_over(tx, Moment(before)))?;
-    match is_old {
-        true => app.catalog.write(|tx| record::forget(tx, Moment(before))),
-        false => Ok(()),
+    if is_old {
+        app.catalog.write(|tx| record::forget(tx, Moment(before)))?;
     }
+    Ok(is_more)
 }
 
-/// Whatever is due, until a try fails: what follows it would most likely fail as well.
-fn tell(app: &App, hook: &Hook, closing: &AtomicBool) -> Result<(), catalog::Error> {
+/// What is due, until its turn is over (`true`) or a try fails: what follows it would most likely fail as well.
+fn tell(app: &App, hook: &Hook, closing: &AtomicBool) -> Result<bool, catalog::Error> {
     let secret = match app
         .vault
         .master
@@ -56,15 +64,19 @@ fn tell(app: &App, hook: &Hook, closing: &AtomicBool) -> Result<(), catalog::Err
         Ok(secret) => secret,
         Err(error) => {
             tracing::error!(hook = hook.name, %error, "a hook is not told anything");
-            return Ok(());
+            return Ok(false);
         }
     };
+    let until = Instant::now() + limits::HOOK_TURN;
     while !closing.load(Ordering::SeqCst) && app.duty.is_ours() {
+        if Instant::now() >= until {
+            return Ok(true);
+        }
         let Some(delivery) = app
             .catalog
             .read(|tx| record::due(tx, &hook.name, Moment::now()))?
         else {
-            return Ok(());
+            return Ok(false);
         };
         let sent = send(
             hook.kind,
@@ -104,10 +116,10 @@ fn tell(app: &App, hook: &Hook, closing: &AtomicBool) -> Result<(), catalog::Err
         app.counters
             .add(metrics::DELIVERIES, &[("hook", &hook.name), ("outcome", outcome)]);
         if outcome != "delivered" {
-            return Ok(());
+            return Ok(false);
         }
     }
-    Ok(())
+    Ok(false)
 }
 
 /// Each pause is three times the one before, up to an hour.

@@ -99,7 +99,7 @@ fn post(url: &str, secret: &str, message: &Message, now: Moment) -> Result<(), S
     let answered = ureq::Agent::new_with_config(config)
         .post(url)
         .header("content-type", "application/json")
-        .header("user-agent", concat!("cachekeep/", env!("CARGO_PKG_VERSION")))
+        .header("user-agent", format!("cachekeep/{}", env!("CARGO_PKG_VERSION")))
         .header("webhook-id", &message.id)
         .header("webhook-timestamp", seconds.to_string())
         .header(
@@ -121,10 +121,14 @@ fn post(url: &str, secret: &str, message: &Message, now: Moment) -> Result<(), S
 fn run(program: &str, message: &Message) -> Result<(), String> {
     let output = tempfile().map_err(|error| format!("no room for what it prints: {error}"))?;
     let printed = || output.try_clone().map(Stdio::from).unwrap_or(Stdio::null());
+    // Nothing of ours: keys and passwords may be given to us that way.
+    let few = ["PATH", "HOME", "LANG", "TZ"].map(|name| (name, std::env::var_os(name)));
+    let kept = few.into_iter().filter_map(|(name, value)| Some((name, value?)));
     let mut child = Command::new(program)
+        .env_clear()
+        .envs(kept)
         .env("CACHEKEEP_EVENT", &message.event)
         .env("CACHEKEEP_EVENT_ID", &message.id)
-        .env_remove("CACHEKEEP_MASTER_KEY")
         .stdin(Stdio::piped())
         .stdout(printed())
         .stderr(printed())

@@ -10,6 +10,7 @@ use crate::ids::{BackupId, InstanceId, Moment, RestoreId};
 use crate::instance::Status;
 use crate::instance::record as instances;
 use crate::jobs::{JobKind, queue};
+use crate::restore::migration::record as migrations;
 use crate::restore::record::{self as restores, TargetState};
 
 /// What is told to whom it concerns.
@@ -43,6 +44,10 @@ pub fn forget(app: &App, name: &str, now: Moment) -> anyhow::Result<Forgotten> {
         );
         let unsettled = queue::unsettled_of(tx, &host.id)?;
         for (instance, kind, subject) in &unsettled {
+            // Whoever is there goes on with it.
+            if *kind == JobKind::Delete {
+                continue;
+            }
             queue::revoke_active(tx, instance, now)?;
             give_up(tx, instance, *kind, subject.as_deref(), now)?;
         }
@@ -94,14 +99,17 @@ fn give_up(
                 restores::fail(tx, &restore.id, FailureCode::TimedOut, WHY, state, now)?;
             }
         }
+        JobKind::Migration => {
+            if let Some(id) = subject.and_then(RestoreId::parse) {
+                let state = TargetState::Unknown;
+                migrations::fail(tx, &id, FailureCode::TimedOut, WHY, state, now)?;
+            }
+        }
         JobKind::Create => {
             let (from, to) = (Status::Creating, Status::CreateFailed);
             instances::transition(tx, instance, from, to, Some(WHY), now)?;
         }
-        JobKind::Delete => {
-            instances::transition(tx, instance, Status::Deleting, Status::Deleted, None, now)?;
-        }
-        JobKind::Restart | JobKind::Flush | JobKind::Password | JobKind::Resize => {}
+        JobKind::Delete | JobKind::Restart | JobKind::Flush | JobKind::Password | JobKind::Resize => {}
     }
     Ok(())
 }

@@ -174,8 +174,8 @@ pub fn newest_nodes(tx: &Tx<'_>, instance: &InstanceId) -> Result<Vec<Place>, Er
 /// What a switch has replaced and is kept for undo.
 #[derive(Debug)]
 pub struct Kept {
-    /// The generation.
-    pub id: GenerationId,
+    /// The generation, or the safety point.
+    pub id: String,
     /// It is removed then at the latest.
     pub expires_at: Moment,
 }
@@ -187,7 +187,9 @@ pub struct Kept {
 pub fn kept(tx: &Tx<'_>, of: &OwnedId) -> Result<Vec<Kept>, Error> {
     tx.all(
         "SELECT id, expires_at_ms FROM generation \
-         WHERE instance_id = ?1 AND state <> 'removed' AND state = 'retired' AND expires_at_ms IS NOT NULL",
+         WHERE instance_id = ?1 AND state <> 'removed' AND state = 'retired' AND expires_at_ms IS NOT NULL \
+         UNION ALL SELECT id, expires_at_ms FROM backup \
+         WHERE instance_id = ?1 AND kind = 'safety' AND status = 'succeeded' AND expires_at_ms IS NOT NULL",
         (of.id(),),
         |row| {
             Ok(Kept {

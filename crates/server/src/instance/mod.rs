@@ -10,5 +10,6 @@ pub mod nodes;
 pub mod policy;
 pub mod record;
 pub mod watched;
+pub mod writing;
 
 pub use record::{Instance, OwnedId, OwnedInstance, Status};

@@ -444,12 +444,21 @@ fn time_left(app: &App, claim: &Claim) -> Result<Duration, catalog::Error> {
         (JobKind::Restore, Some(restore)) => app
             .catalog
             .read(|tx| restore::record::expected_bytes(tx, restore))?,
+        (JobKind::Migration, Some(task)) => app
+            .catalog
+            .read(|tx| restore::migration::record::expected_bytes(tx, task))?,
         _ => 0,
     };
-    let limit = limits::operation_time(expected_bytes);
+    let at_pace = match (claim.kind, &claim.subject_id) {
+        (JobKind::Restore, Some(restore)) => app
+            .catalog
+            .read(|tx| restore::replay_record::seconds_at_pace(tx, restore))?,
+        _ => 0,
+    };
+    let limit = limits::operation_time(expected_bytes) + Duration::from_secs(at_pace);
     let age = match claim.kind {
         JobKind::Create | JobKind::Delete | JobKind::Password | JobKind::Resize => 0,
-        JobKind::Restart | JobKind::Flush | JobKind::Backup | JobKind::Restore => {
+        JobKind::Restart | JobKind::Flush | JobKind::Backup | JobKind::Restore | JobKind::Migration => {
             let now = app.catalog.read(|tx| tx.clock())?;
             u64::try_from(now.0 - claim.created_at.0).unwrap_or(0)
         }
@@ -510,7 +519,7 @@ fn run_one(app: &App, claim: &Claim, control: &Control) {
     tracing::info!(job.id = %claim.job_id, job.kind = claim.kind.word(), instance.id = %claim.instance_id, fence = claim.fence, "job begins");
     let ended = match claim.kind {
         JobKind::Backup => backup::job::run(app, claim, control),
-        JobKind::Restore => restore::job::run(app, claim, control),
+        JobKind::Restore | JobKind::Migration => restore::job::run(app, claim, control),
         JobKind::Create
         | JobKind::Delete
         | JobKind::Restart

@@ -4,8 +4,11 @@
 //! A number of the journal is taken in the catalogue before its entry is written, so no store has an entry with a number that the
 //! catalogue has not given out. Where one has, the catalogue is not the newest one.
 
-use engine::Error;
+use std::collections::HashSet;
+use std::time::Instant;
+
 use engine::store::{Patience, Store};
+use engine::{Error, Kind};
 
 use super::entry::{Named, entry_name};
 use super::{mirror, record};
@@ -14,6 +17,7 @@ use crate::catalog;
 use crate::identity::record as identity;
 use crate::ids::ProjectId;
 use crate::instance::job::catalog_failed;
+use crate::limits;
 use crate::storage::{self, LOCAL, record as storages};
 
 /// A project of which a store knows more than the catalogue.
@@ -32,8 +36,13 @@ pub struct Behind {
 /// The newest number that the catalogue has given out and the newest entry in a store, if it is a newer one.
 ///
 /// # Errors
-/// The catalogue or the store failed.
-pub fn newer(app: &App, store: &Store, project: &ProjectId) -> Result<Option<(u64, u64)>, Error> {
+/// The catalogue or the store failed; [`Kind::Deadline`] where it takes longer than `until`.
+pub fn newer(
+    app: &App,
+    store: &Store,
+    project: &ProjectId,
+    until: Option<Instant>,
+) -> Result<Option<(u64, u64)>, Error> {
     let known = || {
         let journal = app.catalog.read(|tx| record::journal(tx, project));
         let begun = journal.map(|journal| journal.map_or(0, |journal| journal.begun));
@@ -43,6 +52,10 @@ pub fn newer(app: &App, store: &Store, project: &ProjectId) -> Result<Option<(u6
     let after = entry_name(project, known()?);
     let folder = after.rsplit_once('/').map_or("", |(folder, _)| folder);
     store.list_behind(folder, &after, |name| {
+        if until.is_some_and(|until| Instant::now() >= until) {
+            let context = "its list of entries is too long to be read at a start";
+            return Err(Error::new(Kind::Deadline, "look for newer entries", context));
+        }
         if let Some(Named::Entry(of, number)) = Named::parse(name)
             && of == *project
         {
@@ -68,7 +81,8 @@ pub fn behind(app: &App) -> Result<Vec<Behind>, Error> {
         .catalog
         .read(|tx| Ok::<_, catalog::Error>((identity::projects(tx)?, storages::all(tx)?)))
         .map_err(catalog_failed)?;
-    let mut behind = Vec::new();
+    let until = Instant::now() + limits::GUARD_TIME_MAX;
+    let (mut behind, mut passed_over) = (Vec::new(), HashSet::new());
     for project in &projects {
         if project.shredded_at.is_some() {
             continue;
@@ -78,8 +92,17 @@ pub fn behind(app: &App) -> Result<Vec<Behind>, Error> {
             .filter(|row| row.project_id.as_ref().is_none_or(|only| *only == project.id));
         for row in std::iter::once(None).chain(remote.map(Some)) {
             let name = row.map_or(LOCAL, |row| &row.name);
-            let found = storage::open(app, row.map(|row| &row.id))
-                .and_then(|store| newer(app, &store.with_patience(Patience::SHORT), &project.id));
+            if passed_over.contains(name) {
+                continue;
+            }
+            let found = storage::open(app, row.map(|row| &row.id)).and_then(|store| {
+                newer(
+                    app,
+                    &store.with_patience(Patience::SHORT),
+                    &project.id,
+                    Some(until),
+                )
+            });
             match found {
                 Ok(None) => {}
                 Ok(Some((known, newest))) => behind.push(Behind {
@@ -89,11 +112,14 @@ pub fn behind(app: &App) -> Result<Vec<Behind>, Error> {
                     newest,
                 }),
                 Err(error) if row.is_none() => return Err(error),
-                Err(error) => tracing::warn!(
-                    storage = name,
-                    error = engine::chain(&error),
-                    "it is not known whether this store knows more than the catalogue"
-                ),
+                Err(error) => {
+                    tracing::warn!(
+                        storage = name,
+                        error = engine::chain(&error),
+                        "it is not known whether this store knows more than the catalogue"
+                    );
+                    passed_over.insert(name.to_owned());
+                }
             }
         }
     }

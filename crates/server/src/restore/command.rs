@@ -5,7 +5,9 @@ use std::path::Path;
 use engine::archive::Manifest;
 use engine::store::{Patience, always};
 
+use super::options::Options;
 use super::record::{self, Method, NewRestore, Status, TargetState};
+use super::replay_record::{self, Replay};
 use crate::app::App;
 use crate::backup::place;
 use crate::backup::record::{self as backups, Backup, Kind};
@@ -20,9 +22,6 @@ use crate::instance::{Instance, OwnedInstance, command as instances, job as jobs
 use crate::jobs::{JobKind, queue};
 use crate::limits;
 use crate::refusal::Refusal;
-
-/// What is to be known of servers that somebody else runs.
-const NOT_INTO: &str = "backups cannot be restored into them yet: restore into an instance of this service";
 
 /// A wish to restore.
 #[derive(Debug)]
@@ -39,6 +38,8 @@ pub struct RestoreRequest {
     pub allow_downtime: bool,
     /// Only if this is still what was planned: see [`super::plan`].
     pub plan: Option<String>,
+    /// What becomes of which keys, where it is applied key by key.
+    pub replay: Option<Options>,
 }
 
 /// Accepts a restore: everything is checked, then record and job are written in one transaction, once for each
@@ -76,21 +77,26 @@ pub(super) fn look_into(
 ) -> Result<(), Refusal> {
     let (instance, backup, to_cluster) = app.catalog.read(|tx| {
         let instance = instances::find(tx, project, id)?;
-        instances::check_managed(&instance, NOT_INTO)?;
         let source = source(tx, project, &instance, request)?;
-        let to_cluster = !instance.layout.mode.is_whole() && source.layout.mode.is_whole();
+        // Who chooses databases is told by the job of those that cannot be.
+        let is_chosen = request.replay.as_ref().is_some_and(Options::chooses_dbs);
+        let to_cluster = !instance.layout.mode.is_whole() && source.layout.mode.is_whole() && !is_chosen;
         let engine = |of: &Instance| (of.engine, minor(&of.engine_version));
-        let backup = match to_cluster || engine(&source) != engine(&instance) {
+        let by_file = !is_by_keys(&instance, request);
+        let backup = match to_cluster || (by_file && engine(&source) != engine(&instance)) {
             true => backups::find(tx, &source, &request.backup_id)?,
             false => None,
         };
         Ok::<_, Refusal>((instance, backup, to_cluster))
     })?;
+    let by_file = !is_by_keys(&instance, request);
     let Some(backup) = backup.filter(Backup::is_kept) else {
         return Ok(());
     };
     let seen = place::open(app, &backup, Some(Patience::SHORT), &always).and_then(|archive| {
-        let refused = engine_refuses(&instance, archive.manifest().rdb_version);
+        let refused = by_file
+            .then(|| engine_refuses(&instance, archive.manifest().rdb_version))
+            .flatten();
         if refused.is_some() || !to_cluster {
             return Ok(refused);
         }
@@ -105,6 +111,11 @@ pub(super) fn look_into(
             Ok(())
         }
     }
+}
+
+/// Whether it is applied key by key.
+fn is_by_keys(instance: &Instance, request: &RestoreRequest) -> bool {
+    instance.attachment.is_some() || request.replay.is_some()
 }
 
 /// The refusal where the instance's engine loads no file of this version. Of an engine that we do not know, it is not known.
@@ -161,11 +172,15 @@ fn accept(
         source,
         backup,
         method,
+        replay,
     } = accepted;
     let undo_of = match &backup.generation_id {
         Some(generation) => record::that_replaced(tx, id, generation)?,
-        None => None,
+        None => replay_record::that_saved(tx, id, &backup.id)?,
     };
+    let options = replay
+        .as_ref()
+        .map(|options| serde_json::json!(options).to_string());
     let new = NewRestore {
         backup_id: &backup.id,
         backup_name: &backup.name,
@@ -175,12 +190,13 @@ fn accept(
         layout: instance.layout,
         method,
         verify: match method {
-            // It was verified before it served the first time.
-            Method::SwitchBack => "none",
+            // It was verified before it served the first time; or the target says of each key that it has it.
+            Method::SwitchBack | Method::Replay => "none",
             Method::SideLoad | Method::InPlace if request.verify_full => "full",
             Method::SideLoad | Method::InPlace => "sample",
         },
         undo_of: undo_of.as_ref(),
+        options: options.as_deref(),
     };
     let restore = record::insert_waiting(tx, project, id, &new, now)?;
     queue::insert(tx, id, JobKind::Restore, Some(restore.as_str()))?;
@@ -199,6 +215,8 @@ pub(super) struct Accepted {
     pub(super) source: OwnedInstance,
     pub(super) backup: Backup,
     pub(super) method: Method,
+    /// Of a replay.
+    pub(super) replay: Option<Options>,
 }
 
 /// Every refusal that the catalogue and the host can tell.
@@ -210,7 +228,6 @@ pub(super) fn check(
     request: &RestoreRequest,
 ) -> Result<Accepted, Refusal> {
     let instance = instances::find(tx, project, id)?;
-    instances::check_managed(&instance, NOT_INTO)?;
     if app.config.strict_dcs && instance.layout.mode == Mode::Single {
         return Err(Refusal::SingleNode);
     }
@@ -224,10 +241,24 @@ pub(super) fn check(
     // Where its instance's host reads it, whoever is asked.
     let reader = instance.host.as_ref().unwrap_or(&app.host);
     place::check_reader(tx, &backup, reader)?;
+    let by_keys = is_by_keys(&instance, request);
+    if backup.kind == Kind::Generation && (by_keys || source.id != instance.id) {
+        return Err(Refusal::NoFile);
+    }
+    if by_keys {
+        let options = request.replay.clone().unwrap_or_default();
+        options
+            .plan(None, Path::new(""), Moment(0))
+            .map_err(Refusal::Parameter)?;
+        return Ok(Accepted {
+            instance,
+            source,
+            backup,
+            method: Method::Replay,
+            replay: Some(options),
+        });
+    }
     if source.id != instance.id {
-        if backup.kind == Kind::Generation {
-            return Err(Refusal::NoFile);
-        }
         let data = u64::try_from(backup.used_memory_bytes).unwrap_or(0);
         let limit = jobs_of_instances::max_memory_bytes(&instance);
         if data > limit {
@@ -252,6 +283,7 @@ pub(super) fn check(
         source,
         backup,
         method,
+        replay: None,
     })
 }
 
@@ -373,13 +405,15 @@ pub fn undo(
     crate::backup::command::check_remark(remark.as_deref())?;
     let restore = app.catalog.write(|tx| {
         idempotency::once(tx, project, once, now, || {
+            let (backup_id, replay) = what_undoes(tx, project, id, restore)?;
             let request = RestoreRequest {
-                backup_id: what_undoes(tx, project, id, restore)?,
+                backup_id,
                 source: None,
                 remark,
                 verify_full: false,
                 allow_downtime: false,
                 plan: None,
+                replay,
             };
             accept(app, tx, project, id, &request, now)
         })
@@ -388,16 +422,20 @@ pub fn undo(
     Ok(restore)
 }
 
-/// The backup that stands for what the named restore replaced.
+/// The backup that stands for what the named restore replaced and, of a replay, what of it takes that back.
 fn what_undoes(
     tx: &Tx<'_>,
     project: &ProjectId,
     id: &InstanceId,
     restore: &RestoreId,
-) -> Result<BackupId, Refusal> {
+) -> Result<(BackupId, Option<Options>), Refusal> {
     let instance = instances::find(tx, project, id)?;
     let restore = record::find(tx, &instance, restore)?.ok_or(Refusal::RestoreUnknown)?;
-    if restore.status != Status::Succeeded {
+    let replay = replay_record::load(tx, &restore.id)?;
+    let left_something = replay.is_some()
+        && restore.status == Status::Failed
+        && matches!(restore.target_state, TargetState::Partial | TargetState::Unknown);
+    if restore.status != Status::Succeeded && !left_something {
         return Err(Refusal::NothingToUndo(
             "only a restore that succeeded can be undone",
         ));
@@ -405,12 +443,14 @@ fn what_undoes(
     if restore.undone_by.is_some() {
         return Err(Refusal::NothingToUndo("it has been undone already"));
     }
-    let kept = match &restore.old_generation_id {
-        Some(generation) => backups::of_generation(tx, generation)?,
-        None => None,
+    let kept = match (&restore.old_generation_id, &replay) {
+        (Some(generation), _) => backups::of_generation(tx, generation)?,
+        (None, Some(Replay { safety: Some(id), .. })) => backups::load(tx, id)?,
+        (None, _) => None,
     };
+    let options = replay.map(|replay| replay.options.back(replay.dbs.unwrap_or_default()));
     match kept {
-        Some(backup) if is_restorable(tx, &backup)? => Ok(backup.id),
+        Some(backup) if is_restorable(tx, &backup)? => Ok((backup.id, options)),
         _ => Err(Refusal::NothingToUndo(
             "the data from before it is no longer kept",
         )),

@@ -1,6 +1,7 @@
 //! The job that restores: read [`run`] first.
 
 mod cluster;
+pub(super) mod replay;
 mod shards;
 
 use engine::keys::Identity;
@@ -14,19 +15,21 @@ use engine::verify::{self, VerifyLevel};
 use engine::{Control, Error, Kind, failpoint};
 
 use super::command::{available_memory, has_same_shards, memory_needed};
+use super::migration::record as migrations;
 use super::record::{self, Method, Restore, TargetState};
 use crate::app::App;
 use crate::backup::job::capture;
 use crate::backup::place;
 use crate::backup::record::{self as backups, Backup};
+use crate::backup::run_record;
 use crate::identity::record as identity;
 use crate::ids::{GenerationId, Moment, ProjectId, RestoreId};
 use crate::instance::generation::{self, Generation, State};
 use crate::instance::job as instances;
 use crate::instance::layout::Mode;
 use crate::instance::{self, Instance, nodes};
-use crate::jobs::Claim;
 use crate::jobs::worker::{Ended, Stop, begun_too_often, failure_code, settle, step, with_progress};
+use crate::jobs::{Claim, JobKind};
 use crate::limits;
 use crate::refusal::Refusal;
 use crate::storage::{self, record as storages};
@@ -39,6 +42,8 @@ struct Work<'a> {
     instance: Instance,
     restore: Restore,
     backup: Backup,
+    /// The record is that of an import task, which has a table of its own.
+    is_import: bool,
 }
 
 /// Why an attempt ended without the new data serving.
@@ -68,6 +73,9 @@ impl From<Stop> for Halt {
 pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
     let work = load(app, claim, control)?;
     failpoint::hit("restore.claimed")?;
+    if work.restore.method == Method::Replay {
+        return work.run_replay();
+    }
     if let Some(why) = work.was_given_up() {
         return work.give_up(&why);
     }
@@ -91,6 +99,9 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
                 Method::SideLoad => work.prepare_beside()?,
                 Method::InPlace => work.prepare_in_place()?,
                 Method::SwitchBack => work.prepare_retired()?,
+                Method::Replay => {
+                    return Err(Stop::Broken("a replay has no second generation".to_owned()).into());
+                }
             };
             if !switch_intended {
                 work.enter(TargetState::Switching)?;
@@ -119,7 +130,12 @@ fn load<'a>(app: &'a App, claim: &'a Claim, control: &'a Control) -> Result<Work
         .and_then(RestoreId::parse)
         .ok_or_else(missing)?;
     app.catalog.read(|tx| {
-        let restore = record::load(tx, &id)?.ok_or_else(missing)?;
+        let is_import = claim.kind == JobKind::Migration;
+        let restore = match is_import {
+            true => migrations::load(tx, &id)?,
+            false => record::load(tx, &id)?,
+        };
+        let restore = restore.ok_or_else(missing)?;
         let backup = backups::load(tx, &restore.backup_id)?.ok_or_else(missing)?;
         let instance = instance::record::load(tx, &claim.instance_id)?.ok_or_else(missing)?;
         Ok(Work {
@@ -129,6 +145,7 @@ fn load<'a>(app: &'a App, claim: &'a Claim, control: &'a Control) -> Result<Work
             instance,
             restore,
             backup,
+            is_import,
         })
     })
 }
@@ -640,6 +657,12 @@ impl Work<'_> {
         });
         let now = Moment::now();
         step(self.app, self.claim, |tx| match &made {
+            Ok(finished) if self.restore.method == Method::Replay => {
+                self.saved(tx, &id)?;
+                let expires_at = now.plus_seconds(limits::SAFETY_KEPT_SECONDS);
+                run_record::keep_until(tx, &id, expires_at)?;
+                backups::succeed(tx, &id, finished, now)
+            }
             Ok(finished) => backups::succeed(tx, &id, finished, now),
             Err(error) => backups::fail(
                 tx,
@@ -670,7 +693,7 @@ impl Work<'_> {
         let cancelled = self
             .app
             .catalog
-            .read(|tx| record::is_to_be_cancelled(tx, &self.restore.id))
+            .read(|tx| self.is_to_be_cancelled(tx))
             .map_err(Stop::from)?;
         match cancelled {
             true => Err(Error::new(Kind::Cancelled, "restore", "it was cancelled").into()),
@@ -691,17 +714,24 @@ impl Work<'_> {
             "switching" => (9800, 0),
             _ => (0, 0),
         };
+        self.told(seen, base, span, self.control);
+    }
+
+    /// Writes down how far a phase is that begins at `base` and is `span` of the whole.
+    fn told(&self, seen: &engine::Progress, base: u64, span: u64, control: &Control) {
         let share = (seen.bytes_done.min(seen.bytes_total) * span)
             .checked_div(seen.bytes_total)
             .unwrap_or(0);
         let progress = i64::try_from(base + share).unwrap_or(0);
-        let written = step(self.app, self.claim, |tx| {
-            record::progress(tx, &self.restore.id, progress, seen, Moment::now())
+        let written = step(self.app, self.claim, |tx| match self.is_import {
+            // Of tasks nobody is told how far they are.
+            true => Ok(()),
+            false => record::progress(tx, &self.restore.id, progress, seen, Moment::now()),
         });
         // Somebody may have asked another host to give it up.
         let is_unwanted = || self.app.catalog.is_shared() && self.check_wanted().is_err();
         if matches!(written, Err(Stop::ClaimLost)) || is_unwanted() {
-            self.control.cancel();
+            control.cancel();
         }
     }
 }

@@ -11,8 +11,12 @@
 //! Until the switch nothing touches the serving generation. The switch is preceded by a written intent
 //! (`target_state = switching`): a crash after it is finished forward, a crash before it begins anew.
 
+pub mod account;
 pub mod command;
 pub mod job;
+pub mod migration;
+pub mod options;
 pub mod plan;
 pub mod progress_record;
 pub mod record;
+pub mod replay_record;

@@ -3,20 +3,25 @@
 //! A plan is kept nowhere: its id is a digest of all that it rests on and the catalogue knows. Who asks for the restore
 //! with that id gets exactly what was planned, or a refusal because something of that is not so any more (ADR 33).
 
+use engine::Kind;
 use engine::archive::Manifest;
 use engine::cluster::{SLOTS, slots_of};
+use engine::replay::Account;
 use engine::store::{Patience, always};
 use ring::digest::{SHA256, digest};
 
 use super::command::{self, Accepted, RestoreRequest};
+use super::job::replay::dry_run;
 use super::record::{self, Measured, Method};
 use crate::app::App;
 use crate::backup::place;
 use crate::catalog::Tx;
 use crate::config::minor;
 use crate::ids::{InstanceId, Moment, ProjectId, RestoreId};
+use crate::instance::attachment::servers;
 use crate::instance::generation;
 use crate::instance::layout::{Layout, Mode};
+use crate::limits;
 use crate::refusal::Refusal;
 use crate::secrets;
 
@@ -51,7 +56,7 @@ pub struct Plan {
     pub keys: u64,
     /// Plain bytes of the backup; 0 of a kept generation.
     pub bytes: u64,
-    /// What each shard is to hold; empty for a kept generation.
+    /// What each shard is to hold; empty for a kept generation and for a replay.
     pub shards: Vec<ShardPlan>,
     /// Memory for the new generation, what the present one takes, and what is free where kept ones have given way; bytes.
     pub memory: Memory,
@@ -65,10 +70,12 @@ pub struct Plan {
     pub seconds: f64,
     /// On how many restores that rests; 0: on an assumption.
     pub measured_restores: usize,
-    /// Until when it could be undone, were it done now.
-    pub undo_until: Moment,
+    /// Until when it could be undone, were it done now; `None`: it could not, for want of a safety point.
+    pub undo_until: Option<Moment>,
     /// The restore that could not be undone any more afterwards, since one generation is kept.
     pub ends_undo_of: Option<RestoreId>,
+    /// Of a replay: what would become of every key, were it done now. `None` where that takes longer than a plan may.
+    pub account: Option<Account>,
 }
 
 /// What one shard is to hold.
@@ -119,7 +126,7 @@ pub fn plan(
             Some(kept) => record::that_replaced(tx, id, &kept.id)?,
             None => None,
         };
-        let measured = record::measured(tx, &accepted.instance, MEASURED_MAX)?;
+        let measured = record::measured(tx, &accepted.instance, accepted.method, MEASURED_MAX)?;
         Ok::<_, Refusal>((accepted, plan_id, free, ends_undo_of, measured))
     })?;
     let Accepted {
@@ -127,11 +134,12 @@ pub fn plan(
         source,
         backup,
         method,
+        replay,
     } = accepted;
     let layout = instance.layout;
     let manifest = match method {
         Method::SwitchBack => None,
-        Method::SideLoad | Method::InPlace => {
+        Method::SideLoad | Method::InPlace | Method::Replay => {
             let archive =
                 place::open(app, &backup, Some(Patience::SHORT), &always).map_err(Refusal::Unreadable)?;
             Some(archive.manifest().clone())
@@ -139,9 +147,10 @@ pub fn plan(
     };
     let is_cut = manifest
         .as_ref()
-        .is_some_and(|manifest| !command::has_same_shards(layout, manifest));
+        .is_some_and(|manifest| replay.is_none() && !command::has_same_shards(layout, manifest));
     let bytes = manifest.as_ref().map_or(0, |manifest| manifest.plain_bytes);
-    let mut gaps = manifest.as_ref().map_or_else(Vec::new, |manifest| {
+    let by_file = manifest.as_ref().filter(|_| replay.is_none());
+    let mut gaps = by_file.map_or_else(Vec::new, |manifest| {
         gaps(
             instance.engine.word(),
             &instance.engine_version,
@@ -155,6 +164,28 @@ pub fn plan(
                 .to_owned(),
         );
     }
+    let (mut account, mut at_pace) = (None, 0.0);
+    if let Some(options) = &replay {
+        account = match dry_run(app, &instance, &backup, options, now) {
+            Ok(account) => Some(account),
+            Err(error) if error.kind == Kind::Deadline => {
+                gaps.push("to count what would become of every key takes longer than a plan may".to_owned());
+                None
+            }
+            Err(error) => {
+                gaps.push(servers::told(&instance, &error));
+                None
+            }
+        };
+        if let Some(pace) = options.max_ops {
+            at_pace = backup.keys as f64 / pace as f64;
+        }
+    }
+    let has_undo = replay.as_ref().is_none_or(|options| options.safety_point);
+    let undo_keep = match method {
+        Method::Replay => limits::SAFETY_KEPT_SECONDS,
+        Method::SideLoad | Method::InPlace | Method::SwitchBack => app.config.undo_keep_seconds,
+    };
     Ok(Plan {
         id: plan_id,
         source: (source.id.clone(), source.name.clone(), source.layout),
@@ -163,12 +194,11 @@ pub fn plan(
         is_cut,
         keys: u64::try_from(backup.keys).unwrap_or(0),
         bytes,
-        shards: manifest
-            .as_ref()
-            .map_or_else(Vec::new, |manifest| shards(layout, manifest, is_cut)),
+        // Which slots a stranger's shards have by then he decides.
+        shards: by_file.map_or_else(Vec::new, |manifest| shards(layout, manifest, is_cut)),
         memory: Memory {
             needed: match method {
-                Method::SwitchBack => 0,
+                Method::SwitchBack | Method::Replay => 0,
                 Method::SideLoad | Method::InPlace => command::memory_needed(&backup, layout),
             },
             present: app.board.memory_of(id),
@@ -185,11 +215,14 @@ pub fn plan(
         gaps,
         seconds: match method {
             Method::SwitchBack => SWITCH_BACK_SECONDS,
-            Method::SideLoad | Method::InPlace => seconds(layout, bytes, &measured),
+            Method::SideLoad | Method::InPlace | Method::Replay => {
+                seconds(layout, bytes, &measured).max(at_pace)
+            }
         },
         measured_restores: measured.len(),
-        undo_until: now.plus_seconds(app.config.undo_keep_seconds),
-        ends_undo_of,
+        undo_until: has_undo.then(|| now.plus_seconds(undo_keep)),
+        ends_undo_of: ends_undo_of.filter(|_| replay.is_none()),
+        account,
     })
 }
 
@@ -203,6 +236,7 @@ pub(super) fn id_of(tx: &Tx<'_>, accepted: &Accepted, request: &RestoreRequest) 
         source,
         backup,
         method,
+        replay,
     } = accepted;
     let mut facts = vec![
         format!("into {} of {}", instance.id, instance.layout),
@@ -213,6 +247,7 @@ pub(super) fn id_of(tx: &Tx<'_>, accepted: &Accepted, request: &RestoreRequest) 
         ),
         format!("{} {}", method.word(), request.verify_full),
         format!("by {} {}", instance.engine.word(), instance.engine_version),
+        format!("{replay:?}"),
     ];
     let existing = generation::existing(tx, &instance.id)?;
     facts.extend(

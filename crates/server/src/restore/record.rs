@@ -53,9 +53,11 @@ impl FromSql for Status {
 pub enum TargetState {
     /// The old data, and no step has come near it.
     Untouched,
-    /// The old data (side load), or nothing yet (in place).
+    /// The old data (side load), nothing yet (in place), or new keys beside old ones (replay).
     Loading,
-    /// As `Loading`, and the new generation is loaded.
+    /// All of the backup is there, and other keys are being removed (replay).
+    Clearing,
+    /// As `Loading`, and the new generation is loaded; of a replay, all is there that is to be.
     Verifying,
     /// The switch is intended: old until the port has moved, new from then on. A crash here is finished forward.
     Switching,
@@ -63,18 +65,22 @@ pub enum TargetState {
     Replaced,
     /// The old data again, after an attempt that had gone past `Untouched`.
     RolledBack,
-    /// Nobody knows: the old generation could not be brought back.
+    /// New keys beside old ones, after an attempt that was given up (replay).
+    Partial,
+    /// Nobody knows: the old generation could not be brought back, or the servers do not answer.
     Unknown,
 }
 
 impl TargetState {
-    const ALL: [TargetState; 7] = [
+    const ALL: [TargetState; 9] = [
         TargetState::Untouched,
         TargetState::Loading,
+        TargetState::Clearing,
         TargetState::Verifying,
         TargetState::Switching,
         TargetState::Replaced,
         TargetState::RolledBack,
+        TargetState::Partial,
         TargetState::Unknown,
     ];
 
@@ -83,10 +89,12 @@ impl TargetState {
         match self {
             TargetState::Untouched => "untouched",
             TargetState::Loading => "loading",
+            TargetState::Clearing => "clearing",
             TargetState::Verifying => "verifying",
             TargetState::Switching => "switching",
             TargetState::Replaced => "replaced",
             TargetState::RolledBack => "rolled_back",
+            TargetState::Partial => "partial",
             TargetState::Unknown => "unknown",
         }
     }
@@ -108,10 +116,17 @@ pub enum Method {
     InPlace,
     /// The backup is a retired generation: only the switch, backwards.
     SwitchBack,
+    /// Key by key, into what goes on serving.
+    Replay,
 }
 
 impl Method {
-    const ALL: [Method; 3] = [Method::SideLoad, Method::InPlace, Method::SwitchBack];
+    const ALL: [Method; 4] = [
+        Method::SideLoad,
+        Method::InPlace,
+        Method::SwitchBack,
+        Method::Replay,
+    ];
 
     /// The word in the table and on the wire.
     pub fn word(self) -> &'static str {
@@ -119,6 +134,7 @@ impl Method {
             Method::SideLoad => "side_load",
             Method::InPlace => "in_place",
             Method::SwitchBack => "switch_back",
+            Method::Replay => "replay",
         }
     }
 }
@@ -203,6 +219,8 @@ pub struct NewRestore<'a> {
     pub verify: &'a str,
     /// See [`Restore::undo_of`].
     pub undo_of: Option<&'a RestoreId>,
+    /// Of a replay: see [`super::options`].
+    pub options: Option<&'a str>,
 }
 
 /// Adds a record in state Waiting with the instance's next ordinal.
@@ -232,8 +250,8 @@ pub fn insert_waiting(
     tx.execute(
         "INSERT INTO restore (instance_id, ordinal, id, project_id, name, backup_id, backup_name, backup_remark, remark, status, \
          source_instance_id, source_instance_name, source_layout, layout, method, verify, target_state, undo_of, created_at_ms, \
-         clock_at_ms, updated_at_ms) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 'waiting', ?10, ?11, ?12, ?13, ?14, ?15, 'untouched', ?16, ?17, ?18, ?17)",
+         clock_at_ms, updated_at_ms, options) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 'waiting', ?10, ?11, ?12, ?13, ?14, ?15, 'untouched', ?16, ?17, ?18, ?17, ?19)",
         params![
             instance,
             ordinal,
@@ -253,6 +271,7 @@ pub fn insert_waiting(
             new.undo_of,
             created_at,
             now,
+            new.options,
         ],
     )?;
     Ok(id)
@@ -312,16 +331,25 @@ pub struct Measured {
     pub seconds: f64,
 }
 
-/// How long the newest restores took that loaded something into the instance, `limit` at most.
+/// How long the newest restores took that loaded something into the instance, key by key or beside, `limit` at most.
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn measured(tx: &Tx<'_>, of: &OwnedInstance, limit: u64) -> Result<Vec<Measured>, Error> {
+pub fn measured(tx: &Tx<'_>, of: &OwnedInstance, method: Method, limit: u64) -> Result<Vec<Measured>, Error> {
     tx.all(
         "SELECT backup.plain_bytes, restore.finished_at_ms - restore.started_at_ms FROM (SELECT * FROM restore \
          WHERE instance_id = ?1 ORDER BY ordinal DESC LIMIT ?2) AS restore JOIN backup ON backup.id = restore.backup_id \
-         WHERE restore.status = 'succeeded' AND restore.method = 'side_load'",
-        (&of.id, i64::try_from(limit).unwrap_or(i64::MAX)),
+         WHERE restore.status = 'succeeded' AND restore.method = ?3",
+        (
+            &of.id,
+            i64::try_from(limit).unwrap_or(i64::MAX),
+            // Of a switch back nothing was loaded, and in place is as seldom as it is slow.
+            match method {
+                Method::Replay => Method::Replay,
+                _ => Method::SideLoad,
+            }
+            .word(),
+        ),
         |row| {
             Ok(Measured {
                 bytes: u64::try_from(row.get::<i64>(0)?).unwrap_or(0),
@@ -331,14 +359,14 @@ pub fn measured(tx: &Tx<'_>, of: &OwnedInstance, limit: u64) -> Result<Vec<Measu
     )
 }
 
-/// Whether a restore of this backup, into whatever instance, is not settled yet.
+/// Whether a restore of this backup, into whatever instance, or one that is taken back with it is not settled yet.
 ///
 /// # Errors
 /// The catalogue failed.
 pub fn is_in_use(tx: &Tx<'_>, backup: &BackupId) -> Result<bool, Error> {
     let found = tx.one(
         "SELECT 1 FROM job JOIN restore ON restore.id = job.subject_id \
-         WHERE job.state <> 'done' AND job.kind = 'restore' AND restore.backup_id = ?1",
+         WHERE job.state <> 'done' AND job.kind = 'restore' AND ?1 IN (restore.backup_id, restore.safety_backup_id)",
         (backup,),
         |_| Ok(()),
     )?;
@@ -369,7 +397,7 @@ pub struct Told<'r> {
     pub ext: &'r [u8],
     /// See [`Restore::failure`].
     pub failure: Option<&'r str>,
-    /// The generation that an undo would bring back, if it is still kept.
+    /// The generation or the safety point that an undo would bring back, if it is still kept.
     pub undo_generation: Option<&'r str>,
 }
 
@@ -617,7 +645,7 @@ pub fn fail(
 pub fn settle_unknown(tx: &Tx<'_>, instance: &InstanceId, now: Moment) -> Result<(), Error> {
     tx.execute(
         "UPDATE restore SET target_state = 'rolled_back', updated_at_ms = ?2 \
-         WHERE instance_id = ?1 AND status = 'failed' AND target_state = 'unknown' AND finished_at_ms >= \
+         WHERE instance_id = ?1 AND status = 'failed' AND target_state = 'unknown' AND method <> 'replay' AND finished_at_ms >= \
          (SELECT created_at_ms FROM generation WHERE instance_id = ?1 AND state = 'serving')",
         (instance, now),
     )?;
@@ -704,21 +732,23 @@ mod tests {
                 let row = (ordinal, &id, or_null, progress.0, unavailable, moment, begun);
                 shell.execute(insert, row).unwrap();
                 let (found, stamp) = (told(ordinal), Moment(moment).iso());
+                let ext = json!({
+                    "ordinal": ordinal, "phase": or_null, "bytes_done": 0, "bytes_total": 0, "keys_done": 0,
+                    "keys_applied": 0, "keys_skipped": 0, "keys_conflicting": 0, "keys_failed": 0, "keys_removed": 0, "keys_compared": 0,
+                    "keys_expired": 0, "resumed": 0, "replay": null, "safety_backup_id": null,
+                    "target_state": "untouched", "source_instance_id": id, "source_instance_name": id,
+                    "source_layout": "single", "layout": "single", "undo_of": or_null, "undone_by": null,
+                    "cancel_asked_at": null, "method": "side_load", "verify": "sample",
+                    "unavailable_us": unavailable, "started_at": begun.map(|_| &stamp), "finished_at": stamp,
+                    "clock_at": stamp
+                });
                 assert_eq!(
                     found,
                     json!({
                         "restore_id": id, "restore_name": id, "backup_id": id, "backup_name": id, "backup_remark": or_null,
                         "restore_remark": or_null, "status": "failed", "progress": progress.1, "created_at": stamp,
                         "updated_at": stamp, "error_code": "dcs.08.0002", "sourceInstanceId": id,
-                        "sourceInstanceName": id, "ext": {
-                            "ordinal": ordinal, "phase": or_null, "bytes_done": 0, "bytes_total": 0, "keys_done": 0,
-                            "keys_applied": 0, "keys_skipped": 0, "keys_failed": 0, "keys_compared": 0, "keys_expired": 0,
-                            "target_state": "untouched", "source_instance_id": id, "source_instance_name": id,
-                            "source_layout": "single", "layout": "single", "undo_of": or_null, "undone_by": null,
-                            "cancel_asked_at": null, "method": "side_load", "verify": "sample",
-                            "unavailable_us": unavailable, "started_at": begun.map(|_| &stamp), "finished_at": stamp,
-                            "clock_at": stamp
-                        }
+                        "sourceInstanceName": id, "ext": ext,
                     })
                 );
             }

@@ -15,8 +15,11 @@ use crate::world::{Run, World, text};
 const SETTINGS: [(&str, &str); 2] = [("repl-diskless-sync-delay", "1"), ("rdbcompression", "yes")];
 
 /// Every place that only captures of attached servers pass.
+const PLACES: [&str; 3] = ["source.noted", "source.tuned", "source.put_back"];
+
+/// Every place that only attached servers lead to.
 pub fn places() -> impl Iterator<Item = &'static str> {
-    ["source.noted", "source.tuned", "source.put_back"].into_iter()
+    PLACES.into_iter().chain(crate::attached_restore::places())
 }
 
 /// A foreign server with some keys, attached.
@@ -68,7 +71,7 @@ impl Attached {
 #[test]
 fn a_capture_of_an_attached_server_hit_anywhere_leaves_its_settings_as_they_were() {
     let mut attached = Attached::new();
-    for place in places() {
+    for place in PLACES {
         for action in ["kill", "error"] {
             let label = format!("{place}:{action}");
             attached.world.restart(&Run::armed(&label));

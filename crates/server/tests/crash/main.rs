@@ -11,6 +11,7 @@
 )]
 
 mod attached;
+mod attached_restore;
 mod checker;
 mod cluster;
 mod deadline;

@@ -17,27 +17,27 @@ use crate::rebuild::{lose_catalogue, mirrored};
 use crate::service::{Caller, Service, wait};
 
 const DEBUG: (&str, &str) = ("enable-debug-command", "local");
-const LOOPBACK: [&str; 2] = ["--attach-allow", "127.0.0.0/8"];
+pub const LOOPBACK: [&str; 2] = ["--attach-allow", "127.0.0.0/8"];
 /// What a caller is told of an address behind which is nothing that he may have.
 const NOTHING: &str = "nothing that this service may connect to answers there";
 
-fn start(form: Form, access: Access, settings: &[(&str, &str)]) -> Deployment {
+pub fn start(form: Form, access: Access, settings: &[(&str, &str)]) -> Deployment {
     let settings = [&[DEBUG], settings].concat();
     Deployment::start(Path::new("redis-server"), form, access, &settings).unwrap()
 }
 
-fn address(port: u16) -> String {
+pub fn address(port: u16) -> String {
     format!("127.0.0.1:{port}")
 }
 
 #[track_caller]
-fn attach(caller: &Caller, wish: &Value) -> Value {
+pub fn attach(caller: &Caller, wish: &Value) -> Value {
     caller.ck("POST", "/attachments", Some(wish)).expect(200).json()
 }
 
 /// Attaches what is at these ports, open to everybody.
 #[track_caller]
-fn attach_open(caller: &Caller, name: &str, ports: &[u16]) -> String {
+pub fn attach_open(caller: &Caller, name: &str, ports: &[u16]) -> String {
     let addresses: Vec<String> = ports.iter().map(|port| address(*port)).collect();
     let made = attach(caller, &json!({"name": name, "addresses": addresses}));
     made["instance_id"].as_str().unwrap().to_owned()
@@ -124,11 +124,6 @@ fn an_attached_server_is_backed_up_like_any_instance_and_left_as_it_was() {
             "POST",
             format!("/instances/{id}/password/reset"),
             json!({"new_password": "Abcdefg-1"}),
-        ),
-        (
-            "POST",
-            format!("/instances/{id}/restores"),
-            json!({"backup_id": backup}),
         ),
     ] {
         let refused = caller.v2(method, &path, Some(&body)).expect(400).json();
@@ -275,11 +270,11 @@ fn a_cluster_is_found_by_any_node_and_captured_shard_by_shard() {
 }
 
 /// Makes the user by the commands that `--print-acl` prints, on every node.
-fn make_user(service: &Service, foreign: &Deployment) {
+pub fn make_user(service: &Service, foreign: &Deployment) {
     let printed = service.run(&["instance", "attach", "--print-acl", "--user", USER]);
     let printed = String::from_utf8(printed.stdout).unwrap();
     for line in printed.lines().filter(|line| line.starts_with("ACL ")) {
-        if line.contains("sentinel|") || line.contains("+scan") {
+        if line.contains("sentinel|") || line.contains("+dump") {
             continue;
         }
         let line = line.replace("PASSWORD", PASSWORD);

@@ -31,10 +31,12 @@ enum Row {
     Restore,
     /// An instance and a schedule in the path.
     Schedule,
+    /// An import task in the path or the body.
+    Task,
 }
 
 /// Every route: method, path behind the prefix of the version, what it takes, a legal body.
-const ROWS: [(&str, &str, Row, &str); 71] = [
+const ROWS: [(&str, &str, Row, &str); 76] = [
     ("GET", "/", Row::Open, ""),
     ("GET", "/v2", Row::Open, ""),
     ("GET", "/v2/", Row::Open, ""),
@@ -85,6 +87,27 @@ const ROWS: [(&str, &str, Row, &str); 71] = [
         "{ck}/instances/{instance_id}/restores/plan",
         Row::BackupInBody,
         r#"{"backup_id":"ID","source_instance_id":"SOURCE"}"#,
+    ),
+    (
+        "POST",
+        "/v2/{project_id}/migration-task",
+        Row::BackupInBody,
+        r#"{"task_name":"t","migration_type":"backupfile_import","migration_method":"full_amount_migration",
+            "backup_files":{"file_source":"backup_record","backup_id":"ID"},"target_instance":{"id":"INSTANCE"}}"#,
+    ),
+    ("GET", "/v2/{project_id}/migration-tasks", Row::Project, ""),
+    ("GET", "/v2/{project_id}/migration-task/{task_id}", Row::Task, ""),
+    (
+        "POST",
+        "/v2/{project_id}/migration-task/{task_id}/stop",
+        Row::Task,
+        "",
+    ),
+    (
+        "DELETE",
+        "/v2/{project_id}/migration-tasks/delete",
+        Row::Task,
+        r#"{"task_id_list":["TASK"]}"#,
     ),
     ("GET", "{v}/flavors", Row::Project, ""),
     ("POST", "{v}/instances", Row::Project, r#"{"engine":"none"}"#),
@@ -366,6 +389,7 @@ struct Ids {
     backup: String,
     restore: String,
     schedule: String,
+    task: String,
 }
 
 /// The request of a row for these ids.
@@ -376,7 +400,8 @@ fn request(route: &Route, project: &str, ids: &Ids) -> Request {
         .replace("{instance_id}", &ids.instance)
         .replace("{backup_id}", &ids.backup)
         .replace("{restore_id}", &ids.restore)
-        .replace("{schedule_id}", &ids.schedule);
+        .replace("{schedule_id}", &ids.schedule)
+        .replace("{task_id}", &ids.task);
     let id = if route.row == Row::Batch {
         &ids.instance
     } else {
@@ -385,7 +410,9 @@ fn request(route: &Route, project: &str, ids: &Ids) -> Request {
     let body = route
         .body
         .replace("\"ID\"", &format!("\"{id}\""))
-        .replace("SOURCE", &ids.source);
+        .replace("SOURCE", &ids.source)
+        .replace("INSTANCE", &ids.instance)
+        .replace("TASK", &ids.task);
     Request::new(route.method, &target).body(body.as_bytes())
 }
 
@@ -401,6 +428,7 @@ fn seen(answer: &Answer, ids: &Ids) -> (u16, String) {
         &ids.backup,
         &ids.restore,
         &ids.schedule,
+        &ids.task,
     ] {
         text = text.replace(id.as_str(), "ID");
     }
@@ -419,7 +447,11 @@ fn furnished(caller: &Caller, name: &str) -> Ids {
     let wish = json!({"name": name, "cron": "0 0 1 1 *"});
     let path = format!("/instances/{instance}/schedules");
     let made = caller.ck("POST", &path, Some(&wish)).expect(200).json();
+    let task = crate::migrations::begin(caller, &backup, &instance);
+    crate::migrations::ended(caller, &task);
+    caller.wait_idle(&instance);
     Ids {
+        task,
         schedule: made["schedule_id"].as_str().unwrap().to_owned(),
         source: instance.clone(),
         instance,
@@ -490,6 +522,7 @@ fn no_credential_but_its_own_reaches_anything_of_a_project_on_any_route() {
         backup: UNKNOWN.to_owned(),
         restore: UNKNOWN.to_owned(),
         schedule: UNKNOWN.to_owned(),
+        task: UNKNOWN.to_owned(),
     };
     let names = ["victim", victim.project.as_str(), &ids.restore, &victim.user];
     for (who, credential, known) in &strangers {

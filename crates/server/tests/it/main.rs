@@ -5,6 +5,8 @@
 mod alone;
 mod attach;
 mod attach_hostile;
+mod attach_matrix;
+mod attach_restore;
 mod audit;
 mod beside_api;
 mod broken_engine;
@@ -37,6 +39,7 @@ mod isolation;
 mod keys;
 mod layouts;
 mod metrics;
+mod migrations;
 mod old_copy;
 mod openapi;
 mod paging;

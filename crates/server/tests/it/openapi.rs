@@ -132,7 +132,7 @@ fn every_reference_resolves_and_every_operation_has_its_own_id() {
                 "{what}"
             );
             // All that these have to say is in their path.
-            let says_all = ["/cancel", "/run", "/ssl-certs/download"];
+            let says_all = ["/cancel", "/run", "/stop", "/ssl-certs/download"];
             if (method == "post" || method == "put") && !says_all.iter().any(|end| path.ends_with(end)) {
                 let body = &operation["requestBody"]["content"]["application/json"]["schema"];
                 let fields = body["properties"].as_object();
@@ -205,6 +205,9 @@ fn answers_of_every_documented_get_and_post_have_the_documented_fields() {
         .expect(200)
         .json();
     let attached = attached["instance_id"].as_str().unwrap();
+    let task = crate::migrations::begin(&caller, &backup, &instance);
+    crate::migrations::ended(&caller, &task);
+    caller.wait_idle(&instance);
     let fill = |path: &str| {
         let instance = if path.contains("/attachments/") {
             attached
@@ -215,6 +218,7 @@ fn answers_of_every_documented_get_and_post_have_the_documented_fields() {
             .replace("{instance_id}", instance)
             .replace("{backup_id}", &backup)
             .replace("{restore_id}", &restore)
+            .replace("{task_id}", &task)
     };
     for (path, methods) in document["paths"].as_object().unwrap() {
         if methods.get("get").is_some() && !path.starts_with("/download") {

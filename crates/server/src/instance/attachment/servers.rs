@@ -25,6 +25,7 @@ pub struct Servers<'a> {
     allowed: egress::Servers,
     tls: Option<Tls>,
     until: Instant,
+    reply_bytes_max: usize,
 }
 
 impl<'a> Servers<'a> {
@@ -51,14 +52,28 @@ impl<'a> Servers<'a> {
             allowed,
             tls,
             until: Instant::now() + limit,
+            reply_bytes_max: Bounds::narrow(limit).reply_bytes_max,
         })
+    }
+
+    /// As they are, but with replies of so many bytes: lists of keys are longer than what a server says of itself.
+    pub fn with_replies(self, reply_bytes_max: usize) -> Self {
+        Self {
+            reply_bytes_max,
+            ..self
+        }
     }
 
     /// Those of an instance; everything must have been said within `limit`.
     ///
     /// # Errors
     /// As [`Servers::new`]; [`Kind::Key`] where the sealed column does not open.
-    fn of(app: &App, id: &InstanceId, attachment: &'a Attachment, limit: Duration) -> Result<Self, Error> {
+    pub fn of(
+        app: &App,
+        id: &InstanceId,
+        attachment: &'a Attachment,
+        limit: Duration,
+    ) -> Result<Self, Error> {
         let text = app.vault.master.open(&sealed_for(id), &attachment.sealed)?;
         let secrets = serde_json::from_str(&text)
             .map_err(|_not_ours| Error::new(Kind::Key, "open secret", "it is of another form"))?;
@@ -69,7 +84,7 @@ impl<'a> Servers<'a> {
     ///
     /// # Errors
     /// As [`Node::connect`]; [`Kind::Connection`] where it is not allowed, [`Kind::Idle`] where the time is over.
-    fn reach(&self, wanted: &HostPort, role: As) -> Result<(Endpoint, Node), Error> {
+    pub fn reach(&self, wanted: &HostPort, role: As) -> Result<(Endpoint, Node), Error> {
         let moved = self.reach.moved.iter().find(|(named, _)| named == wanted);
         let wanted = moved.map_or(wanted, |(_, here)| here);
         // A look-up takes time, too.
@@ -100,7 +115,11 @@ impl<'a> Servers<'a> {
     }
 
     fn connect(&self, endpoint: &Endpoint, host: &HostPort) -> Result<Node, Error> {
-        Node::connect_within(endpoint, Bounds::narrow(self.left(host)?))
+        let bounds = Bounds {
+            reply_bytes_max: self.reply_bytes_max,
+            ..Bounds::narrow(self.left(host)?)
+        };
+        Node::connect_within(endpoint, bounds)
     }
 
     /// The time that is left, which is some.
@@ -246,7 +265,7 @@ pub fn slots(
 /// in the log alone, and so is where a name leads and what is there: else who attaches one address could ask by its replicas'
 /// names what our network has.
 pub fn told(instance: &Instance, error: &Error) -> String {
-    const CODES: [&str; 8] = [
+    const CODES: [&str; 11] = [
         "NOPERM",
         "NOAUTH",
         "WRONGPASS",
@@ -255,9 +274,17 @@ pub fn told(instance: &Instance, error: &Error) -> String {
         "NOMASTERLINK",
         "MISCONF",
         "BUSY",
+        "OOM",
+        "READONLY",
+        "NOREPLICAS",
     ];
     let is_theirs = match error.kind {
-        Kind::Refused => matches!(error.operation, "ask for snapshot" | "run command"),
+        Kind::Refused | Kind::Memory => {
+            matches!(
+                error.operation,
+                "ask for snapshot" | "run command" | "write to target"
+            )
+        }
         Kind::Protocol => error.operation != "read snapshot",
         Kind::Auth | Kind::Connection => true,
         Kind::Idle => error.operation != "read snapshot",
@@ -267,7 +294,7 @@ pub fn told(instance: &Instance, error: &Error) -> String {
         return engine::chain(error);
     }
     tracing::warn!(instance.id = %instance.id, error = engine::chain(error), "what attached servers answered");
-    let has_begun = matches!(error.operation, "ask for snapshot" | "read keys");
+    let has_begun = matches!(error.operation, "ask for snapshot" | "read keys" | "apply backup");
     // What is no engine is told like what is not there, as when servers are attached.
     if matches!(error.kind, Kind::Connection | Kind::Idle) || (error.kind == Kind::Protocol && !has_begun) {
         return "one of its servers cannot be reached, or does not answer in time as an engine does"
