@@ -504,6 +504,29 @@ def test_tls(flavors):
         wait_gone(instance_id)
 
 
+def test_other_nodes(flavors):
+    with checks.part("replicas are added to a master and standby, and shards to a cluster"):
+        for old, change, new, more, seen_as in [
+            ("redis.ha.xu1.tiny.r2.128", "createReplication", "redis.ha.xu1.tiny.r3.128", {}, ("ha", 1, 3)),
+            (
+                "redis.cluster.xu1.large.r1.4",
+                "addSharding",
+                "redis.cluster.xu1.large.r1.8",
+                {"new_capacity": 8},
+                ("cluster", 6, 1),
+            ),
+        ]:
+            flavor = next(offered for offered in flavors if offered.spec_code == old)
+            instance_id = create("sdk-nodes", flavor)
+            wait_running(instance_id)
+            body = v2.ResizeInstanceBody(spec_code=new, change_type=change, available_zones=["local"], **more)
+            client.resize_instance(v2.ResizeInstanceRequest(instance_id=instance_id, body=body))
+            seen = wait_running(instance_id)
+            checks.same(change, (seen.cache_mode, seen.sharding_count, seen.replica_count), seen_as)
+            client.delete_single_instance(v2.DeleteSingleInstanceRequest(instance_id=instance_id))
+            wait_gone(instance_id)
+
+
 def test_import(flavor, backup_id, expected):
     with checks.part("a backup is imported into another instance: keys of the same name are overwritten, others stay"):
         target = create("sdk-target", flavor)
@@ -577,6 +600,7 @@ def main():
             refused("a deleted instance", lambda: restores(instance_id), 404, "DCS.3022")
     test_master_standby(flavors)
     test_tls(flavors)
+    test_other_nodes(flavors)
     checks.finish()
 
 

@@ -29,6 +29,7 @@ fn main() -> Result<(), Error> {
     let signer = SigningKey::generate()?;
     let store = Store::open(PathBuf::from(&directory).join("store"))?;
     let plan = BackupPlan {
+        forked: None,
         source: Endpoint {
             address,
             user: None,

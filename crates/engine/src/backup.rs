@@ -30,7 +30,7 @@ use crate::failpoint;
 use crate::keys::{Recipient, SigningKey};
 use crate::node::{Endpoint, Node};
 use crate::priority;
-use crate::psync::{self, Handshake, Snapshot, Started, Tuned, Tuning};
+use crate::psync::{self, Forked, Handshake, Snapshot, Started, Tuned, Tuning};
 use crate::segment::Sealer;
 use crate::spool::{CHUNK_BYTES, Popped, Spool};
 use crate::store::{Patience, Store};
@@ -51,6 +51,8 @@ pub struct BackupPlan<'a> {
     pub source: Endpoint,
     /// Whether its settings may be changed for the time of the capture.
     pub tuning: Tuning<'a>,
+    /// Who is told when a node has forked.
+    pub forked: Option<Forked<'a>>,
     /// Where the objects go: unique to this attempt, without a slash at its end.
     pub prefix: String,
     /// What the manifest says about the backup.
@@ -149,7 +151,7 @@ fn make(
     control.enter("connecting", 0);
     failpoint::hit("backup.before_connect")?;
     let node = psync::connect(&plan.source)?;
-    let started = begin_snapshot(plan, node, control)?;
+    let started = begin_snapshot(plan, node, 0, control)?;
     failpoint::hit("backup.after_fullresync")?;
 
     let snapshot = started.payload(control)?;
@@ -246,12 +248,19 @@ fn conclude(
 }
 
 /// Asks for the snapshot with the source tuned for it, and puts its settings back as soon as it has forked.
-fn begin_snapshot(plan: &BackupPlan<'_>, node: Node, control: &Control) -> Result<Started, Error> {
+fn begin_snapshot(
+    plan: &BackupPlan<'_>,
+    node: Node,
+    shard: usize,
+    control: &Control,
+) -> Result<Started, Error> {
     // Dropped on every way out, which puts the settings back.
     let _tuned = Tuned::apply(&plan.source, &plan.tuning)?;
     let handshake = Handshake::begin(node, plan.idle_timeout)?;
     control.enter("snapshot", 0);
-    handshake.started(control)
+    let started = handshake.started(control)?;
+    started.tell(shard, plan.forked.as_ref())?;
+    Ok(started)
 }
 
 /// Moves the snapshot into the store, as segments of a shard. A key of a slot beside `slots` is an error.

@@ -193,7 +193,7 @@ impl Found {
 pub fn discover(seeds: &[HostPort], name: Option<&str>, dial: Dial<'_>) -> Result<Found, Error> {
     let (at, mut node) = first(seeds, dial)?;
     let server = node.info("server")?;
-    match field(&server, "redis_mode") {
+    match mode(&server) {
         Some("sentinel") => {
             let (primary, sentinels) = ask_sentinel(&at, &mut node, name)?;
             let mut node = dial(&primary, As::Node)?;
@@ -212,7 +212,7 @@ pub fn discover(seeds: &[HostPort], name: Option<&str>, dial: Dial<'_>) -> Resul
         _ => Err(Error::new(
             Kind::Protocol,
             "discover",
-            format!("{at} does not say what it is (INFO server has no redis_mode)"),
+            format!("{at} does not say what it is (INFO server has no mode)"),
         )),
     }
 }
@@ -256,7 +256,7 @@ fn first(seeds: &[HostPort], dial: Dial<'_>) -> Result<(HostPort, Node), Error> 
 fn sentinel(seed: &HostPort, dial: Dial<'_>) -> Option<Node> {
     let mut node = dial(seed, As::Sentinel).ok()?;
     let server = node.info("server").ok()?;
-    (field(&server, "redis_mode") == Some("sentinel")).then_some(node)
+    (mode(&server) == Some("sentinel")).then_some(node)
 }
 
 /// The primary that a Sentinel names, and it and the others that watch that.
@@ -633,6 +633,11 @@ fn refused(what: String) -> Error {
 pub(crate) fn field<'a>(fields: &'a [(String, String)], wanted: &str) -> Option<&'a str> {
     let found = fields.iter().find(|(name, _)| name == wanted);
     found.map(|(_, value)| value.as_str())
+}
+
+/// `standalone`, `cluster`, `sentinel`: Valkey has a name of its own for the field.
+pub(crate) fn mode(server: &[(String, String)]) -> Option<&str> {
+    field(server, "redis_mode").or_else(|| field(server, "server_mode"))
 }
 
 /// 0 where it is not told.

@@ -13,6 +13,7 @@ pub mod discover;
 pub mod duplicate;
 pub mod error;
 pub mod failpoint;
+pub mod follow;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod guard;

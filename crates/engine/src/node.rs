@@ -24,8 +24,8 @@ const LINE_BYTES_MAX: usize = 64 * 1024;
 const BULK_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Bytes of one whole reply of a server that is not ours: `CLUSTER NODES` has 200 for a node.
 const FOREIGN_REPLY_BYTES_MAX: usize = 1024 * 1024;
-/// Deepest nesting of arrays in a reply, as deep as any engine command answers.
-const DEPTH_MAX: u32 = 7;
+/// Deepest nesting of arrays in a reply, as deep as any engine command answers: `COMMAND INFO` of one with subcommands.
+const DEPTH_MAX: u32 = 9;
 /// Most elements of one array reply.
 const ARRAY_LEN_MAX: usize = 1 << 20;
 

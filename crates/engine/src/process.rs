@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use crate::cluster::{self, Seat};
 use crate::error::{Error, Kind};
 use crate::failpoint;
-use crate::node::{Address, Endpoint, Node, Secret};
+use crate::node::{Address, Endpoint, Node, Reply, Secret};
 use crate::sentinel::{self, SentinelSpec, Watched};
 
 pub use certificate::{AUTHORITY_LIFE, Authority, Certificate};
@@ -70,6 +70,31 @@ pub enum Persistence {
     Aof,
 }
 
+/// As whom clients come in.
+#[derive(Debug, Clone, Default)]
+pub struct Clients {
+    /// Their ACL user; `None`: the default one. With another the default one is off.
+    pub user: Option<String>,
+    /// Its password; `None`: they need none.
+    pub password: Option<Secret>,
+}
+
+/// What the names of our own users begin with.
+pub const OWN_USERS: &str = ADMIN_USER;
+
+/// The users as whom clients come in, or could.
+///
+/// # Errors
+/// As [`Node::command`].
+pub(crate) fn client_users(node: &mut Node) -> Result<Vec<String>, Error> {
+    let Reply::Array(users) = node.run(&["ACL", "USERS"])? else {
+        let context = format!("{}: no answer to ACL USERS", node.label());
+        return Err(Error::new(Kind::Protocol, "ask for users", context));
+    };
+    let names = users.iter().filter_map(Reply::text);
+    Ok(names.filter(|name| !name.starts_with(OWN_USERS)).collect())
+}
+
 /// Everything that a process of a generation is started with.
 #[derive(Debug, Clone)]
 pub struct EngineSpec {
@@ -85,8 +110,8 @@ pub struct EngineSpec {
     pub port: u16,
     /// Password of the user `cachekeep`. Must be long and random: clients may read its hash.
     pub admin_password: Secret,
-    /// Password of the clients' default user; `None` = clients need none.
-    pub client_password: Option<Secret>,
+    /// As whom clients come in.
+    pub clients: Clients,
     /// The engine's `maxmemory`; 0 = no limit.
     pub max_memory_bytes: u64,
     /// What survives a restart.

@@ -240,6 +240,26 @@ impl Drop for Tuned<'_> {
     }
 }
 
+/// Who is told that a primary has forked: of which shard, with which history and offset. What it replicates from there on is
+/// there to be followed for a moment.
+#[derive(Clone)]
+pub struct Forked<'a>(Arc<Fork<'a>>);
+
+type Fork<'a> = dyn Fn(usize, &str, i64) -> Result<(), Error> + Send + Sync + 'a;
+
+impl<'a> Forked<'a> {
+    /// One that tells this.
+    pub fn new(tell: impl Fn(usize, &str, i64) -> Result<(), Error> + Send + Sync + 'a) -> Self {
+        Self(Arc::new(tell))
+    }
+}
+
+impl std::fmt::Debug for Forked<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Forked")
+    }
+}
+
 /// How the payload ends.
 enum Framing {
     /// `$<count>`: bytes that are still to come.
@@ -329,6 +349,14 @@ pub struct Started {
 }
 
 impl Started {
+    /// Tells somebody.
+    ///
+    /// # Errors
+    /// What that returns.
+    pub(crate) fn tell(&self, shard: usize, forked: Option<&Forked<'_>>) -> Result<(), Error> {
+        forked.map_or(Ok(()), |Forked(tell)| tell(shard, &self.replid, self.offset))
+    }
+
     /// Waits for the header of the payload, `$<count>` or `$EOF:<mark>`.
     ///
     /// # Errors

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, Kind, chain};
 use crate::failpoint;
 use crate::node::{Node, Reply};
-use crate::process::{Engine, port_of};
+use crate::process::{Engine, client_users, port_of};
 use door::Command;
 
 pub use door::Door;
@@ -112,7 +112,9 @@ fn tidy(old: &Engine) {
     let tidied = failpoint::hit("switch.after_new_port")
         .and_then(|()| old.control())
         .and_then(|mut node| {
-            node.run(&["CLIENT", "KILL", "TYPE", "replica", "USER", "default"])?;
+            for user in client_users(&mut node)? {
+                node.run(&["CLIENT", "KILL", "TYPE", "replica", "USER", &user])?;
+            }
             failpoint::hit("switch.after_kill_replica")
         });
     if let Err(e) = tidied
@@ -129,7 +131,10 @@ fn exchange(plan: &SwitchPlan<'_>, old: &mut Node, new: &mut Node) -> Result<Swi
     let commands = door.give_up(old)?;
     let begun_at = Instant::now();
     let mut next = commands.iter();
-    let mut tell_next = |old: &mut Node| next.next().map_or(Ok(()), |command| tell(old, command));
+    let mut tell_next = |old: &mut Node| {
+        next.next()
+            .map_or(Ok(false), |command| tell(old, command).map(|()| true))
+    };
     tell_next(old)?;
     failpoint::hit("switch.after_multi")?;
     tell_next(old)?;
@@ -138,7 +143,8 @@ fn exchange(plan: &SwitchPlan<'_>, old: &mut Node, new: &mut Node) -> Result<Swi
     failpoint::hit("switch.after_end_normal")?;
     tell_next(old)?;
     failpoint::hit("switch.before_exec")?;
-    tell_next(old)?;
+    // Of more than one user of the clients' the other ones; EXEC is the last.
+    while tell_next(old)? {}
     let (given_up, taken) = std::thread::scope(|scope| {
         let giving = scope.spawn(|| given_up(old, commands.len()));
         let taken = failpoint::hit("switch.after_old_port").and_then(|()| match served {

@@ -74,6 +74,12 @@ id!(
     is_uuid
 );
 id!(
+    /// A change of an instance's nodes: a UUID.
+    ResizeId,
+    36,
+    is_uuid
+);
+id!(
     /// A restore record: a UUID.
     RestoreId,
     36,
@@ -147,7 +153,7 @@ macro_rules! random {
         }
     )*};
 }
-random!(hyphenated: InstanceId, BackupId, RestoreId, MigrationId, GenerationId, NodeId, JobId, VerificationId, ScheduleId, StorageId);
+random!(hyphenated: InstanceId, BackupId, ResizeId, RestoreId, MigrationId, GenerationId, NodeId, JobId, VerificationId, ScheduleId, StorageId);
 random!(simple: ProjectId, UserId);
 
 impl HostId {

@@ -23,6 +23,7 @@ mod metrics;
 mod rate;
 mod reconcile;
 mod refusal;
+mod resize;
 mod restore;
 mod schedule;
 mod secrets;

@@ -36,7 +36,7 @@ pub enum Refusal {
     DeleteWhileCreating,
     /// The backup is not restorable: not finished, failed, expired, found damaged, or its data is gone.
     NotRestorable,
-    /// The flavor is of another number of nodes.
+    /// The flavor is of another kind: single, with replicas, or a cluster.
     OtherNodes,
     /// The instance holds more than the flavor may: megabytes of memory.
     DataTooLarge {

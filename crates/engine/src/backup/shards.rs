@@ -74,7 +74,7 @@ fn make(
         };
         control.enter("connecting", 0);
         let node = psync::connect(&plan.source)?;
-        let started = begin_snapshot(&plan, node, control)?;
+        let started = begin_snapshot(&plan, node, number, control)?;
         let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         failpoint::hit("backup.after_fullresync")?;
         let snapshot = started.payload(control)?;

@@ -11,11 +11,11 @@ use crate::cluster;
 use crate::control::Control;
 use crate::error::{Error, Kind, chain};
 use crate::failpoint;
-use crate::node::{Node, Reply, Secret};
+use crate::node::{Node, Reply};
 use crate::sideload;
 use crate::switch::Door;
 
-use super::{Engine, LOG, settings, table};
+use super::{Clients, Engine, LOG, client_users, settings, table};
 
 /// Most of the log that is looked at for its last lines.
 const LOG_TAIL_BYTES: u64 = 64 * 1024;
@@ -160,29 +160,39 @@ impl Engine {
             .map_err(|e| self.explain(e))
     }
 
-    /// Lets clients in, and changes what new connections of theirs need; those that are open stay. `None`: they need no
-    /// password.
+    /// Lets clients in, and changes what new connections of theirs need; those that are open stay.
     ///
     /// # Errors
     /// As [`Node::command`]; [`Kind::EngineExited`].
-    pub fn set_client_password(&self, password: Option<&Secret>) -> Result<(), Error> {
-        let rule = settings::password_rule(password);
+    pub fn let_clients_in(&self, clients: &Clients) -> Result<(), Error> {
+        let rule = settings::password_rule(clients.password.as_ref());
         // `resetpass` also takes `nopass` away.
         self.control()?
-            .run(&["ACL", "SETUSER", "default", "on", "resetpass", &rule])
+            .run(&[
+                "ACL",
+                "SETUSER",
+                settings::user(clients),
+                "on",
+                "resetpass",
+                &rule,
+            ])
             .map(drop)
             .map_err(|e| self.explain(e))
     }
 
-    /// Lets no client in at whatever port: its replicas alone reach it. [`Engine::set_client_password`] ends this.
+    /// Lets no client in at whatever port: its replicas alone reach it. [`Engine::let_clients_in`] ends this.
     ///
     /// # Errors
     /// As [`Node::command`]; [`Kind::EngineExited`].
     pub fn shut_clients_out(&self) -> Result<(), Error> {
-        self.control()?
-            .run(&["ACL", "SETUSER", "default", "off"])
-            .map(drop)
-            .map_err(|e| self.explain(e))
+        let mut node = self.control()?;
+        let mut shut = || {
+            for user in client_users(&mut node)? {
+                node.run(&["ACL", "SETUSER", &user, "off"])?;
+            }
+            Ok(())
+        };
+        shut().map_err(|e| self.explain(e))
     }
 
     /// Whether it is nobody's replica, or why there was no answer in `limit`.

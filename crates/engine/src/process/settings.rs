@@ -10,7 +10,7 @@ use crate::node::Secret;
 use crate::cluster::{NODE_TIMEOUT, STANDBY_NODE_TIMEOUT, Seat};
 use crate::sentinel::{self, Watched};
 
-use super::{ADMIN_USER, EngineSpec, LOG, NO_PRIMARY, Persistence, REPLICA_USER, SOCKET};
+use super::{ADMIN_USER, Clients, EngineSpec, LOG, NO_PRIMARY, Persistence, REPLICA_USER, SOCKET};
 
 /// As DCS has them.
 const DATABASES: u32 = 256;
@@ -19,7 +19,7 @@ const DATABASES: u32 = 256;
 /// code, end the process or turn it into somebody's replica, pause all its connections, ours among them. Reading the configuration, `DEBUG` and the replica's
 /// side of `PSYNC` stay, so that the usual programs work.
 const CLIENT_RULES: &str = "~* &* +@all -acl|setuser -acl|deluser -acl|load -acl|save -config|set -config|rewrite \
-                            -module -replicaof -slaveof -shutdown -failover -client|pause";
+                            -module -replicaof -slaveof -shutdown -failover -client|pause -client|unpause";
 
 /// What clients of a cluster may not do either: change who its nodes are and who of them has which slots. Reading all of
 /// that stays, cluster clients live on it.
@@ -128,9 +128,13 @@ pub(super) fn text(spec: &EngineSpec, role: Role) -> Result<String, Error> {
     let cluster_rules = spec.cluster.as_ref().map_or("", |_| CLUSTER_CLIENT_RULES);
     let watched_rules = spec.watched.as_ref().map_or("", |_| WATCHED_CLIENT_RULES);
     line(format_args!(
-        "user default on {} {CLIENT_RULES} {cluster_rules} {watched_rules}",
-        password_rule(spec.client_password.as_ref())
+        "user {} on {} {CLIENT_RULES} {cluster_rules} {watched_rules}",
+        user(&spec.clients),
+        password_rule(spec.clients.password.as_ref())
     ));
+    if spec.clients.user.is_some() {
+        line(format_args!("user default off resetpass -@all"));
+    }
     let generation = spec.cluster.as_ref().map(|seat| &seat.generation);
     if let Some(generation) = generation.or(spec.watched.as_ref().map(|watched| &watched.generation)) {
         // Clients of a cluster may read this password in the configuration. It opens nothing that they cannot do as
@@ -199,7 +203,12 @@ pub(super) fn text(spec: &EngineSpec, role: Role) -> Result<String, Error> {
     Ok(text)
 }
 
-/// The ACL rule for the default user's password, fit for a settings line and for `ACL SETUSER`.
+/// The name of the clients' user.
+pub(super) fn user(clients: &Clients) -> &str {
+    clients.user.as_deref().unwrap_or("default")
+}
+
+/// The ACL rule for the clients' password, fit for a settings line and for `ACL SETUSER`.
 pub(super) fn password_rule(password: Option<&Secret>) -> String {
     match password {
         Some(password) => password_hash(password),

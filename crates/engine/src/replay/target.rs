@@ -1,6 +1,7 @@
 //! What the target is: its version, its layout, its limits.
 
 use super::reach::Reach;
+use crate::discover::mode;
 use crate::error::{Error, Kind};
 use crate::node::{Address, Node, Reply};
 
@@ -60,7 +61,7 @@ impl<'a> Target<'a> {
                 return Err(Error::new(Kind::Protocol, LOOK, context));
             }
         };
-        let is_cluster = field("redis_mode") == Some("cluster") || field("server_mode") == Some("cluster");
+        let is_cluster = mode(&server) == Some("cluster");
         if !is_cluster && field_of(&mut node, "replication", "role")?.as_deref() == Some("slave") {
             let context = format!(
                 "{}: it is a replica, which takes no writes: name its primary",

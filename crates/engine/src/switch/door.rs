@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Kind};
 use crate::node::{Node, Reply};
-use crate::process::{port_of, port_setting, take_port};
+use crate::process::{client_users, port_of, port_setting, take_port};
 
 /// What lets clients in at the address and port that they know.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,17 +87,14 @@ impl Door {
     }
 
     /// What a node does as one to let nobody in any more and to end those that are: nobody is served between the first
-    /// word of it and the last. Only the clients' user is ended: our own connections, a backup in progress among them, are
+    /// word of it and the last. Only the clients' users are ended: our own connections, a backup in progress among them, are
     /// none of theirs. A node that goes on listening lets no client in at its own address either.
     ///
     /// # Errors
     /// As [`Node::command`].
     pub(super) fn give_up(&self, node: &mut Node) -> Result<Vec<Command>, Error> {
-        let off = match self {
-            Door::Port(_) => None,
-            Door::Address { .. } | Door::Aside => Some(command(&["ACL", "SETUSER", "default", "off"])),
-        };
-        self.as_one(off, node)
+        let is_open_to_clients = matches!(self, Door::Address { .. } | Door::Aside);
+        self.as_one(is_open_to_clients, node)
     }
 
     /// As [`Door::give_up`], by a node that goes on as a replica: clients may come in at its own address.
@@ -105,18 +102,23 @@ impl Door {
     /// # Errors
     /// As [`Node::command`].
     pub(super) fn step_aside(&self, node: &mut Node) -> Result<Vec<Command>, Error> {
-        self.as_one(None, node)
+        self.as_one(false, node)
     }
 
-    fn as_one(&self, further: Option<Command>, node: &mut Node) -> Result<Vec<Command>, Error> {
+    fn as_one(&self, locks_out: bool, node: &mut Node) -> Result<Vec<Command>, Error> {
+        let users = client_users(node)?;
+
         let close = match self {
             Door::Port(_) => Some(command(&["CONFIG", "SET", port_setting(node)?, "0"])),
             Door::Address { own, .. } => Some(command(&["CONFIG", "SET", "bind", own])),
             Door::Aside => None,
         };
-        let end =
-            ["normal", "pubsub"].map(|kind| command(&["CLIENT", "KILL", "TYPE", kind, "USER", "default"]));
-        let middle = close.into_iter().chain(further).chain(end);
+        let off = users.iter().filter(|_| locks_out);
+        let off = off.map(|user| command(&["ACL", "SETUSER", user, "off"]));
+        let end = users.iter().flat_map(|user| {
+            ["normal", "pubsub"].map(|kind| command(&["CLIENT", "KILL", "TYPE", kind, "USER", user]))
+        });
+        let middle = close.into_iter().chain(off).chain(end);
         Ok([command(&["MULTI"])]
             .into_iter()
             .chain(middle)

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use engine::process::{EngineSpec, Persistence};
+use engine::process::{Clients, EngineSpec, Persistence};
 use engine::{Archive, Control, Error, Kind, Secret, proof};
 
 use crate::harness::{Bench, Redis, fill};
@@ -32,7 +32,7 @@ fn prove(bench: &Bench, manifest_blake3: &str) -> Error {
         bind: "127.0.0.1".to_owned(),
         port: 0,
         admin_password: Secret::new("admin-password-of-the-test"),
-        client_password: None,
+        clients: Clients::default(),
         max_memory_bytes: 0,
         persistence: Persistence::Rdb,
         certificate: None,

@@ -158,6 +158,7 @@ impl Bench {
             signer: SigningKey::generate().unwrap(),
             store: Store::open(scratch.join("store")).unwrap(),
             plan: BackupPlan {
+                forked: None,
                 source,
                 tuning: Tuning::None,
                 prefix: "p/i/b/1-1".to_owned(),

@@ -86,7 +86,7 @@ fn behave() {
                 bind: "127.0.0.1".to_owned(),
                 port,
                 admin_password: admin.clone(),
-                client_password: None,
+                clients: process::Clients::default(),
                 max_memory_bytes: 0,
                 persistence: Persistence::Aof,
                 certificate: None,

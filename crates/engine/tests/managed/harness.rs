@@ -37,7 +37,7 @@ impl Home {
             bind: "127.0.0.1".to_owned(),
             port: 0,
             admin_password: Secret::new(ADMIN_PASSWORD),
-            client_password: None,
+            clients: process::Clients::default(),
             max_memory_bytes: 0,
             persistence: Persistence::Aof,
             certificate: None,

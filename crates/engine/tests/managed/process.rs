@@ -293,7 +293,7 @@ fn clients_have_their_own_password_and_cannot_reconfigure() {
     let home = Home::new();
     let mut spec = home.spec("g1");
     spec.port = free_port();
-    spec.client_password = Some(Secret::new("client \" pass"));
+    spec.clients.password = Some(Secret::new("client \" pass"));
     let engine = process::start(&spec).unwrap();
     let mut anonymous = client(spec.port).unwrap();
     assert_eq!(anonymous.run(&["PING"]).err().unwrap().kind, Kind::Refused);
@@ -328,9 +328,13 @@ fn clients_have_their_own_password_and_cannot_reconfigure() {
         run(&mut node, words);
     }
 
-    engine.set_client_password(None).unwrap();
+    engine.let_clients_in(&process::Clients::default()).unwrap();
     assert_eq!(text(&mut client(spec.port).unwrap(), "PING"), "PONG");
-    engine.set_client_password(Some(&Secret::new("other"))).unwrap();
+    let other = process::Clients {
+        password: Some(Secret::new("other")),
+        ..process::Clients::default()
+    };
+    engine.let_clients_in(&other).unwrap();
     assert!(client_with(spec.port, Some("client \" pass")).is_err());
     run(&mut client_with(spec.port, Some("other")).unwrap(), "SET k v");
     assert!(engine.used_memory().unwrap() > 0);
@@ -343,7 +347,7 @@ fn passwords_are_in_no_file_no_command_line_and_no_environment() {
     let home = Home::new();
     let mut spec = home.spec("g1");
     spec.admin_password = Secret::new("canary-admin");
-    spec.client_password = Some(Secret::new("canary-client"));
+    spec.clients.password = Some(Secret::new("canary-client"));
     let engine = process::start(&spec).unwrap();
     run(&mut engine.control().unwrap(), "SET k v");
     let mut places = vec![

@@ -305,7 +305,7 @@ fn describe(refusal: &Refusal) -> Answer {
         }
         Refusal::NotRunning => (400, 4049, "The instance is not running: ShowInstance says why; it is being brought back, try again or restart it.".to_owned()),
         Refusal::WrongState => (400, 4026, "This cannot be done while the instance is not running: ShowInstance says why; it is being brought back, a restart may help.".to_owned()),
-        Refusal::OtherNodes => (400, 4026, "The flavor has other nodes than the instance: the number of nodes cannot be changed. Restore a backup of the instance into a new one of that flavor.".to_owned()),
+        Refusal::OtherNodes => (400, 4026, "The flavor is of another kind of instance: its shards and replicas can be changed, its kind cannot. Restore a backup of the instance into a new one of that flavor.".to_owned()),
         Refusal::DataTooLarge { data_mb, limit_mb } => (
             400,
             4036,

@@ -17,6 +17,7 @@ use crate::instance::record::persistence_word;
 use crate::instance::{Instance, Status};
 use crate::jobs::JobKind;
 use crate::refusal::Refusal;
+use crate::resize::record as resize;
 
 /// What the instance is shown to be: its state, or what is being done to it.
 ///
@@ -202,8 +203,47 @@ pub struct InstanceDetails {
     pub is_attached: bool,
     /// Of an attached one: what is renamed, forbidden, hidden or out of reach, and what that means.
     pub notes: Vec<String>,
+    /// The newest change of its nodes; null: they have never been changed.
+    pub resize: Option<ResizeShown>,
     /// Why the status is ERROR or CREATEFAILED.
     pub failure: Option<String>,
+}
+
+/// A change of an instance's nodes.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ResizeShown {
+    /// `waiting`, `running`, `switching`, `succeeded`, `failed`
+    pub status: &'static str,
+    /// What the instance is to become, in words.
+    pub layout: String,
+    /// What is being done.
+    pub phase: Option<String>,
+    /// Of the phase.
+    pub bytes_done: i64,
+    /// Of the phase; 0: not known.
+    pub bytes_total: i64,
+    /// Of the phase.
+    pub keys_done: i64,
+    /// How long writes waited, in microseconds; null: not known.
+    pub halted_us: Option<i64>,
+    /// Why the old nodes serve.
+    pub failure: Option<String>,
+}
+
+impl ResizeShown {
+    fn newest(request: &Request, tx: &Tx<'_>, instance: &Instance) -> Result<Option<Self>, Refusal> {
+        let found = resize::newest(tx, &instance.id)?;
+        Ok(found.map(|found| Self {
+            status: found.status.word(),
+            layout: found.layout.to_string(),
+            phase: found.phase,
+            bytes_done: found.bytes_done,
+            bytes_total: found.bytes_total,
+            keys_done: found.keys_done,
+            halted_us: found.halted_us,
+            failure: failure::shown(&request.app.config, found.failure.as_deref()),
+        }))
+    }
 }
 
 impl InstanceShown {
@@ -238,6 +278,7 @@ impl InstanceShown {
                 .map(|port| format!("{}:{port}", instance.bind))
                 .collect(),
         };
+        let resize = ResizeShown::newest(request, tx, instance)?;
         let needs_password = match attached {
             Some(attached) => attached.reach.has_password,
             None => instance.client_password_sealed.is_some(),
@@ -264,7 +305,10 @@ impl InstanceShown {
             domain_name: instance.bind.clone(),
             readonly_domain_name: None,
             no_password_access: if needs_password { "false" } else { "true" },
-            access_user: attached.and_then(|attached| attached.reach.user.clone()),
+            access_user: match attached {
+                Some(attached) => attached.reach.user.clone(),
+                None => instance.client_user.clone(),
+            },
             spec_code: instance.spec_code.clone(),
             cpu_type: "x86_64",
             az_codes: list("az_codes"),
@@ -344,6 +388,7 @@ impl InstanceShown {
                 notes: attached
                     .map(|attached| attached.found.notes.clone())
                     .unwrap_or_default(),
+                resize,
                 failure: failure::shown(&request.app.config, instance.failure.as_deref()),
             }),
         })

@@ -13,12 +13,13 @@ use super::routes::Reply;
 use super::system::{self, Flavor};
 use crate::ids::InstanceId;
 use crate::instance::command::{self, Create};
-use crate::instance::layout::{Layout, Mode, SHARDS};
+use crate::instance::layout::{Layout, Mode, Place, SHARDS};
 use crate::instance::record::{Changes, persistence_from_word};
-use crate::instance::{Instance, Status, policy, record};
+use crate::instance::{Instance, Status, generation, policy, record};
 use crate::jobs::JobKind;
 use crate::limits;
 use crate::refusal::Refusal;
+use crate::resize::record::Wanted;
 
 /// Fields that DCS clients give at creation and want back unchanged; we have no use for them.
 const KEPT: [&str; 8] = [
@@ -32,7 +33,7 @@ const KEPT: [&str; 8] = [
     "maintain_end",
 ];
 
-/// Fields whose wish would be refused to a client that is told otherwise: a command renamed for safety, a user's name.
+/// Fields whose wish would be refused to a client that is told otherwise: another user's name later, a command renamed for safety.
 const NOT_OFFERED: [&str; 2] = ["access_user", "rename_commands"];
 
 /// The attribute that names who made the instance; no field of a body.
@@ -86,6 +87,13 @@ fn decode_create(request: &Request) -> Result<Create, Refusal> {
         (None, false) => return Err(Refusal::PasswordWeak),
         (_, true) => None,
     };
+    let user = match fields.text("access_user")? {
+        Some(name) => command::check_user(&name)?,
+        None => None,
+    };
+    if user.is_some() && password.is_none() {
+        return Err(Refusal::Parameter("access_user"));
+    }
     let port = match fields.integer("port")? {
         None => None,
         Some(port) => Some(
@@ -129,6 +137,7 @@ fn decode_create(request: &Request) -> Result<Create, Refusal> {
         engine,
         layout,
         port,
+        user,
         password,
         persistence,
         is_tls: fields.boolean("enable_ssl")?.unwrap_or(false),
@@ -177,7 +186,12 @@ pub fn kept_fields(fields: &Fields, before: Option<&str>) -> Result<Map<String, 
     let mut kept: Map<String, Value> = before
         .and_then(|text| serde_json::from_str(text).ok())
         .unwrap_or_default();
-    for name in NOT_OFFERED {
+    // Which user clients are is said when an instance is made, and stays.
+    let refused = match before {
+        None => &NOT_OFFERED[1..],
+        Some(_) => &NOT_OFFERED[..],
+    };
+    for name in refused.iter().copied() {
         let is_wished = match fields.get(name) {
             None | Some(Value::Null | Value::Bool(false)) => false,
             Some(Value::String(text)) => !text.is_empty(),
@@ -503,29 +517,95 @@ fn result_of(id: &str, done: &Result<(), Refusal>) -> BatchResult {
 /// `POST …/instances/{instance_id}/resize`, on v1.0 `…/extend`
 ///
 /// # Errors
-/// Contract §9.2; other nodes than the instance has.
+/// Contract §9.2; another kind of instance.
 pub fn resize(request: &Request) -> Result<Reply, ApiError> {
     let id = request.instance_id()?;
     let fields = request.body()?;
     let project = request.project()?;
     let capacity = fields.number("new_capacity")?;
-    let spec = match fields.text("spec_code")? {
-        Some(spec) => spec,
+    let (instance, nodes) = request.app.catalog.read(|tx| {
+        let instance = command::find(tx, project, &id)?;
+        let serving = generation::serving(tx, &id)?;
+        Ok::<_, Refusal>((instance, serving.map(|found| found.nodes).unwrap_or_default()))
+    })?;
+    let flavor = match fields.text("spec_code")? {
+        Some(spec) => Flavor::find(&spec).ok_or(Refusal::SpecUnknown)?,
         // v1.0 names the size alone: the flavor of that size and the instance's nodes.
         None => {
             let capacity = capacity.ok_or(Refusal::Parameter("new_capacity"))?;
-            let instance = request.app.catalog.read(|tx| command::find(tx, project, &id))?;
-            Flavor::of_size(capacity, instance.layout)
-                .ok_or(Refusal::CapacityInvalid)?
-                .spec_code
+            Flavor::of_size(capacity, instance.layout).ok_or(Refusal::CapacityInvalid)?
         }
     };
-    let flavor = Flavor::find(&spec).ok_or(Refusal::SpecUnknown)?;
     if capacity.is_some_and(|capacity| !flavor.is_of_size(capacity)) {
         return Err(Refusal::CapacityInvalid.into());
     }
-    let wanted = (flavor.spec_code.as_str(), flavor.capacity_mb, flavor.layout);
-    command::resize(&request.app, project, &id, wanted, request.now)?;
+    let mut wanted = layout(&fields, &flavor)?;
+    // A cluster may be of another number of shards than its flavor is by default, and stays with it, unless shards are to be
+    // added: then each keeps its share of the size.
+    if fields.get("spec_param").is_none_or(Value::is_null) && wanted.mode == instance.layout.mode {
+        wanted.shards = match fields.text("change_type")?.as_deref() {
+            Some("addSharding") => {
+                let shards =
+                    i64::from(instance.layout.shards) * flavor.capacity_mb / instance.capacity_mb.max(1);
+                let shards = u16::try_from(shards)
+                    .ok()
+                    .filter(|shards| SHARDS.contains(shards));
+                shards.ok_or(Refusal::Parameter("new_capacity"))?
+            }
+            _ => instance.layout.shards,
+        };
+    }
+    check_change(&fields, (instance.layout, wanted), &nodes)?;
+    let wanted = Wanted {
+        spec_code: flavor.spec_code,
+        capacity_mb: flavor.capacity_mb,
+        layout: wanted,
+    };
+    command::resize(&request.app, project, &id, &wanted, request.now)?;
+    Ok(no_content())
+}
+
+/// What a caller says of a change besides its outcome must be so. Which nodes go and which zones they are in makes no
+/// difference: all of them are new ones afterwards.
+fn check_change(fields: &Fields, (now, wanted): (Layout, Layout), nodes: &[Place]) -> Result<(), Refusal> {
+    let is_so = match fields.text("change_type")?.as_deref() {
+        None | Some("") => true,
+        Some("createReplication") => wanted.replicas > now.replicas && wanted.shards == now.shards,
+        Some("deleteReplication") => wanted.replicas < now.replicas && wanted.shards == now.shards,
+        Some("addSharding") => wanted.shards > now.shards && wanted.replicas == now.replicas,
+        Some("instanceType") => wanted.mode != now.mode,
+        Some(_) => false,
+    };
+    if !is_so {
+        return Err(Refusal::Parameter("change_type"));
+    }
+    for name in ["reserved_ip", "available_zones", "node_list"] {
+        let given = match fields.get(name) {
+            None | Some(Value::Null) => continue,
+            Some(given) => given.as_array().ok_or(Refusal::Parameter(name))?,
+        };
+        let is_node = |text: &str| name != "node_list" || nodes.iter().any(|place| place.id.as_str() == text);
+        if !given.iter().all(|one| one.as_str().is_some_and(is_node)) {
+            return Err(Refusal::Parameter(name));
+        }
+    }
+    match fields.boolean("execute_immediately")? {
+        Some(false) => Err(Refusal::Parameter("execute_immediately")),
+        Some(true) | None => Ok(()),
+    }
+}
+
+/// `POST /ck/v1/…/instances/{instance_id}/resize/cancel`
+///
+/// # Errors
+/// Unknown instance; nothing to cancel.
+pub fn cancel_resize(request: &Request) -> Result<Reply, ApiError> {
+    command::cancel_resize(
+        &request.app,
+        request.project()?,
+        &request.instance_id()?,
+        request.now,
+    )?;
     Ok(no_content())
 }
 

@@ -239,8 +239,16 @@ impl Wish {
                 &["instances", "action"],
             ),
             Wish::Resize => named(
-                json!({"spec_code": text("A flavor of the same nodes; not on v1.0"),
-                       "new_capacity": {"type": ["number", "string"], "description": "GB, that of the flavor"}}),
+                json!({"spec_code": text("A flavor of the same kind, of more or fewer replicas or of another size; not on v1.0"),
+                       "new_capacity": {"type": ["number", "string"], "description": "GB, that of the flavor"},
+                       "spec_param": {"type": ["object", "null"], "properties": {"sharding_count": {"type": ["integer", "string", "null"],
+                           "description": "Of a cluster, 3 to 128 [default: as it is]"}}},
+                       "change_type": {"type": ["string", "null"], "enum": ["createReplication", "deleteReplication", "addSharding", "instanceType", "", null],
+                                       "description": "What the flavor must amount to"},
+                       "node_list": {"type": ["array", "null"], "items": {"type": "string"}, "description": "Nodes of the instance: checked, and all are replaced"},
+                       "reserved_ip": {"type": ["array", "null"], "items": {"type": "string"}, "description": "Makes no difference: all nodes are replaced"},
+                       "available_zones": {"type": ["array", "null"], "items": {"type": "string"}, "description": "Makes no difference: there is one"},
+                       "execute_immediately": {"type": ["boolean", "string", "null"], "description": "Not false"}}),
                 &[],
             ),
             Wish::Migration => named(
@@ -348,7 +356,10 @@ fn instance_wish(create: bool) -> Value {
         ),
         ("vpc_id", text(kept)),
         ("subnet_id", text(kept)),
-        ("access_user", text(kept)),
+        (
+            "access_user",
+            text("At creation: the ACL user of clients, and the default one is off; needs a password"),
+        ),
         (
             "password",
             text("8 to 32 characters of three kinds; needed unless no_password_access"),

@@ -459,6 +459,17 @@ pub fn routes() -> Vec<Route> {
         restores::cancel,
     );
     add(
+        "CkCancelResize",
+        "POST",
+        &format!("{one}/resize/cancel"),
+        project,
+        Answer::Nothing,
+        &[],
+        Wish::Nothing,
+        Work::Waits,
+        instances::cancel_resize,
+    );
+    add(
         "CkShowBackup",
         "GET",
         &format!("{one}/backups/{{backup_id}}"),

@@ -11,7 +11,7 @@ use engine::guard::{self, Guardrails};
 use engine::keys::Recipient;
 use engine::node::Endpoint;
 use engine::process::Engine;
-use engine::psync::{Ledger, Tuning};
+use engine::psync::{Forked, Ledger, Tuning};
 use engine::scan::KeyByKey;
 use engine::store::Store;
 use engine::{Control, Error, Kind, failpoint};
@@ -92,7 +92,13 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
         Some(error) => Err(error),
         None => with_progress(control, report, || {
             let store = storage::open(app, storage.as_ref())?;
-            capture(app, &instance, &backup, &store, &prefix, claim, control)
+            let into = Capture {
+                store: &store,
+                prefix: &prefix,
+                claim,
+                forked: None,
+            };
+            capture(app, &instance, &backup, &into, control)
         }),
     };
     if claim.lease.is_over()
@@ -144,7 +150,20 @@ fn fail(app: &App, claim: &Claim, id: &BackupId, code: FailureCode, why: String)
     Ok(Ended::Failed(why))
 }
 
-/// Captures `instance` for the record `backup` into `store`, under `prefix`.
+/// Where a capture goes.
+#[derive(Debug)]
+pub struct Capture<'a> {
+    /// The store.
+    pub store: &'a Store,
+    /// What its objects' names begin with.
+    pub prefix: &'a str,
+    /// Whose work it is: its fence is the attempt's number.
+    pub claim: &'a Claim,
+    /// Who is told when a node has forked.
+    pub forked: Option<Forked<'a>>,
+}
+
+/// Captures `instance` for the record `backup`.
 ///
 /// # Errors
 /// What the data plane says; nothing is left under the prefix.
@@ -152,11 +171,10 @@ pub fn capture(
     app: &App,
     instance: &Instance,
     backup: &Backup,
-    store: &Store,
-    prefix: &str,
-    claim: &Claim,
+    into: &Capture<'_>,
     control: &Control,
 ) -> Result<Finished, Error> {
+    let store = into.store;
     let Sources {
         shards,
         used_bytes: used,
@@ -184,7 +202,8 @@ pub fn capture(
         .read(|tx| identity::project_recipient(tx, &instance.project_id))
         .map_err(instances::catalog_failed)?
         .ok_or_else(|| Error::new(Kind::Key, "find key", "the project has no archive key"))?;
-    let ledger = Ledger::new(|entry| servers::note(app, &instance.id, Some(claim), entry, Moment::now()));
+    let ledger =
+        Ledger::new(|entry| servers::note(app, &instance.id, Some(into.claim), entry, Moment::now()));
     let is_attached = instance.attachment.is_some();
     let plan = BackupPlan {
         source: first.source.clone(),
@@ -192,12 +211,13 @@ pub fn capture(
             true => Tuning::Noted(ledger),
             false => Tuning::None,
         },
-        prefix: prefix.to_owned(),
+        forked: into.forked.clone(),
+        prefix: into.prefix.to_owned(),
         labels: Labels {
             project: instance.project_id.to_string(),
             instance: instance.id.to_string(),
             backup: backup.id.to_string(),
-            attempt: u64::try_from(claim.fence).unwrap_or(0),
+            attempt: u64::try_from(into.claim.fence).unwrap_or(0),
             created_at_ms: backup.created_at.0,
         },
         recipient: Recipient::parse(&recipient)?,

@@ -99,7 +99,8 @@ CREATE TABLE instance (
     port BIGINT NOT NULL,                   -- of the first node; those of all stand with the generation
     persistence TEXT NOT NULL CHECK (persistence IN ('none', 'rdb', 'aof')),
     admin_password_sealed BLOB NOT NULL,    -- empty: attached
-    client_password_sealed BLOB,            -- null: no password for clients
+    client_user TEXT,                       -- the clients' ACL user; null: the engine's default one
+    client_password_sealed BLOB,            -- its password; null: none
     tls_authority TEXT,                     -- PEM: whom clients are to trust; null: nobody speaks TLS
     tls_authority_key_sealed BLOB,          -- set with it
     attributes TEXT NOT NULL,               -- JSON: what DCS clients give and want back unchanged
@@ -136,7 +137,7 @@ CREATE TABLE job (
     instance_id TEXT NOT NULL REFERENCES instance(id),
     kind TEXT NOT NULL CHECK (kind IN ('create', 'delete', 'restart', 'flush', 'password', 'resize', 'backup', 'restore', 'migration')),
     host_id TEXT,                           -- the only one that can run it, the instance's; null: every one can
-    subject_id TEXT,                        -- the id of the backup, restore or import task; the process that a restart or flush acts on
+    subject_id TEXT,                        -- the id of the backup, restore, resize or import task; the process that a restart or flush acts on
     state TEXT NOT NULL CHECK (state IN ('waiting', 'running', 'done')),
     fence BIGINT NOT NULL DEFAULT 0,        -- grows with each claim; part of object names and of every settle
     owner TEXT,                             -- the host that runs it; null: nobody does
@@ -354,6 +355,36 @@ WHEN OLD.status IN ('succeeded', 'failed') AND NEW.status <> OLD.status
 BEGIN SELECT RAISE(ABORT, 'restore_terminal_is_final'); END;
 CREATE TRIGGER restore_is_never_deleted BEFORE DELETE ON restore
 BEGIN SELECT RAISE(ABORT, 'restore_is_never_deleted'); END;
+
+-- Changes of an instance's nodes. The newest of an instance is the one that is under way, or how that ended.
+CREATE TABLE resize (
+    id TEXT NOT NULL PRIMARY KEY,
+    instance_id TEXT NOT NULL REFERENCES instance(id),
+    status TEXT NOT NULL CHECK (status IN ('waiting', 'running', 'switching', 'succeeded', 'failed')),
+    spec_code TEXT NOT NULL,                -- of what it is to become: as the columns of the instance
+    capacity_mb BIGINT NOT NULL,
+    cache_mode TEXT NOT NULL CHECK (cache_mode IN ('single', 'ha', 'cluster')),
+    shards BIGINT NOT NULL,
+    replicas BIGINT NOT NULL,
+    new_generation_id TEXT,
+    old_generation_id TEXT,
+    phase TEXT,
+    bytes_done BIGINT NOT NULL DEFAULT 0,
+    bytes_total BIGINT NOT NULL DEFAULT 0,
+    keys_done BIGINT NOT NULL DEFAULT 0,    -- of the phase, for who watches it
+    halted_us BIGINT,                       -- how long writes waited, as we measured it; null: not known
+    cancel_asked_at_ms BIGINT,              -- it is to be given up; never set once the switch is intended
+    failure TEXT,
+    created_at_ms BIGINT NOT NULL,
+    updated_at_ms BIGINT NOT NULL,
+    finished_at_ms BIGINT,
+    CHECK (status NOT IN ('succeeded', 'failed') OR finished_at_ms IS NOT NULL),
+    CHECK (status <> 'failed' OR failure IS NOT NULL)
+);
+CREATE INDEX resize_instance_index ON resize(instance_id, created_at_ms);
+CREATE TRIGGER resize_terminal_is_final BEFORE UPDATE OF status ON resize
+WHEN OLD.status IN ('succeeded', 'failed') AND NEW.status <> OLD.status
+BEGIN SELECT RAISE(ABORT, 'resize_terminal_is_final'); END;
 
 -- Import tasks: a backup is merged into an instance. Columns that a restore has too mean the same.
 CREATE TABLE migration (

@@ -2,8 +2,8 @@
 
 use super::Error;
 use crate::ids::{
-    BackupId, GenerationId, HostId, InstanceId, JobId, MigrationId, Moment, NodeId, ProjectId, RestoreId,
-    ScheduleId, StorageId, UserId, VerificationId,
+    BackupId, GenerationId, HostId, InstanceId, JobId, MigrationId, Moment, NodeId, ProjectId, ResizeId,
+    RestoreId, ScheduleId, StorageId, UserId, VerificationId,
 };
 
 /// A value as both databases hold it.
@@ -208,6 +208,7 @@ id!(
     ProjectId,
     InstanceId,
     BackupId,
+    ResizeId,
     RestoreId,
     MigrationId,
     GenerationId,

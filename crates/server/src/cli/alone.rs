@@ -133,6 +133,7 @@ pub(crate) fn backup(global: &Global, verb: &BackupAlone) -> anyhow::Result<()> 
     let name = format!("{}-{}", now.compact(), secrets::random_hex(4));
     let spool = std::env::temp_dir();
     let plan = BackupPlan {
+        forked: None,
         tuning: match verb.tune {
             true => Tuning::Config,
             false => Tuning::None,

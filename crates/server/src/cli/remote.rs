@@ -102,17 +102,28 @@ pub(crate) enum InstanceVerb {
         /// Name or id
         instance: String,
     },
-    /// Give it another size: the engines' memory limit, at once and without a break for clients
-    #[command(
-        after_help = "Example:\n  cachekeep instance resize cache1 --capacity 2\n\nThe number of nodes cannot be changed: \
-        `cachekeep restore create cache1 --backup latest --new NAME --shards N` makes an instance with others."
-    )]
+    /// Give it another size, or another number of shards or replicas
+    #[command(after_help = "Examples:\n  cachekeep instance resize cache1 --capacity 2\n  \
+        cachekeep instance resize cluster1 --shards 5 --replicas 1\n  \
+        cachekeep instance resize cluster1 --cancel\n\nThe memory limit alone changes at once. For another number of shards or \
+        replicas the data is loaded into new nodes beside the old ones, what clients write meanwhile follows, and they move in a \
+        moment: nothing written is lost, and the replaced nodes are not kept. What kind an instance is cannot be changed: \
+        `cachekeep restore create cache1 --backup latest --new NAME --shards N` makes an instance of another.")]
     Resize {
         /// Name or id
         instance: String,
-        /// New size in GB
-        #[arg(long)]
-        capacity: f64,
+        /// New size in GB [default: as it is]
+        #[arg(long, required_unless_present_any = ["shards", "replicas", "cancel"])]
+        capacity: Option<f64>,
+        /// Shards of a cluster, 3 to 128 [default: as it is]
+        #[arg(long, value_name = "N")]
+        shards: Option<u16>,
+        /// Replicas of each primary, 0 to 4 [default: as it is]
+        #[arg(long, value_name = "N")]
+        replicas: Option<u16>,
+        /// Give a change of the nodes up that is under way: the old ones go on serving
+        #[arg(long, conflicts_with_all = ["capacity", "shards", "replicas"])]
+        cancel: bool,
     },
     /// Remove all keys
     #[command(
@@ -358,15 +369,46 @@ pub(crate) fn instance(global: &Global, verb: &InstanceVerb) -> anyhow::Result<E
             );
         }
         InstanceVerb::Restart { instance } => act(global, instance, "restart")?,
-        InstanceVerb::Resize { instance, capacity } => {
+        InstanceVerb::Resize {
+            instance,
+            cancel: true,
+            ..
+        } => {
+            let target = Target::find(global, instance)?;
+            target.ours("POST", "/resize/cancel", Some(&json!({})))?;
+            print_one(global, &wait_until(&target, "RUNNING")?);
+        }
+        InstanceVerb::Resize {
+            instance,
+            capacity,
+            shards,
+            replicas,
+            cancel: false,
+        } => {
             let target = Target::find(global, instance)?;
             let shown = target.call("GET", "", "", None)?;
             let now = Flavor::find(&plain(&shown["spec_code"]))
                 .context("the instance is of no flavor that is known here")?;
-            let flavor = Flavor::of_size(*capacity, now.layout).context(NO_SUCH_SIZE)?;
-            let wish = json!({"spec_code": flavor.spec_code, "new_capacity": capacity});
+            let layout = Layout {
+                replicas: replicas.unwrap_or(now.layout.replicas),
+                ..now.layout
+            };
+            let capacity = capacity.unwrap_or(now.capacity_mb as f64 / 1024.0);
+            let flavor = Flavor::of_size(capacity, layout).context(NO_SUCH_SIZE)?;
+            let mut wish = json!({"spec_code": flavor.spec_code, "new_capacity": capacity});
+            if let Some(shards) = shards {
+                wish["spec_param"] = json!({"sharding_count": shards});
+            }
             target.call("POST", "/resize", "", Some(&wish))?;
-            print_one(global, &wait_until(&target, "RUNNING")?);
+            let shown = wait_until(&target, "RUNNING")?;
+            let wanted = (plain(&shown["spec_code"]), shown["sharding_count"].as_u64());
+            let is_so = wanted.0 == flavor.spec_code
+                && shards.is_none_or(|shards| wanted.1 == Some(u64::from(shards)));
+            if !is_so {
+                let why = plain(&shown["ext"]["resize"]["failure"]);
+                anyhow::bail!("{instance} is not resized, and serves as before: {why}");
+            }
+            print_one(global, &shown);
         }
         InstanceVerb::Flush { instance } => act(global, instance, "flush")?,
         InstanceVerb::Delete { instance } => {

@@ -15,9 +15,10 @@ pub fn run(app: &Arc<App>, closing: &AtomicBool) {
     let mut seen = 0;
     while !closing.load(Ordering::SeqCst) {
         // One node at a time tells them.
-        let told = match app.duty.is_ours() {
-            true => round(app, closing),
-            false => Ok(false),
+        let told = if app.duty.is_ours() {
+            round(app, closing)
+        } else {
+            Ok(false)
         };
         match told {
             Ok(true) => continue,

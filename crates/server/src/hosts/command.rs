@@ -6,10 +6,11 @@ use super::record::{self, Host};
 use crate::app::App;
 use crate::backup::record::{self as backups, FailureCode};
 use crate::catalog::{self, Tx};
-use crate::ids::{BackupId, InstanceId, Moment, RestoreId};
+use crate::ids::{BackupId, InstanceId, Moment, ResizeId, RestoreId};
 use crate::instance::Status;
 use crate::instance::record as instances;
 use crate::jobs::{JobKind, queue};
+use crate::resize::record as resizes;
 use crate::restore::migration::record as migrations;
 use crate::restore::record::{self as restores, TargetState};
 
@@ -92,24 +93,36 @@ fn give_up(
                 .transpose()?
                 .flatten()
             {
-                let state = match restore.target_state {
-                    TargetState::Untouched => TargetState::Untouched,
-                    _ => TargetState::Unknown,
-                };
+                let state = left(restore.target_state);
                 restores::fail(tx, &restore.id, FailureCode::TimedOut, WHY, state, now)?;
             }
         }
         JobKind::Migration => {
-            if let Some(id) = subject.and_then(RestoreId::parse) {
-                let state = TargetState::Unknown;
+            if let Some(id) = subject.and_then(RestoreId::parse)
+                && let Some(task) = migrations::load(tx, &id)?
+            {
+                let state = left(task.target_state);
                 migrations::fail(tx, &id, FailureCode::TimedOut, WHY, state, now)?;
+            }
+        }
+        JobKind::Resize => {
+            if let Some(id) = subject.and_then(ResizeId::parse) {
+                resizes::fail(tx, &id, WHY, now)?;
             }
         }
         JobKind::Create => {
             let (from, to) = (Status::Creating, Status::CreateFailed);
             instances::transition(tx, instance, from, to, Some(WHY), now)?;
         }
-        JobKind::Delete | JobKind::Restart | JobKind::Flush | JobKind::Password | JobKind::Resize => {}
+        JobKind::Delete | JobKind::Restart | JobKind::Flush | JobKind::Password => {}
     }
     Ok(())
+}
+
+/// What engines hold that nobody can ask any more.
+fn left(state: TargetState) -> TargetState {
+    match state {
+        TargetState::Untouched => TargetState::Untouched,
+        _ => TargetState::Unknown,
+    }
 }

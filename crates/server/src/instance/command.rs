@@ -1,7 +1,7 @@
 //! What people ask of an instance: every refusal typed, record and job in one transaction.
 
 use engine::Secret;
-use engine::process::{Authority, Brand, Certificate};
+use engine::process::{Authority, Brand, Certificate, OWN_USERS};
 use serde_json::Value;
 
 use super::layout::{Layout, Mode, Place};
@@ -11,11 +11,12 @@ use crate::app::App;
 use crate::catalog::{self, Tx};
 use crate::hosts::{self, Home};
 use crate::idempotency::{self, Once};
-use crate::ids::{GenerationId, InstanceId, Moment, ProjectId};
+use crate::ids::{GenerationId, InstanceId, Moment, ProjectId, ResizeId};
 use crate::jobs::{JobKind, queue};
 use crate::limits;
 use crate::refusal::Refusal;
-use crate::{backup, secrets};
+use crate::resize::record::Wanted;
+use crate::{backup, resize, restore, secrets};
 
 /// A checked wish for instances.
 #[derive(Debug)]
@@ -34,6 +35,8 @@ pub struct Create {
     pub layout: Layout,
     /// The asked client port.
     pub port: Option<u16>,
+    /// The clients' ACL user; `None`: the engine's default one.
+    pub user: Option<String>,
     /// Password of the clients; `None`: none needed.
     pub password: Option<String>,
     /// Whether clients, nodes and Sentinels speak TLS.
@@ -61,6 +64,23 @@ pub fn check_name(name: &str) -> Result<(), Refusal> {
         Ok(())
     } else {
         Err(Refusal::NameInvalid)
+    }
+}
+
+/// The rule for names of clients' users: 1 to 64 letters, digits, `_` and `-`, a letter first; none of ours or the engine's.
+/// `Ok(None)`: the engine's default one is meant.
+///
+/// # Errors
+/// [`Refusal::Parameter`].
+pub fn check_user(name: &str) -> Result<Option<String>, Refusal> {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+    let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic());
+    match name {
+        "" | "default" => Ok(None),
+        _ if name.len() <= 64 && first && name.bytes().all(legal) && !name.starts_with(OWN_USERS) => {
+            Ok(Some(name.to_owned()))
+        }
+        _ => Err(Refusal::Parameter("access_user")),
     }
 }
 
@@ -166,6 +186,7 @@ fn insert_one(
             .vault
             .master
             .seal(&format!("instance.admin:{id}"), admin.as_bytes()),
+        client_user: wish.user.clone(),
         client_password_sealed: seal_client_password(app, &id, wish.password.as_deref()),
         authority,
         attributes: wish.attributes.clone(),
@@ -238,7 +259,8 @@ fn watched_places(
         .ok_or(Refusal::PortsExhausted)
 }
 
-/// Places for a generation beside `serving`, whose client ports it is to have.
+/// Places for a generation beside `serving`, whose client ports it is to have, as many as there are; more nodes have ports of
+/// their own.
 ///
 /// # Errors
 /// [`Refusal::PortsExhausted`].
@@ -248,16 +270,21 @@ pub fn places_beside(
     layout: Layout,
     serving: &[Place],
 ) -> Result<Vec<Place>, Refusal> {
-    let ports: Vec<u16> = serving.iter().map(|place| place.port).collect();
+    let mut ports: Vec<u16> = serving.iter().map(|place| place.port).collect();
     let home = Home::ours(app);
     if layout.mode == Mode::Ha {
         let port = *ports.first().ok_or(Refusal::PortsExhausted)?;
         return watched_places(app, tx, &home, layout, port);
     }
+    ports.truncate(usize::from(layout.client_ports()));
+    let more = usize::from(layout.client_ports()) - ports.len();
     let buses = usize::from(layout.bus_ports());
-    let mut own = FreePorts::new(app, tx, &home)?.take(buses + usize::from(layout.side_ports()), &[])?;
-    let side_ports = own.split_off(buses);
-    Ok(layout.places_beside(&ports, &own, &side_ports))
+    let mut own =
+        FreePorts::new(app, tx, &home)?.take(more + buses + usize::from(layout.side_ports()), &[])?;
+    let mut bus_ports = own.split_off(more);
+    let side_ports = bus_ports.split_off(buses);
+    ports.append(&mut own);
+    Ok(layout.places_beside(&ports, &bus_ports, &side_ports))
 }
 
 /// The ports that nobody has; of another host, that no instance has: whether a stranger has one turns out there.
@@ -544,15 +571,16 @@ pub fn reset_password(
     Ok(())
 }
 
-/// Accepts another flavor of the same nodes: another limit of memory. The job gives it to the engines; clients notice nothing.
+/// Accepts another size, or another number of shards or replicas. Where the nodes stay the same the job gives the engines the
+/// limit, and clients notice nothing; else it makes a generation of other nodes (ADR 42).
 ///
 /// # Errors
-/// Unknown instance, busy, not running; [`Refusal::OtherNodes`], [`Refusal::DataTooLarge`].
+/// Unknown instance, busy, not running; [`Refusal::OtherNodes`], [`Refusal::DataTooLarge`], [`Refusal::MemoryShort`].
 pub fn resize(
     app: &App,
     project: &ProjectId,
     id: &InstanceId,
-    (spec_code, capacity_mb, layout): (&str, i64, Layout),
+    wanted: &Wanted,
     now: Moment,
 ) -> Result<(), Refusal> {
     app.catalog.write(|tx| {
@@ -562,20 +590,58 @@ pub fn resize(
         if instance.status != Status::Running {
             return Err(Refusal::WrongState);
         }
-        // A cluster may be of another number of shards than its flavor is by default.
-        if (layout.mode, layout.replicas) != (instance.layout.mode, instance.layout.replicas) {
+        if wanted.layout.mode != instance.layout.mode {
             return Err(Refusal::OtherNodes);
         }
-        let data_mb = app.board.memory_of(id) >> 20;
-        let limit_mb = u64::try_from(capacity_mb).unwrap_or(0);
+        let data = app.board.memory_of(id);
+        let (data_mb, limit_mb) = (data >> 20, u64::try_from(wanted.capacity_mb).unwrap_or(0));
         if data_mb >= limit_mb {
             return Err(Refusal::DataTooLarge { data_mb, limit_mb });
         }
-        record::resize(tx, id, spec_code, capacity_mb, now)?;
-        queue::insert(tx, id, JobKind::Resize, None)?;
+        if wanted.layout == instance.layout {
+            record::resize(tx, id, &wanted.spec_code, wanted.capacity_mb, now)?;
+            queue::insert(tx, id, JobKind::Resize, None)?;
+            return Ok(());
+        }
+        let (needed, free) = (
+            restore::command::memory_for(data, wanted.layout),
+            restore::command::free_memory(app, tx, &instance)?,
+        );
+        if needed > free {
+            return Err(Refusal::MemoryShort {
+                needed_mb: needed >> 20,
+                free_mb: free >> 20,
+            });
+        }
+        let resize = resize::record::insert(tx, id, wanted, now)?;
+        queue::insert(tx, id, JobKind::Resize, Some(resize.as_str()))?;
         Ok::<_, Refusal>(())
     })?;
     app.board.wake();
+    Ok(())
+}
+
+/// Gives a change of the nodes up that has not begun to switch.
+///
+/// # Errors
+/// Unknown instance; [`Refusal::NotCancellable`].
+pub fn cancel_resize(app: &App, project: &ProjectId, id: &InstanceId, now: Moment) -> Result<(), Refusal> {
+    app.catalog.write(|tx| {
+        find(tx, project, id)?;
+        let subject = match queue::active(tx, id)? {
+            Some((JobKind::Resize, Some(subject))) => ResizeId::parse(&subject),
+            _ => None,
+        };
+        let resize = subject.ok_or(Refusal::NotCancellable(
+            "the nodes of the instance are not being changed",
+        ))?;
+        match resize::record::ask_to_cancel(tx, &resize, now)? {
+            true => Ok(()),
+            false => Err(Refusal::NotCancellable("the switch has begun and is finished")),
+        }
+    })?;
+    // One that waits for its turn finds it in its record.
+    app.board.cancel(id);
     Ok(())
 }
 

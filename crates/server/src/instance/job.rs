@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use engine::cluster;
-use engine::process::{self, Engine, EngineSpec, Persistence};
+use engine::process::{self, Clients, Engine, EngineSpec, Persistence};
 use engine::{Control, Error, Kind, Secret, failpoint};
 
 use super::attachment::{Attachment, servers};
@@ -270,12 +270,19 @@ pub fn admin_password(app: &App, instance: &Instance) -> Result<Secret, Error> {
     ))
 }
 
-fn client_password(app: &App, instance: &Instance) -> Result<Option<Secret>, Error> {
-    Ok(super::command::client_password(app, instance)?.map(Secret::new))
+/// As whom clients come in.
+///
+/// # Errors
+/// [`Kind::Key`] where the sealed column does not open.
+pub fn clients(app: &App, instance: &Instance) -> Result<Clients, Error> {
+    Ok(Clients {
+        user: instance.client_user.clone(),
+        password: super::command::client_password(app, instance)?.map(Secret::new),
+    })
 }
 
 pub(super) fn give_password(app: &App, instance: &Instance, engine: &Engine) -> Result<(), Error> {
-    engine.set_client_password(client_password(app, instance)?.as_ref())
+    engine.let_clients_in(&clients(app, instance)?)
 }
 
 /// As [`node_spec`], for the only node of a generation.
@@ -309,7 +316,7 @@ pub(super) fn node_spec(
         bind: instance.bind.clone(),
         port: 0,
         admin_password: admin_password(app, instance)?,
-        client_password: client_password(app, instance)?,
+        clients: clients(app, instance)?,
         max_memory_bytes: 0,
         persistence: instance.persistence,
         certificate: super::command::certificate(app, instance, &[])?,

@@ -8,6 +8,7 @@ use super::attachment::{self, Attachment};
 use super::layout::{self, Layout, Place};
 use crate::catalog::{Error, FromSql, Row, Tx, Value, params};
 use crate::ids::{HostId, InstanceId, Moment, ProjectId};
+use crate::resize::record::Wanted;
 
 /// What an instance is, apart from what is being done to it: that is the kind of its unsettled job.
 ///
@@ -122,7 +123,9 @@ pub struct Instance {
     pub persistence: Persistence,
     /// Password of our own control user, sealed for `instance.admin:<id>`.
     pub admin_password_sealed: Vec<u8>,
-    /// Password of the clients' default user, sealed for `instance.client:<id>`.
+    /// The clients' ACL user; `None`: the engine's default one.
+    pub client_user: Option<String>,
+    /// Its password, sealed for `instance.client:<id>`.
     pub client_password_sealed: Option<Vec<u8>>,
     /// Who signs its engines' certificates; `None`: nobody speaks TLS.
     pub authority: Option<SealedAuthority>,
@@ -169,7 +172,7 @@ macro_rules! columns {
         "id, project_id, name, description, status, engine_version, capacity_mb, spec_code, bind, port, persistence, \
          admin_password_sealed, client_password_sealed, attributes, backup_policy, failure, created_at_ms, updated_at_ms, \
          cache_mode, shards, replicas, sentinels, engine, tls_authority, tls_authority_key_sealed, \
-         attachment, attachment_sealed, attachment_settings, host_id"
+         attachment, attachment_sealed, attachment_settings, client_user, host_id"
     };
 }
 
@@ -188,7 +191,7 @@ fn row(row: &Row<'_>) -> Result<Instance, Error> {
         }
     };
     Ok(Instance {
-        host: row.get(28)?,
+        host: row.get(29)?,
         id: row.get(0)?,
         project_id: row.get(1)?,
         name: row.get(2)?,
@@ -202,6 +205,7 @@ fn row(row: &Row<'_>) -> Result<Instance, Error> {
         persistence: persistence_from_word(&persistence)
             .ok_or_else(|| Error::Unreadable(format!("{persistence} is no persistence")))?,
         admin_password_sealed: row.get(11)?,
+        client_user: row.get(28)?,
         client_password_sealed: row.get(12)?,
         attributes: row.get(13)?,
         backup_policy: row.get(14)?,
@@ -240,9 +244,9 @@ pub fn insert(tx: &Tx<'_>, instance: &Instance) -> Result<(), Error> {
         "INSERT INTO instance (id, project_id, name, description, status, engine_version, capacity_mb, spec_code, bind, \
          port, persistence, admin_password_sealed, client_password_sealed, attributes, backup_policy, created_at_ms, \
          updated_at_ms, cache_mode, shards, replicas, sentinels, engine, tls_authority, tls_authority_key_sealed, \
-         attachment, attachment_sealed, host_id) \
+         attachment, attachment_sealed, client_user, host_id) \
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, \
-         ?24, ?25, ?26, ?27)",
+         ?24, ?25, ?26, ?27, ?28)",
         params![
             instance.id,
             instance.project_id,
@@ -273,6 +277,7 @@ pub fn insert(tx: &Tx<'_>, instance: &Instance) -> Result<(), Error> {
                 .as_ref()
                 .map(|attached| attachment::to_json(&attached.reach, &attached.found)),
             instance.attachment.as_ref().map(|attached| &attached.sealed),
+            instance.client_user,
             instance.host,
         ],
     )?;
@@ -509,6 +514,19 @@ pub fn resize(
     tx.execute(
         "UPDATE instance SET spec_code = ?2, capacity_mb = ?3, updated_at_ms = ?4 WHERE id = ?1",
         (id, spec_code, capacity_mb, now),
+    )?;
+    Ok(())
+}
+
+/// Gives the instance other nodes: those of a generation that serves from now on.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn change_nodes(tx: &Tx<'_>, id: &InstanceId, to: &Wanted, now: Moment) -> Result<(), Error> {
+    resize(tx, id, &to.spec_code, to.capacity_mb, now)?;
+    tx.execute(
+        "UPDATE instance SET cache_mode = ?2, shards = ?3, replicas = ?4 WHERE id = ?1",
+        (id, to.layout.mode.word(), to.layout.shards, to.layout.replicas),
     )?;
     Ok(())
 }

@@ -83,7 +83,7 @@ pub struct Claim {
     pub instance_id: InstanceId,
     /// What it does.
     pub kind: JobKind,
-    /// The backup's or restore's id; of a restart or flush the process that it acts on, once it is about to.
+    /// The backup's, restore's or resize's id, of a resize to other nodes; of a restart or flush the process that it acts on, once it is about to.
     pub subject_id: Option<String>,
     /// Grows by one with each claim; 1 at the first.
     pub fence: i64,

@@ -12,8 +12,8 @@ use super::queue::{self, Claim};
 use crate::app::App;
 use crate::backup::verification_record::{self as verifications, Verification};
 use crate::catalog::{self, Tx};
-use crate::ids::{InstanceId, JobId, Moment};
-use crate::{backup, instance, limits, metrics, restore};
+use crate::ids::{InstanceId, JobId, Moment, ResizeId};
+use crate::{backup, instance, limits, metrics, resize, restore};
 
 /// How a job ended, for the log; the records say the rest.
 #[derive(Debug)]
@@ -432,6 +432,10 @@ fn claim(app: &Arc<App>) -> Option<(Claim, Gate)> {
 /// about.
 fn time_left(app: &App, claim: &Claim) -> Result<Duration, catalog::Error> {
     let expected_bytes = match (claim.kind, &claim.subject_id) {
+        (JobKind::Resize, Some(_)) => app
+            .catalog
+            .read(|tx| instance::record::load(tx, &claim.instance_id))?
+            .map_or(0, |instance| instance::job::max_memory_bytes(&instance)),
         // As much as it may hold: what it does hold is not known yet after a start.
         (JobKind::Backup, _) => app
             .catalog
@@ -517,15 +521,18 @@ fn leave(app: &App, job: &JobId) {
 fn run_one(app: &App, claim: &Claim, control: &Control) {
     let began = Instant::now();
     tracing::info!(job.id = %claim.job_id, job.kind = claim.kind.word(), instance.id = %claim.instance_id, fence = claim.fence, "job begins");
+    let nodes = claim.subject_id.as_deref().and_then(ResizeId::parse);
     let ended = match claim.kind {
         JobKind::Backup => backup::job::run(app, claim, control),
         JobKind::Restore | JobKind::Migration => restore::job::run(app, claim, control),
-        JobKind::Create
-        | JobKind::Delete
-        | JobKind::Restart
-        | JobKind::Flush
-        | JobKind::Password
-        | JobKind::Resize => instance::job::run(app, claim, control),
+        JobKind::Create | JobKind::Delete | JobKind::Restart | JobKind::Flush | JobKind::Password => {
+            instance::job::run(app, claim, control)
+        }
+        JobKind::Resize => match &nodes {
+            Some(id) => resize::job::run(app, claim, id, control),
+            // Of the same nodes.
+            None => instance::job::run(app, claim, control),
+        },
     };
     let duration_ms = began.elapsed().as_millis();
     let outcome = match &ended {

@@ -238,13 +238,13 @@ pub(super) fn check(
     if !is_restorable(tx, &backup)? {
         return Err(Refusal::NotRestorable);
     }
-    // Where its instance's host reads it, whoever is asked.
-    let reader = instance.host.as_ref().unwrap_or(&app.host);
-    place::check_reader(tx, &backup, reader)?;
     let by_keys = is_by_keys(&instance, request);
     if backup.kind == Kind::Generation && (by_keys || source.id != instance.id) {
         return Err(Refusal::NoFile);
     }
+    // Where its instance's host reads it, whoever is asked.
+    let reader = instance.host.as_ref().unwrap_or(&app.host);
+    place::check_reader(tx, &backup, reader)?;
     if by_keys {
         let options = request.replay.clone().unwrap_or_default();
         options
@@ -317,7 +317,7 @@ fn memory_short(
 }
 
 /// What a second generation of the instance can have. Retired ones do not count: they give way.
-pub(super) fn free_memory(app: &App, tx: &Tx<'_>, instance: &Instance) -> Result<u64, Refusal> {
+pub fn free_memory(app: &App, tx: &Tx<'_>, instance: &Instance) -> Result<u64, Refusal> {
     let mut free = hosts::free_memory(app, tx, instance.host.as_ref())?;
     for generation in generation::existing(tx, &instance.id)? {
         if generation.state == State::Retired
@@ -346,6 +346,11 @@ pub(super) fn has_same_shards(layout: Layout, manifest: &Manifest) -> bool {
 /// fragmentation, for each copy, and the reserve of the host.
 pub fn memory_needed(backup: &Backup, layout: Layout) -> u64 {
     let used = u64::try_from(backup.used_memory_bytes.max(backup.plain_bytes)).unwrap_or(0);
+    memory_for(used, layout)
+}
+
+/// As [`memory_needed`], for data of so many bytes.
+pub fn memory_for(used: u64, layout: Layout) -> u64 {
     (used + used / 10) * u64::from(1 + layout.replicas) + limits::MEMORY_RESERVE_BYTES
 }
 

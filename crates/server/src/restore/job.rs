@@ -1,68 +1,52 @@
 //! The job that restores: read [`run`] first.
 
-mod cluster;
+pub(crate) mod beside;
+pub(crate) mod cluster;
 pub(super) mod replay;
 mod shards;
 
 use engine::keys::Identity;
 use std::time::Duration;
 
-use engine::archive::Archive;
 use engine::process::{self, Engine};
 use engine::sideload::{self, Expectation};
 use engine::switch::{self, SwitchPlan};
 use engine::verify::{self, VerifyLevel};
 use engine::{Control, Error, Kind, failpoint};
 
-use super::command::{available_memory, has_same_shards, memory_needed};
+use super::command::has_same_shards;
 use super::migration::record as migrations;
 use super::record::{self, Method, Restore, TargetState};
 use crate::app::App;
-use crate::backup::job::capture;
-use crate::backup::place;
-use crate::backup::record::{self as backups, Backup};
+use crate::backup::record as backups;
 use crate::backup::run_record;
+use crate::catalog::Tx;
 use crate::identity::record as identity;
-use crate::ids::{GenerationId, Moment, ProjectId, RestoreId};
+use crate::ids::{BackupId, GenerationId, Moment, ProjectId, RestoreId};
 use crate::instance::generation::{self, Generation, State};
 use crate::instance::job as instances;
 use crate::instance::layout::Mode;
-use crate::instance::{self, Instance, nodes};
+use crate::instance::{self, nodes};
 use crate::jobs::worker::{Ended, Stop, begun_too_often, failure_code, settle, step, with_progress};
 use crate::jobs::{Claim, JobKind};
 use crate::limits;
 use crate::refusal::Refusal;
-use crate::storage::{self, record as storages};
+use crate::storage::record as storages;
+use beside::{Beside, Generations, Halt, Safety};
 
-/// One restore at work.
+/// One restore at work: what is loaded beside, and the record of it.
 struct Work<'a> {
-    app: &'a App,
-    claim: &'a Claim,
-    control: &'a Control,
-    instance: Instance,
+    beside: Beside<'a>,
     restore: Restore,
-    backup: Backup,
     /// The record is that of an import task, which has a table of its own.
     is_import: bool,
 }
 
-/// Why an attempt ended without the new data serving.
-enum Halt {
-    /// The data plane failed; the record is settled as failed.
-    Failed(Error),
-    /// Nothing is settled.
-    Stop(Stop),
-}
+impl<'a> std::ops::Deref for Work<'a> {
+    type Target = Beside<'a>;
 
-impl From<Error> for Halt {
-    fn from(error: Error) -> Self {
-        Halt::Failed(error)
-    }
-}
-
-impl From<Stop> for Halt {
-    fn from(stop: Stop) -> Self {
-        Halt::Stop(stop)
+    fn deref(&self) -> &Beside<'a> {
+        &self.beside
     }
 }
 
@@ -138,22 +122,24 @@ fn load<'a>(app: &'a App, claim: &'a Claim, control: &'a Control) -> Result<Work
         let restore = restore.ok_or_else(missing)?;
         let backup = backups::load(tx, &restore.backup_id)?.ok_or_else(missing)?;
         let instance = instance::record::load(tx, &claim.instance_id)?.ok_or_else(missing)?;
-        Ok(Work {
+        let level = match restore.verify.as_str() {
+            "full" => VerifyLevel::Full,
+            _ => VerifyLevel::Sample,
+        };
+        let beside = Beside {
             app,
             claim,
             control,
             instance,
-            restore,
             backup,
+            level,
+        };
+        Ok(Work {
+            beside,
+            restore,
             is_import,
         })
     })
-}
-
-/// The two generations of a switch.
-struct Generations {
-    old: GenerationId,
-    new: GenerationId,
 }
 
 impl Work<'_> {
@@ -335,12 +321,7 @@ impl Work<'_> {
         };
         new.wait_loaded(&patient)?;
         new.promote(instances::max_memory_bytes(&self.instance))?;
-        new.set_client_password(
-            instance::command::client_password(self.app, &self.instance)
-                .map_err(Error::from)?
-                .map(engine::Secret::new)
-                .as_ref(),
-        )?;
+        new.let_clients_in(&instances::clients(self.app, &self.instance)?)?;
         failpoint::hit("restore.promoted")?;
         switch::run(&self.plan(old, &new))
             .map(|report| report.gap)
@@ -390,7 +371,7 @@ impl Work<'_> {
         if let Some(new) = &seen.new_generation_id
             && self.restore.method != Method::SwitchBack
         {
-            self.take_down_or_leave(new)?;
+            beside::take_down_or_leave(self.app, &self.instance, new)?;
         }
         failpoint::hit("restore.new_removed")?;
         // The one that serves is the old one, until a restore has succeeded.
@@ -447,6 +428,10 @@ impl Work<'_> {
         Ok(Ended::Failed(why))
     }
 
+    fn remove_left_behind(&self) -> Result<(), Halt> {
+        beside::remove_left_behind(self.app, self.claim, &self.instance, self.control)
+    }
+
     /// Lets the old generation serve, whatever was done to it.
     fn bring_back(&self, old: &Generation) -> Result<(), Error> {
         if !nodes::hold_data(self.app, &self.instance, old) {
@@ -456,69 +441,6 @@ impl Work<'_> {
         // Out of time or told to stop is no reason to leave the instance down.
         let patient = Control::new(Some(limits::OPERATION_TIME_BASE));
         nodes::bring_up(self.app, &self.instance, old, &patient)
-    }
-
-    /// Removes a generation that is of no use; what does not go now is left to the reconciler, which goes on trying.
-    fn take_down_or_leave(&self, id: &GenerationId) -> Result<(), Stop> {
-        match instances::take_down(self.app, &self.instance, id) {
-            Err(Stop::Engine(error)) => {
-                tracing::warn!(restore.id = %self.restore.id, generation.id = %id, error = engine::chain(&error), "a generation does not go");
-                Ok(())
-            }
-            other => other,
-        }
-    }
-
-    /// Generations that an earlier attempt, or a restore that was never settled, began to fill.
-    fn remove_left_behind(&self) -> Result<(), Halt> {
-        step(self.app, self.claim, |tx| {
-            backups::fail_interrupted_safety(tx, &self.instance.id, Moment::now())
-        })?;
-        let existing = self
-            .app
-            .catalog
-            .read(|tx| generation::existing(tx, &self.instance.id))
-            .map_err(Stop::from)?;
-        for left in existing
-            .iter()
-            .filter(|left| matches!(left.state, State::Loading | State::Removing))
-        {
-            self.take_down_or_leave(&left.id)?;
-        }
-        // An earlier attempt may have stopped the old generation.
-        if let Some(serving) = existing.iter().find(|found| found.state == State::Serving) {
-            nodes::bring_up(self.app, &self.instance, serving, self.control)?;
-        }
-        Ok(())
-    }
-
-    /// Retired generations give way where memory is short.
-    fn make_room(&self) -> Result<(), Halt> {
-        let needed = memory_needed(&self.backup, self.instance.layout);
-        if available_memory() < needed {
-            let existing = self
-                .app
-                .catalog
-                .read(|tx| generation::existing(tx, &self.instance.id))
-                .map_err(Stop::from)?;
-            for retired in existing.iter().filter(|found| found.state == State::Retired) {
-                self.take_down_or_leave(&retired.id)?;
-            }
-        }
-        let free = available_memory();
-        if free < needed {
-            return Err(Error::new(
-                Kind::Memory,
-                "load beside",
-                format!(
-                    "a second generation needs {} MB, {} MB are free",
-                    needed >> 20,
-                    free >> 20
-                ),
-            )
-            .into());
-        }
-        Ok(())
     }
 
     /// Writes the pair of generations and that the work has begun.
@@ -586,19 +508,11 @@ impl Work<'_> {
         })
     }
 
-    /// Does `work` with the backup's archive, or with its copy where the archive is not whole.
-    fn with_archive<T>(&self, work: impl FnMut(Archive) -> Result<T, Halt>) -> Result<T, Halt> {
-        let wanted = || self.control.check("open backup");
-        let is_of_the_place =
-            |halt: &Halt| matches!(halt, Halt::Failed(error) if place::is_of_the_place(error));
-        place::with(self.app, &self.backup, None, &wanted, is_of_the_place, work)
-    }
-
     /// Compares what the new generation loaded with what the backup holds.
     fn verify(&self, engine: &Engine, expectation: &Expectation) -> Result<(), Halt> {
         self.enter(TargetState::Verifying)?;
         self.control.enter("verifying", 0);
-        let seen = verify::verify(engine, expectation, self.level(), self.control)?;
+        let seen = verify::verify(engine, expectation, self.level, self.control)?;
         step(self.app, self.claim, |tx| {
             record::verified(
                 tx,
@@ -611,70 +525,27 @@ impl Work<'_> {
         Ok(())
     }
 
-    fn level(&self) -> VerifyLevel {
-        match self.restore.verify.as_str() {
-            "full" => VerifyLevel::Full,
-            _ => VerifyLevel::Sample,
-        }
-    }
-
-    /// A validated backup of the present data before an in-place restore stops it.
+    /// A validated backup of the present data before what cannot be undone.
     fn take_safety_backup(&self) -> Result<(), Halt> {
-        let now = Moment::now();
-        let instance = &self.instance;
         let remark = format!("before {}", self.restore.name);
-        let id = step(self.app, self.claim, |tx| {
-            backups::insert_waiting(
-                tx,
-                &instance.project_id,
-                &instance.id,
-                backups::Kind::Safety,
-                backups::Format::Rdb,
-                Some(&remark),
-                now,
-            )
+        let storage = step(self.app, self.claim, |tx| {
+            storages::default_of(tx, &self.instance.project_id)
         })?;
-        let prefix = format!(
-            "{}/{}/{}/{}",
-            instance.project_id, instance.id, id, self.claim.fence
-        );
-        let backup = step(self.app, self.claim, |tx| {
-            let storage = storages::default_of(tx, &instance.project_id)?;
-            backups::begin(tx, &id, &prefix, (storage.as_ref(), &self.app.host), now)?;
-            backups::load(tx, &id)
-        })?
-        .ok_or_else(|| Stop::Broken("a safety backup has no row".to_owned()))?;
-        let made = storage::open(self.app, backup.storage_id.as_ref()).and_then(|store| {
-            capture(
-                self.app,
-                instance,
-                &backup,
-                &store,
-                &prefix,
-                self.claim,
-                self.control,
-            )
-        });
-        let now = Moment::now();
-        step(self.app, self.claim, |tx| match &made {
-            Ok(finished) if self.restore.method == Method::Replay => {
-                self.saved(tx, &id)?;
-                let expires_at = now.plus_seconds(limits::SAFETY_KEPT_SECONDS);
-                run_record::keep_until(tx, &id, expires_at)?;
-                backups::succeed(tx, &id, finished, now)
-            }
-            Ok(finished) => backups::succeed(tx, &id, finished, now),
-            Err(error) => backups::fail(
-                tx,
-                &id,
-                failure_code(error, true, false),
-                &engine::chain(error),
-                now,
-            ),
-        })?;
-        made?;
-        failpoint::hit("restore.safety_taken")?;
-        Ok(())
+        let made = |tx: &Tx<'_>, id: &BackupId| match self.restore.method {
+            Method::Replay => self.saved(tx, id).and_then(|()| {
+                let expires_at = Moment::now().plus_seconds(limits::SAFETY_KEPT_SECONDS);
+                run_record::keep_until(tx, id, expires_at)
+            }),
+            _ => Ok(()),
+        };
+        let safety = Safety {
+            instance: &self.instance,
+            remark: &remark,
+            storage,
+            forked: None,
+            made: &made,
+        };
+        beside::safety_backup(self.app, self.claim, safety, self.control).map(drop)
     }
 
     fn enter(&self, state: TargetState) -> Result<(), Halt> {
@@ -730,7 +601,9 @@ impl Work<'_> {
         });
         // Somebody may have asked another host to give it up.
         let is_unwanted = || self.app.catalog.is_shared() && self.check_wanted().is_err();
-        if matches!(written, Err(Stop::ClaimLost)) || is_unwanted() {
+        // What puts a target back goes on.
+        let may_be_cancelled = std::ptr::eq(control, self.control);
+        if matches!(written, Err(Stop::ClaimLost)) || (may_be_cancelled && is_unwanted()) {
             control.cancel();
         }
     }

@@ -186,6 +186,7 @@ fn every_place_in_the_sources_has_its_operation() {
     let single = PLACES.iter().map(|(name, _)| *name);
     let elsewhere = crate::cluster::places()
         .chain(crate::ha::places())
+        .chain(crate::resize::places())
         .chain(crate::attached::places())
         .chain(PLACES_OF_COPIES)
         .chain(PLACES_OF_SCHEDULES);

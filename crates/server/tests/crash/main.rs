@@ -24,6 +24,7 @@ mod memory;
 mod out_of_memory;
 mod random_kills;
 mod remote;
+mod resize;
 mod resumed;
 mod world;
 

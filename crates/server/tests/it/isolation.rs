@@ -36,7 +36,7 @@ enum Row {
 }
 
 /// Every route: method, path behind the prefix of the version, what it takes, a legal body.
-const ROWS: [(&str, &str, Row, &str); 76] = [
+const ROWS: [(&str, &str, Row, &str); 77] = [
     ("GET", "/", Row::Open, ""),
     ("GET", "/v2", Row::Open, ""),
     ("GET", "/v2/", Row::Open, ""),
@@ -81,6 +81,12 @@ const ROWS: [(&str, &str, Row, &str); 76] = [
         "{ck}/instances/{instance_id}/restores",
         Row::BackupInBody,
         r#"{"backup_id":"ID","source_instance_id":"SOURCE"}"#,
+    ),
+    (
+        "POST",
+        "{ck}/instances/{instance_id}/resize/cancel",
+        Row::Instance,
+        "",
     ),
     (
         "POST",

@@ -83,7 +83,7 @@ fn primaries(ports: &[u16]) -> Vec<u16> {
 
 /// `DEBUG DIGEST` of all primaries together: the digest of an engine is a constant and those of its keys, xored; so those of
 /// an odd number of engines with keys, xored, are the digest of one with all of their keys.
-fn digest(ports: &[u16]) -> String {
+pub fn digest(ports: &[u16]) -> String {
     let all = primaries(ports);
     assert_eq!(all.len() % 2, 1);
     sum(all.into_iter().map(|port| says(port, &["DEBUG", "DIGEST"])))

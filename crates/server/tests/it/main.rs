@@ -55,6 +55,7 @@ mod replay;
 mod replay_interrupted;
 mod replay_selected;
 mod resize;
+mod resize_nodes;
 mod rotation;
 mod schedule;
 mod schedules;

@@ -235,7 +235,7 @@ fn creations_that_break_a_rule_are_refused_with_its_code() {
         ("instance_num", json!(0), "DCS.4063"),
         ("instance_num", json!(101), "DCS.4063"),
         ("maintain_begin", json!("22:00:00"), "DCS.4106"),
-        ("access_user", json!("app"), "DCS.4063"),
+        ("access_user", json!("cachekeep"), "DCS.4063"),
         ("rename_commands", json!({"FLUSHALL": ""}), "DCS.4063"),
         ("enable_ssl", json!("perhaps"), "DCS.4063"),
     ] {

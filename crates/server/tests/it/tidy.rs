@@ -163,6 +163,7 @@ fn the_clock_is_read_at_the_edges_and_in_jobs_only() {
         "reconcile.rs",
         "jobs/worker.rs",
         "journal/mirror.rs",
+        "restore/job/",
         "clock.rs",
     ];
     let found = places(|name, line| {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use engine::{Address, Endpoint, Node, Reply, Secret, Tls};
+use engine::{Address, Endpoint, Kind, Node, Reply, Secret, Tls};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::{Value, json};
@@ -21,9 +21,10 @@ const PASSWORD: &str = "Tls-pass-1";
 const SINGLE: &str = "redis.single.xu1.tiny.128";
 const CLUSTER: &str = "redis.cluster.xu1.large.r2.4";
 
-/// An instance's clients: they trust its authority and follow `MOVED`.
+/// An instance's clients: they trust its authority, where it has one, and follow `MOVED`.
 struct Client {
-    trust: Arc<rustls::ClientConfig>,
+    trust: Option<Arc<rustls::ClientConfig>>,
+    user: Option<String>,
     places: Vec<(String, u16)>,
 }
 
@@ -40,18 +41,28 @@ impl Client {
             .with_root_certificates(roots)
             .with_no_client_auth();
         Self {
-            trust: Arc::new(config),
+            trust: Some(Arc::new(config)),
+            user: None,
             places,
         }
     }
 
-    fn open(&self, (host, port): &(String, u16), password: Option<&str>) -> Result<Node, engine::Error> {
+    fn open(&self, place: &(String, u16), password: Option<&str>) -> Result<Node, engine::Error> {
+        self.open_as(self.user.as_deref(), place, password)
+    }
+
+    fn open_as(
+        &self,
+        user: Option<&str>,
+        (host, port): &(String, u16),
+        password: Option<&str>,
+    ) -> Result<Node, engine::Error> {
         Node::connect(&Endpoint {
             address: Address::Tcp(host.clone(), *port),
-            user: None,
+            user: user.map(str::to_owned),
             password: password.map(Secret::new),
-            tls: Some(Tls {
-                config: Arc::clone(&self.trust),
+            tls: self.trust.as_ref().map(|config| Tls {
+                config: Arc::clone(config),
                 name: None,
             }),
             timeout: Duration::from_secs(5),
@@ -344,4 +355,128 @@ fn a_cluster_with_tls_is_restored_and_a_shard_succeeded_and_never_speaks_in_clea
         service.caller().wait_idle(&instance);
         assert!(ears.end() > 3);
     }
+}
+
+/// Nobody but the clients' user comes in anywhere.
+#[track_caller]
+fn check_others_are_refused(client: &Client) {
+    for place in &client.places {
+        let mut nobody = client.open_as(None, place, None).unwrap();
+        for words in [["GET", "key:1"], ["CLIENT", "LIST"]] {
+            let refused = nobody.run(&words).unwrap_err().to_string();
+            assert!(refused.contains("NOAUTH"), "{refused}");
+        }
+        for (user, password) in [
+            (None, PASSWORD),
+            (Some("default"), PASSWORD),
+            (Some("app"), "Wrong-pass-1"),
+            (Some("other"), PASSWORD),
+        ] {
+            let refused = client.open_as(user, place, Some(password)).err().unwrap();
+            assert_eq!(refused.kind, Kind::Auth, "{user:?}");
+        }
+    }
+}
+
+#[test]
+fn clients_with_a_user_of_their_own_keep_it_through_restores_failovers_and_restarts_and_nobody_else_comes_in()
+{
+    for (spec, tls) in [SINGLE, ha::WITH_TWO, CLUSTER]
+        .into_iter()
+        .flat_map(|spec| [(spec, false), (spec, true)])
+    {
+        println!("{spec}, TLS: {tls}");
+        let mut service = Service::start();
+        let caller = service.caller();
+        let wish = json!({"capacity": if spec == CLUSTER { 4.0 } else { 0.125 }, "enable_ssl": tls,
+                          "no_password_access": false, "password": PASSWORD, "access_user": "app"});
+        let instance = ask(&caller, "named", spec, &wish);
+        let shown = caller.wait_idle(&instance);
+        assert_eq!(shown["access_user"], "app");
+        let client = match tls {
+            true => client(&caller, &instance, &shown),
+            false => Client {
+                trust: None,
+                user: None,
+                places: ports(&shown)
+                    .into_iter()
+                    .map(|port| ("127.0.0.1".to_owned(), port))
+                    .collect(),
+            },
+        };
+        let client = Client {
+            user: Some("app".to_owned()),
+            ..client
+        };
+        check_others_are_refused(&client);
+        let held: Vec<Node> = client
+            .places
+            .iter()
+            .map(|place| client.open(place, Some(PASSWORD)).unwrap())
+            .collect();
+        there_and_back(&caller, &instance, &client);
+        check_others_are_refused(&client);
+        for mut node in held {
+            assert!(
+                node.run(&["PING"]).is_err(),
+                "a client of the replaced nodes is not ended"
+            );
+        }
+        if spec != SINGLE {
+            let nodes = ha::nodes(&caller, &instance);
+            let primary = ha::primary(&nodes).id.clone();
+            client.fill(
+                "last",
+                usize::from(spec == CLUSTER) + 2 * usize::from(spec != CLUSTER),
+            );
+            service.kill();
+            if spec == CLUSTER {
+                kill_node(&service, &instance, &primary);
+            } else {
+                ha::kill(&ha::home_of(&service, &instance, &primary));
+            }
+            client.check("last");
+            service.start_again();
+        }
+        let caller = service.caller();
+        caller.wait_idle(&instance);
+        let restart = json!({"instances": [instance], "action": "restart"});
+        caller.v2("PUT", "/instances/status", Some(&restart)).expect(200);
+        caller.wait_idle(&instance);
+        client.fill("after", 0);
+        check_others_are_refused(&client);
+        // Another password, for the same user.
+        let path = format!("/instances/{instance}/password/reset");
+        let other = "Other-pass-1";
+        caller
+            .v2("POST", &path, Some(&json!({"new_password": other})))
+            .expect(200);
+        caller.wait_idle(&instance);
+        assert!(client.open(&client.places[0], Some(PASSWORD)).is_err());
+        client.open(&client.places[0], Some(other)).unwrap();
+    }
+}
+
+#[test]
+fn a_user_that_cannot_be_is_refused() {
+    let service = Service::start();
+    let caller = service.caller();
+    for (user, open) in [
+        ("cachekeep", false),
+        ("cachekeep-replica", false),
+        ("1app", false),
+        ("a b", false),
+        ("app", true),
+    ] {
+        let wish = json!({"name": "named", "engine": "Redis", "capacity": 0.125, "spec_code": SINGLE, "access_user": user,
+                          "no_password_access": open, "password": PASSWORD});
+        let answer = caller.v2("POST", "/instances", Some(&wish));
+        assert_eq!(answer.verdict(), "400 DCS.4063", "{user}: {}", answer.text());
+    }
+    let wish = json!({"capacity": 0.125, "access_user": "default", "no_password_access": false, "password": PASSWORD});
+    let instance = ask(&caller, "default", SINGLE, &wish);
+    assert_eq!(caller.wait_idle(&instance)["access_user"], Value::Null);
+    let path = format!("/instances/{instance}");
+    let answer = caller.v2("PUT", &path, Some(&json!({"access_user": "app"})));
+    assert_eq!(answer.verdict(), "400 DCS.4063", "{}", answer.text());
 }

@@ -184,7 +184,10 @@ pub fn throw_away_engine(
         bind: "127.0.0.1".to_owned(),
         port: 0,
         admin_password: Secret::new(secrets::random_hex(32)),
-        client_password: Some(Secret::new(secrets::random_hex(32))),
+        clients: process::Clients {
+            password: Some(Secret::new(secrets::random_hex(32))),
+            ..process::Clients::default()
+        },
         max_memory_bytes: 0,
         persistence,
         certificate: None,

@@ -82,6 +82,7 @@ pub fn attach(
                 port: at.port,
                 persistence: persistence(found),
                 admin_password_sealed: Vec::new(),
+                client_user: None,
                 client_password_sealed: None,
                 attributes: wish.attributes.clone(),
                 backup_policy: None,

@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use engine::switch;
-use engine::verify;
-use engine::{Control, Error, Kind, failpoint, sideload};
+use engine::{Control, Error, Kind, failpoint};
 
-use super::shards::Shards;
-use super::{Generations, Halt, Work};
+use super::Work;
+use super::beside::{Generations, Halt};
+use crate::app::App;
 use crate::ids::GenerationId;
 use crate::instance::generation::{self, Generation};
 use crate::instance::layout::Mode;
-use crate::instance::{nodes, watched};
+use crate::instance::{Instance, nodes, watched};
 use crate::jobs::worker::{Stop, step};
 use crate::limits;
 use crate::restore::progress_record;
@@ -28,46 +28,28 @@ impl Work<'_> {
         self.enter(TargetState::Loading)?;
         let new = self.generation(&pair.new)?;
         nodes::prepare_beside(self.app, &self.instance, &new)?;
-        let durable = self.load_shards(&shards, &new)?;
+        let loaded = self.load_shards(&shards, &new, |verified| {
+            step(self.app, self.claim, |tx| {
+                progress_record::shards_verified(tx, &self.restore.id, verified)
+            })
+        })?;
+        step(self.app, self.claim, |tx| {
+            record::verified(
+                tx,
+                &self.restore.id,
+                loaded.applied,
+                loaded.compared,
+                loaded.expired,
+            )
+        })?;
         self.enter(TargetState::Verifying)?;
         self.control.enter("joining", 0);
         nodes::join(self.app, &self.instance, &new, self.control)?;
         failpoint::hit("restore.joined")?;
-        for syncing in durable {
+        for syncing in loaded.durable {
             syncing.wait()?;
         }
         Ok(pair)
-    }
-
-    /// Lets the first node of each shard load its file, and compares what it holds with that, one after the other: each
-    /// keeps two processors busy, and what is compared is in memory once.
-    fn load_shards(&self, shards: &Shards, new: &Generation) -> Result<Vec<sideload::Syncing>, Halt> {
-        self.control.enter("loading", shards.plain_bytes());
-        let (mut applied, mut compared, mut expired) = (0, 0, 0);
-        let mut loaded = rdb::Census::default();
-        let (mut durable, mut verified) = (Vec::new(), Vec::new());
-        for (shard, place) in nodes::firsts(new).enumerate() {
-            let spec = nodes::standby_spec(self.app, &self.instance, new, place)?;
-            let (engine, expectation) =
-                sideload::load(&spec, self.control, |push| shards.read(shard, self.control, push))?;
-            failpoint::hit("restore.shard_loaded")?;
-            durable.push(sideload::sync_behind(engine.directory())?);
-            let seen = verify::verify(&engine, &expectation, self.level(), self.control)?;
-            applied += seen.keys_loaded;
-            compared += seen.keys_compared;
-            expired += expectation.expired_keys;
-            loaded.absorb(&expectation.report.census);
-            verified.push((seen.keys_loaded, expectation.report.bytes));
-            step(self.app, self.claim, |tx| {
-                progress_record::shards_verified(tx, &self.restore.id, &verified)
-            })?;
-            failpoint::hit("restore.shard_verified")?;
-        }
-        shards.check(&loaded)?;
-        step(self.app, self.claim, |tx| {
-            record::verified(tx, &self.restore.id, applied, compared, expired)
-        })?;
-        Ok(durable)
     }
 
     /// The retired generation itself: alive, or started again from its directories.
@@ -80,21 +62,13 @@ impl Work<'_> {
         let pair = self.begin(Some(retired))?;
         let new = self.generation(&pair.new)?;
         self.control.enter("loading", 0);
-        self.bring_up_beside(&new, self.control)?;
+        let side = Side {
+            app: self.app,
+            instance: &self.instance,
+            generation: new,
+        };
+        side.make_ready(self.control)?;
         Ok(pair)
-    }
-
-    /// Every node of a generation that is to serve, without its client port, and all of one mind.
-    fn bring_up_beside(&self, new: &Generation, control: &Control) -> Result<(), Halt> {
-        if !nodes::hold_data(self.app, &self.instance, new) {
-            let context = "a node of the generation ended, and the instance has no persistence";
-            return Err(Error::new(Kind::EngineExited, "switch", context).into());
-        }
-        nodes::bring_up_beside(self.app, &self.instance, new, control)?;
-        if self.instance.layout.mode == Mode::Cluster {
-            nodes::wait_agreed(self.app, &self.instance, new, control)?;
-        }
-        Ok(())
     }
 
     /// Moves the clients of all nodes. As [`Work::switch_one`].
@@ -103,47 +77,108 @@ impl Work<'_> {
         pair: &Generations,
         resumed: bool,
     ) -> Result<(Option<Duration>, u64), Halt> {
-        let (old, new) = (self.generation(&pair.old)?, self.generation(&pair.new)?);
-        let living = |generation| nodes::switched(self.app, &self.instance, generation).map_err(Stop::from);
-        let olds = living(&old)?;
-        let serves = |places: &[switch::Place]| switch::serves(places).map_err(Stop::from);
+        let side = |id| {
+            Ok::<_, Stop>(Side {
+                app: self.app,
+                instance: &self.instance,
+                generation: self.generation(id)?,
+            })
+        };
+        let (old, new) = (side(&pair.old)?, side(&pair.new)?);
         // It is as good as done: the job's deadline is past.
         let patient = Control::new(Some(limits::OPERATION_TIME_BASE));
-        if resumed && serves(&living(&new)?)? {
-            // Clients may have been told that their writes are done: what is left of it is brought back.
-            nodes::bring_up_beside(self.app, &self.instance, &new, &patient).map_err(Stop::from)?;
+        if resumed && new.serves()? {
+            new.bring_back(&patient)?;
         } else {
-            if resumed && serves(&olds)? {
+            if resumed && old.serves()? {
                 // Clients have written to it all the while.
                 self.control.check("switch")?;
             }
-            self.bring_up_beside(&new, &patient)?;
+            new.make_ready(&patient)?;
             failpoint::hit("restore.promoted")?;
         }
-        let news = living(&new)?;
-        if self.instance.layout.mode == Mode::Ha {
-            watched::forget(self.app, &self.instance, &old, &patient)?;
-        }
-        // Read anew: who was promoted meanwhile has the clients' address.
-        let olds = living(&old)?;
-        let report = switch::run_together(&olds, &news).map_err(|error| match switch::serves(&news) {
-            Ok(false) => Halt::Failed(error),
-            Ok(true) | Err(_) => Halt::Stop(Stop::from(error)),
-        })?;
-        if self.instance.layout.mode == Mode::Ha
-            && let Err(error) = watched::let_watch_serving(self.app, &self.instance, &new)
-        {
-            tracing::warn!(restore.id = %self.restore.id, error = engine::chain(&error), "a Sentinel does not watch the new generation yet");
-        }
-        let used = |place: &switch::Place| match place.engine.is_primary(limits::GLANCE) {
-            Ok(true) => place.engine.used_memory().unwrap_or(0),
-            Ok(false) | Err(_) => 0,
-        };
-        Ok((report.gap, olds.iter().map(used).sum()))
+        old.forget(&patient)?;
+        hand_over(&old, &new)
     }
 
     fn generation(&self, id: &GenerationId) -> Result<Generation, Stop> {
         let found = self.app.catalog.read(|tx| generation::find(tx, id))?;
         found.ok_or_else(|| Stop::Broken("a restore names an unknown generation".to_owned()))
     }
+}
+
+/// A generation of an instance with several nodes, and what the instance is while it serves.
+pub(crate) struct Side<'a> {
+    pub(crate) app: &'a App,
+    pub(crate) instance: &'a Instance,
+    pub(crate) generation: Generation,
+}
+
+impl Side<'_> {
+    /// Whether it has its clients' ports, or one of them.
+    pub(crate) fn serves(&self) -> Result<bool, Stop> {
+        Ok(switch::serves(&self.living()?)?)
+    }
+
+    fn living(&self) -> Result<Vec<switch::Place>, Stop> {
+        Ok(nodes::switched(self.app, self.instance, &self.generation)?)
+    }
+
+    /// Every node of one that is to serve, without its client port, and all of one mind.
+    pub(crate) fn make_ready(&self, control: &Control) -> Result<(), Halt> {
+        if !nodes::hold_data(self.app, self.instance, &self.generation) {
+            let context = "a node of the generation ended, and the instance has no persistence";
+            return Err(Error::new(Kind::EngineExited, "switch", context).into());
+        }
+        nodes::bring_up_beside(self.app, self.instance, &self.generation, control)?;
+        if self.instance.layout.mode == Mode::Cluster {
+            nodes::wait_agreed(self.app, self.instance, &self.generation, control)?;
+        }
+        Ok(())
+    }
+
+    /// Clients of it may have been told that their writes are done: what is left of it is brought back.
+    pub(crate) fn bring_back(&self, control: &Control) -> Result<(), Stop> {
+        Ok(nodes::bring_up_beside(
+            self.app,
+            self.instance,
+            &self.generation,
+            control,
+        )?)
+    }
+
+    /// Its Sentinels, where it has them, watch it no more.
+    pub(crate) fn forget(&self, control: &Control) -> Result<(), Halt> {
+        match self.instance.layout.mode {
+            Mode::Ha => Ok(watched::forget(
+                self.app,
+                self.instance,
+                &self.generation,
+                control,
+            )?),
+            Mode::Single | Mode::Cluster => Ok(()),
+        }
+    }
+}
+
+/// Moves the clients from all nodes of the one to all of the other. Returns how long they waited, where that is known, and what
+/// the data takes that was replaced.
+pub(crate) fn hand_over(old: &Side<'_>, new: &Side<'_>) -> Result<(Option<Duration>, u64), Halt> {
+    // Read as late as this: who was promoted meanwhile has the clients' address.
+    let (olds, news) = (old.living()?, new.living()?);
+    let report = switch::run_together(&olds, &news).map_err(|error| match switch::serves(&news) {
+        Ok(false) => Halt::Failed(error),
+        Ok(true) | Err(_) => Halt::Stop(Stop::from(error)),
+    })?;
+    let instance = new.instance;
+    if instance.layout.mode == Mode::Ha
+        && let Err(error) = watched::let_watch_serving(new.app, instance, &new.generation)
+    {
+        tracing::warn!(instance.id = %instance.id, error = engine::chain(&error), "a Sentinel does not watch the new generation yet");
+    }
+    let used = |place: &switch::Place| match place.engine.is_primary(limits::GLANCE) {
+        Ok(true) => place.engine.used_memory().unwrap_or(0),
+        Ok(false) | Err(_) => 0,
+    };
+    Ok((report.gap, olds.iter().map(used).sum()))
 }

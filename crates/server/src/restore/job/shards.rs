@@ -8,12 +8,13 @@ use engine::keys::Identity;
 use engine::slices::{self, Slices};
 use engine::{Control, Error, Kind, failpoint};
 
-use super::{DECODE_WORKERS, Halt, WORKERS_ALONE, Work, archive_identity};
+use super::beside::{Beside, Halt};
+use super::{DECODE_WORKERS, WORKERS_ALONE, archive_identity};
 use crate::instance::layout::Mode;
 use crate::restore::command::{has_same_shards, other_database};
 
 /// A validated RDB for each shard.
-pub(super) enum Shards {
+pub(crate) enum Shards {
     /// The backup's own files, in the order of the shards.
     Same {
         archive: Box<Archive>,
@@ -24,10 +25,10 @@ pub(super) enum Shards {
     Cut { slices: Slices, plain_bytes: u64 },
 }
 
-impl Work<'_> {
+impl Beside<'_> {
     /// Finds that every byte of the backup is the one that was validated, or cuts the backup and so validates it once
     /// more: either way before an engine is started for it.
-    pub(super) fn proven_shards(&self) -> Result<Shards, Halt> {
+    pub(crate) fn proven_shards(&self) -> Result<Shards, Halt> {
         self.with_archive(|archive| {
             if !has_same_shards(self.instance.layout, archive.manifest()) {
                 return self.cut(&archive);
