@@ -105,7 +105,7 @@ fn remove_proofs(app: &App) {
 /// Whether what a host does with a lock in hand may be at work. Whoever has the duty speaks for hosts that are lost.
 fn is_at_work(app: &App, host: Option<&HostId>, lock: &std::path::Path, alive: &HashSet<HostId>) -> bool {
     match host {
-        Some(host) if *host != app.host => alive.contains(host) || !app.duty.is_ours(),
+        Some(host) if *host != app.host => alive.contains(host) || !app.duty.may_judge(app.config.lease),
         _ => is_held(lock),
     }
 }
@@ -250,7 +250,7 @@ fn look_at_all(
     let is_scheduler = app.duty.is_ours();
     for instance in managed {
         if instance.host.as_ref() != Some(&app.host) {
-            if is_scheduler {
+            if app.duty.may_judge(app.config.lease) {
                 tell_lost(app, &instance, &hosts)?;
             }
             continue;
@@ -302,6 +302,12 @@ fn tell_lost(app: &App, instance: &Instance, hosts: &Hosts) -> Result<(), catalo
     };
     tracing::warn!(instance.id = %instance.id, why, "an instance has nobody who looks after it");
     app.catalog.write(|tx| {
+        // It may have been seen meanwhile.
+        if let Some(host) = &instance.host
+            && hosts::alive(tx)?.contains(host)
+        {
+            return Ok(());
+        }
         let (from, to) = (Status::Running, Status::Error);
         record::transition(tx, &instance.id, from, to, Some(&why), Moment::now()).map(drop)
     })

@@ -102,6 +102,10 @@ pub fn open_with(mut config: Config, catalog: &Path, begin: Begin) -> anyhow::Re
                 .with_context(|| format!("cannot open the catalogue {}", catalog.display()))?
         }
     };
+    let catalog = match begin {
+        Begin::Rebuild => catalog.patient(),
+        Begin::New | Begin::Known | Begin::Join => catalog,
+    };
     let catalog = catalog.telling(audit::tell);
     check_master_key(&catalog, &master)?;
     check_signing_key(&catalog, &signer)?;
@@ -448,6 +452,8 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let app = Arc::new(open(config)?);
     let _set_once = app.listens_on.set(address.port());
     journal::guard::at_start(&app)?;
+    hosts::check_alone(&app)?;
+    check_has_worker(&app)?;
     hosts::announce(&app)?;
     match app.catalog.is_shared() {
         true => warn_of_local_stores(&app)?,
@@ -460,20 +466,22 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     remind_of_keys(&app)?;
     let closing = Arc::new(AtomicBool::new(false));
     let roles = app.config.roles;
+    let mut jobs = None;
     if roles.worker {
-        std::thread::Builder::new().name("jobs".to_owned()).spawn({
+        jobs = Some(std::thread::Builder::new().name("jobs".to_owned()).spawn({
             let app = app.clone();
             move || worker::run(&app)
-        })?;
+        })?);
         std::thread::Builder::new().name("verifier".to_owned()).spawn({
             let (app, closing) = (app.clone(), closing.clone());
             move || backup::proof::job::run(&app, &closing)
         })?;
     }
+    let ended = Arc::new(AtomicBool::new(false));
     let presence = match app.catalog.is_shared() {
         true => Some(std::thread::Builder::new().name("presence".to_owned()).spawn({
-            let (app, closing) = (app.clone(), closing.clone());
-            move || hosts::job::run(&app, &closing)
+            let (app, closing, ended) = (app.clone(), closing.clone(), ended.clone());
+            move || hosts::job::run(&app, &closing, &ended)
         })?),
         false => None,
     };
@@ -517,6 +525,10 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     closing.store(true, Ordering::SeqCst);
     app.board.close();
     tracing::info!("stopping: engines stay up");
+    if let Some(jobs) = jobs {
+        // It may be about to begin one.
+        let _panicked_and_told = jobs.join();
+    }
     if !app.board.drain(app.config.drain) {
         tracing::warn!(
             jobs = app.board.running(),
@@ -527,8 +539,25 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     }
     app.aside.close(Duration::from_secs(10));
     runtime.shutdown_timeout(Duration::from_secs(2));
+    ended.store(true, Ordering::SeqCst);
     if let Some(presence) = presence {
         let _panicked_and_told = presence.join();
+    }
+    Ok(())
+}
+
+/// Refuses a node that would leave its own instances alone: nobody else can run their jobs.
+fn check_has_worker(app: &App) -> anyhow::Result<()> {
+    let living = app.catalog.read(crate::instance::record::all_living)?;
+    let ours = living
+        .iter()
+        .find(|instance| instance.host.as_ref() == Some(&app.host));
+    if let Some(instance) = ours {
+        anyhow::ensure!(
+            app.config.roles.worker,
+            "the engines of {} are this node's, and nobody else can look after them: give it the role worker too",
+            instance.name
+        );
     }
     Ok(())
 }

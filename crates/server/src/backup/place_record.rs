@@ -14,6 +14,8 @@ pub struct Place {
     pub storage_id: StorageId,
     /// The instance whose job wrote them.
     pub instance_id: InstanceId,
+    /// How often it was written down.
+    pub noted: i64,
 }
 
 /// Places of backups that have ended otherwise than with what lies there, and hold no copy that counts or that somebody
@@ -24,7 +26,7 @@ pub struct Place {
 /// The catalogue failed.
 pub fn useless(tx: &Tx<'_>, host: &HostId) -> Result<Vec<Place>, Error> {
     tx.all(
-        "SELECT place.prefix, place.storage_id, backup.instance_id FROM backup_place AS place \
+        "SELECT place.prefix, place.storage_id, backup.instance_id, place.noted FROM backup_place AS place \
          JOIN backup ON backup.id = place.backup_id \
          WHERE (backup.status IN ('failed', 'expired', 'deleted') OR backup.prefix <> place.prefix) \
          AND NOT (backup.copy_prefix IS NOT DISTINCT FROM place.prefix AND (backup.copy_at_ms IS NULL OR backup.status = 'succeeded')) \
@@ -36,17 +38,21 @@ pub fn useless(tx: &Tx<'_>, host: &HostId) -> Result<Vec<Place>, Error> {
                 prefix: row.get(0)?,
                 storage_id: row.get(1)?,
                 instance_id: row.get(2)?,
+                noted: row.get(3)?,
             })
         },
     )
 }
 
-/// The last object of a place is gone.
+/// The last object of a place is gone that was there when it was read; where it was noted again meanwhile, it stays.
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn forget(tx: &Tx<'_>, prefix: &str) -> Result<(), Error> {
-    tx.execute("DELETE FROM backup_place WHERE prefix = ?1", (prefix,))?;
+pub fn forget(tx: &Tx<'_>, place: &Place) -> Result<(), Error> {
+    tx.execute(
+        "DELETE FROM backup_place WHERE prefix = ?1 AND noted = ?2",
+        (&place.prefix, place.noted),
+    )?;
     Ok(())
 }
 
@@ -56,7 +62,7 @@ pub fn forget(tx: &Tx<'_>, prefix: &str) -> Result<(), Error> {
 /// The catalogue failed.
 pub fn note_again(tx: &Tx<'_>, prefix: &str, storage: &StorageId, backup: &BackupId) -> Result<(), Error> {
     tx.execute(
-        "INSERT INTO backup_place (prefix, storage_id, backup_id) VALUES (?1, ?2, ?3) ON CONFLICT (prefix) DO NOTHING",
+        "INSERT INTO backup_place (prefix, storage_id, backup_id) VALUES (?1, ?2, ?3) ON CONFLICT (prefix) DO UPDATE SET noted = backup_place.noted + 1",
         (prefix, storage, backup),
     )?;
     Ok(())

@@ -252,8 +252,8 @@ pub fn claim(
     let clock = tx.clock()?;
     let oldest = tx.one(
         "SELECT verification.id FROM verification JOIN backup ON backup.id = backup_id \
-         WHERE (verification.status = 'waiting' OR (verification.status = 'running' AND owner <> ?1 AND lease_until_ms < ?2)) \
-         AND (storage_id IS NOT NULL OR host_id IS NULL OR host_id = ?1 OR copy_storage_id IS NOT NULL OR copy_host_id = ?1) \
+         WHERE (verification.status = 'waiting' OR (verification.status = 'running' AND lease_until_ms < ?2)) \
+         AND (storage_id IS NOT NULL OR host_id IS NULL OR host_id = ?1) \
          ORDER BY verification.created_at_ms, verification.id LIMIT 1",
         (host, clock),
         |row| row.get::<VerificationId>(0),

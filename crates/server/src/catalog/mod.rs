@@ -113,6 +113,15 @@ impl Catalog {
         matches!(self.backend, Backend::Postgres(_))
     }
 
+    /// Lets its transactions wait for something else for minutes: for who has the catalogue alone.
+    #[must_use]
+    pub fn patient(mut self) -> Self {
+        if let Backend::Postgres(database) = &mut self.backend {
+            database.be_patient();
+        }
+        self
+    }
+
     /// Has this done at the end of every transaction that changes something: where it fails, the transaction does.
     #[must_use]
     pub fn telling(mut self, before_commit: BeforeCommit) -> Self {

@@ -30,13 +30,16 @@ const CONNECT_WAIT: Duration = Duration::from_secs(3);
 /// How long it is asked what became of a commit.
 const COMMIT_WAIT: Duration = Duration::from_secs(30);
 const COMMIT_ASKED_EVERY: Duration = Duration::from_millis(200);
-/// One of ours takes milliseconds. A statement that waits for a stuck writer ends by this, and so does a transaction that
-/// lost its client; minutes, for a rebuild fetches from a store inside its transaction.
+/// One of ours takes milliseconds. A statement that waits for a stuck writer ends by this, and so does a transaction whose
+/// client is frozen or gone: all who share the catalogue wait for it, and their leases are short.
 const SETTINGS: &str = "SET statement_timeout = '20s'; SET lock_timeout = '15s'; \
-    SET idle_in_transaction_session_timeout = '10min'; SET client_min_messages = warning; \
+    SET idle_in_transaction_session_timeout = '5s'; SET client_min_messages = warning; \
+    SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3; \
     SET synchronous_commit = on; SET TIME ZONE 'UTC'";
 /// The first half of the advisory lock's key, the second is the schema: `cake`.
 const LOCK: &str = "1667328869, hashtext(current_schema())";
+/// A rebuild, which has the catalogue alone, fetches from a store inside its transaction.
+const PATIENT: &str = "SET idle_in_transaction_session_timeout = '10min'";
 const PRELUDE: &str = include_str!("postgres.sql");
 
 /// An open database.
@@ -45,6 +48,7 @@ pub struct Database {
     tls: tokio_postgres_rustls::MakeRustlsConnect,
     idle: Mutex<Idle>,
     returned: Condvar,
+    is_patient: bool,
     /// Who waits for the advisory lock waits here first, and holds no connection meanwhile.
     writer: Mutex<()>,
 }
@@ -64,7 +68,7 @@ pub struct Open {
 
 impl From<postgres::Error> for Error {
     fn from(error: postgres::Error) -> Self {
-        // Class 23: a rule was broken. 57P, 08, 53: the server ends, starts, or takes no more; 55P03, 57014: others keep it.
+        // Class 23: a rule was broken. 57P, 08, 53: the server ends, starts, or takes no more; 55P03, 57014: others keep it; 25P03: we kept it.
         match error.as_db_error() {
             Some(refused) if refused.code().code().starts_with("23") => {
                 Error::Constraint(refused.constraint().map_or_else(
@@ -73,7 +77,7 @@ impl From<postgres::Error> for Error {
                 ))
             }
             Some(refused)
-                if ["57P", "08", "53", "55P03", "57014"]
+                if ["57P", "08", "53", "55P03", "57014", "25P03"]
                     .iter()
                     .any(|class| refused.code().code().starts_with(class)) =>
             {
@@ -96,6 +100,12 @@ impl Database {
         let database = Self::of(url)?;
         database.prepare(may_make)?;
         Ok(database)
+    }
+
+    /// See [`super::Catalog::patient`].
+    pub fn be_patient(&mut self) {
+        self.is_patient = true;
+        lock(&self.idle).sessions.clear();
     }
 
     /// See [`super::Catalog::is_made`].
@@ -129,6 +139,7 @@ impl Database {
                 lent: 0,
             }),
             returned: Condvar::new(),
+            is_patient: false,
             writer: Mutex::new(()),
         })
     }
@@ -199,6 +210,9 @@ impl Database {
     fn connect(&self) -> Result<Open, Error> {
         let mut client = self.config.connect(self.tls.clone())?;
         client.batch_execute(SETTINGS)?;
+        if self.is_patient {
+            client.batch_execute(PATIENT)?;
+        }
         Ok(Open {
             client: RefCell::new(client),
             statements: RefCell::default(),

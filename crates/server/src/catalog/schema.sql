@@ -10,6 +10,7 @@ CREATE TABLE host (
     first_port BIGINT NOT NULL,             -- range for instances that ask for no port
     last_port BIGINT NOT NULL,
     free_memory_bytes BIGINT NOT NULL,      -- when it was seen
+    place TEXT NOT NULL,                    -- which start of which machine, and which directory there
     started_at_ms BIGINT NOT NULL,
     seen_at_ms BIGINT NOT NULL,
     lost_after_ms BIGINT NOT NULL           -- where it is not seen again by then it is lost; all three by the database's clock
@@ -256,7 +257,8 @@ CREATE UNIQUE INDEX schedule_instance_name_unique ON schedule(instance_id, name)
 CREATE TABLE backup_place (
     prefix TEXT NOT NULL PRIMARY KEY,
     storage_id TEXT NOT NULL REFERENCES storage(id),
-    backup_id TEXT NOT NULL REFERENCES backup(id)
+    backup_id TEXT NOT NULL REFERENCES backup(id),
+    noted BIGINT NOT NULL DEFAULT 1         -- how often: what is noted again while it is cleared is cleared again
 );
 
 -- Verifies that were asked of the service: the queue and its history. What the newest found is on the backup.

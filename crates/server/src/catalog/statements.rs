@@ -139,3 +139,37 @@ fn a_transaction_of_which_a_statement_failed_is_not_told_as_committed() {
     let undone = catalog.write(|tx| tx.attempt(fail)).unwrap();
     assert!(matches!(undone, Err(Error::Database(_))), "{undone:?}");
 }
+
+#[test]
+fn a_writer_that_is_frozen_keeps_the_others_for_some_seconds_only() {
+    use std::time::{Duration, Instant};
+    let server = xtask::postgres::Postgres::start().unwrap();
+    let url = server.make_schema("frozen").unwrap();
+    let (first, second) = (
+        Catalog::connect(&url, true).unwrap(),
+        Catalog::connect(&url, true).unwrap(),
+    );
+    let note = |tx: &Tx<'_>| tx.execute("INSERT INTO signer (verifying_key) VALUES ('k')", ());
+    let (has_lock, told) = std::sync::mpsc::channel();
+    let frozen = std::thread::scope(|scope| {
+        let frozen = scope.spawn(|| {
+            first.write(|tx| {
+                note(tx)?;
+                has_lock.send(()).unwrap();
+                std::thread::sleep(Duration::from_secs(9));
+                Ok::<_, Error>(())
+            })
+        });
+        told.recv().unwrap();
+        let since = Instant::now();
+        second.write(|tx| note(tx)).unwrap();
+        let waited = since.elapsed();
+        assert!(waited < Duration::from_secs(8), "{waited:?}");
+        frozen.join().unwrap()
+    });
+    assert!(matches!(frozen, Err(Error::Away(_))), "{frozen:?}");
+    let keys = second
+        .read(|tx| tx.one("SELECT count(*) FROM signer", (), |row| row.get::<i64>(0)))
+        .unwrap();
+    assert_eq!(keys, Some(1));
+}

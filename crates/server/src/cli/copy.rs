@@ -17,6 +17,7 @@ use crate::app::App;
 use crate::backup::copy_record as copies;
 use crate::backup::place::{open_at, places};
 use crate::backup::record::Backup;
+use crate::hosts::job::present;
 use crate::ids::{Moment, StorageId};
 use crate::instance::Instance;
 use crate::jobs::worker::with_progress;
@@ -91,7 +92,7 @@ fn copy(global: &Global, app: &App, instance: &Instance, backup: &Backup, to: &s
             lock_file.display()
         )
     })?;
-    let made = make(global, app, instance, backup, storage.as_ref());
+    let made = present(app, || make(global, app, instance, backup, storage.as_ref()));
     let _the_reconciler_removes_it_else = std::fs::remove_file(&lock_file);
     drop(lock);
     let (prefix, bytes) = made?;

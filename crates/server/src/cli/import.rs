@@ -28,6 +28,7 @@ use crate::backup::import::url::{self, Target};
 use crate::backup::proof::job::{Room, throw_away_engine};
 use crate::backup::record as backups;
 use crate::egress::{Allowed, Asker, Rules};
+use crate::hosts::job::present;
 use crate::ids::{BackupId, Moment};
 use crate::instance::Instance;
 use crate::instance::layout::Mode;
@@ -356,6 +357,8 @@ fn import(
         }
         Input::Commands(files) => replayed(app, verb, &files, &plan, store, &control),
     };
-    job::run(app, &begun, &name, verb.accept_functions, &control, make)
-        .map_err(|error| anyhow::anyhow!("{name} is not taken: {}", engine::chain(&error)))
+    present(app, || {
+        job::run(app, &begun, &name, verb.accept_functions, &control, make)
+    })
+    .map_err(|error| anyhow::anyhow!("{name} is not taken: {}", engine::chain(&error)))
 }

@@ -45,6 +45,10 @@ pub fn forget(app: &App, name: &str, now: Moment) -> anyhow::Result<Forgotten> {
         );
         let unsettled = queue::unsettled_of(tx, &host.id)?;
         for (instance, kind, subject) in &unsettled {
+            // Whoever is there goes on with it.
+            if *kind == JobKind::Delete {
+                continue;
+            }
             queue::revoke_active(tx, instance, now)?;
             give_up(tx, instance, *kind, subject.as_deref(), now)?;
         }
@@ -110,10 +114,7 @@ fn give_up(
             let (from, to) = (Status::Creating, Status::CreateFailed);
             instances::transition(tx, instance, from, to, Some(WHY), now)?;
         }
-        JobKind::Delete => {
-            instances::transition(tx, instance, Status::Deleting, Status::Deleted, None, now)?;
-        }
-        JobKind::Restart | JobKind::Flush | JobKind::Password => {}
+        JobKind::Delete | JobKind::Restart | JobKind::Flush | JobKind::Password => {}
     }
     Ok(())
 }

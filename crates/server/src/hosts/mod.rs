@@ -11,9 +11,10 @@ pub mod record;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 
-use engine::Lease;
 use engine::process::Brand;
+use engine::{Lease, uptime};
 
 use crate::app::App;
 use crate::catalog::{Catalog, Error, Tx};
@@ -54,12 +55,41 @@ pub fn announce(app: &App) -> Result<(), Error> {
             bind: config.engine_bind.to_string(),
             ports: (*config.engine_ports.start(), *config.engine_ports.end()),
             free_memory_bytes: available_memory(),
+            place: place(config),
             started_at: now,
             seen_at: now,
             lost_at: now.after(config.lease),
         };
         record::announce(tx, &host)
     })
+}
+
+/// Refuses a copy of the data directory of a host that is there: both would take themselves for the same one.
+///
+/// # Errors
+/// It is one; the catalogue failed.
+pub fn check_alone(app: &App) -> anyhow::Result<()> {
+    let (known, now) = app
+        .catalog
+        .read(|tx| Ok::<_, Error>((record::load(tx, &app.host)?, tx.clock()?)))?;
+    if let Some(known) = known.filter(|known| app.catalog.is_shared() && known.lost_at >= now) {
+        anyhow::ensure!(
+            known.place == place(&app.config),
+            "the node {} is there already, with another data directory of the same name: if {} is a copy of it, remove the file \
+             `node` from the copy and begin with empty instances/; if that one is gone, wait until `cachekeep node list` shows it as lost",
+            known.name,
+            app.config.data_dir.display()
+        );
+    }
+    Ok(())
+}
+
+/// Which start of which machine this is, and which directory there.
+fn place(config: &Config) -> String {
+    use std::os::unix::fs::MetadataExt as _;
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let directory = std::fs::metadata(&config.data_dir).map_or((0, 0), |found| (found.dev(), found.ino()));
+    format!("{} {}:{}", boot.trim(), directory.0, directory.1)
 }
 
 fn machine() -> String {
@@ -72,18 +102,27 @@ fn machine() -> String {
 
 /// Whether we have the scheduler's duty.
 #[derive(Default)]
-pub struct Duty(Mutex<Option<(Lease, Moment)>>);
+pub struct Duty(Mutex<Option<Held>>);
+
+/// The duty as we have it.
+struct Held {
+    lease: Lease,
+    /// Since when somebody has had it.
+    since: Moment,
+    /// Since when we have had it, and the catalogue has answered, by [`uptime`].
+    whole_since: Duration,
+}
 
 impl Duty {
-    fn held(&self) -> MutexGuard<'_, Option<(Lease, Moment)>> {
+    fn held(&self) -> MutexGuard<'_, Option<Held>> {
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// `Some`: we have it, and since when somebody has.
     pub fn since(&self) -> Option<Moment> {
         let held = self.held();
-        let (lease, since) = held.as_ref()?;
-        (!lease.is_over()).then_some(*since)
+        let held = held.as_ref()?;
+        (!held.lease.is_over()).then_some(held.since)
     }
 
     /// Whether we have it.
@@ -91,9 +130,28 @@ impl Duty {
         self.since().is_some()
     }
 
+    /// Whether we have had it for so long that whoever has not been seen meanwhile is not there: before that the catalogue may
+    /// have been away for all.
+    pub fn may_judge(&self, length: Duration) -> bool {
+        let held = self.held();
+        held.as_ref()
+            .is_some_and(|held| !held.lease.is_over() && uptime().saturating_sub(held.whole_since) >= length)
+    }
+
+    /// From now on we have had it for no time.
+    fn begin_anew(&self) {
+        if let Some(held) = self.held().as_mut() {
+            held.whole_since = uptime();
+        }
+    }
+
     /// Takes it until the end, where nobody else can.
     pub fn take(&self, since: Moment) {
-        *self.held() = Some((Lease::endless(), since));
+        *self.held() = Some(Held {
+            lease: Lease::endless(),
+            since,
+            whole_since: uptime(),
+        });
     }
 }
 

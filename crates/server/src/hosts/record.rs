@@ -26,6 +26,8 @@ pub struct Host {
     pub ports: (u16, u16),
     /// Memory that it could give to engines when it was seen.
     pub free_memory_bytes: u64,
+    /// Which start of which machine it is on, and which directory there: a copy of its data directory is elsewhere.
+    pub place: String,
     /// Since when its process runs.
     pub started_at: Moment,
     /// When it last said that it is there.
@@ -36,7 +38,7 @@ pub struct Host {
 
 macro_rules! columns {
     () => {
-        "id, name, roles, engines, bind, first_port, last_port, free_memory_bytes, started_at_ms, seen_at_ms, lost_after_ms"
+        "id, name, roles, engines, bind, first_port, last_port, free_memory_bytes, started_at_ms, seen_at_ms, lost_after_ms, place"
     };
 }
 
@@ -58,6 +60,7 @@ fn row(row: &Row<'_>) -> Result<Host, Error> {
         started_at: row.get(8)?,
         seen_at: row.get(9)?,
         lost_at: row.get(10)?,
+        place: row.get(11)?,
     })
 }
 
@@ -82,9 +85,9 @@ pub fn announce(tx: &Tx<'_>, host: &Host) -> Result<(), Error> {
     let engines = serde_json::json!(engines.collect::<Vec<_>>()).to_string();
     tx.execute(
         "INSERT INTO host (id, name, roles, engines, bind, first_port, last_port, free_memory_bytes, started_at_ms, seen_at_ms, \
-         lost_after_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11) \
+         lost_after_ms, place) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12) \
          ON CONFLICT (id) DO UPDATE SET name = ?2, roles = ?3, engines = ?4, bind = ?5, first_port = ?6, last_port = ?7, \
-         free_memory_bytes = ?8, started_at_ms = ?9, seen_at_ms = ?10, lost_after_ms = ?11",
+         free_memory_bytes = ?8, started_at_ms = ?9, seen_at_ms = ?10, lost_after_ms = ?11, place = ?12",
         params![
             host.id,
             name,
@@ -97,6 +100,7 @@ pub fn announce(tx: &Tx<'_>, host: &Host) -> Result<(), Error> {
             host.started_at,
             host.seen_at,
             host.lost_at,
+            host.place,
         ],
     )?;
     Ok(())

@@ -86,6 +86,10 @@ fn create(app: &App, claim: &Claim, instance: &Instance, control: &Control) -> R
             "its engine did not start",
         )),
     };
+    if started.is_err() && claim.lease.is_over() {
+        // It was told to stop. What there is of it is taken up again.
+        return Err(Stop::ClaimLost);
+    }
     let now = Moment::now();
     if let (Err(_), Some(generation)) = (&started, &generation) {
         watched::end_sentinels(app, instance)?;

@@ -14,6 +14,7 @@ use super::record::{self, Journal, Note};
 use super::{escrow, guard};
 use crate::app::App;
 use crate::catalog::{self, Tx};
+use crate::hosts::record as hosts;
 use crate::identity::record as identity;
 use crate::ids::{BackupId, Moment, ProjectId, StorageId};
 use crate::storage::{self, record as storages};
@@ -68,7 +69,7 @@ type Looked = HashSet<(ProjectId, Option<StorageId>)>;
 /// Everything that a project's outbox notes.
 fn send_all(app: &App, project: &ProjectId, looked: &mut Looked, closing: &AtomicBool) -> Result<(), Error> {
     while !closing.load(Ordering::SeqCst) && app.duty.is_ours() {
-        let Some((journal, notes, rows)) = app
+        let Some((journal, _, _)) = app
             .catalog
             .read(|tx| next(tx, project))
             .map_err(instance::job::catalog_failed)?
@@ -81,6 +82,10 @@ fn send_all(app: &App, project: &ProjectId, looked: &mut Looked, closing: &Atomi
                 .map_err(instance::job::catalog_failed)?;
             continue;
         };
+        // A folder of one node is no mirror of what others do: a remote store is asked for at each start.
+        if journal.storage_id.is_none() && is_one_of_several(app)? {
+            return Ok(());
+        }
         let store = storage::open(app, journal.storage_id.as_ref())?.with_patience(Patience::SHORT);
         // At the start the store may have been away.
         let place = (project.clone(), journal.storage_id.clone());
@@ -97,17 +102,24 @@ fn send_all(app: &App, project: &ProjectId, looked: &mut Looked, closing: &Atomi
         if journal.written.is_none() {
             put_keys(app, &store, project)?;
         }
-        let number = app
+        // The rows as they are when the number is taken: a higher one never holds older rows, however long its writer sleeps.
+        let (number, again) = app
             .catalog
-            .write(|tx| record::next_number(tx, project))
+            .write(|tx| Ok::<_, catalog::Error>((record::next_number(tx, project)?, next(tx, project)?)))
             .map_err(instance::job::catalog_failed)?;
+        let Some((Some(present), notes, rows)) = again else {
+            continue;
+        };
+        if (present.written, &present.storage_id) != (journal.written, &journal.storage_id) {
+            continue;
+        }
         let entry = Entry {
             number: u64::try_from(number).unwrap_or(0),
             after: journal.written.and_then(|before| u64::try_from(before).ok()),
             written_at: Moment::now(),
             rows,
         };
-        let recipient = Recipient::parse(&journal.recipient)?;
+        let recipient = Recipient::parse(&present.recipient)?;
         let bytes = entry::seal(project, &entry, &recipient, &app.vault.signer)?;
         store.put(&entry::entry_name(project, entry.number), &bytes)?;
         app.catalog
@@ -121,6 +133,17 @@ fn send_all(app: &App, project: &ProjectId, looked: &mut Looked, closing: &Atomi
             .map_err(instance::job::catalog_failed)?;
     }
     Ok(())
+}
+
+fn is_one_of_several(app: &App) -> Result<bool, Error> {
+    if !app.catalog.is_shared() {
+        return Ok(false);
+    }
+    let all = app
+        .catalog
+        .read(hosts::all)
+        .map_err(instance::job::catalog_failed)?;
+    Ok(all.len() > 1)
 }
 
 /// The journal to write to (`None`: a chain is to be begun), and the next rows with their notes. Nothing where nothing

@@ -58,7 +58,7 @@ fn remote(
         let removed = super::open(app, Some(&place.storage_id))
             .and_then(|store| engine::archive::delete(&store.with_patience(Patience::SHORT), &place.prefix));
         match removed {
-            Ok(()) => app.catalog.write(|tx| places::forget(tx, &place.prefix))?,
+            Ok(()) => app.catalog.write(|tx| places::forget(tx, &place))?,
             Err(error) => {
                 app.counters.add(metrics::STORE_ERRORS, &[]);
                 tracing::warn!(

@@ -226,7 +226,7 @@ fn a_busy_instance_is_tried_three_times_a_day_and_each_miss_is_told() {
     set_policy(&caller, &instance, &daily("02:00-03:00", 1));
     // An operation that takes three hours.
     service.sql(&format!(
-        "INSERT INTO job (id, instance_id, kind, state, created_at_ms) VALUES ('long', '{instance}', 'flush', 'running', 0)"
+        "INSERT INTO job (id, instance_id, kind, state, lease_until_ms, created_at_ms) VALUES ('long', '{instance}', 'flush', 'running', 9000000000000000, 0)"
     ));
     let due = "2027-03-01T02:00:00.000Z";
     for (number, moment) in ["02:00:05", "03:00:05", "04:00:05"].iter().enumerate() {

@@ -165,9 +165,14 @@ impl Work<'_> {
 
     fn enter_state(&self, state: TargetState, dbs: &BTreeSet<u32>) -> Result<(), Halt> {
         let (id, now) = (&self.restore.id, Moment::now());
-        let running = step(self.app, self.claim, |tx| match self.is_import {
-            true => migrations::enter(tx, id, state, dbs, now),
-            false => replay_record::enter(tx, id, state, dbs, now),
+        let running = step(self.app, self.claim, |tx| {
+            // How far it is lies in this host's data directory from now on: another one would take what was written for keys that
+            // were there.
+            queue::pin(tx, self.claim, &self.app.host)?;
+            match self.is_import {
+                true => migrations::enter(tx, id, state, dbs, now),
+                false => replay_record::enter(tx, id, state, dbs, now),
+            }
         })?;
         if !running {
             self.check_wanted()?;
@@ -183,7 +188,7 @@ impl Work<'_> {
             if self.is_to_be_cancelled(tx)? {
                 return Ok(false);
             }
-            if !queue::settle(tx, self.claim, Moment::now())? {
+            if self.claim.lease.is_over() || !queue::settle(tx, self.claim, Moment::now())? {
                 return Err(Stop::ClaimLost);
             }
             if let Some(undone) = &self.restore.undo_of {
