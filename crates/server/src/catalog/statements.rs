@@ -150,7 +150,7 @@ fn a_writer_that_is_frozen_keeps_the_others_for_some_seconds_only() {
         Catalog::connect(&url, true).unwrap(),
     );
     let note = |tx: &Tx<'_>| tx.execute("INSERT INTO signer (verifying_key) VALUES ('k')", ());
-    let (has_lock, told) = std::sync::mpsc::channel();
+    let (has_lock, told) = std::sync::mpsc::sync_channel(1);
     let frozen = std::thread::scope(|scope| {
         let frozen = scope.spawn(|| {
             first.write(|tx| {
