@@ -110,6 +110,8 @@ pub struct Plan {
     pub form: Form,
     /// Whether libraries of functions are loaded: they are code.
     pub functions: bool,
+    /// Whether it is for nothing where a single key cannot be applied: then it ends before other keys are removed.
+    pub is_whole: bool,
     /// Connections to each node that takes writes; at least 1.
     pub connections: usize,
     /// Keys in a second.
@@ -439,6 +441,9 @@ impl Run<'_> {
             (self.enter)(Stage::Applying)?;
             self.control.enter("applying", self.bytes());
             self.passes(Pass::Apply)?;
+            if self.plan.is_whole {
+                self.state.account.check_whole()?;
+            }
             self.state.stage = match self.plan.others {
                 Others::Stay => Stage::Done,
                 Others::Go | Others::All => Stage::Searching,

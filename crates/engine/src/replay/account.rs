@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::lane::APPLY;
+use crate::error::{Error, Kind};
+
 /// Keys of each kind that are named.
 pub const NAMED_MAX: usize = 100;
 /// Bytes of a key that are kept of one that is named.
@@ -102,6 +105,22 @@ impl Account {
         self.functions_refused.extend(functions_refused);
         self.functions_refused.truncate(NAMED_MAX);
         self.applied_bytes += applied_bytes;
+    }
+
+    /// That every key is there that is to be, and every library.
+    ///
+    /// # Errors
+    /// [`Kind::Mismatch`] with the first that is not.
+    pub fn check_whole(&self) -> Result<(), Error> {
+        let context = match (self.failed.first.first(), self.functions_refused.first()) {
+            (Some(first), _) => format!(
+                "{} keys could not be applied, the first of them: {}",
+                self.failed.count, first.reason
+            ),
+            (None, Some(why)) => format!("a library of functions was refused: {why}"),
+            (None, None) => return Ok(()),
+        };
+        Err(Error::new(Kind::Mismatch, APPLY, context))
     }
 
     /// Keys of the backup that are accounted for.

@@ -112,7 +112,10 @@ impl Work<'_> {
         let known = self.replay()?;
         let target = self.target();
         let identity = archive_identity(self.app, archive)?;
-        let plan = self.replay_plan(&known.options, FORTH)?;
+        let plan = Plan {
+            is_whole: true,
+            ..self.replay_plan(&known.options, FORTH)?
+        };
         let ready = Ready::new(&plan, &*target, Input::all(archive, &identity)?, self.control)?;
         failpoint::hit("replay.validated")?;
         if known.options.safety_point && known.safety.is_none() && known.dbs.is_none() {
@@ -436,22 +439,6 @@ fn passes(error: &Error) -> bool {
 
 /// That every key is there that is to be.
 fn all_of(outcome: Outcome) -> Result<(), Error> {
-    if let Some(failure) = outcome.failure {
-        return Err(failure);
-    }
-    let failed = outcome.account.failed;
-    if let Some(first) = failed.first.first() {
-        let context = format!(
-            "{} keys could not be applied, the first of them: {}",
-            failed.count, first.reason
-        );
-        return Err(Error::new(Kind::Mismatch, "apply backup", context));
-    }
-    match outcome.account.functions_refused.first() {
-        Some(why) => {
-            let context = format!("a library of functions was refused: {why}");
-            Err(Error::new(Kind::Mismatch, "apply backup", context))
-        }
-        None => Ok(()),
-    }
+    outcome.failure.map_or(Ok(()), Err)?;
+    outcome.account.check_whole()
 }
