@@ -160,13 +160,14 @@ pub fn settle_unknown(tx: &Tx<'_>, instance: &InstanceId, now: Moment) -> Result
     Ok(())
 }
 
-/// Restores that have not ended, of these: their folders are needed.
+/// Whether a restore or an import of this id has not ended: its folder is needed.
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn is_unsettled(tx: &Tx<'_>, id: &RestoreId) -> Result<bool, Error> {
+pub fn is_unsettled(tx: &Tx<'_>, id: &str) -> Result<bool, Error> {
     let found = tx.one(
-        "SELECT 1 FROM restore WHERE id = ?1 AND status IN ('waiting', 'running')",
+        "SELECT 1 FROM restore WHERE id = ?1 AND status IN ('waiting', 'running') \
+         UNION ALL SELECT 1 FROM migration WHERE id = ?1 AND status IN ('waiting', 'running')",
         (id,),
         |_| Ok(()),
     )?;
