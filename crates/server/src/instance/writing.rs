@@ -26,7 +26,15 @@ use crate::limits;
 
 /// The attempt number `attempt` (from 1 on) of what has the id `subject`, as the target of which the instance is.
 pub fn target<'a>(app: &'a App, instance: &'a Instance, subject: &str, attempt: i64) -> Box<dyn Reach + 'a> {
-    let fence = Fence::new(subject, attempt);
+    reach(app, instance, Some(Fence::new(subject, attempt)))
+}
+
+/// The same for who has not the instance's gate and only asks: engines of ours that have ended stay so.
+pub fn asked<'a>(app: &'a App, instance: &'a Instance) -> Box<dyn Reach + 'a> {
+    reach(app, instance, None)
+}
+
+fn reach<'a>(app: &'a App, instance: &'a Instance, fence: Option<Fence>) -> Box<dyn Reach + 'a> {
     match &instance.attachment {
         Some(attachment) => Box::new(Attached {
             app,
@@ -116,7 +124,8 @@ struct Attached<'a> {
     app: &'a App,
     id: &'a InstanceId,
     attachment: &'a Attachment,
-    fence: Fence,
+    /// `None`: it is only asked.
+    fence: Option<Fence>,
 }
 
 impl<'a> Attached<'a> {
@@ -153,7 +162,9 @@ impl Reach for Attached<'_> {
         let (_, mut node) = self.servers()?.reach(&HostPort::new(host, *port), As::Node)?;
         node.release();
         node.set_timeout(limits::ATTACHED_SILENCE)?;
-        self.fence.pass(&mut node)?;
+        if let Some(fence) = &self.fence {
+            fence.pass(&mut node)?;
+        }
         Ok(node)
     }
 }
@@ -170,7 +181,8 @@ fn no_node_of_it(at: &Address) -> Error {
 struct Serving<'a> {
     app: &'a App,
     instance: &'a Instance,
-    fence: Fence,
+    /// `None`: it is only asked, and by somebody who has not the gate.
+    fence: Option<Fence>,
 }
 
 impl Serving<'_> {
@@ -204,10 +216,15 @@ impl Reach for Serving<'_> {
     }
 
     fn entry(&self) -> Result<Address, Error> {
-        if let Ok(first) = self.first()
-            && Node::connect(&first).is_ok()
+        let first = self.first();
+        if let Ok(first) = &first
+            && Node::connect(first).is_ok()
         {
-            return Ok(first.address);
+            return Ok(first.address.clone());
+        }
+        if self.fence.is_none() {
+            let why = "no engine of the instance answers";
+            return Err(Error::new(Kind::Connection, "find engine", why));
         }
         // Nobody else may while we have the gate.
         let generation = job::serving_generation(self.app, self.instance)?;
@@ -234,7 +251,9 @@ impl Reach for Serving<'_> {
         let mut endpoint = engine.endpoint();
         endpoint.timeout = limits::ENGINE_IDLE;
         let mut node = Node::connect(&endpoint)?;
-        self.fence.pass(&mut node)?;
+        if let Some(fence) = &self.fence {
+            fence.pass(&mut node)?;
+        }
         Ok(node)
     }
 }

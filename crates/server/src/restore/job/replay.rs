@@ -11,6 +11,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use engine::archive::Archive;
 use engine::replay::{Account, Input, Outcome, Plan, Reach, Ready, Stage};
@@ -26,6 +27,7 @@ use crate::ids::{BackupId, Moment};
 use crate::instance::Instance;
 use crate::instance::attachment::servers;
 use crate::instance::writing;
+use crate::jobs::aside::{Seat, Task};
 use crate::jobs::queue;
 use crate::jobs::worker::{Ended, Stop, failure_code, settle, step, with_progress};
 use crate::limits;
@@ -386,16 +388,21 @@ impl Work<'_> {
 /// Says what a replay of the backup into the instance would do now, within the time of a request.
 ///
 /// # Errors
-/// What cannot be read or asked; [`Kind::Deadline`].
+/// What cannot be read or asked; [`Kind::Refused`] where as many plans are at work as may be; [`Kind::Deadline`].
 pub fn dry_run(
-    app: &App,
+    app: &Arc<App>,
     instance: &Instance,
     backup: &Backup,
     options: &Options,
     now: Moment,
 ) -> Result<Account, Error> {
-    let control = Control::new(Some(limits::DISCOVERY_TIME_MAX));
-    let target = writing::target(app, instance, "plan", 1);
+    let control = Arc::new(Control::new(Some(limits::DISCOVERY_TIME_MAX)));
+    let busy = || {
+        let why = "as many plans count keys as may at once: ask again when one has answered";
+        Error::new(Kind::Refused, "plan replay", why)
+    };
+    let _seat = Seat::take(app, Task::Plan, &control).ok_or_else(busy)?;
+    let target = writing::asked(app, instance);
     let plan = options
         .plan(None, &app.config.spool_dir(), now)
         .map_err(|field| Error::new(Kind::Refused, "plan replay", field))?;
