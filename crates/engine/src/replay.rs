@@ -57,6 +57,8 @@ use target::{Primary, Target};
 const UNDER_WAY_BYTES: usize = 4 * 1024 * 1024;
 /// Keys of which a bit each is kept: 32 MiB.
 const JUDGED_KEYS_MAX: u64 = 256 * 1024 * 1024;
+/// Why a key of another database is not applied to a cluster.
+const DATABASE_0_ONLY: &str = "a cluster has database 0 only: map this one to it, or select another";
 /// Between two attempts: at first, and at most.
 const PAUSE: std::ops::RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(2);
 
@@ -110,7 +112,8 @@ pub struct Plan {
     pub form: Form,
     /// Whether libraries of functions are loaded: they are code.
     pub functions: bool,
-    /// Whether it is for nothing where a single key cannot be applied: then it ends before other keys are removed.
+    /// Whether it is for nothing where a single key cannot be applied: then nothing is sent where that is known before, and it ends
+    /// before other keys are removed.
     pub is_whole: bool,
     /// Connections to each node that takes writes; at least 1.
     pub connections: usize,
@@ -286,8 +289,15 @@ impl<'a> Ready<'a> {
             );
         }
         let target = Target::look(reach)?;
+        let sources = plan.shape.sources(&selected);
+        if plan.is_whole && target.is_cluster && sources.keys().any(|db| *db != 0) {
+            return refused(format!(
+                "{DATABASE_0_ONLY} (keys would go to database {})",
+                sources.keys().max().unwrap_or(&0)
+            ));
+        }
         Ok(Self {
-            sources: plan.shape.sources(&selected),
+            sources,
             plan: plan.clone(),
             reach,
             control,

@@ -19,7 +19,7 @@ use super::pace::Pace;
 use super::shape::CLAIMED;
 use super::target::{Nodes, SLOTS};
 use super::words::push_command;
-use super::{Conflict, Form, Run};
+use super::{Conflict, DATABASE_0_ONLY, Form, Run};
 use crate::error::{Error, Kind};
 use crate::node::{Node, Reply};
 use crate::selection::Candidate;
@@ -271,7 +271,7 @@ impl<'f, 's, 'a> Feeder<'f, 's, 'a> {
         }
         let db = plan.shape.db(key.db);
         if self.shared.target.is_cluster && db != 0 {
-            return Verdict::Failed("a cluster has database 0 only: map this one to it, or select another");
+            return Verdict::Failed(DATABASE_0_ONLY);
         }
         let Some(name) = plan.shape.name(key.key) else {
             return Verdict::Failed(CLAIMED);

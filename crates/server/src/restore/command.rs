@@ -69,7 +69,10 @@ pub fn submit(
 /// Refuses what only the backup itself can tell: keys in databases that a cluster does not have, and a file that another engine
 /// than the one that wrote it does not load. The store is asked, which takes time, so before the transaction; where it does
 /// not answer, the job finds out.
-pub(super) fn look_into(
+///
+/// # Errors
+/// [`Refusal::OtherDatabases`], [`Refusal::EngineCannotLoad`]; unknown instances.
+pub fn look_into(
     app: &App,
     project: &ProjectId,
     id: &InstanceId,

@@ -403,9 +403,12 @@ pub fn dry_run(
     };
     let _seat = Seat::take(app, Task::Plan, &control).ok_or_else(busy)?;
     let target = writing::asked(app, instance);
-    let plan = options
-        .plan(None, &app.config.spool_dir(), now)
-        .map_err(|field| Error::new(Kind::Refused, "plan replay", field))?;
+    let plan = Plan {
+        is_whole: true,
+        ..options
+            .plan(None, &app.config.spool_dir(), now)
+            .map_err(|field| Error::new(Kind::Refused, "plan replay", field))?
+    };
     let wanted = || control.check("open backup");
     place::with(
         app,
