@@ -59,7 +59,7 @@ pub fn submit(
     look_into(app, project, id, request)?;
     let restore = app.catalog.write(|tx| {
         idempotency::once(tx, project, once, now, || {
-            accept(app, tx, project, id, request, now)
+            accept(app, tx, project, id, request, None, now)
         })
     })?;
     accepted(app)?;
@@ -155,13 +155,14 @@ fn source(
     }
 }
 
-/// Record and job of a restore that passes every check.
+/// Record and job of a restore that passes every check. `undoes`: what it takes back whole, where that is what was asked for.
 fn accept(
     app: &App,
     tx: &Tx<'_>,
     project: &ProjectId,
     id: &InstanceId,
     request: &RestoreRequest,
+    undoes: Option<&RestoreId>,
     now: Moment,
 ) -> Result<RestoreId, Refusal> {
     let accepted = check(app, tx, project, id, request)?;
@@ -179,7 +180,8 @@ fn accept(
     } = accepted;
     let undo_of = match &backup.generation_id {
         Some(generation) => record::that_replaced(tx, id, generation)?,
-        None => replay_record::that_saved(tx, id, &backup.id)?,
+        // Who names a safety point as any other backup may want only some of its keys.
+        None => undoes.cloned(),
     };
     let options = replay
         .as_ref()
@@ -423,7 +425,7 @@ pub fn undo(
                 plan: None,
                 replay,
             };
-            accept(app, tx, project, id, &request, now)
+            accept(app, tx, project, id, &request, Some(restore), now)
         })
     })?;
     accepted(app)?;
