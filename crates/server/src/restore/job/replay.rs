@@ -112,7 +112,7 @@ impl Work<'_> {
 
     fn apply_archive(&self, archive: &Archive) -> Result<(), Halt> {
         let known = self.replay()?;
-        let target = self.target();
+        let target = self.target(FORTH);
         let identity = archive_identity(self.app, archive)?;
         let plan = Plan {
             is_whole: true,
@@ -278,7 +278,7 @@ impl Work<'_> {
             let is_of_the_place =
                 |halt: &Halt| matches!(halt, Halt::Failed(error) if place::is_of_the_place(error));
             place::with(self.app, &safety, None, &wanted, is_of_the_place, |archive| {
-                let target = self.target();
+                let target = self.target(BACK);
                 let identity = archive_identity(self.app, &archive)?;
                 let ready = Ready::new(&plan, &*target, Input::all(&archive, &identity)?, &patient)?;
                 let outcome = ready.run(&|_| failpoint::hit("replay.putting_back"));
@@ -353,9 +353,10 @@ impl Work<'_> {
         }
     }
 
-    fn target(&self) -> Box<dyn Reach + '_> {
-        let (subject, attempt) = (self.restore.id.as_str(), self.claim.fence);
-        writing::target(self.app, &self.instance, subject, attempt)
+    /// The target, for who has this journal.
+    fn target(&self, journal: &str) -> Box<dyn Reach + '_> {
+        let name = format!("{}-{}-{journal}", self.restore.id, self.claim.fence);
+        writing::target(self.app, &self.instance, &name)
     }
 
     /// What the engine is told, with the journal of this name.
