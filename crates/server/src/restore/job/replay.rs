@@ -120,7 +120,8 @@ impl Work<'_> {
         };
         let ready = Ready::new(&plan, &*target, Input::all(archive, &identity)?, self.control)?;
         failpoint::hit("replay.validated")?;
-        if known.options.safety_point && known.safety.is_none() && known.dbs.is_none() {
+        // One of an earlier attempt that had sent nothing does not stand for now any more.
+        if known.options.safety_point && known.dbs.is_none() {
             self.take_safety_backup()?;
         }
         let dbs = known.dbs.unwrap_or_else(|| {
