@@ -33,6 +33,12 @@ pub struct Tally {
     pub first: Vec<Named>,
 }
 
+/// What a server says, as it is kept: no control characters, and not too much.
+pub(super) fn told(reason: &str) -> String {
+    let plain = reason.chars().filter(|letter| !letter.is_control());
+    plain.take(REASON_CHARS_MAX).collect()
+}
+
 impl Tally {
     /// Counts a key.
     pub fn add(&mut self, db: u32, key: &[u8], reason: &str) {
@@ -41,7 +47,7 @@ impl Tally {
             self.first.push(Named {
                 db,
                 key: key[..key.len().min(NAME_BYTES_MAX)].to_vec(),
-                reason: reason.chars().take(REASON_CHARS_MAX).collect(),
+                reason: told(reason),
             });
         }
     }
@@ -139,6 +145,15 @@ impl Account {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_server_says_is_kept_without_control_characters_and_cut() {
+        let mut tally = Tally::default();
+        tally.add(0, b"key", &format!("ERR a\0b\u{1b}[31m\n{}", "x".repeat(1000)));
+        let reason = &tally.first[0].reason;
+        assert!(reason.starts_with("ERR ab[31mxx"), "{reason}");
+        assert_eq!(reason.len(), REASON_CHARS_MAX);
+    }
 
     #[test]
     fn of_each_kind_all_are_counted_and_the_first_hundred_named() {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rdb::Entries;
 
-use super::account::Account;
+use super::account::{self, Account};
 use super::input::Valid;
 use super::journal::{Journal, State};
 use super::lane::{APPLY, Batch, Bits, Command, Judgement, Lane, Shared, Verb, WRITE, judge, lock};
@@ -482,7 +482,7 @@ impl<'f, 's, 'a> Feeder<'f, 's, 'a> {
                 if let Judgement::OfAll(kind) = judge(&text) {
                     return Err(Error::new(kind, WRITE, format!("FUNCTION LOAD: {text}")));
                 }
-                self.own.functions_refused.push(text);
+                self.own.functions_refused.push(account::told(&text));
                 return Ok(());
             }
         }

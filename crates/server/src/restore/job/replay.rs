@@ -254,12 +254,14 @@ impl Work<'_> {
         Ok(Ended::Failed(why))
     }
 
-    /// An error as the record tells it.
+    /// An error as the record tells it: PostgreSQL's texts have no zero byte, which a server's answer may have.
     fn shown(&self, error: &Error) -> String {
-        match self.instance.attachment {
+        let mut text = match self.instance.attachment {
             Some(_) => servers::told(&self.instance, error),
             None => engine::chain(error),
-        }
+        };
+        text.retain(|letter| !letter.is_control());
+        text
     }
 
     /// Applies the safety point, as often as its servers do not answer.

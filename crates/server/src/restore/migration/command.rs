@@ -107,7 +107,7 @@ pub fn show(app: &App, project: &ProjectId, id: &MigrationId) -> Result<Migratio
 /// A page of the tasks, newest first, and how many there are.
 ///
 /// # Errors
-/// The catalogue failed.
+/// A name that none can have.
 pub fn list(
     app: &App,
     project: &ProjectId,
@@ -115,6 +115,10 @@ pub fn list(
     offset: u64,
     limit: u64,
 ) -> Result<(u64, Vec<Migration>), Refusal> {
+    // PostgreSQL's texts have no zero byte.
+    if name.is_some_and(|name| name.contains('\0')) {
+        return Err(Refusal::Parameter("name"));
+    }
     Ok(app
         .catalog
         .read(|tx| record::list(tx, project, name, offset, limit))?)
