@@ -225,6 +225,14 @@ impl Work<'_> {
                 Some("there is no safety point to put it back to".to_owned()),
             ),
             (Some(dbs), Some(safety)) => match self.put_back(&known.options.back(dbs.clone()), safety) {
+                // Those of the same names were overwritten, and new ones stay.
+                Ok(()) if known.options.functions => (
+                    TargetState::Partial,
+                    Some(
+                        "its keys are put back, and libraries of functions that were loaded are not"
+                            .to_owned(),
+                    ),
+                ),
                 Ok(()) => (TargetState::RolledBack, None),
                 Err(Halt::Stop(stop)) => return Err(stop),
                 Err(Halt::Failed(failed)) => {
