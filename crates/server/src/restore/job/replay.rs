@@ -283,7 +283,11 @@ impl Work<'_> {
         let bytes = u64::try_from(safety.plain_bytes).unwrap_or(0);
         // Out of time or told to stop is no reason to leave the target as it is.
         let patient = Control::leased(Some(limits::attached_back_time(bytes)), self.claim.lease.clone());
-        let plan = self.replay_plan(options, BACK)?;
+        let plan = Plan {
+            // The restore may have failed because it filled the target's memory.
+            removes_first: true,
+            ..self.replay_plan(options, BACK)?
+        };
         let wanted = || patient.check("open safety point");
         let once = || -> Result<(), Halt> {
             let is_of_the_place =
