@@ -3,7 +3,7 @@
 //! ```text
 //! validate all of it ── look at the target ── judge: which keys are there already (unless they are replaced)
 //!      ── apply: entries ─feeder─> batches ─lane of each node─> answers ─ledger─> what is committed, journal
-//!      ── remove what else the target has (where that is asked for)
+//!      ── remove what else the target has (where that is asked for; before all is applied, where that is)
 //! ```
 //!
 //! Nothing is sent before the last byte was accepted, and nothing is sent that is not what was accepted. Whatever ends an attempt (a crash of ours, a connection
@@ -57,6 +57,8 @@ use target::{Primary, Target};
 const UNDER_WAY_BYTES: usize = 4 * 1024 * 1024;
 /// Keys of which a bit each is kept: 32 MiB.
 const JUDGED_KEYS_MAX: u64 = 256 * 1024 * 1024;
+/// Why a key of another database is not applied to a cluster.
+const DATABASE_0_ONLY: &str = "a cluster has database 0 only: map this one to it, or select another";
 /// Between two attempts: at first, and at most.
 const PAUSE: std::ops::RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(2);
 
@@ -110,6 +112,12 @@ pub struct Plan {
     pub form: Form,
     /// Whether libraries of functions are loaded: they are code.
     pub functions: bool,
+    /// Whether it is for nothing where a single key cannot be applied: then nothing is sent where that is known before, and it ends
+    /// before other keys are removed.
+    pub is_whole: bool,
+    /// Whether other keys are removed before the first is applied, where keys are replaced: a target whose memory is full removes,
+    /// and takes nothing before it has.
+    pub removes_first: bool,
     /// Connections to each node that takes writes; at least 1.
     pub connections: usize,
     /// Keys in a second.
@@ -284,8 +292,15 @@ impl<'a> Ready<'a> {
             );
         }
         let target = Target::look(reach)?;
+        let sources = plan.shape.sources(&selected);
+        if plan.is_whole && target.is_cluster && sources.keys().any(|db| *db != 0) {
+            return refused(format!(
+                "{DATABASE_0_ONLY} (keys would go to database {})",
+                sources.keys().max().unwrap_or(&0)
+            ));
+        }
         Ok(Self {
-            sources: plan.shape.sources(&selected),
+            sources,
             plan: plan.clone(),
             reach,
             control,
@@ -335,7 +350,12 @@ impl<'a> Ready<'a> {
         }
         let pace = Pace::new(plan.ops_max, plan.latency_max);
         let is_resumed = written.is_some();
-        let state = written.unwrap_or_else(|| State::new(identity, plan.now_ms));
+        let removes_first =
+            plan.removes_first && plan.conflict == Conflict::Replace && plan.others != Others::Stay;
+        let mut state = written.unwrap_or_else(|| State::new(identity, plan.now_ms));
+        if removes_first && !is_resumed {
+            state.stage = Stage::Searching;
+        }
         let mut run = Run {
             plan,
             control,
@@ -355,7 +375,7 @@ impl<'a> Ready<'a> {
         };
         let failure = match is_dry {
             true => run.judge_only().err(),
-            false => run.all(is_resumed).err(),
+            false => run.all(is_resumed, removes_first).err(),
         };
         let is_done = run.state.stage == Stage::Done;
         if is_done && let Some(journal) = &journal {
@@ -401,6 +421,7 @@ fn identity(plan: &Plan, files: &[Valid], target: &str) -> String {
         plan.others,
         plan.form,
         plan.functions,
+        plan.removes_first,
     );
     hasher.update(format!("{choice:?}").as_bytes());
     hasher.update(target.as_bytes());
@@ -427,7 +448,7 @@ impl Run<'_> {
     }
 
     /// From where the journal says to the end.
-    fn all(&mut self, is_resumed: bool) -> Result<(), Error> {
+    fn all(&mut self, is_resumed: bool, removes_first: bool) -> Result<(), Error> {
         if is_resumed && self.state.stage != Stage::Done {
             self.state.resumed += 1;
         }
@@ -435,13 +456,22 @@ impl Run<'_> {
             self.find_present(is_resumed)?;
         }
         self.write()?;
+        if removes_first && matches!(self.state.stage, Stage::Searching | Stage::Removing) {
+            self.others(false)?;
+            (self.state.position, self.state.sent_below) = (Position::default(), 0);
+            self.state.stage = Stage::Applying;
+            self.write()?;
+        }
         if self.state.stage == Stage::Applying {
             (self.enter)(Stage::Applying)?;
             self.control.enter("applying", self.bytes());
             self.passes(Pass::Apply)?;
+            if self.plan.is_whole {
+                self.state.account.check_whole()?;
+            }
             self.state.stage = match self.plan.others {
-                Others::Stay => Stage::Done,
-                Others::Go | Others::All => Stage::Searching,
+                Others::Go | Others::All if !removes_first => Stage::Searching,
+                Others::Stay | Others::Go | Others::All => Stage::Done,
             };
             self.write()?;
         }

@@ -53,6 +53,8 @@ pub const IMPORTS_AT_ONCE: usize = 2;
 /// Servers that are looked at at once because somebody wants them attached: each may keep a thread for all of
 /// [`DISCOVERY_TIME_MAX`].
 pub const ATTACHMENTS_AT_ONCE: usize = 4;
+/// Plans of restores key by key that count at once: each reads a whole backup, and may ask for every key of its target.
+pub const PLANS_AT_ONCE: usize = 4;
 /// Addresses that one attachment names: three Sentinels or the nodes of a small cluster, and some more.
 pub const ATTACHED_SEEDS_MAX: usize = 16;
 /// What attached servers may say that their data takes: a terabyte. What they say bounds what is read of them.

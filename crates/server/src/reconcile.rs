@@ -17,7 +17,7 @@ use crate::backup::record::{self as backups, FailureCode};
 use crate::backup::verification_record as verifications;
 use crate::catalog;
 use crate::hosts::record::{self as hosts, Host};
-use crate::ids::{HostId, InstanceId, Moment, RestoreId};
+use crate::ids::{HostId, InstanceId, Moment};
 use crate::instance::attachment::{Attachment, servers};
 use crate::instance::generation::{self, Generation, State};
 use crate::instance::layout::{Mode, Place};
@@ -54,14 +54,13 @@ pub fn at_start(app: &App) -> Result<(), catalog::Error> {
     settle_copies(app)
 }
 
-/// Forgets how far replays were that have ended.
+/// Forgets how far restores and imports key by key were that have ended.
 fn remove_replays(app: &App) -> Result<(), catalog::Error> {
     let Ok(entries) = std::fs::read_dir(app.config.replays_dir()) else {
         return Ok(());
     };
     for entry in entries.flatten() {
-        let id = entry.file_name().to_str().and_then(RestoreId::parse);
-        let is_needed = match &id {
+        let is_needed = match entry.file_name().to_str() {
             Some(id) => app.catalog.read(|tx| replay_record::is_unsettled(tx, id))?,
             None => false,
         };

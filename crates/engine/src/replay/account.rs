@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::lane::APPLY;
+use crate::error::{Error, Kind};
+
 /// Keys of each kind that are named.
 pub const NAMED_MAX: usize = 100;
 /// Bytes of a key that are kept of one that is named.
@@ -30,6 +33,12 @@ pub struct Tally {
     pub first: Vec<Named>,
 }
 
+/// What a server says, as it is kept: no control characters, and not too much.
+pub(super) fn told(reason: &str) -> String {
+    let plain = reason.chars().filter(|letter| !letter.is_control());
+    plain.take(REASON_CHARS_MAX).collect()
+}
+
 impl Tally {
     /// Counts a key.
     pub fn add(&mut self, db: u32, key: &[u8], reason: &str) {
@@ -38,7 +47,7 @@ impl Tally {
             self.first.push(Named {
                 db,
                 key: key[..key.len().min(NAME_BYTES_MAX)].to_vec(),
-                reason: reason.chars().take(REASON_CHARS_MAX).collect(),
+                reason: told(reason),
             });
         }
     }
@@ -104,6 +113,22 @@ impl Account {
         self.applied_bytes += applied_bytes;
     }
 
+    /// That every key is there that is to be, and every library.
+    ///
+    /// # Errors
+    /// [`Kind::Mismatch`] with the first that is not.
+    pub fn check_whole(&self) -> Result<(), Error> {
+        let context = match (self.failed.first.first(), self.functions_refused.first()) {
+            (Some(first), _) => format!(
+                "{} keys could not be applied, the first of them: {}",
+                self.failed.count, first.reason
+            ),
+            (None, Some(why)) => format!("a library of functions was refused: {why}"),
+            (None, None) => return Ok(()),
+        };
+        Err(Error::new(Kind::Mismatch, APPLY, context))
+    }
+
     /// Keys of the backup that are accounted for.
     pub fn keys(&self) -> u64 {
         let kinds = [
@@ -120,6 +145,15 @@ impl Account {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_server_says_is_kept_without_control_characters_and_cut() {
+        let mut tally = Tally::default();
+        tally.add(0, b"key", &format!("ERR a\0b\u{1b}[31m\n{}", "x".repeat(1000)));
+        let reason = &tally.first[0].reason;
+        assert!(reason.starts_with("ERR ab[31mxx"), "{reason}");
+        assert_eq!(reason.len(), REASON_CHARS_MAX);
+    }
 
     #[test]
     fn of_each_kind_all_are_counted_and_the_first_hundred_named() {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rdb::Entries;
 
-use super::account::Account;
+use super::account::{self, Account};
 use super::input::Valid;
 use super::journal::{Journal, State};
 use super::lane::{APPLY, Batch, Bits, Command, Judgement, Lane, Shared, Verb, WRITE, judge, lock};
@@ -19,7 +19,7 @@ use super::pace::Pace;
 use super::shape::CLAIMED;
 use super::target::{Nodes, SLOTS};
 use super::words::push_command;
-use super::{Conflict, Form, Run};
+use super::{Conflict, DATABASE_0_ONLY, Form, Run};
 use crate::error::{Error, Kind};
 use crate::node::{Node, Reply};
 use crate::selection::Candidate;
@@ -271,7 +271,7 @@ impl<'f, 's, 'a> Feeder<'f, 's, 'a> {
         }
         let db = plan.shape.db(key.db);
         if self.shared.target.is_cluster && db != 0 {
-            return Verdict::Failed("a cluster has database 0 only: map this one to it, or select another");
+            return Verdict::Failed(DATABASE_0_ONLY);
         }
         let Some(name) = plan.shape.name(key.key) else {
             return Verdict::Failed(CLAIMED);
@@ -482,7 +482,7 @@ impl<'f, 's, 'a> Feeder<'f, 's, 'a> {
                 if let Judgement::OfAll(kind) = judge(&text) {
                     return Err(Error::new(kind, WRITE, format!("FUNCTION LOAD: {text}")));
                 }
-                self.own.functions_refused.push(text);
+                self.own.functions_refused.push(account::told(&text));
                 return Ok(());
             }
         }

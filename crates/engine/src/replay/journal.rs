@@ -31,7 +31,7 @@ const MARKS_MAX: usize = 64;
 pub enum Stage {
     /// Keys are being applied.
     Applying,
-    /// All are applied, and it is being found out which others the target has.
+    /// It is being found out which others the target has: after all are applied, unless others go first.
     Searching,
     /// Others are being removed.
     Removing,

@@ -1,4 +1,4 @@
-//! What else the target has: found after all of the backup is there, written down, and then removed.
+//! What else the target has: found after all of the backup is there, or before any of it is, written down, and then removed.
 //!
 //! The names that the backup's keys have in the target are compared with those that the target has, both cut into parts by
 //! a hash so that memory holds one part at a time. What is found is a list in a file; to remove what it names is one more

@@ -140,7 +140,7 @@ fn show(request: &Request) -> Result<Reply, ApiError> {
 /// `GET /v2/{project_id}/migration-tasks`
 ///
 /// # Errors
-/// Paging.
+/// Paging; a name that none can have.
 fn list(request: &Request) -> Result<Reply, ApiError> {
     let page = page::page(request, limits::PAGE_ROWS_DEFAULT)?;
     let name = request.query("name");

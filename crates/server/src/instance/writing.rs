@@ -1,10 +1,11 @@
 //! The servers of an instance as the target of a replay: those of somebody else's found out, looked at and connected to as for a
 //! capture, our own brought up where they have ended; and rid of what earlier attempts left under way there.
 //!
-//! The fence: each connection is named by the restore and its attempt. Before an attempt uses a node for the first time it ends
-//! every connection there that an earlier attempt named. What such a one had sent and the node had not read yet goes with it, so
-//! nothing of an earlier attempt is done after the first thing of this one. Where the user may not end connections, what was sent
-//! before is waited for ([`limits::ATTACHED_DRAIN`]) (ADR 54).
+//! The fence: each connection is named by the instance, the restore, its attempt and whether that takes it back. Before a node is
+//! used for the first time every connection there is ended that has another name of the instance: of an earlier attempt, of an
+//! earlier restore, or of what is taken back. What such a one had sent and the node had not read yet goes with it, so nothing of
+//! it is done after the first thing of this one. Where the user may not name or end connections, what was sent before is waited
+//! for ([`limits::ATTACHED_DRAIN`]) (ADR 54).
 
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
@@ -24,9 +25,17 @@ use crate::app::App;
 use crate::ids::InstanceId;
 use crate::limits;
 
-/// The attempt number `attempt` (from 1 on) of what has the id `subject`, as the target of which the instance is.
-pub fn target<'a>(app: &'a App, instance: &'a Instance, subject: &str, attempt: i64) -> Box<dyn Reach + 'a> {
-    let fence = Fence::new(subject, attempt);
+/// The instance as the target of what has this name, which no other attempt has, nor what takes one back.
+pub fn target<'a>(app: &'a App, instance: &'a Instance, name: &str) -> Box<dyn Reach + 'a> {
+    reach(app, instance, Some(Fence::new(&instance.id, name)))
+}
+
+/// The same for who has not the instance's gate and only asks: engines of ours that have ended stay so.
+pub fn asked<'a>(app: &'a App, instance: &'a Instance) -> Box<dyn Reach + 'a> {
+    reach(app, instance, None)
+}
+
+fn reach<'a>(app: &'a App, instance: &'a Instance, fence: Option<Fence>) -> Box<dyn Reach + 'a> {
     match &instance.attachment {
         Some(attachment) => Box::new(Attached {
             app,
@@ -38,24 +47,22 @@ pub fn target<'a>(app: &'a App, instance: &'a Instance, subject: &str, attempt: 
     }
 }
 
-/// Ends what earlier attempts have under way.
+/// Ends what others than this one have under way.
 struct Fence {
-    /// What the names of all attempts begin with.
-    subject: String,
-    /// The name of this attempt's connections.
+    /// What the names of all connections begin with that write to the instance.
+    instance: String,
+    /// The name of this one's connections.
     name: String,
-    is_first: bool,
     since: Instant,
     fenced: Mutex<HashSet<String>>,
 }
 
 impl Fence {
-    fn new(subject: &str, attempt: i64) -> Self {
-        let subject = format!("cachekeep-{subject}-");
+    fn new(instance: &InstanceId, name: &str) -> Self {
+        let instance = format!("cachekeep-{instance}-");
         Self {
-            name: format!("{subject}{attempt}"),
-            subject,
-            is_first: attempt <= 1,
+            name: format!("{instance}{name}"),
+            instance,
             since: Instant::now(),
             fenced: Mutex::default(),
         }
@@ -63,16 +70,17 @@ impl Fence {
 
     /// To be passed by each connection before it is used.
     fn pass(&self, node: &mut Node) -> Result<(), Error> {
-        let _where_it_is_not_allowed_it_is_waited =
-            node.ask(&[b"CLIENT", b"SETNAME", self.name.as_bytes()])?;
+        let named = node.ask(&[b"CLIENT", b"SETNAME", self.name.as_bytes()])?;
         let is_fenced = || {
             let fenced = self.fenced.lock().unwrap_or_else(PoisonError::into_inner);
             fenced.contains(node.label())
         };
-        if self.is_first || is_fenced() {
+        if is_fenced() {
             return Ok(());
         }
-        if !self.end_earlier(node)? {
+        // Where this one has no name the others have none either, and are not found by it.
+        let has_no_name = matches!(named, Reply::Error(_));
+        if has_no_name || !self.end_others(node)? {
             // What was sent is done within this time, or its connection is given up by either side.
             std::thread::sleep(limits::ATTACHED_DRAIN.saturating_sub(self.since.elapsed()));
         }
@@ -82,17 +90,20 @@ impl Fence {
     }
 
     /// `false`: the user may not.
-    fn end_earlier(&self, node: &mut Node) -> Result<bool, Error> {
+    fn end_others(&self, node: &mut Node) -> Result<bool, Error> {
         let list = match node.ask(&[b"CLIENT", b"LIST"])? {
             Reply::Bulk(Some(bytes)) => String::from_utf8_lossy(&bytes).into_owned(),
             _ => return Ok(false),
         };
-        for id in earlier(&list, &self.subject, &self.name) {
+        for id in others(&list, &self.instance, &self.name) {
             match node.ask(&[b"CLIENT", b"KILL", b"ID", id.as_bytes()])? {
                 // It has ended by itself.
                 Reply::Error(text) if text.starts_with("ERR No such client") => {}
                 Reply::Error(_) => return Ok(false),
-                _ => tracing::info!(node = node.label(), "ended a connection of an earlier attempt"),
+                _ => tracing::info!(
+                    node = node.label(),
+                    "ended a connection of an earlier attempt or restore"
+                ),
             }
         }
         Ok(true)
@@ -100,12 +111,12 @@ impl Fence {
 }
 
 /// The ids of the connections in `CLIENT LIST` whose name begins so and is another.
-fn earlier<'a>(list: &'a str, subject: &str, own: &str) -> Vec<&'a str> {
+fn others<'a>(list: &'a str, instance: &str, own: &str) -> Vec<&'a str> {
     let field = |line: &'a str, name: &str| line.split(' ').find_map(|field| field.strip_prefix(name));
     list.lines()
         .filter(|line| {
             let name = field(line, "name=").unwrap_or_default();
-            name.starts_with(subject) && name != own
+            name.starts_with(instance) && name != own
         })
         .filter_map(|line| field(line, "id="))
         .collect()
@@ -116,7 +127,8 @@ struct Attached<'a> {
     app: &'a App,
     id: &'a InstanceId,
     attachment: &'a Attachment,
-    fence: Fence,
+    /// `None`: it is only asked.
+    fence: Option<Fence>,
 }
 
 impl<'a> Attached<'a> {
@@ -153,7 +165,9 @@ impl Reach for Attached<'_> {
         let (_, mut node) = self.servers()?.reach(&HostPort::new(host, *port), As::Node)?;
         node.release();
         node.set_timeout(limits::ATTACHED_SILENCE)?;
-        self.fence.pass(&mut node)?;
+        if let Some(fence) = &self.fence {
+            fence.pass(&mut node)?;
+        }
         Ok(node)
     }
 }
@@ -170,7 +184,8 @@ fn no_node_of_it(at: &Address) -> Error {
 struct Serving<'a> {
     app: &'a App,
     instance: &'a Instance,
-    fence: Fence,
+    /// `None`: it is only asked, and by somebody who has not the gate.
+    fence: Option<Fence>,
 }
 
 impl Serving<'_> {
@@ -204,10 +219,15 @@ impl Reach for Serving<'_> {
     }
 
     fn entry(&self) -> Result<Address, Error> {
-        if let Ok(first) = self.first()
-            && Node::connect(&first).is_ok()
+        let first = self.first();
+        if let Ok(first) = &first
+            && Node::connect(first).is_ok()
         {
-            return Ok(first.address);
+            return Ok(first.address.clone());
+        }
+        if self.fence.is_none() {
+            let why = "no engine of the instance answers";
+            return Err(Error::new(Kind::Connection, "find engine", why));
         }
         // Nobody else may while we have the gate.
         let generation = job::serving_generation(self.app, self.instance)?;
@@ -234,7 +254,9 @@ impl Reach for Serving<'_> {
         let mut endpoint = engine.endpoint();
         endpoint.timeout = limits::ENGINE_IDLE;
         let mut node = Node::connect(&endpoint)?;
-        self.fence.pass(&mut node)?;
+        if let Some(fence) = &self.fence {
+            fence.pass(&mut node)?;
+        }
         Ok(node)
     }
 }
@@ -244,11 +266,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn connections_of_earlier_attempts_are_told_from_all_others() {
-        let list = "id=3 addr=127.0.0.1:1 laddr=127.0.0.1:2 fd=8 name=cachekeep-r1-1 age=1 cmd=restore\n\
-                    id=4 addr=127.0.0.1:1 name=cachekeep-r1-2 age=1\n\
-                    id=5 addr=127.0.0.1:1 name=cachekeep-r2-1 age=1\n\
-                    id=6 addr=127.0.0.1:1 name= age=1\n";
-        assert_eq!(earlier(list, "cachekeep-r1-", "cachekeep-r1-2"), ["3"]);
+    fn connections_of_all_other_attempts_and_ways_back_are_told_from_those_of_others() {
+        let list = "id=3 addr=127.0.0.1:1 laddr=127.0.0.1:2 fd=8 name=cachekeep-i1-r1-1 age=1 cmd=restore\n\
+                    id=4 addr=127.0.0.1:1 name=cachekeep-i1-r1-1-back age=1\n\
+                    id=5 addr=127.0.0.1:1 name=cachekeep-i1-r2-1 age=1\n\
+                    id=6 addr=127.0.0.1:1 name=cachekeep-i2-r1-1 age=1\n\
+                    id=7 addr=127.0.0.1:1 name= age=1\n";
+        assert_eq!(
+            others(list, "cachekeep-i1-", "cachekeep-i1-r1-1-back"),
+            ["3", "5"]
+        );
     }
 }

@@ -18,6 +18,8 @@ pub enum Task {
     Verify,
     /// Servers are looked at that are to be attached.
     Attach,
+    /// It is counted what a restore key by key would do.
+    Plan,
 }
 
 /// What is at work.
@@ -66,6 +68,7 @@ impl Seat {
             Task::Import => limits::IMPORTS_AT_ONCE,
             Task::Verify => limits::VERIFIES_AT_ONCE,
             Task::Attach => limits::ATTACHMENTS_AT_ONCE,
+            Task::Plan => limits::PLANS_AT_ONCE,
         };
         let mut state = app.aside.state();
         let busy = state.at_work.iter().filter(|(other, _)| *other == task).count();

@@ -59,7 +59,7 @@ pub fn submit(
     look_into(app, project, id, request)?;
     let restore = app.catalog.write(|tx| {
         idempotency::once(tx, project, once, now, || {
-            accept(app, tx, project, id, request, now)
+            accept(app, tx, project, id, request, None, now)
         })
     })?;
     accepted(app)?;
@@ -69,7 +69,10 @@ pub fn submit(
 /// Refuses what only the backup itself can tell: keys in databases that a cluster does not have, and a file that another engine
 /// than the one that wrote it does not load. The store is asked, which takes time, so before the transaction; where it does
 /// not answer, the job finds out.
-pub(super) fn look_into(
+///
+/// # Errors
+/// [`Refusal::OtherDatabases`], [`Refusal::EngineCannotLoad`]; unknown instances.
+pub fn look_into(
     app: &App,
     project: &ProjectId,
     id: &InstanceId,
@@ -152,13 +155,14 @@ fn source(
     }
 }
 
-/// Record and job of a restore that passes every check.
+/// Record and job of a restore that passes every check. `undoes`: what it takes back whole, where that is what was asked for.
 fn accept(
     app: &App,
     tx: &Tx<'_>,
     project: &ProjectId,
     id: &InstanceId,
     request: &RestoreRequest,
+    undoes: Option<&RestoreId>,
     now: Moment,
 ) -> Result<RestoreId, Refusal> {
     let accepted = check(app, tx, project, id, request)?;
@@ -176,7 +180,8 @@ fn accept(
     } = accepted;
     let undo_of = match &backup.generation_id {
         Some(generation) => record::that_replaced(tx, id, generation)?,
-        None => replay_record::that_saved(tx, id, &backup.id)?,
+        // Who names a safety point as any other backup may want only some of its keys.
+        None => undoes.cloned(),
     };
     let options = replay
         .as_ref()
@@ -420,7 +425,7 @@ pub fn undo(
                 plan: None,
                 replay,
             };
-            accept(app, tx, project, id, &request, now)
+            accept(app, tx, project, id, &request, Some(restore), now)
         })
     })?;
     accepted(app)?;

@@ -228,6 +228,8 @@ impl Options {
                 false => Form::Payloads,
             },
             functions: self.functions,
+            is_whole: false,
+            removes_first: false,
             connections: 1,
             ops_max: self.max_ops,
             latency_max: self.max_latency_ms.map(Duration::from_millis),

@@ -3,6 +3,8 @@
 //! A plan is kept nowhere: its id is a digest of all that it rests on and the catalogue knows. Who asks for the restore
 //! with that id gets exactly what was planned, or a refusal because something of that is not so any more (ADR 33).
 
+use std::sync::Arc;
+
 use engine::Kind;
 use engine::archive::Manifest;
 use engine::cluster::{SLOTS, slots_of};
@@ -107,7 +109,7 @@ pub struct Memory {
 /// # Errors
 /// As [`command::submit`]; [`Refusal::Unreadable`].
 pub fn plan(
-    app: &App,
+    app: &Arc<App>,
     project: &ProjectId,
     id: &InstanceId,
     request: &RestoreRequest,

@@ -134,18 +134,6 @@ pub fn named(tx: &Tx<'_>, of: &OwnedId, id: &RestoreId) -> Result<Option<String>
     )
 }
 
-/// The restore that this backup was taken before: the one that a restore of it takes back.
-///
-/// # Errors
-/// The catalogue failed.
-pub fn that_saved(tx: &Tx<'_>, instance: &InstanceId, safety: &BackupId) -> Result<Option<RestoreId>, Error> {
-    tx.one(
-        "SELECT id FROM restore WHERE instance_id = ?1 AND safety_backup_id = ?2 AND undone_by IS NULL ORDER BY ordinal DESC LIMIT 1",
-        (instance, safety),
-        |row| row.get(0),
-    )
-}
-
 /// Unknown → Partial on failed records that had begun to write: the servers answer again. What they were given is not taken back by
 /// then, since their clients have gone on (ADR 63).
 ///
@@ -160,13 +148,14 @@ pub fn settle_unknown(tx: &Tx<'_>, instance: &InstanceId, now: Moment) -> Result
     Ok(())
 }
 
-/// Restores that have not ended, of these: their folders are needed.
+/// Whether a restore or an import of this id has not ended: its folder is needed.
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn is_unsettled(tx: &Tx<'_>, id: &RestoreId) -> Result<bool, Error> {
+pub fn is_unsettled(tx: &Tx<'_>, id: &str) -> Result<bool, Error> {
     let found = tx.one(
-        "SELECT 1 FROM restore WHERE id = ?1 AND status IN ('waiting', 'running')",
+        "SELECT 1 FROM restore WHERE id = ?1 AND status IN ('waiting', 'running') \
+         UNION ALL SELECT 1 FROM migration WHERE id = ?1 AND status IN ('waiting', 'running')",
         (id,),
         |_| Ok(()),
     )?;

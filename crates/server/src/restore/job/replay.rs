@@ -11,6 +11,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use engine::archive::Archive;
 use engine::replay::{Account, Input, Outcome, Plan, Reach, Ready, Stage};
@@ -26,6 +27,7 @@ use crate::ids::{BackupId, Moment};
 use crate::instance::Instance;
 use crate::instance::attachment::servers;
 use crate::instance::writing;
+use crate::jobs::aside::{Seat, Task};
 use crate::jobs::queue;
 use crate::jobs::worker::{Ended, Stop, failure_code, settle, step, with_progress};
 use crate::limits;
@@ -110,12 +112,16 @@ impl Work<'_> {
 
     fn apply_archive(&self, archive: &Archive) -> Result<(), Halt> {
         let known = self.replay()?;
-        let target = self.target();
+        let target = self.target(FORTH);
         let identity = archive_identity(self.app, archive)?;
-        let plan = self.replay_plan(&known.options, FORTH)?;
+        let plan = Plan {
+            is_whole: true,
+            ..self.replay_plan(&known.options, FORTH)?
+        };
         let ready = Ready::new(&plan, &*target, Input::all(archive, &identity)?, self.control)?;
         failpoint::hit("replay.validated")?;
-        if known.options.safety_point && known.safety.is_none() && known.dbs.is_none() {
+        // One of an earlier attempt that had sent nothing does not stand for now any more.
+        if known.options.safety_point && known.dbs.is_none() {
             self.take_safety_backup()?;
         }
         let dbs = known.dbs.unwrap_or_else(|| {
@@ -224,6 +230,14 @@ impl Work<'_> {
                 Some("there is no safety point to put it back to".to_owned()),
             ),
             (Some(dbs), Some(safety)) => match self.put_back(&known.options.back(dbs.clone()), safety) {
+                // Those of the same names were overwritten, and new ones stay.
+                Ok(()) if known.options.functions => (
+                    TargetState::Partial,
+                    Some(
+                        "its keys are put back, and libraries of functions that were loaded are not"
+                            .to_owned(),
+                    ),
+                ),
                 Ok(()) => (TargetState::RolledBack, None),
                 Err(Halt::Stop(stop)) => return Err(stop),
                 Err(Halt::Failed(failed)) => {
@@ -253,12 +267,14 @@ impl Work<'_> {
         Ok(Ended::Failed(why))
     }
 
-    /// An error as the record tells it.
+    /// An error as the record tells it: PostgreSQL's texts have no zero byte, which a server's answer may have.
     fn shown(&self, error: &Error) -> String {
-        match self.instance.attachment {
+        let mut text = match self.instance.attachment {
             Some(_) => servers::told(&self.instance, error),
             None => engine::chain(error),
-        }
+        };
+        text.retain(|letter| !letter.is_control());
+        text
     }
 
     /// Applies the safety point, as often as its servers do not answer.
@@ -272,13 +288,17 @@ impl Work<'_> {
         let bytes = u64::try_from(safety.plain_bytes).unwrap_or(0);
         // Out of time or told to stop is no reason to leave the target as it is.
         let patient = Control::leased(Some(limits::attached_back_time(bytes)), self.claim.lease.clone());
-        let plan = self.replay_plan(options, BACK)?;
+        let plan = Plan {
+            // The restore may have failed because it filled the target's memory.
+            removes_first: true,
+            ..self.replay_plan(options, BACK)?
+        };
         let wanted = || patient.check("open safety point");
         let once = || -> Result<(), Halt> {
             let is_of_the_place =
                 |halt: &Halt| matches!(halt, Halt::Failed(error) if place::is_of_the_place(error));
             place::with(self.app, &safety, None, &wanted, is_of_the_place, |archive| {
-                let target = self.target();
+                let target = self.target(BACK);
                 let identity = archive_identity(self.app, &archive)?;
                 let ready = Ready::new(&plan, &*target, Input::all(&archive, &identity)?, &patient)?;
                 let outcome = ready.run(&|_| failpoint::hit("replay.putting_back"));
@@ -353,9 +373,10 @@ impl Work<'_> {
         }
     }
 
-    fn target(&self) -> Box<dyn Reach + '_> {
-        let (subject, attempt) = (self.restore.id.as_str(), self.claim.fence);
-        writing::target(self.app, &self.instance, subject, attempt)
+    /// The target, for who has this journal.
+    fn target(&self, journal: &str) -> Box<dyn Reach + '_> {
+        let name = format!("{}-{}-{journal}", self.restore.id, self.claim.fence);
+        writing::target(self.app, &self.instance, &name)
     }
 
     /// What the engine is told, with the journal of this name.
@@ -388,19 +409,27 @@ impl Work<'_> {
 /// Says what a replay of the backup into the instance would do now, within the time of a request.
 ///
 /// # Errors
-/// What cannot be read or asked; [`Kind::Deadline`].
+/// What cannot be read or asked; [`Kind::Refused`] where as many plans are at work as may be; [`Kind::Deadline`].
 pub fn dry_run(
-    app: &App,
+    app: &Arc<App>,
     instance: &Instance,
     backup: &Backup,
     options: &Options,
     now: Moment,
 ) -> Result<Account, Error> {
-    let control = Control::new(Some(limits::DISCOVERY_TIME_MAX));
-    let target = writing::target(app, instance, "plan", 1);
-    let plan = options
-        .plan(None, &app.config.spool_dir(), now)
-        .map_err(|field| Error::new(Kind::Refused, "plan replay", field))?;
+    let control = Arc::new(Control::new(Some(limits::DISCOVERY_TIME_MAX)));
+    let busy = || {
+        let why = "as many plans count keys as may at once: ask again when one has answered";
+        Error::new(Kind::Refused, "plan replay", why)
+    };
+    let _seat = Seat::take(app, Task::Plan, &control).ok_or_else(busy)?;
+    let target = writing::asked(app, instance);
+    let plan = Plan {
+        is_whole: true,
+        ..options
+            .plan(None, &app.config.spool_dir(), now)
+            .map_err(|field| Error::new(Kind::Refused, "plan replay", field))?
+    };
     let wanted = || control.check("open backup");
     place::with(
         app,
@@ -441,22 +470,6 @@ fn passes(error: &Error) -> bool {
 
 /// That every key is there that is to be.
 fn all_of(outcome: Outcome) -> Result<(), Error> {
-    if let Some(failure) = outcome.failure {
-        return Err(failure);
-    }
-    let failed = outcome.account.failed;
-    if let Some(first) = failed.first.first() {
-        let context = format!(
-            "{} keys could not be applied, the first of them: {}",
-            failed.count, first.reason
-        );
-        return Err(Error::new(Kind::Mismatch, "apply backup", context));
-    }
-    match outcome.account.functions_refused.first() {
-        Some(why) => {
-            let context = format!("a library of functions was refused: {why}");
-            Err(Error::new(Kind::Mismatch, "apply backup", context))
-        }
-        None => Ok(()),
-    }
+    outcome.failure.map_or(Ok(()), Err)?;
+    outcome.account.check_whole()
 }

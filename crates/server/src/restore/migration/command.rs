@@ -8,7 +8,7 @@ use crate::ids::{BackupId, InstanceId, MigrationId, Moment, ProjectId};
 use crate::instance::command as instances;
 use crate::jobs::{JobKind, queue};
 use crate::refusal::Refusal;
-use crate::restore::command::is_restorable;
+use crate::restore::command::{self as restores, RestoreRequest, is_restorable};
 use crate::restore::options::{Mode, Options};
 
 /// Characters of a name or a description.
@@ -45,6 +45,25 @@ pub fn submit(
     if text.chars().count() > TEXT_CHARS_MAX {
         return Err(Refusal::Parameter("description"));
     }
+    // Keys of the same name are overwritten, others stay: contract §9.8.
+    let options = Options {
+        mode: Mode::Merge,
+        ..Options::default()
+    };
+    let backup = app.catalog.read(|tx| {
+        instances::find(tx, project, &request.target)?;
+        backups::find_of_project(tx, project, &request.backup_id)?.ok_or(Refusal::BackupUnknown)
+    })?;
+    let asked = RestoreRequest {
+        backup_id: request.backup_id.clone(),
+        source: Some(backup.instance_id),
+        remark: None,
+        verify_full: false,
+        allow_downtime: false,
+        plan: None,
+        replay: Some(options.clone()),
+    };
+    restores::look_into(app, project, &request.target, &asked)?;
     let id = app.catalog.write(|tx| {
         idempotency::once(tx, project, once, now, || {
             let target = instances::find(tx, project, &request.target)?;
@@ -59,11 +78,6 @@ pub fn submit(
             if backup.kind == Kind::Generation {
                 return Err(Refusal::NoFile);
             }
-            // Keys of the same name are overwritten, others stay: contract §9.8.
-            let options = Options {
-                mode: Mode::Merge,
-                ..Options::default()
-            };
             let new = NewMigration {
                 name: &request.name,
                 description: request.description.as_deref(),
@@ -93,7 +107,7 @@ pub fn show(app: &App, project: &ProjectId, id: &MigrationId) -> Result<Migratio
 /// A page of the tasks, newest first, and how many there are.
 ///
 /// # Errors
-/// The catalogue failed.
+/// A name that none can have.
 pub fn list(
     app: &App,
     project: &ProjectId,
@@ -101,6 +115,10 @@ pub fn list(
     offset: u64,
     limit: u64,
 ) -> Result<(u64, Vec<Migration>), Refusal> {
+    // PostgreSQL's texts have no zero byte.
+    if name.is_some_and(|name| name.contains('\0')) {
+        return Err(Refusal::Parameter("name"));
+    }
     Ok(app
         .catalog
         .read(|tx| record::list(tx, project, name, offset, limit))?)
