@@ -60,6 +60,8 @@ fn apply(bench: &Bench, manifest_blake3: &str, target: &Endpoint) -> Error {
         others: replay::Others::Stay,
         form: replay::Form::Payloads,
         functions: true,
+        is_whole: false,
+        removes_first: false,
         connections: 1,
         ops_max: None,
         latency_max: None,
