@@ -274,15 +274,18 @@ impl Work<'_> {
 
     /// Applies the safety point, as often as its servers do not answer.
     fn put_back(&self, options: &Options, safety: &BackupId) -> Result<(), Halt> {
-        let safety = self
-            .app
-            .catalog
-            .read(|tx| backups::load(tx, safety))
-            .map_err(Stop::from)?;
+        let loaded = self.app.catalog.read(|tx| {
+            // What the restore wrote is removed at the same pace.
+            let of_removals = replay_record::seconds_at_pace(tx, self.restore.id.as_str())?;
+            Ok((backups::load(tx, safety)?, of_removals))
+        });
+        let (safety, of_removals) = loaded.map_err(|error: catalog::Error| Stop::from(error))?;
         let safety = safety.ok_or_else(|| Stop::Broken("a safety point has no row".to_owned()))?;
         let bytes = u64::try_from(safety.plain_bytes).unwrap_or(0);
         // Out of time or told to stop is no reason to leave the target as it is.
-        let patient = Control::leased(Some(limits::attached_back_time(bytes)), self.claim.lease.clone());
+        let at_pace = of_removals + options.seconds_at_pace(safety.keys);
+        let limit = limits::attached_back_time(bytes, at_pace);
+        let patient = Control::leased(Some(limit), self.claim.lease.clone());
         let plan = Plan {
             // The restore may have failed because it filled the target's memory.
             removes_first: true,
