@@ -224,6 +224,11 @@ impl Work<'_> {
                 TargetState::Partial,
                 Some("there is no safety point to put it back to".to_owned()),
             ),
+            // What takes it back has as many attempts of its own: one that ends the process each time must not be begun for ever.
+            (Some(_), Some(_)) if self.claim.fence > 2 * limits::ATTACHED_ATTEMPTS_MAX => (
+                TargetState::Partial,
+                Some("to put it back was begun too often without coming to an end".to_owned()),
+            ),
             (Some(dbs), Some(safety)) => match self.put_back(&known.options.back(dbs.clone()), safety) {
                 // Those of the same names were overwritten, and new ones stay.
                 Ok(()) if known.options.functions => (
