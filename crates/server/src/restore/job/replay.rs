@@ -39,6 +39,8 @@ use crate::restore::replay_record::{self, Replay};
 /// The journal of what is applied, and of what takes it back.
 const FORTH: &str = "forth";
 const BACK: &str = "back";
+/// As [`BACK`], where other keys go first.
+const BACK_OF_FULL: &str = "back-of-full";
 
 impl Work<'_> {
     /// Applies the backup, and settles the record with what is true then.
@@ -291,13 +293,12 @@ impl Work<'_> {
         let at_pace = of_removals + options.seconds_at_pace(safety.keys);
         let limit = limits::attached_back_time(bytes, at_pace);
         let patient = Control::leased(Some(limit), self.claim.lease.clone());
-        let plan = Plan {
-            // The restore may have failed because it filled the target's memory.
-            removes_first: true,
-            ..self.replay_plan(options, BACK)?
-        };
         let wanted = || patient.check("open safety point");
-        let once = || -> Result<(), Halt> {
+        let once = |is_full: bool| -> Result<(), Halt> {
+            let plan = Plan {
+                removes_first: is_full,
+                ..self.replay_plan(options, if is_full { BACK_OF_FULL } else { BACK })?
+            };
             let is_of_the_place =
                 |halt: &Halt| matches!(halt, Halt::Failed(error) if place::is_of_the_place(error));
             place::with(self.app, &safety, None, &wanted, is_of_the_place, |archive| {
@@ -319,12 +320,16 @@ impl Work<'_> {
             },
             || {
                 let mut tries = 1;
+                let mut is_full = self.folder().join(BACK_OF_FULL).exists();
                 loop {
-                    let error = match once() {
+                    let error = match once(is_full) {
                         Err(Halt::Failed(error)) => error,
                         other => return other,
                     };
                     tracing::warn!(restore.id = %self.restore.id, error = engine::chain(&error), "the target is not put back yet");
+                    // What the restore wrote may have filled it, and a full target removes keys and takes none. Else it is never
+                    // without both the old keys and the new.
+                    is_full |= error.kind == Kind::Memory;
                     let is_last = is_lasting(&error) && tries >= limits::ROLL_BACK_TRIES;
                     std::thread::sleep(limits::ATTACHED_BACK_PAUSE);
                     if is_last || patient.check("put back").is_err() {
