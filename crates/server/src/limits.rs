@@ -72,13 +72,14 @@ pub const ATTACHED_REPLY_BYTES_MAX: usize = 8 << 20;
 /// So long what an earlier attempt had under way is waited for where its connections may not be ended: more than what a
 /// connection that nobody holds any more is given by the systems at both its ends to bring over what was sent, on a network that works.
 pub const ATTACHED_DRAIN: Duration = Duration::from_secs(10);
-/// How long it is tried to put attached servers back to a safety point of so many bytes. A test that lets servers stay away sets
+/// How long it is tried to put servers back to a safety point of so many bytes, whose keys need so many seconds for the pace they
+/// are held to. A test that lets servers stay away sets
 /// `CACHEKEEP_BACK_SECONDS`, which stands for all of it.
-pub fn attached_back_time(bytes: u64) -> Duration {
+pub fn attached_back_time(bytes: u64, at_pace: u64) -> Duration {
     let told = std::env::var("CACHEKEEP_BACK_SECONDS").ok();
     match told.and_then(|text| text.parse().ok()) {
         Some(seconds) => Duration::from_secs(seconds),
-        None => Duration::from_secs(10 * 60) + time_for(bytes),
+        None => Duration::from_secs(10 * 60 + at_pace) + time_for(bytes),
     }
 }
 /// A safety point is kept for so long: seven days.

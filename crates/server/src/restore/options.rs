@@ -267,6 +267,14 @@ impl Options {
         }
     }
 
+    /// Seconds that so many keys need at least for the pace they are held to.
+    pub fn seconds_at_pace(&self, keys: i64) -> u64 {
+        // A target that answers late brings it down to so many.
+        let slowest = self.max_latency_ms.map(|_| engine::replay::SLOWEST_PACE);
+        let pace = self.max_ops.into_iter().chain(slowest).min();
+        pace.map_or(0, |pace| u64::try_from(keys).unwrap_or(0) / pace.max(1))
+    }
+
     /// Whether some databases are left out or go elsewhere.
     pub fn chooses_dbs(&self) -> bool {
         !self.map_db.is_empty() || !self.select.db.is_empty()

@@ -176,8 +176,5 @@ pub fn seconds_at_pace(tx: &Tx<'_>, id: &str) -> Result<u64, Error> {
         return Ok(0);
     };
     let options: Options = serde_json::from_str(&options).unwrap_or_default();
-    // A target that answers late brings it down to so many.
-    let slowest = options.max_latency_ms.map(|_| engine::replay::SLOWEST_PACE);
-    let pace = options.max_ops.into_iter().chain(slowest).min();
-    Ok(pace.map_or(0, |pace| u64::try_from(keys).unwrap_or(0) / pace.max(1)))
+    Ok(options.seconds_at_pace(keys))
 }

@@ -39,6 +39,8 @@ use crate::restore::replay_record::{self, Replay};
 /// The journal of what is applied, and of what takes it back.
 const FORTH: &str = "forth";
 const BACK: &str = "back";
+/// As [`BACK`], where other keys go first.
+const BACK_OF_FULL: &str = "back-of-full";
 
 impl Work<'_> {
     /// Applies the backup, and settles the record with what is true then.
@@ -229,6 +231,11 @@ impl Work<'_> {
                 TargetState::Partial,
                 Some("there is no safety point to put it back to".to_owned()),
             ),
+            // What takes it back has as many attempts of its own: one that ends the process each time must not be begun for ever.
+            (Some(_), Some(_)) if self.claim.fence > 2 * limits::ATTACHED_ATTEMPTS_MAX => (
+                TargetState::Partial,
+                Some("to put it back was begun too often without coming to an end".to_owned()),
+            ),
             (Some(dbs), Some(safety)) => match self.put_back(&known.options.back(dbs.clone()), safety) {
                 // Those of the same names were overwritten, and new ones stay.
                 Ok(()) if known.options.functions => (
@@ -279,22 +286,24 @@ impl Work<'_> {
 
     /// Applies the safety point, as often as its servers do not answer.
     fn put_back(&self, options: &Options, safety: &BackupId) -> Result<(), Halt> {
-        let safety = self
-            .app
-            .catalog
-            .read(|tx| backups::load(tx, safety))
-            .map_err(Stop::from)?;
+        let loaded = self.app.catalog.read(|tx| {
+            // What the restore wrote is removed at the same pace.
+            let of_removals = replay_record::seconds_at_pace(tx, self.restore.id.as_str())?;
+            Ok((backups::load(tx, safety)?, of_removals))
+        });
+        let (safety, of_removals) = loaded.map_err(|error: catalog::Error| Stop::from(error))?;
         let safety = safety.ok_or_else(|| Stop::Broken("a safety point has no row".to_owned()))?;
         let bytes = u64::try_from(safety.plain_bytes).unwrap_or(0);
         // Out of time or told to stop is no reason to leave the target as it is.
-        let patient = Control::leased(Some(limits::attached_back_time(bytes)), self.claim.lease.clone());
-        let plan = Plan {
-            // The restore may have failed because it filled the target's memory.
-            removes_first: true,
-            ..self.replay_plan(options, BACK)?
-        };
+        let at_pace = of_removals + options.seconds_at_pace(safety.keys);
+        let limit = limits::attached_back_time(bytes, at_pace);
+        let patient = Control::leased(Some(limit), self.claim.lease.clone());
         let wanted = || patient.check("open safety point");
-        let once = || -> Result<(), Halt> {
+        let once = |is_full: bool| -> Result<(), Halt> {
+            let plan = Plan {
+                removes_first: is_full,
+                ..self.replay_plan(options, if is_full { BACK_OF_FULL } else { BACK })?
+            };
             let is_of_the_place =
                 |halt: &Halt| matches!(halt, Halt::Failed(error) if place::is_of_the_place(error));
             place::with(self.app, &safety, None, &wanted, is_of_the_place, |archive| {
@@ -316,12 +325,16 @@ impl Work<'_> {
             },
             || {
                 let mut tries = 1;
+                let mut is_full = self.folder().join(BACK_OF_FULL).exists();
                 loop {
-                    let error = match once() {
+                    let error = match once(is_full) {
                         Err(Halt::Failed(error)) => error,
                         other => return other,
                     };
                     tracing::warn!(restore.id = %self.restore.id, error = engine::chain(&error), "the target is not put back yet");
+                    // What the restore wrote may have filled it, and a full target removes keys and takes none. Else it is never
+                    // without both the old keys and the new.
+                    is_full |= error.kind == Kind::Memory;
                     let is_last = is_lasting(&error) && tries >= limits::ROLL_BACK_TRIES;
                     std::thread::sleep(limits::ATTACHED_BACK_PAUSE);
                     if is_last || patient.check("put back").is_err() {
