@@ -312,7 +312,7 @@ fn a_watched_primary_is_given_another_number_of_replicas_under_a_client_that_los
 
 #[test]
 fn a_change_that_cannot_be_is_refused_or_given_up_and_the_old_nodes_serve_on() {
-    let service = Service::start_with(&[], &[("CACHEKEEP_FAILPOINTS", "resize.joined:stall")]);
+    let service = Service::start_with(&[], &[("CACHEKEEP_FAILPOINT", "resize.joined:stall")]);
     let caller = service.caller();
     let instance = ask(&caller, "sharded", WITHOUT, &json!({}));
     let now = ports(&caller.wait_idle(&instance));
