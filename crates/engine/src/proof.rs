@@ -97,7 +97,8 @@ pub fn proven(
     }
     let details = archive.details(identity)?;
     control.enter("validating", archive.manifest().plain_bytes);
-    let placed = sideload::place(&spec.directory, spec.persistence, spec.run_as, control, |push| {
+    let form = sideload::Form::of(spec);
+    let placed = sideload::place(&spec.directory, form, spec.run_as, control, |push| {
         archive.read(identity, control, WORKERS, push)
     })?;
     let loaded = compare(&placed.report.census, &details).and_then(|()| {

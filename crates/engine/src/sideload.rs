@@ -9,7 +9,7 @@
 //! [`place`] only leaves the file, for an engine that is started later, where two do not fit in memory.
 //!
 //! With an append-only file an engine ignores `dump.rdb` and would start empty: there the RDB becomes the base of
-//! `appendonlydir`.
+//! `appendonlydir`, or before redis 7.0 the beginning of the one append-only file ([`Form`]).
 //!
 //! The pass also yields the [`Expectation`]: what the engine must hold once it has loaded, see
 //! [`verify`](crate::verify).
@@ -44,6 +44,9 @@ const AOF_DIRECTORY: &str = "appendonlydir";
 const AOF_BASE: &str = "appendonly.aof.1.base.rdb";
 const AOF_MANIFEST: &str = "appendonly.aof.manifest";
 const AOF_MANIFEST_INCOMING: &str = "incoming.manifest";
+/// Where an engine with one looks before redis 7.0 (its default of `appendfilename`). It may begin with an RDB
+/// (`aof-use-rdb-preamble`, on by default since 5.0).
+const AOF_ALONE: &str = "appendonly.aof";
 
 /// Validated and handed on at once. An engine that loads empties the pipe in some milliseconds: while a whole segment
 /// is validated it would stand still.
@@ -52,6 +55,28 @@ const PART_BYTES: usize = 256 * 1024;
 /// How long [`discard`] waits for the last child of a killed engine.
 const DISCARD_LIMIT: Duration = Duration::from_secs(2);
 const DISCARD_POLL: Duration = Duration::from_millis(5);
+
+/// As which file an engine looks for its data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// `dump.rdb`.
+    Snapshot,
+    /// The base of a folder of append-only files: redis 7.0 and every valkey.
+    AppendOnlyFolder,
+    /// The beginning of the only append-only file: redis before 7.0.
+    AppendOnlyFile,
+}
+
+impl Form {
+    /// As which a process of this kind looks for it.
+    pub fn of(spec: &EngineSpec) -> Self {
+        match spec.persistence {
+            Persistence::Aof if spec.program.has_fixed_port() => Form::AppendOnlyFile,
+            Persistence::Aof => Form::AppendOnlyFolder,
+            Persistence::Rdb | Persistence::None => Form::Snapshot,
+        }
+    }
+}
 
 /// What an engine must hold that loaded the placed file.
 #[derive(Debug)]
@@ -99,14 +124,14 @@ impl Expectation {
 /// directory. One that exists already is [`Kind::Io`] and left alone: see [`discard`].
 pub fn place(
     directory: &Path,
-    persistence: Persistence,
+    form: Form,
     run_as: Option<(u32, u32)>,
     control: &Control,
     feed: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<(), Error>) -> Result<(), Error>,
 ) -> Result<Expectation, Error> {
     new_directory(directory, run_as)?;
     let placed = receive(directory, control, feed, None).and_then(|expectation| {
-        publish(directory, persistence, run_as)?;
+        publish(directory, form, run_as)?;
         failpoint::hit("sideload.after_rename")?;
         Ok(expectation)
     });
@@ -143,7 +168,7 @@ pub fn load(
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })?;
         pipe.finish(control)?;
-        publish(directory, spec.persistence, spec.run_as)?;
+        publish(directory, Form::of(spec), spec.run_as)?;
         failpoint::hit("sideload.after_rename")?;
         Ok(expectation)
     });
@@ -293,11 +318,15 @@ pub(crate) fn check_loadable(report: &rdb::Report) -> Result<(), Error> {
 ///
 /// An engine that was started empty with an append-only file has made an empty base and a manifest: the base is
 /// replaced, and the manifest stays as the engine wrote it, because it goes on with the file of increments named there.
-fn publish(directory: &Path, persistence: Persistence, run_as: Option<(u32, u32)>) -> Result<(), Error> {
+/// One before redis 7.0 goes on with the file that it made, which has no name any more: it has to be started anew before
+/// anybody writes to it, as it has to for its port.
+fn publish(directory: &Path, form: Form, run_as: Option<(u32, u32)>) -> Result<(), Error> {
     let incoming = directory.join(INCOMING);
     process::give(&incoming, run_as)?;
-    if persistence != Persistence::Aof {
-        return rename(&incoming, &directory.join(SNAPSHOT));
+    match form {
+        Form::Snapshot => return rename(&incoming, &directory.join(SNAPSHOT)),
+        Form::AppendOnlyFile => return rename(&incoming, &directory.join(AOF_ALONE)),
+        Form::AppendOnlyFolder => {}
     }
     let home = directory.join(AOF_DIRECTORY);
     process::create_directory(&home, run_as)?;
@@ -335,6 +364,7 @@ pub fn sync(directory: &Path) -> Result<(), Error> {
     let home = directory.join(AOF_DIRECTORY);
     let files = [
         directory.join(SNAPSHOT),
+        directory.join(AOF_ALONE),
         home.join(AOF_BASE),
         home.join(AOF_MANIFEST),
     ];

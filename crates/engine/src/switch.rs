@@ -12,8 +12,11 @@
 //! Every step can be repeated and the ports themselves say how far a run came, so a run that died anywhere is
 //! finished by running it again. An undo is [`run`] with old and new swapped. Once the new engine has opened the port
 //! nothing is turned back any more: clients may have been told that their writes are done.
+//!
+//! Redis before 7.0 cannot move its port while it runs: see [`run_by_restart`].
 
 mod door;
+mod restart;
 mod together;
 
 use std::time::{Duration, Instant};
@@ -25,6 +28,7 @@ use crate::process::{Engine, client_users, port_of};
 use door::Command;
 
 pub use door::Door;
+pub use restart::{RestartPlan, run_by_restart};
 pub use together::{Place, run_together, serves};
 
 /// How long the new generation tries to take the port. A child that the old engine forked this very moment, for a

@@ -127,9 +127,13 @@ fn compare_loaded(node: &mut Node, expectation: &Expectation) -> Result<u64, Err
     if number("loading")? != 0 {
         return Err(Error::new(Kind::Refused, "verify", "the engine still loads"));
     }
+    let expected = expectation.keys();
+    // Redis before 7.0 does not count what it loads, and drops nothing; what its dbs have is compared anyway.
+    if !fields.contains_key("rdb_last_load_keys_loaded") {
+        return Ok(expected);
+    }
     // Expired ones are nought on a standby; a newer engine may drop some all the same, and counts them.
     let loaded = number("rdb_last_load_keys_loaded")? + number("rdb_last_load_keys_expired")?;
-    let expected = expectation.keys();
     if loaded != expected {
         return Err(mismatch(format!(
             "{loaded} keys were loaded, the backup holds {expected}"
@@ -184,12 +188,15 @@ fn compare_functions(node: &mut Node, expected: &Functions) -> Result<(), Error>
     } else {
         &["FUNCTION", "LIST"]
     };
-    let Reply::Array(libraries) = node.run(words)? else {
-        return Err(Error::new(
-            Kind::Protocol,
-            "verify",
-            "FUNCTION LIST gives no list",
-        ));
+    let words: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
+    let libraries = match node.ask(&words)? {
+        Reply::Array(libraries) => libraries,
+        // Redis before 7.0 knows no functions; what holds some it does not load.
+        Reply::Error(text) if text.contains("unknown command") => Vec::new(),
+        other => {
+            let context = format!("FUNCTION LIST gives no list: {other:?}");
+            return Err(Error::new(Kind::Protocol, "verify", context));
+        }
     };
     if libraries.len() != expected.code_digests.len() {
         return Err(mismatch(format!(

@@ -50,6 +50,13 @@ pub struct Loaded<'a> {
 /// those of [`Control::check`].
 pub fn run<'a>(spec: &EngineSpec, files: &Files, control: &'a Control) -> Result<Loaded<'a>, Error> {
     control.enter("loading", 0);
+    if spec.program.has_fixed_port() {
+        let context = format!(
+            "{} cannot: append-only files are replayed by engines from 7.0 on",
+            spec.program
+        );
+        return Err(Error::new(Kind::EngineStart, LOAD, context));
+    }
     let spec = EngineSpec {
         persistence: Persistence::Aof,
         ..spec.clone()

@@ -453,8 +453,13 @@ impl Engine {
     }
 }
 
+/// Sends `SHUTDOWN`, with `NOW` as its last word. Redis before 7.0 does not know that word and never waits.
 fn shut_down(node: &mut Node, words: &[&[u8]]) -> Result<(), Error> {
-    match node.ask(words) {
+    let asked = match node.ask(words) {
+        Ok(Reply::Error(text)) if text.contains("syntax error") => node.ask(&words[..words.len() - 1]),
+        asked => asked,
+    };
+    match asked {
         Ok(Reply::Error(text)) => Err(Error::new(Kind::Refused, "shut down engine", text)),
         // The reply of a success is the end of the connection.
         Err(e) if e.kind != Kind::Connection => Err(e),

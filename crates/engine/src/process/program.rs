@@ -83,13 +83,25 @@ impl Program {
 }
 
 impl Program {
-    fn is_new_enough(&self) -> bool {
-        let major = self
-            .version
-            .split('.')
-            .next()
-            .and_then(|number| number.parse().ok());
-        major.is_none_or(|major: u32| major >= MAJOR_MIN)
+    /// See [`has_fixed_port`].
+    pub fn has_fixed_port(&self) -> bool {
+        has_fixed_port(&self.version)
+    }
+}
+
+/// Whether an engine of this version listens for as long as it lives where it was started to: Redis before 7.0, every
+/// Valkey is newer. Such an engine has one append-only file, too, no functions, and none of the settings that say which
+/// commands are enabled. Source: redis 7.0 release notes.
+pub fn has_fixed_port(version: &str) -> bool {
+    is_before(version, MOVING_SINCE)
+}
+
+/// Whether the version is a lower one. What is no number is a higher one.
+fn is_before(version: &str, other: (u32, u32)) -> bool {
+    let mut numbers = version.split('.').map(|number| number.parse().ok());
+    match (numbers.next().flatten(), numbers.next().flatten()) {
+        (Some(major), Some(minor)) => (major, minor) < other,
+        _ => false,
     }
 }
 
@@ -101,23 +113,23 @@ fn read(told: &str) -> Option<(Brand, String)> {
     Some((brand, version.to_owned()))
 }
 
-/// The first version of Redis whose port can be changed while it runs; every Valkey is newer. Source: redis 7.0 release notes.
-const MAJOR_MIN: u32 = 7;
+/// The first version of Redis whose port can be changed while it runs.
+const MOVING_SINCE: (u32, u32) = (7, 0);
+/// The oldest version that is tested. Redis 6.0 has no ACL rules for channels, 5.0 none at all.
+const VERSION_MIN: (u32, u32) = (6, 2);
 
-/// The program, unless it is too old to be switched to or from while it runs.
+/// The program, unless it is too old.
 fn managed(binary: &Path) -> Result<Program, Error> {
     let program = Program::ask(binary)?;
-    match program.is_new_enough() {
-        true => Ok(program),
-        false => {
-            let context = format!(
-                "{} is {program}: engines from {MAJOR_MIN}.0 on can be run here, older ones cannot change their port while they run; \
-                 their files can be imported",
-                binary.display()
-            );
-            Err(Error::new(Kind::EngineStart, "find engines", context))
-        }
+    if is_before(&program.version, VERSION_MIN) {
+        let (major, minor) = VERSION_MIN;
+        let context = format!(
+            "{} is {program}: engines from {major}.{minor} on can be run here; files of older ones can be imported",
+            binary.display()
+        );
+        return Err(Error::new(Kind::EngineStart, "find engines", context));
     }
+    Ok(program)
 }
 
 /// Every engine that is there, the one that is meant where nobody says first: [`find_binary`], then those that are
@@ -222,7 +234,7 @@ pub fn version(binary: &Path) -> Result<String, Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Brand, Program, may_be_server, read};
+    use super::{Brand, may_be_server, read};
 
     #[test]
     fn both_brands_say_what_they_are_and_others_are_none() {
@@ -233,18 +245,20 @@ mod tests {
         for other in ["", "redis-cli 7.0.15", "Redis server", "OpenSSL v=3"] {
             assert_eq!(read(other), None, "{other}");
         }
-        for (version, is_new_enough) in [
-            ("6.2.14", false),
-            ("7.0.15", true),
-            ("10.1.0", true),
-            ("255.255.255", true),
+        for (version, is_too_old, has_fixed_port) in [
+            ("6.0.20", true, true),
+            ("6.2.14", false, true),
+            ("7.0.15", false, false),
+            ("10.1.0", false, false),
+            ("255.255.255", false, false),
+            ("unstable", false, false),
         ] {
-            let program = Program {
-                binary: "redis-server".into(),
-                brand: Brand::Redis,
-                version: version.to_owned(),
-            };
-            assert_eq!(program.is_new_enough(), is_new_enough, "{version}");
+            assert_eq!(
+                super::is_before(version, super::VERSION_MIN),
+                is_too_old,
+                "{version}"
+            );
+            assert_eq!(super::has_fixed_port(version), has_fixed_port, "{version}");
         }
         for name in ["redis-server", "valkey-server-8", "redis-7.2", "valkey8"] {
             assert!(may_be_server(name), "{name}");

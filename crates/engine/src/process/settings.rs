@@ -21,6 +21,14 @@ const DATABASES: u32 = 256;
 const CLIENT_RULES: &str = "~* &* +@all -acl|setuser -acl|deluser -acl|load -acl|save -config|set -config|rewrite \
                             -module -replicaof -slaveof -shutdown -failover -client|pause -client|unpause";
 
+/// As [`CLIENT_RULES`], for engines before 7.0: they take single parts of a command only back in.
+const CLIENT_RULES_BEFORE_7: &str = "~* &* +@all -module -replicaof -slaveof -shutdown -failover \
+                                     -acl +acl|cat +acl|genpass +acl|getuser +acl|help +acl|list +acl|log +acl|users +acl|whoami \
+                                     -config +config|get +config|help +config|resetstat \
+                                     -client +client|caching +client|getname +client|getredir +client|help +client|id +client|info \
+                                     +client|kill +client|list +client|reply +client|setname +client|tracking +client|trackinginfo \
+                                     +client|unblock";
+
 /// What clients of a cluster may not do either: change who its nodes are and who of them has which slots. Reading all of
 /// that stays, cluster clients live on it.
 const CLUSTER_CLIENT_RULES: &str = "-cluster|addslots -cluster|addslotsrange -cluster|bumpepoch -cluster|delslots \
@@ -66,9 +74,18 @@ pub(super) fn text(spec: &EngineSpec, role: Role) -> Result<String, Error> {
     line(format_args!("bind {}", spec.bind));
     // Who may connect without a password is said by the client password, not guessed from the address.
     line(format_args!("protected-mode no"));
-    // Always: a port is taken with CONFIG SET, which can say that it is not free.
-    line(format_args!("port 0"));
+    let has_fixed_port = spec.program.has_fixed_port();
+    // Else it is taken with CONFIG SET, which can say that it is not free.
+    let port = match role {
+        Role::Serving if has_fixed_port => spec.port,
+        Role::Serving | Role::Standby => 0,
+    };
+    line(format_args!(
+        "port {}",
+        if spec.certificate.is_some() { 0 } else { port }
+    ));
     if spec.certificate.is_some() {
+        line(format_args!("tls-port {port}"));
         for words in super::certificate_settings() {
             line(format_args!("{words}"));
         }
@@ -99,9 +116,11 @@ pub(super) fn text(spec: &EngineSpec, role: Role) -> Result<String, Error> {
         "sanitize-dump-payload {}",
         if follows { "yes" } else { "clients" }
     ));
-    line(format_args!("enable-debug-command local"));
-    line(format_args!("enable-module-command no"));
-    line(format_args!("enable-protected-configs no"));
+    if !has_fixed_port {
+        line(format_args!("enable-debug-command local"));
+        line(format_args!("enable-module-command no"));
+        line(format_args!("enable-protected-configs no"));
+    }
     // A backup is taken at once and without the engine's own compression, the dearest stage of a snapshot.
     line(format_args!("rdbcompression no"));
     line(format_args!("repl-diskless-sync yes"));
@@ -127,8 +146,13 @@ pub(super) fn text(spec: &EngineSpec, role: Role) -> Result<String, Error> {
     ));
     let cluster_rules = spec.cluster.as_ref().map_or("", |_| CLUSTER_CLIENT_RULES);
     let watched_rules = spec.watched.as_ref().map_or("", |_| WATCHED_CLIENT_RULES);
+    let client_rules = if has_fixed_port {
+        CLIENT_RULES_BEFORE_7
+    } else {
+        CLIENT_RULES
+    };
     line(format_args!(
-        "user {} on {} {CLIENT_RULES} {cluster_rules} {watched_rules}",
+        "user {} on {} {client_rules} {cluster_rules} {watched_rules}",
         user(&spec.clients),
         password_rule(spec.clients.password.as_ref())
     ));

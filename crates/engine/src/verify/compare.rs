@@ -1,10 +1,12 @@
-//! Compares single keys: value by `DUMP`, expiry by `PEXPIRETIME`.
+//! Compares single keys: value by `DUMP`, expiry by `PEXPIRETIME`; before redis 7.0 by `PTTL` between two looks at the
+//! engine's clock.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::control::Control;
 use crate::error::{Error, Kind};
 use crate::node::{Node, Reply};
+use crate::process::has_fixed_port;
 use crate::sideload::Sampled;
 
 use super::mismatch;
@@ -30,7 +32,13 @@ pub(super) struct Compared {
 pub(super) fn sample(node: &mut Node, keys: &[Sampled], control: &Control) -> Result<Compared, Error> {
     let mut done = Compared::default();
     let mut piece = vec![0; PIECE_BYTES];
-    let family = family(node)?;
+    let fields = node.info("server")?;
+    let field = |name: &str| fields.iter().find(|(field, _)| field == name);
+    let family = match field("server_name") {
+        Some((_, name)) if name == "valkey" => rdb::Family::Valkey,
+        _ => rdb::Family::Redis,
+    };
+    let knows_times = !field("redis_version").is_some_and(|(_, version)| has_fixed_port(version));
     let mut selected = None;
     let mut rest = keys;
     while let Some(first) = rest.first() {
@@ -43,11 +51,21 @@ pub(super) fn sample(node: &mut Node, keys: &[Sampled], control: &Control) -> Re
         rest = later;
         for key in batch {
             node.send(&[b"DUMP", &key.key])?;
-            node.send(&[b"PEXPIRETIME", &key.key])?;
+            match knows_times {
+                true => node.send(&[b"PEXPIRETIME", &key.key])?,
+                false => {
+                    node.send(&[b"TIME"])?;
+                    node.send(&[b"PTTL", &key.key])?;
+                    node.send(&[b"TIME"])?;
+                }
+            }
         }
         for key in batch {
             let is_there = compare_value(node, key, family, &mut piece)?;
-            let expire_at = node.reply()?;
+            let expire_at = match knows_times {
+                true => node.reply()?,
+                false => expiry_by_clock(node, key)?,
+            };
             let is_expired = compare_expiry(key, is_there, &expire_at)?;
             done.compared += u64::from(is_there);
             done.expired += u64::from(is_expired && !is_there);
@@ -56,16 +74,31 @@ pub(super) fn sample(node: &mut Node, keys: &[Sampled], control: &Control) -> Re
     Ok(done)
 }
 
-/// Whose numbers the engine's dumps have: the meaning of some type codes depends on it.
-fn family(node: &mut Node) -> Result<rdb::Family, Error> {
-    let fields = node.info("server")?;
-    let is_valkey = fields
-        .iter()
-        .any(|(name, value)| name == "server_name" && value == "valkey");
-    Ok(match is_valkey {
-        true => rdb::Family::Valkey,
-        false => rdb::Family::Redis,
+/// What `PEXPIRETIME` would say, from the answers to `TIME`, `PTTL` and `TIME`: the backup's time where it lies between the
+/// earliest and the latest that the key can have, else the earliest.
+fn expiry_by_clock(node: &mut Node, key: &Sampled) -> Result<Reply, Error> {
+    let before = node.reply()?;
+    let left = node.reply()?;
+    let after = node.reply()?;
+    let (Some(before), Some(after)) = (clock_ms(&before), clock_ms(&after)) else {
+        let context = format!("TIME of {}: {before:?}, {after:?}", name(key));
+        return Err(Error::new(Kind::Protocol, "verify", context));
+    };
+    Ok(match left {
+        Reply::Int(left) if left >= 0 => {
+            let (earliest, latest) = (before + left, after + left);
+            let is_between = |at: &i64| (earliest..=latest).contains(at);
+            Reply::Int(key.expire_at_ms.filter(is_between).unwrap_or(earliest))
+        }
+        other => other,
     })
+}
+
+/// The clock that an engine answers to `TIME`: seconds and microseconds.
+fn clock_ms(reply: &Reply) -> Option<i64> {
+    let Reply::Array(words) = reply else { return None };
+    let mut numbers = words.iter().map(|word| word.text()?.parse::<i64>().ok());
+    Some(numbers.next()?? * 1000 + numbers.next()?? / 1000)
 }
 
 /// Keys of one db, as many as fit a batch, at least one.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use engine::archive::FileReader;
-use engine::process::{Clients, EngineSpec, Persistence};
+use engine::process::{Brand, Clients, EngineSpec, Persistence, Program};
 use engine::replay::{self, Input};
 use engine::{Address, Archive, Control, Endpoint, Error, Kind, Secret, Selection, proof};
 
@@ -31,7 +31,11 @@ impl Numbers {
 /// comes that far.
 fn prove(bench: &Bench, manifest_blake3: &str) -> Error {
     let spec = EngineSpec {
-        binary: PathBuf::from("/nonexistent/redis-server"),
+        program: Program {
+            binary: PathBuf::from("/nonexistent/redis-server"),
+            brand: Brand::Redis,
+            version: "7.0.15".to_owned(),
+        },
         directory: bench.scratch.join("engine"),
         run_as: None,
         bind: "127.0.0.1".to_owned(),

@@ -80,7 +80,7 @@ fn behave() {
     let answer = match behaviour.as_str() {
         "start and wait" => {
             let spec = process::EngineSpec {
-                binary: process::find_binary().unwrap(),
+                program: process::Program::ask(&process::find_binary().unwrap()).unwrap(),
                 directory: home.join("g1"),
                 run_as: None,
                 bind: "127.0.0.1".to_owned(),
@@ -102,7 +102,7 @@ fn behave() {
             let mut file = std::fs::File::open(home.join("data.rdb")).unwrap();
             let placed = sideload::place(
                 &home.join("g1"),
-                Persistence::Aof,
+                sideload::Form::AppendOnlyFolder,
                 None,
                 &Control::new(None),
                 |push| {

@@ -31,7 +31,7 @@ impl Home {
     /// The settings of a generation below this home: append-only file, no port, no client password.
     pub fn spec(&self, generation: &str) -> EngineSpec {
         EngineSpec {
-            binary: process::find_binary().unwrap(),
+            program: process::Program::ask(&process::find_binary().unwrap()).unwrap(),
             directory: self.0.join(generation),
             run_as: None,
             bind: "127.0.0.1".to_owned(),
@@ -207,9 +207,13 @@ pub fn in_pieces(bytes: &[u8], push: &mut dyn FnMut(&[u8]) -> Result<(), Error>)
 /// Places the bytes for the generation and loads them.
 pub fn side_load(spec: &EngineSpec, bytes: &[u8]) -> (Engine, Expectation) {
     let control = Control::new(None);
-    let expectation = sideload::place(&spec.directory, spec.persistence, spec.run_as, &control, |push| {
-        in_pieces(bytes, push)
-    })
+    let expectation = sideload::place(
+        &spec.directory,
+        sideload::Form::of(spec),
+        spec.run_as,
+        &control,
+        |push| in_pieces(bytes, push),
+    )
     .unwrap();
     let engine = process::start_standby(spec).unwrap();
     engine.wait_loaded(&control).unwrap();

@@ -271,12 +271,12 @@ fn a_port_of_a_stranger_is_refused_and_no_process_is_left() {
 fn a_program_that_is_no_engine_is_reported_and_left_nowhere() {
     let home = Home::new();
     let mut spec = home.spec("g1");
-    spec.binary = "/bin/true".into();
+    spec.program.binary = "/bin/true".into();
     assert_eq!(process::start(&spec).err().unwrap().kind, Kind::EngineStart);
-    spec.binary = "/nowhere/redis-server".into();
+    spec.program.binary = "/nowhere/redis-server".into();
     assert_eq!(process::start(&spec).err().unwrap().kind, Kind::EngineStart);
     assert_eq!(
-        process::version(&spec.binary).err().unwrap().kind,
+        process::version(&spec.program.binary).err().unwrap().kind,
         Kind::EngineStart
     );
     spec.bind = "127.0.0.1\nport 1".to_owned();
@@ -441,9 +441,13 @@ fn an_engine_that_dies_while_it_loads_is_reported_with_its_log() {
     let (bytes, _) = data(&home, |node| drop(run(node, "DEBUG POPULATE 50000 key 1000")));
     let spec = home.spec("g1");
     let control = Control::new(None);
-    engine::sideload::place(&spec.directory, spec.persistence, None, &control, |push| {
-        crate::harness::in_pieces(&bytes, push)
-    })
+    engine::sideload::place(
+        &spec.directory,
+        engine::sideload::Form::of(&spec),
+        None,
+        &control,
+        |push| crate::harness::in_pieces(&bytes, push),
+    )
     .unwrap();
     let engine = process::start_standby(&spec).unwrap();
     config(&engine, "key-load-delay", "100");
@@ -474,7 +478,14 @@ fn an_engine_that_refuses_its_file_is_reported_with_the_reason() {
     let spec = home.spec("g1");
     let control = Control::new(None);
     let push_all = |push: &mut dyn FnMut(&[u8]) -> Result<(), engine::Error>| push(&bytes);
-    engine::sideload::place(&spec.directory, spec.persistence, None, &control, push_all).unwrap();
+    engine::sideload::place(
+        &spec.directory,
+        engine::sideload::Form::of(&spec),
+        None,
+        &control,
+        push_all,
+    )
+    .unwrap();
     let loaded = process::start_standby(&spec).and_then(|engine| engine.wait_loaded(&control));
     let error = loaded.err().unwrap();
     assert_eq!(error.kind, Kind::EngineExited);

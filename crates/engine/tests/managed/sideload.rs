@@ -160,9 +160,13 @@ fn bytes_that_are_not_valid_leave_nothing() {
     });
     let directory = home.path().join("g1");
     let place = |bytes: &[u8]| {
-        sideload::place(&directory, Persistence::Aof, None, &Control::new(None), |push| {
-            in_pieces(bytes, push)
-        })
+        sideload::place(
+            &directory,
+            sideload::Form::AppendOnlyFolder,
+            None,
+            &Control::new(None),
+            |push| in_pieces(bytes, push),
+        )
     };
     let mut damaged: Vec<Vec<u8>> = Vec::new();
     for step in 0..40 {
@@ -185,9 +189,13 @@ fn valid_data_on_which_an_engine_ends_itself_is_refused_before_any_engine_sees_i
     let directory = home.path().join("g1");
     let place = |header: &[u8], body: &[&[u8]]| {
         let bytes = [header, &body.concat(), &[255], &[0; 8]].concat();
-        sideload::place(&directory, Persistence::Rdb, None, &Control::new(None), |push| {
-            in_pieces(&bytes, push)
-        })
+        sideload::place(
+            &directory,
+            sideload::Form::Snapshot,
+            None,
+            &Control::new(None),
+            |push| in_pieces(&bytes, push),
+        )
     };
     let key: &[u8] = b"\x00\x01k\x01v";
     place(b"REDIS0010", &[key]).unwrap();
@@ -221,9 +229,13 @@ fn a_key_twice_is_found_among_more_keys_than_fit_into_memory() {
         }
         bytes.push(255);
         bytes.extend([0; 8]);
-        sideload::place(&directory, Persistence::Rdb, None, &Control::new(None), |push| {
-            in_pieces(&bytes, push)
-        })
+        sideload::place(
+            &directory,
+            sideload::Form::Snapshot,
+            None,
+            &Control::new(None),
+            |push| in_pieces(&bytes, push),
+        )
     };
     for again in [3, 399_999] {
         let error = place(again).err().unwrap();
@@ -245,13 +257,13 @@ fn a_feed_that_fails_or_is_cancelled_leaves_nothing() {
     let (bytes, _) = data(&home, fill);
     let directory = home.path().join("g1");
     let control = Control::new(None);
-    let failed = sideload::place(&directory, Persistence::Rdb, None, &control, |push| {
+    let failed = sideload::place(&directory, sideload::Form::Snapshot, None, &control, |push| {
         push(&bytes[..bytes.len() / 2])?;
         Err(Error::new(Kind::Tampered, "read archive", "segment 3"))
     });
     assert_eq!(failed.err().unwrap().kind, Kind::Tampered);
     assert!(!directory.exists());
-    let cancelled = sideload::place(&directory, Persistence::Rdb, None, &control, |push| {
+    let cancelled = sideload::place(&directory, sideload::Form::Snapshot, None, &control, |push| {
         push(&bytes[..100])?;
         control.cancel();
         push(&bytes[100..])
@@ -268,7 +280,7 @@ fn a_directory_that_exists_is_left_alone_and_one_with_an_engine_is_not_discarded
     let engine = process::start(&spec).unwrap();
     let placed = sideload::place(
         &spec.directory,
-        spec.persistence,
+        sideload::Form::of(&spec),
         None,
         &Control::new(None),
         |push| in_pieces(&bytes, push),
@@ -372,9 +384,13 @@ fn half_a_gigabyte() {
                 println!("{persistence:?} {what}: {took:.3} s, {:.0} MB/s", mb / took);
                 last = Instant::now();
             };
-            let expectation = sideload::place(&spec.directory, persistence, None, &control, |push| {
-                bytes.chunks(256 * 1024).try_for_each(push)
-            })
+            let expectation = sideload::place(
+                &spec.directory,
+                sideload::Form::of(&spec),
+                None,
+                &control,
+                |push| bytes.chunks(256 * 1024).try_for_each(push),
+            )
             .unwrap();
             lap("place");
             let syncing = sideload::sync_behind(&spec.directory).unwrap();

@@ -53,6 +53,8 @@ pub struct RestorePlan<'a> {
     pub gaps: &'a [String],
     /// Expected seconds from the start to the end.
     pub estimated_seconds: f64,
+    /// Of these, how many seconds clients are expected to wait; null where the instance serves all the while.
+    pub gap_seconds: Option<f64>,
     /// Restores into the instance on which that rests; 0: it is assumed.
     pub measured_restores: usize,
     /// Until when it could be undone at the latest, were it done now; null where there would be no safety point.
@@ -154,6 +156,7 @@ impl<'a> RestorePlan<'a> {
             },
             gaps: &plan.gaps,
             estimated_seconds: (plan.seconds * 10.0).round() / 10.0,
+            gap_seconds: plan.gap_seconds.map(|gap| (gap * 1000.0).round() / 1000.0),
             measured_restores: plan.measured_restores,
             undo_until: plan.undo_until.map(Stamp),
             counts: plan.account.as_ref().map(|account| PlannedCounts {

@@ -1,6 +1,6 @@
 //! What is offered, discovery, and health.
 
-use engine::process::Brand;
+use engine::process::{Brand, has_fixed_port};
 use serde_json::{Value, json};
 
 use super::error::{ApiError, Version, json_response};
@@ -123,16 +123,20 @@ pub fn engine(app: &App, brand: &str, version: Option<&str>) -> Result<(Brand, S
     })
 }
 
-/// The versions that can be asked for, each once: `7.0`.
-fn offered_versions(app: &App) -> Result<Vec<String>, Refusal> {
+/// The versions that can be asked for with nodes in this mode, each once: `7.0`.
+fn offered_versions(engines: &[(Brand, String)], mode: Mode) -> Vec<String> {
     let mut versions = Vec::new();
-    for (_, version) in hosts::engines(app)? {
-        let minor = minor(&version);
+    for (_, version) in engines {
+        let version = version.as_str();
+        if mode != Mode::Single && has_fixed_port(version) {
+            continue;
+        }
+        let minor = minor(version);
         if !versions.contains(&minor) {
             versions.push(minor);
         }
     }
-    Ok(versions)
+    versions
 }
 
 /// What DCS tells of a flavor by name and value.
@@ -149,7 +153,7 @@ fn attributes(flavor: &Flavor) -> Value {
 /// # Errors
 /// None.
 pub fn flavors(request: &Request) -> Result<Reply, ApiError> {
-    let versions = offered_versions(&request.app)?;
+    let engines = hosts::engines(&request.app)?;
     let zone = &request.app.config.region;
     let wanted = |name: &str, value: &str| {
         request
@@ -158,7 +162,8 @@ pub fn flavors(request: &Request) -> Result<Reply, ApiError> {
     };
     let offered: Vec<Value> = Flavor::all()
         .iter()
-        .filter(|flavor| {
+        .map(|flavor| (flavor, offered_versions(&engines, flavor.layout.mode)))
+        .filter(|(flavor, versions)| {
             wanted("spec_code", &flavor.spec_code)
                 && wanted("capacity", &flavor.capacity())
                 && wanted("cache_mode", flavor.layout.mode.word())
@@ -166,7 +171,7 @@ pub fn flavors(request: &Request) -> Result<Reply, ApiError> {
                 && versions.iter().any(|version| wanted("engine_version", version))
                 && wanted("cpu_type", "x86_64")
         })
-        .map(|flavor| {
+        .map(|(flavor, versions)| {
             json!({
                 "spec_code": flavor.spec_code, "cache_mode": flavor.layout.mode.word(), "engine": "redis",
                 "engine_version": versions.join(";"),
@@ -187,10 +192,11 @@ pub fn flavors(request: &Request) -> Result<Reply, ApiError> {
 /// # Errors
 /// None.
 pub fn products(request: &Request) -> Result<Reply, ApiError> {
-    let versions = offered_versions(&request.app)?.join(";");
+    let engines = hosts::engines(&request.app)?;
     let offered: Vec<Value> = Flavor::all()
         .iter()
         .map(|flavor| {
+            let versions = offered_versions(&engines, flavor.layout.mode).join(";");
             json!({
                 "product_id": flavor.spec_code, "spec_code": flavor.spec_code, "cache_mode": flavor.layout.mode.word(),
                 "engine": "redis", "engine_versions": versions, "product_type": "generic", "cpu_type": "x86_64", "storage_type": "DRAM",

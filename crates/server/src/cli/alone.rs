@@ -14,7 +14,7 @@ use engine::archive::Archive;
 use engine::backup::{BackupPlan, Labels};
 use engine::keys::{Identity, Recipient, SigningKey, VerifyingKey};
 use engine::node::{Address, Endpoint, Tls};
-use engine::process::Persistence;
+use engine::sideload::Form;
 use engine::store::Store;
 use engine::{Control, Secret, Tuning};
 use indicatif::{HumanBytes, HumanCount};
@@ -227,9 +227,9 @@ fn restore_into(global: &Global, verb: &RestoreAlone, from: &str, to: &Path) -> 
         "{from} is of a cluster and has a file for each shard, which no single directory can be made of: --to redis://HOST applies it \
          to a server or cluster that runs"
     );
-    let persistence = match verb.persistence.as_str() {
-        "aof" => Persistence::Aof,
-        _ => Persistence::Rdb,
+    let form = match verb.persistence.as_str() {
+        "aof" => Form::AppendOnlyFolder,
+        _ => Form::Snapshot,
     };
     let to = std::path::absolute(to)?;
     let control = Control::new(None);
@@ -238,7 +238,7 @@ fn restore_into(global: &Global, verb: &RestoreAlone, from: &str, to: &Path) -> 
         |seen| tell(global, seen),
         || {
             control.enter("validating", archive.manifest().plain_bytes);
-            engine::sideload::place(&to, persistence, None, &control, |push| {
+            engine::sideload::place(&to, form, None, &control, |push| {
                 archive.read(&identity, &control, WORKERS, push)
             })
         },
@@ -253,7 +253,7 @@ fn restore_into(global: &Global, verb: &RestoreAlone, from: &str, to: &Path) -> 
                 "backup_of": manifest.instance, "created_at": Moment(manifest.created_at_ms).iso()}),
     );
     if !global.quiet {
-        let appends = if persistence == Persistence::Aof {
+        let appends = if form == Form::AppendOnlyFolder {
             " --appendonly yes"
         } else {
             ""

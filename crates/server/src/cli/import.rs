@@ -16,7 +16,7 @@ use anyhow::Context;
 use clap::Args;
 use engine::aof::load::{self, Files};
 use engine::backup::{ImportPlan, ShardFile};
-use engine::process::{self, Persistence};
+use engine::process::{self, Persistence, Program};
 use engine::{Control, Error, Kind};
 use serde_json::json;
 
@@ -311,7 +311,8 @@ fn replayed(
         return Err(Error::new(Kind::Memory, "load append-only files", context));
     }
     let room = Room::take(app)?;
-    let spec = throw_away_engine(app, &room, process::find_binary()?, Persistence::Aof)?;
+    let program = Program::ask(&process::find_binary()?)?;
+    let spec = throw_away_engine(app, &room, program, Persistence::Aof)?;
     let mut source = load::run(&spec, files, control)?;
     engine::backup::import(plan, &mut source, store, &app.vault.signer, control)
 }

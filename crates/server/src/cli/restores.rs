@@ -396,6 +396,9 @@ fn print_plan(global: &Global, plan: &Value) {
         Some(count) => format!("measured on {count} restores"),
     };
     println!("time: about {} s ({rests_on})", plan["estimated_seconds"]);
+    if let Some(gap) = plan["gap_seconds"].as_f64() {
+        println!("clients wait: about {gap} s");
+    }
     match plan["undo_until"].as_str() {
         Some(until) => println!("undo: possible until {until} at the latest"),
         None => println!("undo: not possible: there is no safety point"),

@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use engine::cluster;
-use engine::process::{self, Clients, Engine, EngineSpec, Persistence};
+use engine::process::{self, Clients, Engine, EngineSpec, Persistence, Program};
 use engine::{Control, Error, Kind, Secret, failpoint};
 
 use super::attachment::{Attachment, servers};
@@ -310,7 +310,7 @@ pub(super) fn node_spec(
     seat: Option<cluster::Seat>,
 ) -> Result<EngineSpec, Error> {
     Ok(EngineSpec {
-        binary: binary(app, instance)?,
+        program: program(app, instance)?.clone(),
         directory,
         run_as: app.config.run_as,
         bind: instance.bind.clone(),
@@ -329,9 +329,8 @@ pub(super) fn node_spec(
 ///
 /// # Errors
 /// As [`Config::program`](crate::config::Config::program).
-pub(super) fn binary(app: &App, instance: &Instance) -> Result<PathBuf, Error> {
-    let program = app.config.program(instance.engine, &instance.engine_version)?;
-    Ok(program.binary.clone())
+pub fn program<'a>(app: &'a App, instance: &Instance) -> Result<&'a Program, Error> {
+    app.config.program(instance.engine, &instance.engine_version)
 }
 
 /// The memory limit of the instance, in bytes: of all its shards together.
@@ -346,32 +345,34 @@ fn share_bytes(instance: &Instance) -> u64 {
     max_memory_bytes(instance) / u64::from(instance.layout.shards.max(1))
 }
 
-/// Finds the generation's engine or starts it, waits until it has loaded, and gives it its limit, password and
-/// port. With `port` `None` it stays without one.
+/// Finds the generation's engine or starts it, waits until it has loaded, and gives it its limit and password. It stays
+/// without a port.
 ///
 /// # Errors
-/// [`Kind::EngineStart`], [`Kind::EngineExited`] with the end of its log, [`Kind::PortTaken`].
-pub fn bring_up(
+/// [`Kind::EngineStart`], [`Kind::EngineExited`] with the end of its log.
+pub fn bring_up_beside(
     app: &App,
     instance: &Instance,
     generation: &GenerationId,
-    port: Option<u16>,
     control: &Control,
 ) -> Result<Engine, Error> {
     let engine = start_or_find(app, instance, &spec(app, instance, generation)?)?;
-    make_ready(app, instance, &engine, port, control)?;
+    make_ready(app, instance, &engine, None, control)?;
     Ok(engine)
 }
 
-/// The engine of this directory, started where it is gone; it may be loading.
+/// The engine of this directory, started where it is gone; it may be loading. With a port in `spec` one whose port cannot be
+/// changed has it, or was started anew: nobody has reached it, so its files hold what it holds.
 pub(super) fn start_or_find(app: &App, instance: &Instance, spec: &EngineSpec) -> Result<Engine, Error> {
-    match process::find(&spec.directory, &spec.admin_password)? {
-        Some(engine) => Ok(engine),
-        None => {
-            prepare_directory(app, &instance.id)?;
-            process::start(spec)
+    if let Some(engine) = process::find(&spec.directory, &spec.admin_password)? {
+        let may_stay = spec.port == 0 || !spec.program.has_fixed_port();
+        if may_stay || engine.current_port()? == spec.port {
+            return Ok(engine);
         }
+        engine.stop(limits::ENGINE_STOP)?;
     }
+    prepare_directory(app, &instance.id)?;
+    process::start(spec)
 }
 
 /// Waits until the engine has loaded, and gives it its limit, password and port.

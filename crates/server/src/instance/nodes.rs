@@ -181,7 +181,7 @@ pub fn bring_up(
     if instance.layout.mode == Mode::Ha {
         return watched::bring_up(app, instance, generation, control);
     }
-    let started = start(app, instance, generation)?;
+    let started = start(app, instance, generation, Beside::Nobody)?;
     for (place, engine) in &started {
         job::make_ready(app, instance, engine, Some(place.port), control)?;
         failpoint::hit("nodes.one_ready")?;
@@ -203,7 +203,7 @@ pub fn bring_up_beside(
         return watched::bring_up_beside(app, instance, generation, control);
     }
     loop {
-        let started = start(app, instance, generation)?;
+        let started = start(app, instance, generation, Beside::TheServing)?;
         for (_, engine) in &started {
             job::make_ready(app, instance, engine, None, control)?;
         }
@@ -215,11 +215,19 @@ pub fn bring_up_beside(
     }
 }
 
-/// Finds the engines or starts them, but for those that must wait.
+/// Whether another generation has the client ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Beside {
+    Nobody,
+    TheServing,
+}
+
+/// Finds the engines or starts them, but for those that must wait. Those that cannot get their port later have it then.
 fn start<'a>(
     app: &App,
     instance: &Instance,
     generation: &'a Generation,
+    beside: Beside,
 ) -> Result<Vec<(&'a Place, Engine)>, Error> {
     let mut started = Vec::new();
     for place in &generation.nodes {
@@ -231,7 +239,10 @@ fn start<'a>(
             prepare_home(app, instance, generation)?;
         }
         let home = directory(app, generation, place);
-        let spec = job::node_spec(app, instance, home, seat(instance, generation, place))?;
+        let mut spec = job::node_spec(app, instance, home, seat(instance, generation, place))?;
+        if beside == Beside::Nobody && spec.program.has_fixed_port() {
+            spec.port = place.port;
+        }
         started.push((place, job::start_or_find(app, instance, &spec)?));
         failpoint::hit("nodes.one_started")?;
     }

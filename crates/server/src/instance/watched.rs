@@ -73,7 +73,7 @@ fn start_sentinels(app: &App, instance: &Instance) -> Result<(), Error> {
     job::prepare_folder(&app.config.sentinels_dir(&instance.id))?;
     for place in &instance.sentinels {
         let spec = SentinelSpec {
-            binary: job::binary(app, instance)?,
+            binary: job::program(app, instance)?.binary.clone(),
             program: PathBuf::from("/proc/self/exe"),
             directory: home_of(app, instance, place),
             run_as: app.config.run_as,

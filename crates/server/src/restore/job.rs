@@ -9,9 +9,9 @@ mod shards;
 use engine::keys::Identity;
 use std::time::Duration;
 
-use engine::process::{self, Engine};
-use engine::sideload::{self, Expectation};
-use engine::switch::{self, SwitchPlan};
+use engine::process::{self, Engine, EngineSpec};
+use engine::sideload::{self, Expectation, Form};
+use engine::switch::{self, RestartPlan, SwitchPlan};
 use engine::verify::{self, VerifyLevel};
 use engine::{Control, Error, Kind, failpoint};
 
@@ -226,7 +226,7 @@ impl Work<'_> {
             return Err(Error::new(Kind::NotFound, "switch back", context).into());
         }
         self.control.enter("loading", 0);
-        instances::bring_up(self.app, &self.instance, &pair.new, None, self.control)?;
+        instances::bring_up_beside(self.app, &self.instance, &pair.new, self.control)?;
         Ok(pair)
     }
 
@@ -268,6 +268,9 @@ impl Work<'_> {
         };
         let (old, new) = (find(&pair.old)?, find(&pair.new)?);
         let port = self.instance.port;
+        if instances::program(self.app, &self.instance)?.has_fixed_port() {
+            return self.switch_by_restart(pair, old.as_ref(), resumed);
+        }
         let serving = match new.as_ref().filter(|_| resumed) {
             Some(new) if new.current_port().map_err(Stop::from)? == port => Some(new),
             _ => None,
@@ -289,6 +292,49 @@ impl Work<'_> {
         };
         let used = old.and_then(|engine| engine.used_memory().ok()).unwrap_or(0);
         Ok((gap, used))
+    }
+
+    /// As [`Self::switch_one`], of engines that cannot change their port.
+    fn switch_by_restart(
+        &self,
+        pair: &Generations,
+        old: Option<&Engine>,
+        resumed: bool,
+    ) -> Result<(Option<Duration>, u64), Halt> {
+        if resumed && old.is_some() {
+            // Clients have written to it all the while.
+            self.control.check("switch")?;
+        }
+        let used = match old {
+            Some(old) => old.used_memory()?,
+            None => 0,
+        };
+        let spec = |id| {
+            Ok::<_, Error>(EngineSpec {
+                port: self.instance.port,
+                max_memory_bytes: instances::max_memory_bytes(&self.instance),
+                ..instances::spec(self.app, &self.instance, id)?
+            })
+        };
+        let (old, new) = (spec(&pair.old)?, spec(&pair.new)?);
+        let plan = RestartPlan {
+            old: &old,
+            new: &new,
+            end_limit: limits::ENGINE_STOP + limits::time_for(used),
+        };
+        // It is as good as done: the job's deadline is past.
+        let patient = Control::new(Some(limits::OPERATION_TIME_BASE + limits::time_for(used)));
+        let has_port = || {
+            let found = process::find(&new.directory, &new.admin_password);
+            found.is_ok_and(|engine| {
+                engine.is_some_and(|engine| engine.current_port().is_ok_and(|now| now == new.port))
+            })
+        };
+        match switch::run_by_restart(&plan, &patient) {
+            Ok(report) => Ok((report.gap, used)),
+            Err(error) if has_port() => Err(Halt::Stop(Stop::from(error))),
+            Err(error) => Err(Halt::Failed(error)),
+        }
     }
 
     fn plan<'a>(&self, old: Option<&'a Engine>, new: &'a Engine) -> SwitchPlan<'a> {
@@ -313,7 +359,7 @@ impl Work<'_> {
             Some(engine) => engine,
             None if instances::holds_data(self.app, &self.instance, &pair.new) => {
                 // It died after it was verified; its file is on disk.
-                instances::bring_up(self.app, &self.instance, &pair.new, None, &patient)?
+                instances::bring_up_beside(self.app, &self.instance, &pair.new, &patient)?
             }
             None => {
                 let context = "the new generation ended, and the instance has no persistence";
@@ -491,11 +537,11 @@ impl Work<'_> {
             };
             self.control.enter("validating", total);
             instances::prepare_directory(self.app, &self.instance.id)?;
-            let directory = self.app.config.generation_dir(&self.instance.id, new);
+            let spec = instances::spec(self.app, &self.instance, new)?;
             let expectation = sideload::place(
-                &directory,
-                self.instance.persistence,
-                self.app.config.run_as,
+                &spec.directory,
+                Form::of(&spec),
+                spec.run_as,
                 self.control,
                 |push| match &cut {
                     None => archive.read(&identity, self.control, WORKERS_ALONE, push),

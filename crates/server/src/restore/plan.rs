@@ -8,6 +8,7 @@ use std::sync::Arc;
 use engine::Kind;
 use engine::archive::Manifest;
 use engine::cluster::{SLOTS, slots_of};
+use engine::process::{Persistence, has_fixed_port};
 use engine::replay::Account;
 use engine::store::{Patience, always};
 use ring::digest::{SHA256, digest};
@@ -23,6 +24,7 @@ use crate::ids::{InstanceId, Moment, ProjectId, RestoreId};
 use crate::instance::attachment::servers;
 use crate::instance::generation;
 use crate::instance::layout::{Layout, Mode};
+use crate::instance::record::Instance;
 use crate::limits;
 use crate::refusal::Refusal;
 use crate::secrets;
@@ -32,6 +34,11 @@ const LARGE_BYTES: u64 = 16 * 1024 * 1024;
 /// Where nothing was measured: what engines load in a second, and what comes on top of that.
 const BYTES_PER_SECOND: f64 = 100.0 * 1024.0 * 1024.0;
 const SINGLE_SECONDS: f64 = 0.5;
+/// What an engine writes in a second that ends with its data on disk, assumed; what it and its successor take besides.
+const SAVED_BYTES_PER_SECOND: f64 = 200.0 * 1024.0 * 1024.0;
+const RESTART_SECONDS: f64 = 0.1;
+/// How long clients wait for a port that moves, where nothing was measured.
+const MOVE_SECONDS: f64 = 0.01;
 const HA_SECONDS: f64 = 1.5;
 const CLUSTER_SECONDS: f64 = 5.0;
 /// A switch back loads nothing where the generation still lives.
@@ -70,6 +77,8 @@ pub struct Plan {
     pub gaps: Vec<String>,
     /// Expected seconds from its start to its end.
     pub seconds: f64,
+    /// Of these, how many clients are expected to wait; `None`: they are served all the while.
+    pub gap_seconds: Option<f64>,
     /// On how many restores that rests; 0: on an assumption.
     pub measured_restores: usize,
     /// Until when it could be undone, were it done now; `None`: it could not, for want of a safety point.
@@ -166,6 +175,15 @@ pub fn plan(
                 .to_owned(),
         );
     }
+    let gap_seconds = gap_seconds(&instance, method, bytes, app.board.memory_of(id), &measured);
+    if method != Method::Replay && has_fixed_port(&instance.engine_version) {
+        gaps.push(format!(
+            "engines of {} cannot change their port while they run: the old one ends and the new one is started, and nobody serves for about \
+             {:.1} s",
+            instance.engine_version,
+            gap_seconds.unwrap_or(RESTART_SECONDS)
+        ));
+    }
     let (mut account, mut at_pace) = (None, 0.0);
     if let Some(options) = &replay {
         account = match dry_run(app, &instance, &backup, options, now) {
@@ -221,6 +239,7 @@ pub fn plan(
                 seconds(layout, bytes, &measured).max(at_pace)
             }
         },
+        gap_seconds,
         measured_restores: measured.len(),
         undo_until: has_undo.then(|| now.plus_seconds(undo_keep)),
         ends_undo_of: ends_undo_of.filter(|_| replay.is_none()),
@@ -339,14 +358,50 @@ fn seconds(layout: Layout, bytes: u64, measured: &[Measured]) -> f64 {
         true => least.min(assumed),
         false => assumed,
     };
+    base + bytes as f64 / rate(measured, base)
+}
+
+/// Bytes that are loaded in a second, where what does not depend on them takes `base` seconds.
+fn rate(measured: &[Measured], base: f64) -> f64 {
     let mut rates: Vec<f64> = measured
         .iter()
         .filter(|one| one.bytes >= LARGE_BYTES)
         .map(|one| one.bytes as f64 / (one.seconds - base).max(0.001))
         .collect();
     rates.sort_by(f64::total_cmp);
-    let rate = rates.get(rates.len() / 2).copied().unwrap_or(BYTES_PER_SECOND);
-    base + bytes as f64 / rate
+    rates.get(rates.len() / 2).copied().unwrap_or(BYTES_PER_SECOND)
+}
+
+/// How long clients are expected to wait. `present` is what the data takes that is replaced.
+fn gap_seconds(
+    instance: &Instance,
+    method: Method,
+    bytes: u64,
+    present: u64,
+    measured: &[Measured],
+) -> Option<f64> {
+    let load = bytes as f64 / rate(measured, SINGLE_SECONDS);
+    let save = match instance.persistence {
+        // All of it is on disk.
+        Persistence::Aof => 0.0,
+        Persistence::Rdb | Persistence::None => present as f64 / SAVED_BYTES_PER_SECOND,
+    };
+    let is_restarted = has_fixed_port(&instance.engine_version);
+    match method {
+        Method::Replay => None,
+        // Once to be compared, and once more to serve.
+        Method::InPlace if is_restarted => Some(RESTART_SECONDS + save + 2.0 * load),
+        Method::InPlace => Some(RESTART_SECONDS + save + load),
+        Method::SideLoad if is_restarted => Some(RESTART_SECONDS + save + load),
+        // What is loaded is about as much as what is there.
+        Method::SwitchBack if is_restarted => {
+            Some(RESTART_SECONDS + save + present as f64 / rate(measured, SINGLE_SECONDS))
+        }
+        Method::SideLoad | Method::SwitchBack => {
+            let longest = measured.iter().filter_map(|one| one.gap_seconds).reduce(f64::max);
+            Some(longest.unwrap_or(MOVE_SECONDS))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -355,7 +410,11 @@ mod tests {
 
     #[test]
     fn what_takes_long_was_measured_and_what_was_not_is_assumed() {
-        let measured = |bytes: u64, seconds: f64| Measured { bytes, seconds };
+        let measured = |bytes: u64, seconds: f64| Measured {
+            bytes,
+            seconds,
+            gap_seconds: None,
+        };
         let nothing = seconds(Layout::SINGLE, 100 << 20, &[]);
         assert!((nothing - 1.5).abs() < 0.01, "{nothing}");
         let small = measured(1000, 0.2);

@@ -329,6 +329,8 @@ pub struct Measured {
     pub bytes: u64,
     /// From its start to its end.
     pub seconds: f64,
+    /// How long clients waited meanwhile, where that is known.
+    pub gap_seconds: Option<f64>,
 }
 
 /// How long the newest restores took that loaded something into the instance, key by key or beside, `limit` at most.
@@ -337,7 +339,7 @@ pub struct Measured {
 /// The catalogue failed.
 pub fn measured(tx: &Tx<'_>, of: &OwnedInstance, method: Method, limit: u64) -> Result<Vec<Measured>, Error> {
     tx.all(
-        "SELECT backup.plain_bytes, restore.finished_at_ms - restore.started_at_ms FROM (SELECT * FROM restore \
+        "SELECT backup.plain_bytes, restore.finished_at_ms - restore.started_at_ms, restore.unavailable_us FROM (SELECT * FROM restore \
          WHERE instance_id = ?1 ORDER BY ordinal DESC LIMIT ?2) AS restore JOIN backup ON backup.id = restore.backup_id \
          WHERE restore.status = 'succeeded' AND restore.method = ?3",
         (
@@ -354,6 +356,7 @@ pub fn measured(tx: &Tx<'_>, of: &OwnedInstance, method: Method, limit: u64) -> 
             Ok(Measured {
                 bytes: u64::try_from(row.get::<i64>(0)?).unwrap_or(0),
                 seconds: row.get::<i64>(1)? as f64 / 1000.0,
+                gap_seconds: row.get::<Option<i64>>(2)?.map(|gap| gap as f64 / 1e6),
             })
         },
     )

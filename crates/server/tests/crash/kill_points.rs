@@ -21,7 +21,7 @@ use crate::world::{Run, World, text};
 
 /// What the service does when it is hit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Operation {
+pub enum Operation {
     Backup,
     Restore,
     /// The verification fails, so the new generation is removed.
@@ -188,6 +188,7 @@ fn every_place_in_the_sources_has_its_operation() {
         .chain(crate::ha::places())
         .chain(crate::resize::places())
         .chain(crate::attached::places())
+        .chain(crate::old_engine::places())
         .chain(PLACES_OF_COPIES)
         .chain(PLACES_OF_SCHEDULES);
     let listed: BTreeSet<String> = single.chain(elsewhere).map(str::to_owned).collect();
@@ -283,15 +284,21 @@ fn hit_everywhere(operation: Operation, persistence: &str) {
 }
 
 fn hit_places(operation: Operation, persistence: &str, wanted: impl Fn(&str) -> bool) {
-    let mut world = World::start(&[]);
+    let passed = PLACES.iter().filter(|(_, passing)| passing.contains(&operation));
+    let places: Vec<&str> = passed
+        .map(|(place, _)| *place)
+        .filter(|place| wanted(place))
+        .collect();
+    hit_these(World::start(&[]), operation, persistence, &places);
+}
+
+/// Kill and error at these places of one operation.
+pub fn hit_these(mut world: World, operation: Operation, persistence: &str, places: &[&str]) {
     world.create("one", "redis.single.xu1.tiny.256", persistence);
     world.fill("one", 11, 3000);
     let backup = world.backup("one");
     let mut fired = 0;
-    for (place, operations) in PLACES {
-        if !operations.contains(&operation) || !wanted(place) {
-            continue;
-        }
+    for place in places {
         for action in ["kill", "error"] {
             hit(&mut world, operation, place, action, &backup);
             fired += 1;

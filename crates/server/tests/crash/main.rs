@@ -21,6 +21,7 @@ mod ha;
 mod kill_points;
 mod lifecycle;
 mod memory;
+mod old_engine;
 mod out_of_memory;
 mod random_kills;
 mod remote;

@@ -60,6 +60,8 @@ pub struct World {
     /// First port for engines; twenty are ours.
     pub first_port: u16,
     settings: Vec<String>,
+    /// The program of its engines; `None`: the machine's own.
+    engine: Option<PathBuf>,
     /// As the service is told.
     named: PathBuf,
     /// As the kernel shows it.
@@ -90,8 +92,20 @@ impl World {
 
     /// Starts one on a data directory of the caller's, kept by `scratch`.
     pub fn start_on(scratch: Scratch, data: PathBuf, settings: &[&str]) -> Self {
+        Self::start_with(scratch, data, settings, None)
+    }
+
+    /// Starts one whose engines are of this program.
+    pub fn start_of(engine: PathBuf) -> Self {
+        let scratch = Scratch::new("crash").unwrap();
+        let data = scratch.path().join("data");
+        Self::start_with(scratch, data, &[], Some(engine))
+    }
+
+    fn start_with(scratch: Scratch, data: PathBuf, settings: &[&str], engine: Option<PathBuf>) -> Self {
         let mut world = Self {
             child: None,
+            engine,
             endpoint: String::new(),
             token: String::new(),
             project: String::new(),
@@ -156,6 +170,9 @@ impl World {
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
+        if let Some(engine) = &self.engine {
+            command.env("CACHEKEEP_REDIS_SERVER", engine);
+        }
         if let Some(bytes) = run.memory_available {
             command.env("CACHEKEEP_MEMORY_AVAILABLE", bytes.to_string());
         }
@@ -390,6 +407,8 @@ impl World {
             seed,
             keys,
             dbs: 3,
+            // One before 7.0 has none.
+            functions: self.engine.is_none(),
             ..fill::Options::default()
         };
         fill::fill(&self.target(name), &options).unwrap();

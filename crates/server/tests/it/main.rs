@@ -41,6 +41,7 @@ mod layouts;
 mod metrics;
 mod migrations;
 mod old_copy;
+mod old_engine;
 mod openapi;
 mod paging;
 mod policy;

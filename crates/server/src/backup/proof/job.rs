@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use engine::process::{self, EngineSpec, Persistence};
+use engine::process::{self, EngineSpec, Persistence, Program};
 use engine::{Control, Error, Kind, Lease, Secret, proof, uptime};
 
 use crate::app::App;
@@ -136,14 +136,15 @@ fn look_at(
                 Some(program) => program.to_owned(),
                 None => process::find_binary()?,
             };
-            seen.engine = Some(process::version(&binary)?);
+            let program = Program::ask(&binary)?;
+            seen.engine = Some(program.version.clone());
             let (needed, free) = (memory_needed(backup, Layout::SINGLE), available_memory());
             if free < needed {
                 let context = format!("an engine needs {} MB, {} MB are free", needed >> 20, free >> 20);
                 return Err(Error::new(Kind::Memory, "prove backup", context));
             }
             let room = Room::take(app)?;
-            let spec = throw_away_engine(app, &room, binary, Persistence::Rdb)?;
+            let spec = throw_away_engine(app, &room, program, Persistence::Rdb)?;
             let loaded = proof::proven(&archive, &identity, &spec, control)?;
             seen.load_ms = i64::try_from(loaded.load.as_millis()).ok();
             Ok(())
@@ -169,7 +170,7 @@ fn is_of_the_backup(error: &Error, is_chosen_engine: bool) -> bool {
 pub fn throw_away_engine(
     app: &App,
     room: &Room,
-    binary: PathBuf,
+    program: Program,
     persistence: Persistence,
 ) -> Result<EngineSpec, Error> {
     let run_as = match app.config.run_as {
@@ -178,7 +179,7 @@ pub fn throw_away_engine(
             .map_err(|error| Error::new(Kind::EngineStart, "start engine", error.to_string()))?,
     };
     Ok(EngineSpec {
-        binary,
+        program,
         directory: room.directory.join("engine"),
         run_as,
         bind: "127.0.0.1".to_owned(),
