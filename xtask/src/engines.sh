@@ -1,6 +1,6 @@
 # Fetches engines of other versions into the folder $1 and installs nothing: from a Python package by the Python $2, and from
 # other suites of Debian, unpacked beside their own libc and started by its loader. `$1/NAME` starts the engine NAME. With
-# `oldest` as $3 only the one of the Python package, which is small.
+# `oldest` as $3 only those before 7.0.
 set -eu
 root=$1
 python=$2
@@ -15,7 +15,6 @@ if [ ! -x "$root/redis-6.2" ]; then
     chmod 755 "$root/redis-6.2"
 fi
 "$root/redis-6.2" --version
-[ "${3:-all}" = all ] || exit 0
 
 uri=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -v security | sort -u | head -n 1)
 
@@ -56,6 +55,19 @@ engine() {
     chmod 755 "$root/$1"
     "$root/$1" --version
 }
+
+# older NAME SUITE PROGRAM: one that is older than this machine's libc, and needs only its other libraries.
+older() {
+    libraries=$(dirname "$(find "$root/$2/x" -name 'libssl.so.*' | head -n 1)")
+    printf '#!/bin/sh\nLD_LIBRARY_PATH="%s" exec "%s" "$@"\n' "$libraries" "$root/$2/x/usr/bin/$3" > "$root/$1"
+    chmod 755 "$root/$1"
+    "$root/$1" --version
+}
+
+suite bullseye libatomic1 libgcrypt20 libgpg-error0 libjemalloc2 liblua5.1-0 liblz4-1 liblzf1 liblzma5 libssl1.1 libsystemd0 libzstd1 lua-bitop \
+    lua-cjson redis-server redis-tools
+older redis-6.0 bullseye redis-server
+[ "${3:-all}" = all ] || exit 0
 
 libraries="libatomic1 libc6 libcap2 libcrypt1 libgcc-s1 libhiredis1.1.0 libjemalloc2 liblua5.1-0 liblzf1 libssl3t64 libstdc++6
     libsystemd0 libzstd1"

@@ -176,14 +176,16 @@ fn fetch_engines() -> Result<(), Stop> {
     run_engines_script("all")
 }
 
-/// As [`fetch_engines`], only the one that listens for as long as it lives where it was started to.
-fn fetch_oldest_engine() -> Result<(), Stop> {
-    match repository().join(".tools/engines/redis-6.2").is_file() {
-        true => Ok(()),
-        false => {
-            println!("fetching redis 6.2 into .tools/engines (4 MB, once)");
-            run_engines_script("oldest")
-        }
+/// As [`fetch_engines`], only those before 7.0. Some day nobody has them any more: what is shown with them is not shown then, and the
+/// tests say so.
+fn fetch_oldest_engines() {
+    let is_there = |engine: &&str| repository().join(".tools/engines").join(engine).is_file();
+    if ["redis-6.0", "redis-6.2"].iter().all(is_there) {
+        return;
+    }
+    println!("fetching redis 6.0 and 6.2 into .tools/engines (20 MB, once)");
+    if let Err(stop) = run_engines_script("oldest") {
+        println!("not fetched, so not tested with: {stop}");
     }
 }
 
@@ -206,7 +208,7 @@ pub fn prepare(purpose: Purpose) -> Result<(), Stop> {
     if purpose >= Purpose::Test {
         install_python_clients()?;
         install_cargo_deny()?;
-        fetch_oldest_engine()?;
+        fetch_oldest_engines();
     }
     Ok(())
 }

@@ -34,7 +34,8 @@ pub use certificate::{AUTHORITY_LIFE, Authority, Certificate};
 pub(crate) use certificate::{settings as certificate_settings, write as write_certificate};
 pub use lifetime::Vitals;
 pub(crate) use lifetime::{is_of_cluster, port_of, port_setting, take_port};
-pub use program::{Brand, Program, find_binary, has_fixed_port, programs, version};
+pub(crate) use program::is_before;
+pub use program::{Brand, Program, find_binary, has_fixed_port, is_before_7, programs, version};
 pub(crate) use settings::{hex_digest, password_hash};
 use table::Process;
 

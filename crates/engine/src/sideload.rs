@@ -71,7 +71,7 @@ impl Form {
     /// As which a process of this kind looks for it.
     pub fn of(spec: &EngineSpec) -> Self {
         match spec.persistence {
-            Persistence::Aof if spec.program.has_fixed_port() => Form::AppendOnlyFile,
+            Persistence::Aof if spec.program.is_before_7() => Form::AppendOnlyFile,
             Persistence::Aof => Form::AppendOnlyFolder,
             Persistence::Rdb | Persistence::None => Form::Snapshot,
         }
@@ -154,6 +154,10 @@ pub fn load(
     feed: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<(), Error>) -> Result<(), Error> + Send,
 ) -> Result<(Engine, Expectation), Error> {
     let directory = &spec.directory;
+    let form = Form::of(spec);
+    if form == Form::AppendOnlyFile {
+        return load_placed(spec, control, feed);
+    }
     new_directory(directory, spec.run_as)?;
     let engine = process::start_standby(spec).inspect_err(|_| give_up(directory))?;
     let loaded = Pipe::open(&engine, &directory.join(SNAPSHOT), spec.run_as, control).and_then(|mut pipe| {
@@ -168,7 +172,7 @@ pub fn load(
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })?;
         pipe.finish(control)?;
-        publish(directory, Form::of(spec), spec.run_as)?;
+        publish(directory, form, spec.run_as)?;
         failpoint::hit("sideload.after_rename")?;
         Ok(expectation)
     });
@@ -177,6 +181,25 @@ pub fn load(
         Err(error) => {
             engine.kill()?;
             give_up(directory);
+            Err(error)
+        }
+    }
+}
+
+/// As [`load`], for an engine that goes on with the very file that it has opened at its start, and cuts that to the length that it
+/// knows of where it cannot write: the file is there before the engine.
+fn load_placed(
+    spec: &EngineSpec,
+    control: &Control,
+    feed: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<(), Error>) -> Result<(), Error>,
+) -> Result<(Engine, Expectation), Error> {
+    let expectation = place(&spec.directory, Form::of(spec), spec.run_as, control, feed)?;
+    let engine = process::start_standby(spec).inspect_err(|_| give_up(&spec.directory))?;
+    match engine.wait_loaded(control) {
+        Ok(()) => Ok((engine, expectation)),
+        Err(error) => {
+            engine.kill()?;
+            give_up(&spec.directory);
             Err(error)
         }
     }
@@ -318,8 +341,6 @@ pub(crate) fn check_loadable(report: &rdb::Report) -> Result<(), Error> {
 ///
 /// An engine that was started empty with an append-only file has made an empty base and a manifest: the base is
 /// replaced, and the manifest stays as the engine wrote it, because it goes on with the file of increments named there.
-/// One before redis 7.0 goes on with the file that it made, which has no name any more: it has to be started anew before
-/// anybody writes to it, as it has to for its port.
 fn publish(directory: &Path, form: Form, run_as: Option<(u32, u32)>) -> Result<(), Error> {
     let incoming = directory.join(INCOMING);
     process::give(&incoming, run_as)?;

@@ -13,7 +13,7 @@
 //! finished by running it again. An undo is [`run`] with old and new swapped. Once the new engine has opened the port
 //! nothing is turned back any more: clients may have been told that their writes are done.
 //!
-//! Redis before 7.0 cannot move its port while it runs: see [`run_by_restart`].
+//! Redis before 6.2.1 cannot move its port while it runs: see [`run_by_restart`].
 
 mod door;
 mod restart;

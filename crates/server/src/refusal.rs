@@ -91,8 +91,8 @@ pub enum Refusal {
     EngineUnsupported,
     /// The engine version is not offered.
     EngineVersionUnsupported,
-    /// An engine of this version is run as a single node only.
-    EngineForSingles(String),
+    /// Engines of this version cannot be the nodes of such an instance, and why.
+    EngineUnfit(String, &'static str),
     /// No such flavor.
     SpecUnknown,
     /// The capacity does not exist or is not that of the flavor.

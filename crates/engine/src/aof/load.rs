@@ -50,7 +50,7 @@ pub struct Loaded<'a> {
 /// those of [`Control::check`].
 pub fn run<'a>(spec: &EngineSpec, files: &Files, control: &'a Control) -> Result<Loaded<'a>, Error> {
     control.enter("loading", 0);
-    if spec.program.has_fixed_port() {
+    if spec.program.is_before_7() {
         let context = format!(
             "{} cannot: append-only files are replayed by engines from 7.0 on",
             spec.program

@@ -87,20 +87,35 @@ impl Program {
     pub fn has_fixed_port(&self) -> bool {
         has_fixed_port(&self.version)
     }
+
+    /// See [`is_before_7`].
+    pub fn is_before_7(&self) -> bool {
+        is_before_7(&self.version)
+    }
 }
 
-/// Whether an engine of this version listens for as long as it lives where it was started to: Redis before 7.0, every
-/// Valkey is newer. Such an engine has one append-only file, too, no functions, and none of the settings that say which
-/// commands are enabled. Source: redis 7.0 release notes.
+/// Whether an engine of this version listens for as long as it lives where it was started to: Redis before 6.2.1, every
+/// Valkey is newer. Source: redis 6.2.1 release notes, `port` and `bind` in redis `src/config.c`.
 pub fn has_fixed_port(version: &str) -> bool {
     is_before(version, MOVING_SINCE)
 }
 
-/// Whether the version is a lower one. What is no number is a higher one.
-fn is_before(version: &str, other: (u32, u32)) -> bool {
+/// Whether it is Redis before 7.0: one append-only file, no functions, no port of its own for a cluster's bus, rules for parts of
+/// commands that only allow, and none of the settings that say which commands are enabled. Source: redis 7.0 release notes.
+pub fn is_before_7(version: &str) -> bool {
+    is_before(version, (7, 0, 0))
+}
+
+/// Whether the version is a lower one. What is no number is a higher one; a number that is left out is 0.
+pub(crate) fn is_before(version: &str, other: (u32, u32, u32)) -> bool {
     let mut numbers = version.split('.').map(|number| number.parse().ok());
-    match (numbers.next().flatten(), numbers.next().flatten()) {
-        (Some(major), Some(minor)) => (major, minor) < other,
+    let patch = |number: Option<Option<u32>>| number.map_or(Some(0), |number| number);
+    match (
+        numbers.next().flatten(),
+        numbers.next().flatten(),
+        patch(numbers.next()),
+    ) {
+        (Some(major), Some(minor), Some(patch)) => (major, minor, patch) < other,
         _ => false,
     }
 }
@@ -113,16 +128,16 @@ fn read(told: &str) -> Option<(Brand, String)> {
     Some((brand, version.to_owned()))
 }
 
-/// The first version of Redis whose port can be changed while it runs.
-const MOVING_SINCE: (u32, u32) = (7, 0);
-/// The oldest version that is tested. Redis 6.0 has no ACL rules for channels, 5.0 none at all.
-const VERSION_MIN: (u32, u32) = (6, 2);
+/// The first version of Redis whose port and addresses can be changed while it runs.
+const MOVING_SINCE: (u32, u32, u32) = (6, 2, 1);
+/// The oldest version that can be run: those before have no ACL.
+const VERSION_MIN: (u32, u32, u32) = (6, 0, 0);
 
 /// The program, unless it is too old.
 fn managed(binary: &Path) -> Result<Program, Error> {
     let program = Program::ask(binary)?;
     if is_before(&program.version, VERSION_MIN) {
-        let (major, minor) = VERSION_MIN;
+        let (major, minor, _) = VERSION_MIN;
         let context = format!(
             "{} is {program}: engines from {major}.{minor} on can be run here; files of older ones can be imported",
             binary.display()
@@ -245,13 +260,17 @@ mod tests {
         for other in ["", "redis-cli 7.0.15", "Redis server", "OpenSSL v=3"] {
             assert_eq!(read(other), None, "{other}");
         }
-        for (version, is_too_old, has_fixed_port) in [
-            ("6.0.20", true, true),
-            ("6.2.14", false, true),
-            ("7.0.15", false, false),
-            ("10.1.0", false, false),
-            ("255.255.255", false, false),
-            ("unstable", false, false),
+        for (version, is_too_old, has_fixed_port, is_before_7) in [
+            ("5.0.14", true, true, true),
+            ("6.0.16", false, true, true),
+            ("6.2.0", false, true, true),
+            ("6.2", false, true, true),
+            ("6.2.1", false, false, true),
+            ("6.2.14", false, false, true),
+            ("7.0.15", false, false, false),
+            ("10.1.0", false, false, false),
+            ("255.255.255", false, false, false),
+            ("unstable", false, false, false),
         ] {
             assert_eq!(
                 super::is_before(version, super::VERSION_MIN),
@@ -259,6 +278,7 @@ mod tests {
                 "{version}"
             );
             assert_eq!(super::has_fixed_port(version), has_fixed_port, "{version}");
+            assert_eq!(super::is_before_7(version), is_before_7, "{version}");
         }
         for name in ["redis-server", "valkey-server-8", "redis-7.2", "valkey8"] {
             assert!(may_be_server(name), "{name}");

@@ -10,7 +10,7 @@ use crate::node::Secret;
 use crate::cluster::{NODE_TIMEOUT, STANDBY_NODE_TIMEOUT, Seat};
 use crate::sentinel::{self, Watched};
 
-use super::{ADMIN_USER, Clients, EngineSpec, LOG, NO_PRIMARY, Persistence, REPLICA_USER, SOCKET};
+use super::{ADMIN_USER, Clients, EngineSpec, LOG, NO_PRIMARY, Persistence, REPLICA_USER, SOCKET, is_before};
 
 /// As DCS has them.
 const DATABASES: u32 = 256;
@@ -21,8 +21,10 @@ const DATABASES: u32 = 256;
 const CLIENT_RULES: &str = "~* &* +@all -acl|setuser -acl|deluser -acl|load -acl|save -config|set -config|rewrite \
                             -module -replicaof -slaveof -shutdown -failover -client|pause -client|unpause";
 
-/// As [`CLIENT_RULES`], for engines before 7.0: they take single parts of a command only back in.
-const CLIENT_RULES_BEFORE_7: &str = "~* &* +@all -module -replicaof -slaveof -shutdown -failover \
+/// As [`CLIENT_RULES`], for engines before 7.0: they take single parts of a command only back in. They let anybody have all of
+/// `DEBUG`, newer ones only who is on their machine.
+const CLIENT_RULES_BEFORE_7: &str = "~* +@all -module -replicaof -slaveof -shutdown \
+                                     -debug +debug|digest +debug|digest-value +debug|help +debug|object +debug|sleep \
                                      -acl +acl|cat +acl|genpass +acl|getuser +acl|help +acl|list +acl|log +acl|users +acl|whoami \
                                      -config +config|get +config|help +config|resetstat \
                                      -client +client|caching +client|getname +client|getredir +client|help +client|id +client|info \
@@ -74,10 +76,11 @@ pub(super) fn text(spec: &EngineSpec, role: Role) -> Result<String, Error> {
     line(format_args!("bind {}", spec.bind));
     // Who may connect without a password is said by the client password, not guessed from the address.
     line(format_args!("protected-mode no"));
-    let has_fixed_port = spec.program.has_fixed_port();
+    let is_before_7 = spec.program.is_before_7();
+    let is_before_6_2 = is_before(&spec.program.version, (6, 2, 0));
     // Else it is taken with CONFIG SET, which can say that it is not free.
     let port = match role {
-        Role::Serving if has_fixed_port => spec.port,
+        Role::Serving if spec.program.has_fixed_port() => spec.port,
         Role::Serving | Role::Standby => 0,
     };
     line(format_args!(
@@ -112,11 +115,13 @@ pub(super) fn text(spec: &EngineSpec, role: Role) -> Result<String, Error> {
         .watched
         .as_ref()
         .is_some_and(|watched| watched.follows.is_some());
-    line(format_args!(
-        "sanitize-dump-payload {}",
-        if follows { "yes" } else { "clients" }
-    ));
-    if !has_fixed_port {
+    if !is_before_6_2 {
+        line(format_args!(
+            "sanitize-dump-payload {}",
+            if follows { "yes" } else { "clients" }
+        ));
+    }
+    if !is_before_7 {
         line(format_args!("enable-debug-command local"));
         line(format_args!("enable-module-command no"));
         line(format_args!("enable-protected-configs no"));
@@ -133,23 +138,25 @@ pub(super) fn text(spec: &EngineSpec, role: Role) -> Result<String, Error> {
         }
     ));
     line(format_args!("appendfsync everysec"));
+    // Each in a line of its own: before 7.0 an engine takes several in one for none, and says nothing.
+    let save_points: &[&str] = match spec.persistence {
+        Persistence::Rdb => &["3600 1", "300 100", "60 10000"],
+        Persistence::Aof | Persistence::None => &["\"\""],
+    };
+    for point in save_points {
+        line(format_args!("save {point}"));
+    }
     line(format_args!(
-        "save {}",
-        match spec.persistence {
-            Persistence::Rdb => "3600 1 300 100 60 10000",
-            Persistence::Aof | Persistence::None => "\"\"",
-        }
-    ));
-    line(format_args!(
-        "user {ADMIN_USER} on {} ~* &* +@all",
-        password_hash(&spec.admin_password)
+        "user {ADMIN_USER} on {} ~* {} +@all",
+        password_hash(&spec.admin_password),
+        if is_before_6_2 { "" } else { "&*" }
     ));
     let cluster_rules = spec.cluster.as_ref().map_or("", |_| CLUSTER_CLIENT_RULES);
     let watched_rules = spec.watched.as_ref().map_or("", |_| WATCHED_CLIENT_RULES);
-    let client_rules = if has_fixed_port {
-        CLIENT_RULES_BEFORE_7
-    } else {
-        CLIENT_RULES
+    let client_rules = match (is_before_7, is_before_6_2) {
+        (false, _) => CLIENT_RULES.to_owned(),
+        (true, false) => format!("{CLIENT_RULES_BEFORE_7} &* -failover"),
+        (true, true) => CLIENT_RULES_BEFORE_7.to_owned(),
     };
     line(format_args!(
         "user {} on {} {client_rules} {cluster_rules} {watched_rules}",

@@ -1,5 +1,5 @@
 //! Giving the clients' port to another generation of an engine that listens for as long as it lives where it was
-//! started to: Redis before 7.0.
+//! started to: Redis before 6.2.1.
 //!
 //! The old engine ends with its data on disk, and the new one, which has loaded the data and was compared beside it, is
 //! started anew with the port and loads once more. Clients wait for as long as the one saves and the other loads.

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crate::control::Control;
 use crate::error::{Error, Kind};
 use crate::node::{Node, Reply};
-use crate::process::has_fixed_port;
+use crate::process::is_before_7;
 use crate::sideload::Sampled;
 
 use super::mismatch;
@@ -38,7 +38,7 @@ pub(super) fn sample(node: &mut Node, keys: &[Sampled], control: &Control) -> Re
         Some((_, name)) if name == "valkey" => rdb::Family::Valkey,
         _ => rdb::Family::Redis,
     };
-    let knows_times = !field("redis_version").is_some_and(|(_, version)| has_fixed_port(version));
+    let knows_times = !field("redis_version").is_some_and(|(_, version)| is_before_7(version));
     let mut selected = None;
     let mut rest = keys;
     while let Some(first) = rest.first() {

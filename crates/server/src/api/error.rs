@@ -343,7 +343,7 @@ fn describe(refusal: &Refusal) -> Answer {
         Refusal::DescriptionTooLong => (400, 4011, format!("The description is longer than {} characters.", limits::DESCRIPTION_CHARS_MAX)),
         Refusal::EngineUnsupported => (400, 4007, "The engine is Redis, or Valkey where the service has that.".to_owned()),
         Refusal::EngineVersionUnsupported => (400, 4008, "This engine version is not offered: list the flavors for those that are.".to_owned()),
-        Refusal::EngineForSingles(version) => (400, 4008, format!("Engines of version {version} are run as single nodes only: those before 7.0 cannot change their addresses and ports while they run, which a failover and a restore of several nodes need. Choose another engine_version.")),
+        Refusal::EngineUnfit(version, why) => (400, 4008, format!("Engines of version {version} cannot be the nodes of such an instance: {why}. Choose another engine_version.")),
         Refusal::SpecUnknown => (400, 4009, "Unknown spec_code: list the flavors for those that are offered.".to_owned()),
         Refusal::CapacityInvalid => (400, 4012, "Invalid capacity: it must be that of the flavor.".to_owned()),
         Refusal::PasswordWeak => (400, 4019, "Invalid password: 8 to 32 characters, three of lower case, upper case, digits, signs.".to_owned()),

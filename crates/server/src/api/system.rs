@@ -1,6 +1,6 @@
 //! What is offered, discovery, and health.
 
-use engine::process::{Brand, has_fixed_port};
+use engine::process::Brand;
 use serde_json::{Value, json};
 
 use super::error::{ApiError, Version, json_response};
@@ -128,7 +128,7 @@ fn offered_versions(engines: &[(Brand, String)], mode: Mode) -> Vec<String> {
     let mut versions = Vec::new();
     for (_, version) in engines {
         let version = version.as_str();
-        if mode != Mode::Single && has_fixed_port(version) {
+        if mode.obstacle_of(version).is_some() {
             continue;
         }
         let minor = minor(version);
@@ -195,8 +195,9 @@ pub fn products(request: &Request) -> Result<Reply, ApiError> {
     let engines = hosts::engines(&request.app)?;
     let offered: Vec<Value> = Flavor::all()
         .iter()
-        .map(|flavor| {
-            let versions = offered_versions(&engines, flavor.layout.mode).join(";");
+        .map(|flavor| (flavor, offered_versions(&engines, flavor.layout.mode).join(";")))
+        .filter(|(_, versions)| !versions.is_empty())
+        .map(|(flavor, versions)| {
             json!({
                 "product_id": flavor.spec_code, "spec_code": flavor.spec_code, "cache_mode": flavor.layout.mode.word(),
                 "engine": "redis", "engine_versions": versions, "product_type": "generic", "cpu_type": "x86_64", "storage_type": "DRAM",

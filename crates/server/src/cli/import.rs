@@ -311,7 +311,12 @@ fn replayed(
         return Err(Error::new(Kind::Memory, "load append-only files", context));
     }
     let room = Room::take(app)?;
-    let program = Program::ask(&process::find_binary()?)?;
+    // Older ones have one such file alone.
+    let fitting = app.config.engines.iter().find(|program| !program.is_before_7());
+    let program = match fitting {
+        Some(program) => program.clone(),
+        None => Program::ask(&process::find_binary()?)?,
+    };
     let spec = throw_away_engine(app, &room, program, Persistence::Aof)?;
     let mut source = load::run(&spec, files, control)?;
     engine::backup::import(plan, &mut source, store, &app.vault.signer, control)

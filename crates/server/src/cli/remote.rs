@@ -67,6 +67,9 @@ pub(crate) enum InstanceVerb {
         /// Clients need no password
         #[arg(long)]
         no_password: bool,
+        /// Clients come in as this ACL user, and the engine's default one is off [default: as the default one]
+        #[arg(long, value_name = "NAME", conflicts_with = "no_password")]
+        access_user: Option<String>,
         /// What survives a crash of the engine
         #[arg(long, value_enum, default_value_t = Persistence::Aof)]
         persistence: Persistence,
@@ -315,6 +318,7 @@ pub(crate) fn instance(global: &Global, verb: &InstanceVerb) -> anyhow::Result<E
             password,
             password_stdin,
             no_password,
+            access_user,
             persistence,
             description,
         } => {
@@ -330,6 +334,7 @@ pub(crate) fn instance(global: &Global, verb: &InstanceVerb) -> anyhow::Result<E
                 is_tls: *tls,
                 engine: engine.as_deref(),
                 port: *port,
+                user: access_user.as_deref(),
                 password,
                 persistence: *persistence,
                 description: description.as_deref(),
@@ -457,6 +462,8 @@ pub(crate) struct NewInstance<'a> {
     pub(crate) layout: Layout,
     /// The client port.
     pub(crate) port: Option<u16>,
+    /// The clients' ACL user; `None`: the engine's default one.
+    pub(crate) user: Option<&'a str>,
     /// The clients' password; `None`: none is needed.
     pub(crate) password: Option<String>,
     /// What survives a crash.
@@ -486,13 +493,16 @@ impl NewInstance<'_> {
         let layout = self.layout;
         let capacity = self.capacity.unwrap_or(least_capacity(layout));
         let flavor = Flavor::of_size(capacity, layout).context(NO_SUCH_SIZE)?;
-        let wish = json!({
+        let mut wish = json!({
             "name": self.name, "description": self.description, "engine": "Redis", "engine_version": self.engine, "enable_ssl": self.is_tls,
             "capacity": capacity,
             "spec_code": flavor.spec_code, "spec_param": {"sharding_count": layout.shards}, "az_codes": ["local"],
             "port": self.port, "password": self.password, "no_password_access": self.password.is_none(),
             "persistence": match self.persistence { Persistence::Aof => "aof", Persistence::Rdb => "rdb", Persistence::None => "none" },
         });
+        if let Some(user) = self.user {
+            wish["access_user"] = json!(user);
+        }
         let made = client.call("POST", "v2", "/instances", "", Some(&wish))?;
         let target = Target {
             client,
@@ -503,7 +513,7 @@ impl NewInstance<'_> {
         print_one(
             global,
             &json!({"instance_id": target.id, "instance_name": self.name, "ip": shown["ip"], "port": shown["port"],
-                    "password": self.password}),
+                    "user": self.user.unwrap_or("default"), "password": self.password}),
         );
         Ok(target)
     }

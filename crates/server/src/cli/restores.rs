@@ -240,6 +240,7 @@ pub(crate) fn restore(global: &Global, verb: &RestoreVerb) -> anyhow::Result<Exi
                 is_tls: *tls,
                 engine: engine.as_deref().or(of_source.as_deref()),
                 port: None,
+                user: None,
                 password: match (no_password, password_stdin) {
                     (true, _) => None,
                     (false, true) => Some(remote::first_line(std::io::stdin())?),

@@ -1,7 +1,7 @@
 //! What people ask of an instance: every refusal typed, record and job in one transaction.
 
 use engine::Secret;
-use engine::process::{Authority, Brand, Certificate, OWN_USERS, has_fixed_port};
+use engine::process::{Authority, Brand, Certificate, OWN_USERS};
 use serde_json::Value;
 
 use super::layout::{Layout, Mode, Place};
@@ -114,7 +114,7 @@ pub struct Made {
 /// Accepts instances: rows, first generations and jobs in one transaction, once for each `once`.
 ///
 /// # Errors
-/// Every rule of the fields, and [`Refusal::PortTaken`], [`Refusal::PortsExhausted`], [`Refusal::EngineForSingles`] or [`Refusal::AddressOpen`].
+/// Every rule of the fields, and [`Refusal::PortTaken`], [`Refusal::PortsExhausted`], [`Refusal::EngineUnfit`] or [`Refusal::AddressOpen`].
 pub fn create(
     app: &App,
     project: &ProjectId,
@@ -130,8 +130,8 @@ pub fn create(
         Some(given) => Some(policy::accept(given, None, project, app.config.strict_dcs, now)?),
         None => None,
     };
-    if wish.layout.mode != Mode::Single && has_fixed_port(&wish.engine.1) {
-        return Err(Refusal::EngineForSingles(wish.engine.1.clone()));
+    if let Some(why) = wish.layout.mode.obstacle_of(&wish.engine.1) {
+        return Err(Refusal::EngineUnfit(wish.engine.1.clone(), why));
     }
     let made = app.catalog.write(|tx| {
         idempotency::once(tx, project, once, now, || {

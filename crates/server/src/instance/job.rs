@@ -369,7 +369,11 @@ pub(super) fn start_or_find(app: &App, instance: &Instance, spec: &EngineSpec) -
         if may_stay || engine.current_port()? == spec.port {
             return Ok(engine);
         }
-        engine.stop(limits::ENGINE_STOP)?;
+        match engine.current_port()? {
+            0 => engine.stop(limits::ENGINE_STOP)?,
+            // Of no use where it is, and yet somebody may have written to it.
+            _ => engine.stop_saved(limits::ENGINE_STOP + limits::time_for(engine.used_memory()?))?,
+        }
     }
     prepare_directory(app, &instance.id)?;
     process::start(spec)

@@ -3,6 +3,7 @@
 //! A generation's nodes are made with it and never change; who of a shard is its primary is the engines' to say. A single
 //! instance is a layout of one node.
 
+use engine::process::{has_fixed_port, is_before_7};
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::{Error, FromSql, Value};
@@ -37,6 +38,20 @@ impl Mode {
             Mode::Single => "single",
             Mode::Ha => "ha",
             Mode::Cluster => "cluster",
+        }
+    }
+
+    /// Why engines of this version cannot be the nodes of such an instance; `None`: they can.
+    pub fn obstacle_of(self, version: &str) -> Option<&'static str> {
+        match self {
+            Mode::Ha if has_fixed_port(version) => Some(
+                "before 6.2.1 they listen for as long as they live where they were started to, and the address of an instance goes to \
+                 another node when its primary dies",
+            ),
+            Mode::Cluster if is_before_7(version) => Some(
+                "before 7.0 the bus of a node is at its port plus 10000, and two generations of a cluster have the same ports in turn",
+            ),
+            Mode::Single | Mode::Ha | Mode::Cluster => None,
         }
     }
 

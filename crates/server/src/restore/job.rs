@@ -9,7 +9,7 @@ mod shards;
 use engine::keys::Identity;
 use std::time::Duration;
 
-use engine::process::{self, Engine, EngineSpec};
+use engine::process::{self, Engine, EngineSpec, has_fixed_port};
 use engine::sideload::{self, Expectation, Form};
 use engine::switch::{self, RestartPlan, SwitchPlan};
 use engine::verify::{self, VerifyLevel};
@@ -268,7 +268,7 @@ impl Work<'_> {
         };
         let (old, new) = (find(&pair.old)?, find(&pair.new)?);
         let port = self.instance.port;
-        if instances::program(self.app, &self.instance)?.has_fixed_port() {
+        if has_fixed_port(&self.instance.engine_version) {
             return self.switch_by_restart(pair, old.as_ref(), resumed);
         }
         let serving = match new.as_ref().filter(|_| resumed) {
@@ -305,10 +305,8 @@ impl Work<'_> {
             // Clients have written to it all the while.
             self.control.check("switch")?;
         }
-        let used = match old {
-            Some(old) => old.used_memory()?,
-            None => 0,
-        };
+        let present = self.app.board.memory_of(&self.instance.id);
+        let used = old.and_then(|old| old.used_memory().ok()).unwrap_or(present);
         let spec = |id| {
             Ok::<_, Error>(EngineSpec {
                 port: self.instance.port,
@@ -316,25 +314,34 @@ impl Work<'_> {
                 ..instances::spec(self.app, &self.instance, id)?
             })
         };
-        let (old, new) = (spec(&pair.old)?, spec(&pair.new)?);
+        // Where an earlier attempt has ended the old one, the new one may have served clients and died since.
+        let may_have_served = resumed && old.is_none();
+        let halted = |error: Error, may_serve: bool| match may_have_served || may_serve {
+            true => Halt::Stop(Stop::from(error)),
+            false => Halt::Failed(error),
+        };
+        let (old, new) = spec(&pair.old)
+            .and_then(|old| Ok((old, spec(&pair.new)?)))
+            .map_err(|error| halted(error, resumed))?;
+        let of_backup = self.backup.plain_bytes.max(self.backup.used_memory_bytes);
+        let to_load = u64::try_from(of_backup).unwrap_or(0).max(used);
         let plan = RestartPlan {
             old: &old,
             new: &new,
             end_limit: limits::ENGINE_STOP + limits::time_for(used),
         };
         // It is as good as done: the job's deadline is past.
-        let patient = Control::new(Some(limits::OPERATION_TIME_BASE + limits::time_for(used)));
-        let has_port = || {
-            let found = process::find(&new.directory, &new.admin_password);
-            found.is_ok_and(|engine| {
-                engine.is_some_and(|engine| engine.current_port().is_ok_and(|now| now == new.port))
+        let patient = Control::new(Some(limits::OPERATION_TIME_BASE + limits::time_for(to_load)));
+        switch::run_by_restart(&plan, &patient)
+            .map(|report| (report.gap, used))
+            .map_err(|error| {
+                let found = process::find(&new.directory, &new.admin_password);
+                // One that lives and cannot be asked may be at work for a client.
+                let may_serve = found.map_or(true, |engine| {
+                    engine.is_some_and(|engine| engine.current_port().map_or(true, |now| now == new.port))
+                });
+                halted(error, may_serve)
             })
-        };
-        match switch::run_by_restart(&plan, &patient) {
-            Ok(report) => Ok((report.gap, used)),
-            Err(error) if has_port() => Err(Halt::Stop(Stop::from(error))),
-            Err(error) => Err(Halt::Failed(error)),
-        }
     }
 
     fn plan<'a>(&self, old: Option<&'a Engine>, new: &'a Engine) -> SwitchPlan<'a> {
@@ -420,6 +427,12 @@ impl Work<'_> {
         {
             beside::take_down_or_leave(self.app, &self.instance, new)?;
         }
+        if let Some(kept) = &seen.new_generation_id
+            && self.restore.method == Method::SwitchBack
+            && has_fixed_port(&self.instance.engine_version)
+        {
+            self.put_to_rest(kept)?;
+        }
         failpoint::hit("restore.new_removed")?;
         // The one that serves is the old one, until a restore has succeeded.
         let serving = self
@@ -473,6 +486,18 @@ impl Work<'_> {
             record::fail(tx, &self.restore.id, code, &why, state, now).map(drop)
         })?;
         Ok(Ended::Failed(why))
+    }
+
+    /// Ends a kept generation that has no port and cannot be given one while it runs. Its files hold what it holds.
+    fn put_to_rest(&self, kept: &GenerationId) -> Result<(), Stop> {
+        let admin = instances::admin_password(self.app, &self.instance)?;
+        let directory = self.app.config.generation_dir(&self.instance.id, kept);
+        if let Some(engine) = process::find(&directory, &admin)?
+            && engine.current_port()? == 0
+        {
+            engine.stop(limits::ENGINE_STOP)?;
+        }
+        Ok(())
     }
 
     fn remove_left_behind(&self) -> Result<(), Halt> {

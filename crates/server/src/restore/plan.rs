@@ -175,7 +175,18 @@ pub fn plan(
                 .to_owned(),
         );
     }
-    let gap_seconds = gap_seconds(&instance, method, bytes, app.board.memory_of(id), &measured);
+    let bytes_loaded = match method {
+        // What it took when it served.
+        Method::SwitchBack => u64::try_from(backup.used_memory_bytes).unwrap_or(0),
+        _ => bytes,
+    };
+    let gap_seconds = gap_seconds(
+        &instance,
+        method,
+        bytes_loaded,
+        app.board.memory_of(id),
+        &measured,
+    );
     if method != Method::Replay && has_fixed_port(&instance.engine_version) {
         gaps.push(format!(
             "engines of {} cannot change their port while they run: the old one ends and the new one is started, and nobody serves for about \
@@ -392,11 +403,7 @@ fn gap_seconds(
         // Once to be compared, and once more to serve.
         Method::InPlace if is_restarted => Some(RESTART_SECONDS + save + 2.0 * load),
         Method::InPlace => Some(RESTART_SECONDS + save + load),
-        Method::SideLoad if is_restarted => Some(RESTART_SECONDS + save + load),
-        // What is loaded is about as much as what is there.
-        Method::SwitchBack if is_restarted => {
-            Some(RESTART_SECONDS + save + present as f64 / rate(measured, SINGLE_SECONDS))
-        }
+        Method::SideLoad | Method::SwitchBack if is_restarted => Some(RESTART_SECONDS + save + load),
         Method::SideLoad | Method::SwitchBack => {
             let longest = measured.iter().filter_map(|one| one.gap_seconds).reduce(f64::max);
             Some(longest.unwrap_or(MOVE_SECONDS))

@@ -1,17 +1,17 @@
 //! Restores into another layout and another instance: every pair, judged by the engines' own digests, and what is refused.
 
 use std::fmt::Write;
+use std::path::Path;
 
 use serde_json::{Value, json};
 use xtask::fill::{self, Options};
 use xtask::object_server::ObjectServer;
-use xtask::resp::{Connection, Place, Reply, Target};
-use xtask::scratch::Scratch;
+use xtask::resp::{Connection, Reply, Target};
 
 use crate::cluster::{Client, ask, ports, says};
 use crate::cluster_restore::{restore, undo};
-use crate::http::Request;
-use crate::service::{Caller, Credential, Service, wait};
+use crate::on_files;
+use crate::service::{Caller, Credential, Service};
 use crate::storage::{self, BUCKET};
 
 const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/layout-matrix.md");
@@ -103,62 +103,6 @@ fn sum(digests: impl Iterator<Item = String>) -> String {
     })
 }
 
-/// As [`digest`], of the backup's files in engines of the target's kind that were started on them by hand: not every engine makes the
-/// same digest of the same data.
-fn digest_of_files(caller: &Caller, source: &Held, engine: &str) -> String {
-    let program = std::path::Path::new(FETCHED).join(engine.replace(' ', "-"));
-    let links = format!("/instances/{}/backups/{}/links", source.id, source.backup);
-    let links = caller
-        .v2("POST", &links, Some(&json!({"expiration": 300})))
-        .expect(200)
-        .json();
-    let links = links["links"].as_array().unwrap();
-    let digests = links.iter().map(|link| {
-        let link = link["link"].as_str().unwrap();
-        let folder = Scratch::new("by-hand").unwrap();
-        let (_, path) = link.split_once("//").unwrap().1.split_once('/').unwrap();
-        let file = caller
-            .send(Request::new("GET", &format!("/{path}")))
-            .expect(200)
-            .body;
-        std::fs::write(folder.path().join("dump.rdb"), file).unwrap();
-        let socket = folder.path().join("socket");
-        let mut process = std::process::Command::new(&program)
-            .args([
-                "--port",
-                "0",
-                "--save",
-                "",
-                "--enable-debug-command",
-                "yes",
-                "--logfile",
-                "log",
-                "--dir",
-            ])
-            .arg(folder.path())
-            .arg("--unixsocket")
-            .arg(&socket)
-            .stdout(std::process::Stdio::null())
-            .spawn()
-            .unwrap();
-        let by_hand = Target {
-            place: Place::Unix(socket),
-            user: None,
-            password: None,
-        };
-        let told = wait("an engine on the file", || {
-            let mut connection = Connection::open(&by_hand).ok()?;
-            // This is refused while it loads, and the digest is not.
-            connection.ask(&["DBSIZE"]).ok()?;
-            Some(connection.ask(&["DEBUG", "DIGEST"]).ok()?.text()?.to_owned())
-        });
-        process.kill().unwrap();
-        process.wait().unwrap();
-        told
-    });
-    sum(digests)
-}
-
 fn check_functions(ports: &[u16]) {
     for port in ports {
         let code = fill::function_code(&Target::local(*port, None)).unwrap();
@@ -170,7 +114,7 @@ fn fill_single(held: &Held, keys: u64, dbs: u64) {
     let options = Options {
         keys,
         dbs,
-        functions: held.engine != OLD,
+        functions: has_functions(&held.engine),
         ..Options::default()
     };
     fill::fill(&Target::local(held.ports[0], None), &options).unwrap();
@@ -178,22 +122,34 @@ fn fill_single(held: &Held, keys: u64, dbs: u64) {
 
 /// The engines of the table, besides that of the machine: those that `cargo xtask setup engines` has fetched.
 const FETCHED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../.tools/engines");
-const ENGINES: [&str; 5] = ["redis-6.2", "redis-7.0", "redis-8.0", "valkey-8.1", "valkey-9.1"];
-/// It is run as a single node alone, and has no functions.
-const OLD: &str = "redis 6.2";
+const ENGINES: [&str; 6] = [
+    "redis-6.0",
+    "redis-6.2",
+    "redis-7.0",
+    "redis-8.0",
+    "valkey-8.1",
+    "valkey-9.1",
+];
 
-/// One instance of each layout, of the same engine.
+fn has_functions(engine: &str) -> bool {
+    !engine.starts_with("redis 6.")
+}
+
+/// One instance of each layout that the engine can be, of the same engine.
 fn one_of_each(caller: &Caller, engine: &str) -> Vec<Held> {
-    let single = Held::of_engine(caller, engine, "single", SINGLE, 1);
-    if single.engine == OLD {
-        return vec![single];
-    }
-    vec![
-        single,
-        Held::of_engine(caller, engine, "primary + 2 replicas", WATCHED, 1),
-        Held::of_engine(caller, engine, "3 shards", CLUSTER, 3),
-        Held::of_engine(caller, engine, "5 shards x 1 replica", CLUSTER_OF_TWO, 5),
-    ]
+    let count = match engine {
+        "redis-6.0" => 1,
+        "redis-6.2" => 2,
+        _ => 4,
+    };
+    let all = [
+        ("single", SINGLE, 1),
+        ("primary + 2 replicas", WATCHED, 1),
+        ("3 shards", CLUSTER, 3),
+        ("5 shards x 1 replica", CLUSTER_OF_TWO, 5),
+    ];
+    let held = |(layout, spec, shards)| Held::of_engine(caller, engine, layout, spec, shards);
+    all.into_iter().take(count).map(held).collect()
 }
 
 /// Fills an instance of each layout, and backs each up.
@@ -237,10 +193,13 @@ fn restore_each_into_each(caller: &Caller, sources: &[Held], targets: &[Held]) -
             );
             let expected = match source.engine == target.engine {
                 true => source.captured.clone(),
-                false => digest_of_files(caller, source, &target.engine),
+                false => {
+                    let program = Path::new(FETCHED).join(target.engine.replace(' ', "-"));
+                    sum(on_files::digests(caller, &source.id, &source.backup, &program).into_iter())
+                }
             };
             assert_eq!(digest(&target.ports), expected, "{which}");
-            if source.engine != OLD {
+            if has_functions(&source.engine) {
                 check_functions(&primaries(&target.ports));
             }
             let mark = Client::new(&target.ports).call(&["GET", "mark"]);
@@ -275,7 +234,7 @@ fn every_layout_is_restored_into_every_other_with_data_that_is_equal_by_the_engi
 /// `CACHEKEEP_TEST_LONG=1`: 20 minutes.
 #[test]
 fn every_engine_restores_the_backups_of_those_whose_files_it_loads_and_refuses_the_others_with_the_reason() {
-    let is_there = |engine: &&&str| std::path::Path::new(FETCHED).join(engine).is_file();
+    let is_there = |engine: &&&str| Path::new(FETCHED).join(engine).is_file();
     let engines: Vec<&str> = ENGINES.iter().filter(is_there).copied().collect();
     if !std::env::var("CACHEKEEP_TEST_LONG").is_ok_and(|long| long == "1") {
         // Where only the machine's own engine is there, there is nothing to do.

@@ -42,6 +42,7 @@ mod metrics;
 mod migrations;
 mod old_copy;
 mod old_engine;
+mod on_files;
 mod openapi;
 mod paging;
 mod policy;

@@ -142,6 +142,19 @@ impl Service {
         });
     }
 
+    /// Asks what runs below the data directory to end (`SIGTERM`), and waits until it has.
+    pub fn end_engines(&self) {
+        let data = self.data();
+        let asked = processes_in(&data);
+        for engine in &asked {
+            let _already_gone = Command::new("kill").arg(engine.to_string()).status();
+        }
+        wait("the end of the engines", || {
+            let living = processes_in(&data);
+            asked.iter().all(|engine| !living.contains(engine)).then_some(())
+        });
+    }
+
     /// Starts the service on the data that there is; its log begins anew.
     pub fn start_again(&mut self) {
         self.start_again_in(&[]);
