@@ -11,6 +11,7 @@
 )]
 
 mod attach_failures;
+mod attach_imports;
 mod attached;
 mod attached_restore;
 mod checker;
