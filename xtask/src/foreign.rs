@@ -51,9 +51,24 @@ pub struct Node {
     /// Where it listens, by TLS where the deployment does.
     pub port: u16,
     password: Option<String>,
+    program: PathBuf,
 }
 
 impl Node {
+    /// Starts it anew on what is in its folder, after it was killed, and waits until it serves.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn start_again(&mut self) -> Result<(), Stop> {
+        self.kill();
+        self.child = spawned(&self.program, &self.folder, false)?;
+        until("a node that serves again", || match self.ask(&["PING"]) {
+            Ok(_) => Ok(true),
+            Err(why) if is_gone(self) => Err(why),
+            Err(_) => Ok(false),
+        })
+    }
+
     /// As the default user, over its socket.
     ///
     /// # Errors
@@ -125,7 +140,21 @@ impl Deployment {
         access: Access,
         settings: &[(&str, &str)],
     ) -> Result<Self, Stop> {
-        let folder = Scratch::new("foreign")?;
+        Self::start_below(&std::env::temp_dir(), program, form, access, settings)
+    }
+
+    /// As [`Deployment::start`], with the nodes' files in this folder.
+    ///
+    /// # Errors
+    /// As [`Deployment::start`].
+    pub fn start_below(
+        below: &Path,
+        program: &Path,
+        form: Form,
+        access: Access,
+        settings: &[(&str, &str)],
+    ) -> Result<Self, Stop> {
+        let folder = Scratch::below(below, "foreign")?;
         if access == Access::Tls {
             make_certificates(folder.path())?;
         }
@@ -248,24 +277,14 @@ impl Deployment {
         let file = folder.join("conf");
         std::fs::write(&file, text).map_err(|e| Stop::file("write", &file, &e))?;
         let log_file = folder.join("log");
-        let log = File::create(&log_file).map_err(|e| Stop::file("make", &log_file, &e))?;
-        let mut command = Command::new(program);
-        command.arg(&file);
-        if is_sentinel {
-            command.arg("--sentinel");
-        }
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .map_err(|e| Stop::new(format!("cannot start {}: {e}", program.display())))?;
+        let child = spawned(program, &folder, is_sentinel)?;
         let password = (self.access == Access::Password && !is_sentinel).then(|| PASSWORD.to_owned());
         let node = Node {
             child,
             folder,
             port,
             password,
+            program: program.to_owned(),
         };
         until(&format!("{name} that answers"), || match node.ask(&["PING"]) {
             Ok(_) => Ok(true),
@@ -377,6 +396,24 @@ impl Deployment {
             Ok(up >= wanted)
         })
     }
+}
+
+/// Starts the program on the settings in a folder; what it says is added to the log there.
+fn spawned(program: &Path, folder: &Path, is_sentinel: bool) -> Result<Child, Stop> {
+    let log_file = folder.join("log");
+    let log = File::options().create(true).append(true).open(&log_file);
+    let log = log.map_err(|e| Stop::file("open", &log_file, &e))?;
+    let mut command = Command::new(program);
+    command.arg(folder.join("conf"));
+    if is_sentinel {
+        command.arg("--sentinel");
+    }
+    command
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .map_err(|e| Stop::new(format!("cannot start {}: {e}", program.display())))
 }
 
 /// What every node of such a deployment is started with.

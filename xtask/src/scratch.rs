@@ -17,11 +17,19 @@ impl Scratch {
     /// # Errors
     /// The folder cannot be made.
     pub fn new(purpose: &str) -> Result<Self, Stop> {
+        Self::below(&std::env::temp_dir(), purpose)
+    }
+
+    /// As [`Scratch::new`], in another folder.
+    ///
+    /// # Errors
+    /// The folder cannot be made.
+    pub fn below(folder: &Path, purpose: &str) -> Result<Self, Stop> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         use std::os::unix::fs::DirBuilderExt as _;
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("cachekeep-{purpose}-{}-{number}", std::process::id());
-        let path = std::env::temp_dir().join(name);
+        let path = folder.join(name);
         std::fs::DirBuilder::new()
             .mode(0o700)
             .create(&path)

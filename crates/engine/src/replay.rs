@@ -24,8 +24,10 @@ mod making;
 mod others;
 mod pace;
 mod reach;
+mod room;
 mod shape;
 mod target;
+mod unfinished;
 mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -51,7 +53,9 @@ use pace::Pace;
 pub use pace::SLOWEST as SLOWEST_PACE;
 pub use reach::Reach;
 pub use shape::{Expiry, Naming, Shape};
+pub use target::check_answers;
 use target::{Primary, Target};
+pub use unfinished::remove_left as remove_unfinished;
 
 /// Bytes under way to all nodes together: what is held until it is answered, beside the segments of an archive (ADR 55).
 const UNDER_WAY_BYTES: usize = 4 * 1024 * 1024;
@@ -118,6 +122,9 @@ pub struct Plan {
     /// Whether other keys are removed before the first is applied, where keys are replaced: a target whose memory is full removes,
     /// and takes nothing before it has.
     pub removes_first: bool,
+    /// Whether a target is refused that can never have as much in memory as the backup takes. Not where it is to be put back as far as it
+    /// takes that.
+    pub needs_room: bool,
     /// Connections to each node that takes writes; at least 1.
     pub connections: usize,
     /// Keys in a second.
@@ -291,7 +298,11 @@ impl<'a> Ready<'a> {
                     .to_owned(),
             );
         }
-        let target = Target::look(reach)?;
+        let is_resumed = plan.journal.as_deref().is_some_and(Path::exists);
+        let target = look(plan, reach, is_resumed, control)?;
+        if plan.needs_room && !is_resumed {
+            room::check(&target, &files, &plan.selection)?;
+        }
         let sources = plan.shape.sources(&selected);
         if plan.is_whole && target.is_cluster && sources.keys().any(|db| *db != 0) {
             return refused(format!(
@@ -377,6 +388,9 @@ impl<'a> Ready<'a> {
             true => run.judge_only().err(),
             false => run.all(is_resumed, removes_first).err(),
         };
+        if run.is_touched && !is_dry {
+            run.tidy_up();
+        }
         let is_done = run.state.stage == Stage::Done;
         if is_done && let Some(journal) = &journal {
             journal.tidy();
@@ -396,6 +410,34 @@ impl<'a> Ready<'a> {
             target_version: target.version.clone(),
             is_unconfirmed: run.is_unconfirmed,
             failure,
+        }
+    }
+}
+
+/// Looks at the target; patiently, where an attempt before has begun to write there: what is under way is not given up because of a
+/// moment.
+fn look<'a>(
+    plan: &Plan,
+    reach: &'a dyn Reach,
+    is_resumed: bool,
+    control: &Control,
+) -> Result<Target<'a>, Error> {
+    let since = Instant::now();
+    loop {
+        match Target::look(reach) {
+            Err(error)
+                if is_resumed
+                    && matches!(error.kind, Kind::Connection | Kind::Idle)
+                    && since.elapsed() < plan.patience =>
+            {
+                tracing::info!(
+                    error = crate::chain(&error),
+                    "the target of a replay that is gone on with does not answer yet"
+                );
+                control.check(APPLY)?;
+                std::thread::sleep(PAUSE.end().to_owned() / 5);
+            }
+            looked => return looked,
         }
     }
 }
@@ -483,6 +525,26 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Removes what is left of values that were half made, where the target answers: else the journal knows of them. Their names are of
+    /// this replay's passes alone, so it does no harm whoever is at the target by now.
+    fn tidy_up(&mut self) {
+        if self.state.unfinished.is_empty() {
+            return;
+        }
+        let nodes = self.target.nodes(&self.primaries);
+        let removed = nodes.and_then(|nodes| unfinished::remove(self.target, &nodes, &self.state.unfinished));
+        let written = removed.and_then(|()| {
+            self.state.unfinished.clear();
+            self.write()
+        });
+        if let Err(error) = written {
+            tracing::warn!(
+                error = crate::chain(&error),
+                "half of a value may be left in the target"
+            );
+        }
+    }
+
     fn write(&self) -> Result<(), Error> {
         self.journal.map_or(Ok(()), |journal| journal.write(&self.state))
     }
@@ -538,6 +600,7 @@ impl Run<'_> {
         }
         if pass == Pass::Apply {
             self.state.mark()?;
+            unfinished::remove(self.target, &nodes, &self.state.unfinished)?;
         }
         if pass.writes() {
             self.write()?;
@@ -566,7 +629,7 @@ impl Run<'_> {
             .keys_done
             .store(self.state.position.key, Ordering::Relaxed);
         let pace = self.pace;
-        let (fed, sent_below) = std::thread::scope(|scope| {
+        let (fed, sent_below, making) = std::thread::scope(|scope| {
             pace.begin();
             if pace.is_limited() && pass.writes() {
                 let (target, addresses) = (self.target, &addresses);
@@ -578,7 +641,7 @@ impl Run<'_> {
             let judged_at_ms = self.state.judged_at_ms;
             let mut feeder = Feeder::new(&shared, pass, judged_at_ms, pace, nodes, &mut spawn);
             feeder.present = self.present.as_ref();
-            feeder.marks.clone_from(&self.state.marks);
+            feeder.mark.clone_from(&self.state.mark);
             feeder.written = self.journal.filter(|_| pass.writes()).map(|journal| Written {
                 journal,
                 state: &mut self.state,
@@ -593,10 +656,15 @@ impl Run<'_> {
                 tracing::debug!(error = crate::chain(error), "a pass ends early");
             }
             let sent_below = feeder.sent_below();
+            let making = feeder.making.take();
             feeder.end();
             pace.end();
-            (fed, sent_below)
+            (fed, sent_below, making)
         });
+        // Where there is a journal it says so already.
+        if let Some(value) = making.filter(|_| self.journal.is_none()) {
+            self.state.begin_value(value);
+        }
         let Shared {
             ledger,
             failure,

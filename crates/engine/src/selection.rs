@@ -157,6 +157,11 @@ impl Selection {
                 .is_none_or(|wanted| self.expires(wanted, key.expire_at_ms))
     }
 
+    /// Whether it leaves out anything that there could be.
+    pub fn chooses(&self) -> bool {
+        self.judges_values() || self.judges_bytes() || !self.dbs.is_empty()
+    }
+
     /// Whether a key may be meant, as far as its database and its name tell.
     pub fn takes_name(&self, db: u32, key: &[u8]) -> bool {
         (self.dbs.is_empty() || self.dbs.contains(&db))

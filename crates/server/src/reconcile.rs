@@ -26,6 +26,7 @@ use crate::instance::{Instance, Status, job as instances, nodes, record};
 use crate::jobs::queue;
 use crate::jobs::worker::{Gate, panic_text};
 use crate::limits;
+use crate::restore::migration::record as migrations;
 use crate::restore::replay_record;
 
 /// Once, before the first job runs: nothing of an earlier process is at work any more.
@@ -393,9 +394,10 @@ fn look_after(app: &App, instance: &Instance, attached: &Attachment) -> Result<(
     // What does not go back is told in the log and tried again: a node that is gone for good says nothing of the others.
     let _told_in_the_log = servers::put_settings_back(app, instance, attached, None, now);
     let Err(error) = servers::look(app, instance, attached, now) else {
-        return app
-            .catalog
-            .write(|tx| replay_record::settle_unknown(tx, &instance.id, now));
+        return app.catalog.write(|tx| {
+            replay_record::settle_unknown(tx, &instance.id, now)?;
+            migrations::settle_unknown(tx, &instance.id, now)
+        });
     };
     let why = servers::told(instance, &error);
     tracing::warn!(instance.id = %instance.id, why, "attached servers cannot be used; looking again");
@@ -536,6 +538,7 @@ fn serves_again(app: &App, instance: &Instance, has_data: bool, now: Moment) -> 
             crate::restore::record::settle_unknown(tx, &instance.id, now)?;
         }
         replay_record::settle_unknown(tx, &instance.id, now)?;
+        migrations::settle_unknown(tx, &instance.id, now)?;
         record::transition(tx, &instance.id, Status::Error, Status::Running, None, now).map(drop)
     })
 }

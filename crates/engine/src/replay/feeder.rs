@@ -11,7 +11,7 @@ use rdb::Entries;
 
 use super::account::{self, Account};
 use super::input::Valid;
-use super::journal::{Journal, State};
+use super::journal::{Journal, State, Unfinished};
 use super::lane::{APPLY, Batch, Bits, Command, Judgement, Lane, Shared, Verb, WRITE, judge, lock};
 use super::ledger::{Chunk, Position};
 use super::making::Feed;
@@ -119,8 +119,10 @@ pub(super) struct Feeder<'f, 's, 'a> {
     /// Bytes of the files before this one.
     bytes_before: u64,
     pub(super) links: HashMap<usize, Link>,
-    /// What marks the unfinished values of attempts before, and last of this one.
-    pub(super) marks: Vec<String>,
+    /// What tells the unfinished values of this attempt from all others'.
+    pub(super) mark: String,
+    /// The value that is being made step by step, until it has its own name.
+    pub(super) making: Option<Unfinished>,
     pub(super) failure: Option<Error>,
 }
 
@@ -158,7 +160,8 @@ impl<'f, 's, 'a> Feeder<'f, 's, 'a> {
             position,
             bytes_before: 0,
             links: HashMap::new(),
-            marks: Vec::new(),
+            mark: String::new(),
+            making: None,
             failure: None,
         };
         feeder.make_room();
@@ -503,9 +506,8 @@ impl<'f, 's, 'a> Feeder<'f, 's, 'a> {
         }
     }
 
-    /// Names in the slot of `name` that no key has: the first to make a value under, the others where an attempt before
-    /// may have left a part of it.
-    pub(super) fn unfinished(&self, name: &[u8], by: &str) -> (Vec<u8>, Vec<Vec<u8>>) {
+    /// A name in the slot of `name` that no key has, to make a value under.
+    pub(super) fn unfinished(&self, name: &[u8], by: &str) -> String {
         let tag = match self.shared.target.is_cluster {
             false => String::new(),
             true => {
@@ -516,11 +518,32 @@ impl<'f, 's, 'a> Feeder<'f, 's, 'a> {
                     .unwrap_or_default()
             }
         };
-        let marked = |mark: &str| format!("{UNFINISHED}:{mark}:{tag}{by}").into_bytes();
-        let (own, before) = match self.marks.split_last() {
-            Some((own, before)) => (own.as_str(), before),
-            None => ("", &[][..]),
+        format!("{UNFINISHED}:{}:{tag}{by}", self.mark)
+    }
+
+    /// Before the first of a value is sent that is made step by step, the journal says under which name: whatever ends this attempt, what is
+    /// there of it is found again.
+    pub(super) fn begin_value(&mut self, db: u32, name: &str) -> Result<(), Error> {
+        let value = Unfinished {
+            db,
+            name: name.to_owned(),
         };
-        (marked(own), before.iter().map(|mark| marked(mark)).collect())
+        self.making = Some(value.clone());
+        match &mut self.written {
+            Some(written) => {
+                written.state.begin_value(value);
+                written.journal.write(written.state)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The value has its own name, or there is nothing of it.
+    pub(super) fn end_value(&mut self) {
+        if self.making.take().is_some()
+            && let Some(written) = &mut self.written
+        {
+            written.state.end_value();
+        }
     }
 }

@@ -18,12 +18,12 @@ use crate::error::{Error, Kind};
 const WRITE: &str = "write journal";
 const READ: &str = "read journal";
 /// Version of the file that this code writes and reads.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Of a file that is longer nothing is read: 700 names of 256 bytes take 800 KiB as numbers.
 const BYTES_MAX: u64 = 8 * 1024 * 1024;
 
-/// Marks that are remembered.
-const MARKS_MAX: usize = 64;
+/// Unfinished values that are remembered.
+const UNFINISHED_MAX: usize = 64;
 
 /// How far a replay is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +37,13 @@ pub enum Stage {
     Removing,
     /// Nothing is left to do.
     Done,
+}
+
+/// A value that is made step by step under a name of ours, before it gets its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Unfinished {
+    pub(super) db: u32,
+    pub(super) name: String,
 }
 
 /// What is written down.
@@ -56,9 +63,11 @@ pub(super) struct State {
     /// Keys from this one on were not sent.
     pub(super) sent_below: u64,
     pub(super) account: Account,
-    /// What marks the unfinished values of each attempt, the last ones: an attempt that broke may have left one.
-    #[serde(default)]
-    pub(super) marks: Vec<String>,
+    /// Values that were being made when an attempt broke, the last ones: they may be there still.
+    pub(super) unfinished: Vec<Unfinished>,
+    /// What tells the unfinished values of this attempt from all others'.
+    #[serde(skip)]
+    pub(super) mark: String,
 }
 
 impl State {
@@ -72,8 +81,22 @@ impl State {
             position: Position::default(),
             sent_below: 0,
             account: Account::default(),
-            marks: Vec::new(),
+            unfinished: Vec::new(),
+            mark: String::new(),
         }
+    }
+
+    /// Remembers a value, to be written down before the first of it is sent. Of more than 64 the oldest are forgotten: they were looked for
+    /// and removed as often.
+    pub(super) fn begin_value(&mut self, value: Unfinished) {
+        self.unfinished.push(value);
+        let over = self.unfinished.len().saturating_sub(UNFINISHED_MAX);
+        self.unfinished.drain(..over);
+    }
+
+    /// Forgets the value that was begun last: it has its own name.
+    pub(super) fn end_value(&mut self) {
+        self.unfinished.pop();
     }
 
     /// Gives the next attempt a mark of its own: others that are at work with the target, and what is still on its way
@@ -86,9 +109,7 @@ impl State {
         SystemRandom::new()
             .fill(&mut bytes)
             .map_err(|_unspecified| Error::new(Kind::Io, "mark unfinished values", "no random bytes"))?;
-        self.marks.push(format!("{:08x}", u32::from_be_bytes(bytes)));
-        let over = self.marks.len().saturating_sub(MARKS_MAX);
-        self.marks.drain(..over);
+        self.mark = format!("{:08x}", u32::from_be_bytes(bytes));
         Ok(())
     }
 }
@@ -231,18 +252,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_attempt_has_a_mark_of_its_own_and_the_last_are_remembered() {
+    fn each_attempt_has_a_mark_of_its_own_and_the_last_unfinished_values_are_remembered() {
         let mut state = State::new("identity".to_owned(), 0);
-        for count in 1..=2 * MARKS_MAX {
-            let before = state.marks.last().cloned();
+        let value = |number: usize| Unfinished {
+            db: 0,
+            name: number.to_string(),
+        };
+        for count in 1..=2 * UNFINISHED_MAX {
+            let before = state.mark.clone();
             state.mark().unwrap();
-            assert_eq!(state.marks.len(), count.min(MARKS_MAX));
-            assert_ne!(state.marks.last(), before.as_ref());
-            assert!(before.is_none_or(|before| state.marks.contains(&before)));
+            assert_ne!(state.mark, before);
+            state.begin_value(value(count));
+            assert_eq!(state.unfinished.len(), count.min(UNFINISHED_MAX));
+            assert_eq!(state.unfinished.last(), Some(&value(count)));
         }
-        let mut written = serde_json::to_value(&state).unwrap();
-        written.as_object_mut().unwrap().remove("marks");
-        let read: State = serde_json::from_value(written).unwrap();
-        assert!(read.marks.is_empty(), "one of before");
+        state.end_value();
+        assert_eq!(state.unfinished.last(), Some(&value(2 * UNFINISHED_MAX - 1)));
     }
 }

@@ -613,12 +613,13 @@ pub(super) enum Judgement {
 pub(super) fn judge(text: &str) -> Judgement {
     let word = text.split(' ').next().unwrap_or_default();
     Judgement::OfAll(match word {
-        "LOADING" | "CLUSTERDOWN" | "TRYAGAIN" | "MASTERDOWN" | "READONLY" | "BUSY" | "MOVED" | "ASK" => {
-            Kind::Connection
-        }
+        "LOADING" | "CLUSTERDOWN" | "TRYAGAIN" | "MASTERDOWN" | "READONLY" | "BUSY" | "MOVED" | "ASK"
+        | "NOREPLICAS" => Kind::Connection,
         "OOM" => Kind::Memory,
+        // Its disk is full, as a rule.
+        "MISCONF" => Kind::StoreFull,
         "NOPERM" | "NOAUTH" | "WRONGPASS" => Kind::Auth,
-        "MISCONF" | "NOREPLICAS" | "UNKILLABLE" => Kind::Refused,
+        "UNKILLABLE" => Kind::Refused,
         _ => return Judgement::OfTheKey,
     })
 }

@@ -11,6 +11,7 @@ use super::lane::{APPLY, Judgement, Verb, WRITE, judge, wait_for_replica};
 use super::words::{Counter, Gathered, Options, push_command, push_options, push_restore};
 use super::{Conflict, Expiry, Form};
 use crate::error::{Error, Kind};
+use crate::failpoint;
 use crate::node::{Node, Reply};
 use crate::selection::Candidate;
 
@@ -261,7 +262,7 @@ impl Feed<'_, '_, '_, '_> {
         name: &[u8],
     ) -> Result<(), Error> {
         // A transaction leaves nothing behind.
-        let (unfinished, _) = self.feeder.unfinished(name, "small");
+        let unfinished = self.feeder.unfinished(name, "small").into_bytes();
         let Some(made) = self.commands_of(candidate, key, &unfinished, Gathered::default())? else {
             return Ok(());
         };
@@ -299,10 +300,11 @@ impl Feed<'_, '_, '_, '_> {
             self.feeder.own.failed.add(candidate.db, candidate.key, reason);
             return Ok(());
         }
-        let (unfinished, left) = self.feeder.unfinished(name, "large");
+        let unfinished_name = self.feeder.unfinished(name, "large");
+        let unfinished = unfinished_name.as_bytes();
         if let Pass::Judge { asks } = self.feeder.pass {
             let can_be = self
-                .commands_of(candidate, key, &unfinished, io::sink())?
+                .commands_of(candidate, key, unfinished, io::sink())?
                 .is_some();
             return match can_be {
                 true => self.ask(candidate, key.db, name, key.bytes, asks),
@@ -312,23 +314,23 @@ impl Feed<'_, '_, '_, '_> {
         let Some((node, mut link)) = self.take_link(candidate, name, key.db)? else {
             return Ok(());
         };
+        self.feeder.begin_value(key.db, &unfinished_name)?;
         let mut steps = Steps::new(&mut link.0);
-        let gone = [&b"DEL"[..], &unfinished]
-            .into_iter()
-            .chain(left.iter().map(|name| &name[..]));
-        steps
-            .command(&gone.collect::<Vec<_>>())
-            .map_err(|e| steps.error(e))?;
-        let made = self.commands_of(candidate, key, &unfinished, &mut steps);
+        steps.command(&[b"DEL", unfinished]).map_err(|e| steps.error(e))?;
+        let made = self.commands_of(candidate, key, unfinished, &mut steps);
         match made {
             Ok(Some(_)) => {}
             Ok(None) => {
+                steps.finish(&[b"EXISTS", unfinished], &[b"DEL", unfinished])?;
+                self.feeder.end_value();
                 self.feeder.links.insert(node, link);
                 return Ok(());
             }
             Err(error) => return Err(steps.failure.take().unwrap_or(error)),
         }
-        let answer = steps.finish(&[self.renames(), &unfinished, name], &[b"DEL", &unfinished])?;
+        failpoint::hit("replay.half_made")?;
+        let answer = steps.finish(&[self.renames(), unfinished, name], &[b"DEL", unfinished])?;
+        self.feeder.end_value();
         self.confirm(node, &mut link.0)?;
         self.count_large(candidate, key, &answer)?;
         self.feeder.links.insert(node, link);

@@ -222,6 +222,18 @@ fn slots_of(reply: &Reply, asked: &Address) -> Option<Nodes> {
     Some(nodes)
 }
 
+/// Whether every node that takes writes answers now.
+///
+/// # Errors
+/// One that does not, or who takes writes cannot be found out.
+pub fn check_answers(reach: &dyn Reach) -> Result<(), Error> {
+    let target = Target::look(reach)?;
+    for primary in target.nodes(&[])?.primaries {
+        target.connect(&primary.address)?.run(&["PING"])?;
+    }
+    Ok(())
+}
+
 /// Whether a node has replicas, as it says itself.
 ///
 /// # Errors

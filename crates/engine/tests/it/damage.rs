@@ -66,6 +66,7 @@ fn apply(bench: &Bench, manifest_blake3: &str, target: &Endpoint) -> Error {
         functions: true,
         is_whole: false,
         removes_first: false,
+        needs_room: false,
         connections: 1,
         ops_max: None,
         latency_max: None,

@@ -14,7 +14,7 @@ CREATE VIEW restore_telling AS SELECT instance_id, ordinal,
         ELSE printf('%d.%02d', progress_bp / 100, progress_bp % 100) END ||
     '","created_at":' || json_quote(strftime('%Y-%m-%dT%H:%M:%S', created_at_ms / 1000, 'unixepoch') || printf('.%03dZ', created_at_ms % 1000)) ||
     ',"updated_at":' || json_quote(strftime('%Y-%m-%dT%H:%M:%S', updated_at_ms / 1000, 'unixepoch') || printf('.%03dZ', updated_at_ms % 1000)) ||
-    ',"error_code":' || json_quote(error_code) AS documented,
+    ',"error_code":' || json_quote(CASE WHEN status = 'failed' THEN error_code END) AS documented,
     ',"ext":{"ordinal":' || ordinal ||
     ',"phase":' || json_quote(phase) ||
     ',"bytes_done":' || bytes_done ||

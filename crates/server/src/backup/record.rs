@@ -140,9 +140,25 @@ pub enum FailureCode {
 }
 
 impl FailureCode {
+    const ALL: [FailureCode; 8] = [
+        FailureCode::NotStarted,
+        FailureCode::TimedOut,
+        FailureCode::NotRemoved,
+        FailureCode::NoCredentials,
+        FailureCode::NoStore,
+        FailureCode::NotReadable,
+        FailureCode::NotLoaded,
+        FailureCode::Busy,
+    ];
+
     /// `dcs.08.0007`, also the text in the table.
     pub fn text(self) -> String {
         format!("dcs.08.000{}", self as u8)
+    }
+
+    /// As [`FailureCode::text`] wrote it.
+    pub fn read(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|code| code.text() == text)
     }
 }
 

@@ -413,6 +413,7 @@ CREATE TABLE migration (
     CHECK (status <> 'failed' OR error_code IS NOT NULL)
 );
 CREATE INDEX migration_project_index ON migration(project_id, created_at_ms);
+CREATE INDEX migration_unknown_index ON migration(instance_id) WHERE target_state = 'unknown';
 CREATE INDEX migration_unfinished_index ON migration(backup_id) WHERE status IN ('waiting', 'running');
 CREATE TRIGGER migration_terminal_is_final BEFORE UPDATE OF status ON migration
 WHEN OLD.status IN ('succeeded', 'failed') AND NEW.status <> OLD.status

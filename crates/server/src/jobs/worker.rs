@@ -12,7 +12,7 @@ use super::queue::{self, Claim};
 use crate::app::App;
 use crate::backup::verification_record::{self as verifications, Verification};
 use crate::catalog::{self, Tx};
-use crate::ids::{InstanceId, JobId, Moment, ResizeId};
+use crate::ids::{InstanceId, JobId, Moment, ResizeId, RestoreId};
 use crate::{backup, instance, limits, metrics, resize, restore};
 
 /// How a job ended, for the log; the records say the rest.
@@ -453,13 +453,23 @@ fn time_left(app: &App, claim: &Claim) -> Result<Duration, catalog::Error> {
             .read(|tx| restore::migration::record::expected_bytes(tx, task))?,
         _ => 0,
     };
+    // The target is backed up first, and says how much it may hold.
+    let safety_bytes = match restore_key_by_key(app, claim)? {
+        Some(options) if options.safety_point => app
+            .catalog
+            .read(|tx| instance::record::load(tx, &claim.instance_id))?
+            .map_or(0, |instance| instance::job::max_memory_bytes(&instance))
+            .min(limits::ATTACHED_BYTES_MAX),
+        _ => 0,
+    };
     let at_pace = match (claim.kind, &claim.subject_id) {
         (JobKind::Restore, Some(restore)) => app
             .catalog
             .read(|tx| restore::replay_record::seconds_at_pace(tx, restore))?,
         _ => 0,
     };
-    let limit = limits::operation_time(expected_bytes) + Duration::from_secs(at_pace);
+    let limit =
+        limits::operation_time(expected_bytes.saturating_add(safety_bytes)) + Duration::from_secs(at_pace);
     let age = match claim.kind {
         JobKind::Create | JobKind::Delete | JobKind::Password | JobKind::Resize => 0,
         JobKind::Restart | JobKind::Flush | JobKind::Backup | JobKind::Restore | JobKind::Migration => {
@@ -468,6 +478,19 @@ fn time_left(app: &App, claim: &Claim) -> Result<Duration, catalog::Error> {
         }
     };
     Ok(limit.saturating_sub(Duration::from_millis(age)))
+}
+
+/// What is asked for, where a backup is applied key by key.
+fn restore_key_by_key(app: &App, claim: &Claim) -> Result<Option<restore::options::Options>, catalog::Error> {
+    let Some(id) = claim.subject_id.as_deref().and_then(RestoreId::parse) else {
+        return Ok(None);
+    };
+    let found = app.catalog.read(|tx| match claim.kind {
+        JobKind::Restore => restore::replay_record::load(tx, &id),
+        JobKind::Migration => restore::migration::record::replay(tx, &id),
+        _ => Ok(None),
+    })?;
+    Ok(found.map(|replay| replay.options))
 }
 
 fn start(app: &Arc<App>, claim: Claim, gate: Gate) {

@@ -16,6 +16,7 @@ use engine::verify::{self, VerifyLevel};
 use engine::{Control, Error, Kind, failpoint};
 
 use super::command::has_same_shards;
+use super::given_up::GivenUp;
 use super::migration::record as migrations;
 use super::record::{self, Method, Restore, TargetState};
 use crate::app::App;
@@ -61,8 +62,8 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
     if work.restore.method == Method::Replay {
         return work.run_replay();
     }
-    if let Some(why) = work.was_given_up() {
-        return work.give_up(&why);
+    if let Some(given_up) = work.was_given_up() {
+        return work.give_up(&given_up);
     }
     let attempt = with_progress(
         control,
@@ -99,11 +100,11 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
         Ok(()) => Ok(Ended::Done),
         Err(Halt::Stop(stop)) => Err(stop),
         Err(Halt::Failed(error)) if error.kind == Kind::Cancelled => match work.check_wanted() {
-            Err(Halt::Failed(cancelled)) => work.give_up(&cancelled),
+            Err(Halt::Failed(cancelled)) => work.give_up(&Work::because_of(&cancelled)),
             Err(Halt::Stop(stop)) => Err(stop),
-            Ok(()) => work.give_up(&error),
+            Ok(()) => work.give_up(&Work::because_of(&error)),
         },
-        Err(Halt::Failed(error)) => work.give_up(&error),
+        Err(Halt::Failed(error)) => work.give_up(&Work::because_of(&error)),
     }
 }
 
@@ -407,19 +408,25 @@ impl Work<'_> {
 
     /// Why the restore was being given up when a crash came in between. The new generation may be half removed then:
     /// going forward would switch to what is left of it.
-    fn was_given_up(&self) -> Option<Error> {
+    fn was_given_up(&self) -> Option<GivenUp> {
         let intended = self.restore.target_state == TargetState::Switching;
-        let why = self.restore.failure.clone().filter(|_| intended)?;
-        Some(Error::new(Kind::Mismatch, "restore", why))
+        self.restore.given_up.clone().filter(|_| intended)
+    }
+
+    fn because_of(error: &Error) -> GivenUp {
+        GivenUp {
+            code: failure_code(error, true, true),
+            why: engine::chain(error),
+        }
     }
 
     /// The new data does not serve: the old data must, and the record says what is true.
-    fn give_up(&self, error: &Error) -> Result<Ended, Stop> {
+    fn give_up(&self, given_up: &GivenUp) -> Result<Ended, Stop> {
         let seen = self.app.catalog.read(|tx| record::load(tx, &self.restore.id))?;
         let seen = seen.ok_or_else(|| Stop::Broken("a restore record is gone".to_owned()))?;
         let moved = seen.target_state != TargetState::Untouched;
         step(self.app, self.claim, |tx| {
-            record::giving_up(tx, &self.restore.id, &engine::chain(error))
+            record::giving_up(tx, &self.restore.id, given_up)
         })?;
         // First, because it may have the port or the memory that the old one needs.
         if let Some(new) = &seen.new_generation_id
@@ -458,14 +465,14 @@ impl Work<'_> {
             (Ok(()), false) => TargetState::Untouched,
             (Ok(()), true) => TargetState::RolledBack,
         };
-        let mut why = engine::chain(error);
+        let mut why = given_up.why.clone();
         if let Err(failed) = &back {
             why = format!(
                 "{why}; and the old data does not serve: {}",
                 engine::chain(failed)
             );
         }
-        let code = failure_code(error, moved, true);
+        let code = given_up.code;
         let text = code.text();
         let labels = [("kind", "restore"), ("code", text.as_str())];
         self.app.counters.add(crate::metrics::FAILURES, &labels);

@@ -13,6 +13,7 @@
 
 pub mod account;
 pub mod command;
+pub mod given_up;
 pub mod job;
 pub mod migration;
 pub mod options;

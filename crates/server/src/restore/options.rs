@@ -230,6 +230,7 @@ impl Options {
             functions: self.functions,
             is_whole: false,
             removes_first: false,
+            needs_room: true,
             connections: 1,
             ops_max: self.max_ops,
             latency_max: self.max_latency_ms.map(Duration::from_millis),

@@ -1,5 +1,6 @@
 //! The restore record: append-only, for ever. Its states, changed only here and by compare-and-set, and its SQL.
 
+use super::given_up::GivenUp;
 use crate::backup::record::FailureCode;
 use crate::catalog::{Error, FromSql, Row, Tx, Value, params};
 use crate::ids::{BackupId, GenerationId, InstanceId, Moment, ProjectId, RestoreId};
@@ -157,8 +158,8 @@ pub struct Restore {
     pub backup_id: BackupId,
     /// See [`Status`].
     pub status: Status,
-    /// The chain of causes, for the operator.
-    pub failure: Option<String>,
+    /// Why it failed or is being given up.
+    pub given_up: Option<GivenUp>,
     /// See [`Method`].
     pub method: Method,
     /// `sample` or `full`.
@@ -177,7 +178,7 @@ pub struct Restore {
 
 macro_rules! columns {
     () => {
-        "id, name, backup_id, status, failure, method, verify, target_state, undo_of, undone_by, new_generation_id, old_generation_id"
+        "id, name, backup_id, status, failure, method, verify, target_state, undo_of, undone_by, new_generation_id, old_generation_id, error_code"
     };
 }
 
@@ -187,7 +188,7 @@ fn row(row: &Row<'_>) -> Result<Restore, Error> {
         name: row.get(1)?,
         backup_id: row.get(2)?,
         status: row.get(3)?,
-        failure: row.get(4)?,
+        given_up: GivenUp::read(row.get::<Option<String>>(12)?.as_deref(), row.get(4)?),
         method: row.get(5)?,
         verify: row.get(6)?,
         target_state: row.get(7)?,
@@ -597,7 +598,7 @@ pub fn progress(
 /// The catalogue failed.
 pub fn succeed(tx: &Tx<'_>, id: &RestoreId, unavailable_us: Option<u64>, now: Moment) -> Result<bool, Error> {
     let changed = tx.execute(
-        "UPDATE restore SET status = 'succeeded', target_state = 'replaced', progress_bp = 10000, phase = NULL, failure = NULL, \
+        "UPDATE restore SET status = 'succeeded', target_state = 'replaced', progress_bp = 10000, phase = NULL, failure = NULL, error_code = NULL, \
          unavailable_us = ?2, finished_at_ms = ?3, updated_at_ms = ?3, keys_done = keys_applied, \
          bytes_done = COALESCE((SELECT plain_bytes FROM backup WHERE backup.id = restore.backup_id), bytes_total), \
          bytes_total = COALESCE((SELECT plain_bytes FROM backup WHERE backup.id = restore.backup_id), bytes_total) \
@@ -612,10 +613,10 @@ pub fn succeed(tx: &Tx<'_>, id: &RestoreId, unavailable_us: Option<u64>, now: Mo
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn giving_up(tx: &Tx<'_>, id: &RestoreId, why: &str) -> Result<(), Error> {
+pub fn giving_up(tx: &Tx<'_>, id: &RestoreId, given_up: &GivenUp) -> Result<(), Error> {
     tx.execute(
-        "UPDATE restore SET failure = ?2 WHERE id = ?1 AND status IN ('waiting', 'running')",
-        (id, why),
+        "UPDATE restore SET error_code = ?2, failure = ?3 WHERE id = ?1 AND status IN ('waiting', 'running')",
+        (id, given_up.code.text(), &given_up.why),
     )?;
     Ok(())
 }

@@ -4,117 +4,183 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use xtask::foreign::{Access, Deployment, Form};
+use xtask::foreign::{Access, Deployment, Form, Node};
+use xtask::resp::Reply;
 use xtask::scratch::Scratch;
-use xtask::small_disk::{Mounted, SmallDisk};
 
-use crate::checker::Catalogue;
-use crate::faults::{FullDisk, not_shown};
+use crate::checker::{Catalogue, Restore};
 use crate::lifecycle::wait_until;
-use crate::world::{Run, World, signal, text};
+use crate::world::{Run, World, text};
 
 /// Every place that a restore passes which succeeds.
-const FORTH: [&str; 5] = [
+const FORTH: [&str; 6] = [
     "replay.begun",
     "replay.validated",
     "replay.loading",
+    "replay.half_made",
     "replay.clearing",
     "replay.applied",
 ];
 /// Those that one passes besides which is put back.
 const BACK: [&str; 3] = ["replay.giving_up", "replay.putting_back", "replay.put_back"];
+/// In three shards some of these are in each.
+const TAGS: [&str; 8] = ["a", "b", "c", "d", "e", "f", "g", "h"];
+/// A list of so many elements of 120 bytes is made by commands, step by step.
+const LARGE: &str = "60000";
+/// How long a restore may take with whatever happens to it.
+const PATIENCE: Duration = Duration::from_secs(150);
 
 /// Every place that only restores into attached servers pass.
 pub fn places() -> impl Iterator<Item = &'static str> {
     FORTH.into_iter().chain(BACK)
 }
 
-struct Target {
-    world: World,
-    foreign: Deployment,
-    id: String,
-    backup: String,
+/// Attached servers, and a backup of other data than they have.
+pub struct Target {
+    pub world: World,
+    pub foreign: Deployment,
+    pub id: String,
+    pub backup: String,
     /// Digests of the backup's data, and of what is there before each restore.
-    new: String,
-    old: String,
+    pub new: String,
+    pub old: String,
 }
 
 impl Target {
-    fn new() -> Self {
-        Self::on(None)
+    pub fn new() -> Self {
+        Self::on(Form::Single, None, None)
     }
 
-    /// With the service's data on this disk.
-    fn on(disk: Option<&Path>) -> Self {
-        let settings = [("enable-debug-command", "local")];
-        let foreign =
-            Deployment::start(Path::new("redis-server"), Form::Single, Access::Open, &settings).unwrap();
-        let node = &foreign.nodes[0];
-        node.ask(&["DEBUG", "POPULATE", "5000", "key", "100"]).unwrap();
-        let new = foreign.digest().unwrap();
+    /// With the service's data and the servers' on these disks.
+    pub fn on(form: Form, ours: Option<&Path>, theirs: Option<&Path>) -> Self {
+        let settings = [
+            ("enable-debug-command", "local"),
+            ("appendonly", "yes"),
+            ("appendfsync", "everysec"),
+        ];
+        let temporary = std::env::temp_dir();
+        let below = theirs.unwrap_or(&temporary);
+        let program = Path::new("redis-server");
+        let foreign = Deployment::start_below(below, program, form, Access::Open, &settings).unwrap();
         let allow = ["--attach-allow", "127.0.0.1"];
-        let world = match disk {
+        let world = match ours {
             Some(disk) => World::start_on(Scratch::new("crash").unwrap(), disk.join("data"), &allow),
             None => World::start(&allow),
         };
-        let wish = json!({"name": "foreign", "addresses": [format!("127.0.0.1:{}", node.port)]});
-        let made = world.call("POST", "/ck/v1/{project}/attachments", Some(&wish));
-        let id = text(&made, "instance_id").unwrap();
-        let path = format!("/v2/{{project}}/instances/{id}/backups");
-        let made = world.call("POST", &path, Some(&json!({})));
-        let backup = text(&made, "backup_id").unwrap();
-        world.wait_idle();
         let mut target = Self {
             world,
             foreign,
-            id,
-            backup,
-            new,
+            id: String::new(),
+            backup: String::new(),
+            new: String::new(),
             old: String::new(),
         };
+        target.fill("key", 4000, "of the backup");
+        let fills = format!(
+            "for i = 1, {LARGE} do redis.call('RPUSH', KEYS[1], string.rep(redis.sha1hex(i), 3)) end"
+        );
+        target
+            .owner("a")
+            .ask(&["EVAL", &fills, "1", "{a}key:large"])
+            .unwrap();
+        target.new = target.held();
+        let address = format!("127.0.0.1:{}", target.foreign.nodes[0].port);
+        let wish = json!({"name": "foreign", "addresses": [address]});
+        let made = target
+            .world
+            .call("POST", "/ck/v1/{project}/attachments", Some(&wish));
+        target.id = text(&made, "instance_id").unwrap();
+        let path = format!("/v2/{{project}}/instances/{}/backups", target.id);
+        let made = target.world.call("POST", &path, Some(&json!({})));
+        target.backup = text(&made, "backup_id").unwrap();
+        target.world.wait_idle();
+        let made = Catalogue::open(&target.world).backup(&target.backup);
+        assert_eq!(made.status, "succeeded", "{made:?}");
         target.reset();
         target
     }
 
-    /// Other data than the backup's.
-    fn reset(&mut self) {
-        let node = &self.foreign.nodes[0];
-        node.ask(&["FLUSHALL"]).unwrap();
-        node.ask(&["DEBUG", "POPULATE", "3000", "key", "50"]).unwrap();
-        node.ask(&["DEBUG", "POPULATE", "500", "other", "50"]).unwrap();
-        self.old = self.foreign.digest().unwrap();
+    /// The node that takes writes of keys with this tag.
+    pub fn owner(&self, tag: &str) -> &Node {
+        let ask = ["EXISTS".to_owned(), format!("{{{tag}}}")];
+        let takes = |node: &&Node| !matches!(node.open().unwrap().call(&ask).unwrap(), Reply::Refused(_));
+        let mut owner = None;
+        wait_until("a node takes writes", || {
+            owner = self.foreign.primaries().unwrap().into_iter().find(takes);
+            owner.is_some()
+        });
+        owner.unwrap()
     }
 
-    fn ask(&self, replay: &Value) {
+    pub fn fill(&self, kind: &str, keys: u64, value: &str) {
+        for tag in TAGS {
+            let mut link = self.owner(tag).open().unwrap();
+            for number in 0..keys / TAGS.len() as u64 {
+                let key = format!("{{{tag}}}{kind}:{number}");
+                link.send(&["SET", &key, &format!("{value} {number}")]).unwrap();
+            }
+            link.settle().unwrap();
+        }
+    }
+
+    /// What the servers hold, once all of them are in sync.
+    pub fn held(&self) -> String {
+        self.foreign.wait_in_sync().unwrap();
+        self.foreign.digest().unwrap()
+    }
+
+    /// Other data than the backup's.
+    pub fn reset(&mut self) {
+        self.foreign.wait_in_sync().unwrap();
+        for node in self.foreign.primaries().unwrap() {
+            node.ask(&["FLUSHALL"]).unwrap();
+        }
+        self.fill("key", 2400, "of before");
+        self.fill("other", 400, "of before");
+        self.old = self.held();
+    }
+
+    pub fn ask(&self, replay: &Value) {
         let path = format!("/v2/{{project}}/instances/{}/restores", self.id);
         let wish = json!({"backup_id": self.backup, "replay": replay});
         let _answered_or_not = self.world.try_call("POST", &path, Some(&wish));
     }
 
     /// What the newest record says, once everything has ended.
-    fn newest(&self, label: &str) -> (String, String) {
-        wait_until(&format!("{label}: the end of the restore"), || {
-            let catalogue = Catalogue::open(&self.world);
-            catalogue.count("SELECT count(*) FROM job WHERE state <> 'done'") == 0
-        });
+    pub fn newest(&self, label: &str) -> Restore {
+        let since = Instant::now();
+        while Catalogue::open(&self.world).count("SELECT count(*) FROM job WHERE state <> 'done'") > 0 {
+            assert!(since.elapsed() < PATIENCE, "{label}: it does not end");
+            std::thread::sleep(Duration::from_millis(10));
+        }
         let records = Catalogue::open(&self.world).restores(&self.id);
-        let newest = records.last().expect("a record");
-        (newest.status.clone(), newest.target_state.clone())
+        records.last().expect("a record").clone()
     }
 
     /// The record's state is what the servers hold.
-    fn check(&self, label: &str) -> (String, String) {
+    pub fn check(&self, label: &str) -> Restore {
         let told = self.newest(label);
-        let held = self.foreign.digest().unwrap();
-        match (told.0.as_str(), told.1.as_str()) {
+        let held = self.held();
+        match (told.status.as_str(), told.target_state.as_str()) {
             ("succeeded", "replaced") => assert_eq!(held, self.new, "{label}"),
-            ("failed", "untouched" | "rolled_back") => assert_eq!(held, self.old, "{label}"),
-            ("failed", "partial") => assert!(held != self.new, "{label}"),
-            other => panic!("{label}: {other:?}"),
+            ("failed", "untouched" | "rolled_back") => {
+                assert_eq!(held, self.old, "{label}: {:?}", told.failure);
+            }
+            ("failed", "partial") => assert_ne!(held, self.new, "{label}"),
+            _ => panic!("{label}: {told:?}"),
         }
         let left = std::fs::read_dir(self.world.data().join("replays"));
         assert_eq!(left.map_or(0, Iterator::count), 0, "{label}: journals");
         told
+    }
+
+    /// Names of unfinished values in the servers.
+    fn unfinished(&self) -> usize {
+        let count = |node: &Node| match node.ask(&["KEYS", "cachekeep:*"]).unwrap() {
+            Reply::List(names) => names.len(),
+            other => panic!("{other:?}"),
+        };
+        self.foreign.primaries().unwrap().into_iter().map(count).sum()
     }
 }
 
@@ -137,8 +203,8 @@ fn a_restore_into_attached_servers_hit_anywhere_says_what_they_hold() {
                 "{label}"
             );
             match action {
-                "kill" => assert_eq!(told.0, "succeeded", "{label}: it goes on"),
-                _ => assert_ne!(told.1, "partial", "{label}: there is a safety point"),
+                "kill" => assert_eq!(told.status, "succeeded", "{label}: it goes on"),
+                _ => assert_ne!(told.target_state, "partial", "{label}: there is a safety point"),
             }
         }
     }
@@ -161,7 +227,7 @@ fn a_restore_that_fails_half_way_is_put_back_whatever_hits_that() {
             }
             let told = target.check(&label);
             assert_eq!(
-                (told.0.as_str(), told.1.as_str()),
+                (told.status.as_str(), told.target_state.as_str()),
                 ("failed", "rolled_back"),
                 "{label}"
             );
@@ -169,120 +235,158 @@ fn a_restore_that_fails_half_way_is_put_back_whatever_hits_that() {
     }
 }
 
-/// What happens while a restore is held up at a place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fault {
-    ServiceKilled,
-    /// The servers say nothing for longer than they are waited for.
-    TargetSilent,
-    /// Every connection to them is ended, again and again.
-    LinkCut,
-    /// They take nothing more for want of memory.
-    TargetFull,
-    DiskFull,
-    CorruptSegment,
-}
-
-impl Fault {
-    const ALL: [Fault; 6] = [
-        Fault::ServiceKilled,
-        Fault::TargetSilent,
-        Fault::LinkCut,
-        Fault::TargetFull,
-        Fault::DiskFull,
-        Fault::CorruptSegment,
-    ];
-}
-
-impl Target {
-    fn segment(&self) -> std::path::PathBuf {
-        let prefix = Catalogue::open(&self.world).backup(&self.backup).prefix.unwrap();
-        let folder = self.world.data().join("store").join(prefix);
-        folder.join("shard-0/seg-000000.rdb.zst.age")
-    }
-
-    fn strike(&mut self, fault: Fault, disk: Option<&FullDisk>) {
-        let node = &self.foreign.nodes[0];
-        // As long as a place is held up, and somewhat longer.
-        let long = Duration::from_secs(8);
-        match fault {
-            Fault::ServiceKilled => {
-                self.world.kill();
-                self.world.run(&Run::default());
+#[test]
+fn half_of_a_large_value_is_left_in_no_target_whatever_ends_a_merge() {
+    let cut_off = json!({"mode": "merge", "select": {"prefix": "{a}"}});
+    let mut unsafe_one = cut_off.clone();
+    unsafe_one["safety_point"] = json!(false);
+    for form in [Form::Single, Form::Cluster] {
+        let mut target = Target::on(form, None, None);
+        for (wish, armed, then, state) in [
+            (&cut_off, "replay.half_made:error", None, "rolled_back"),
+            (&unsafe_one, "replay.half_made:error", None, "partial"),
+            // The attempt after the crash is given up before it has come to any value.
+            (
+                &cut_off,
+                "replay.half_made:kill",
+                Some("replay.begun:error"),
+                "rolled_back",
+            ),
+            (
+                &unsafe_one,
+                "replay.half_made:kill",
+                Some("replay.begun:error"),
+                "partial",
+            ),
+        ] {
+            let label = format!("{form:?}, {armed}, {then:?}, {state}");
+            target.reset();
+            target.world.restart(&Run::armed(armed));
+            target.ask(wish);
+            if let Some(armed) = then {
+                wait_until(&label, || target.world.ended().is_some());
+                assert_eq!(target.unfinished(), 1, "{label}: it was half made");
+                target.world.restart(&Run::armed(armed));
             }
-            Fault::TargetSilent => {
-                signal(node.pid(), "STOP");
-                std::thread::sleep(long * 2);
-                signal(node.pid(), "CONT");
-            }
-            Fault::LinkCut => {
-                let since = Instant::now();
-                while since.elapsed() < long {
-                    node.ask(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"])
-                        .unwrap();
-                    std::thread::sleep(Duration::from_millis(20));
-                }
-            }
-            Fault::TargetFull => {
-                node.ask(&["CONFIG", "SET", "maxmemory", "1mb"]).unwrap();
-                std::thread::sleep(long);
-                node.ask(&["CONFIG", "SET", "maxmemory", "0"]).unwrap();
-            }
-            Fault::DiskFull => {
-                disk.unwrap().fill();
-                std::thread::sleep(long);
-                disk.unwrap().give_back();
-            }
-            Fault::CorruptSegment => {
-                let file = self.segment();
-                let mut bytes = std::fs::read(&file).unwrap();
-                let middle = bytes.len() / 2;
-                bytes[middle] ^= 1;
-                std::fs::write(&file, bytes).unwrap();
-            }
+            let told = target.check(&label);
+            assert_eq!(
+                (told.status.as_str(), told.target_state.as_str()),
+                ("failed", state),
+                "{label}"
+            );
+            assert_eq!(target.unfinished(), 0, "{label}");
         }
     }
 }
 
 #[test]
-fn whatever_fails_in_a_restore_into_attached_servers_they_hold_all_old_or_all_new_and_the_record_says_which()
-{
-    let test = "attached_restore::whatever_fails_in_a_restore_into_attached_servers_they_hold_all_old_or_all_new_and_the_record_says_which";
-    let disk = match SmallDisk::mount(200, test) {
-        Mounted::Here(disk) => Some(FullDisk::new(disk)),
-        Mounted::Elsewhere => return,
-        Mounted::Nowhere(why) => {
-            not_shown("a full disk", &format!("no small file system: {why}"));
-            None
-        }
-    };
-    let mut target = Target::on(disk.as_ref().map(FullDisk::path));
-    for fault in Fault::ALL {
-        for place in FORTH {
-            let is_short = matches!(
-                (fault, place),
-                (Fault::TargetFull | Fault::CorruptSegment, "replay.loading")
-                    | (Fault::LinkCut, "replay.clearing")
-            );
-            let has_disk = fault != Fault::DiskFull || disk.is_some();
-            if !(is_short || crate::long()) || !has_disk {
-                continue;
-            }
-            let label = format!("{fault:?}, {place}");
-            target.reset();
-            let whole = std::fs::read(target.segment()).unwrap();
-            target.world.restart(&Run::armed(&format!("{place}:stall")));
-            target.ask(&json!({"patience": 5}));
-            wait_until(&label, || target.world.marks().iter().any(|mark| mark == place));
-            target.strike(fault, disk.as_ref());
-            let told = target.check(&label);
-            assert_ne!(told.1, "partial", "{label}: there is a safety point");
-            println!("{label}: {} {}", told.0, told.1);
-            std::fs::write(target.segment(), whole).unwrap();
-            // The second attempt, with nothing in its way.
-            target.reset();
-            target.ask(&json!({}));
-            assert_eq!(target.check(&label).0, "succeeded", "{label}, second attempt");
+fn why_a_restore_was_given_up_outlives_a_crash_while_it_is_put_back() {
+    let mut target = Target::new();
+    for place in ["replay.giving_up", "replay.putting_back"] {
+        target.reset();
+        target
+            .world
+            .restart(&Run::armed(&format!("replay.loading:stall,{place}:kill")));
+        target.ask(&json!({"max_ops": 500}));
+        wait_until("it is held up", || !target.world.marks().is_empty());
+        let id = Catalogue::open(&target.world)
+            .restores(&target.id)
+            .pop()
+            .unwrap()
+            .id;
+        let path = format!("/ck/v1/{{project}}/instances/{}/restores/{id}/cancel", target.id);
+        target.world.call("POST", &path, None);
+        wait_until(place, || target.world.ended().is_some());
+        target.world.restart(&Run::default());
+        let told = target.check(place);
+        assert_eq!(
+            (told.target_state.as_str(), told.error_code.as_deref()),
+            ("rolled_back", Some("dcs.08.0001")),
+            "{place}: {told:?}"
+        );
+        let why = told.failure.unwrap();
+        assert!(
+            why.contains("cancel") && !why.contains("restore: restore"),
+            "{why}"
+        );
+    }
+}
+
+impl Target {
+    /// Lets each of the servers use so many bytes.
+    pub fn limit_memory(&self, bytes: u64) {
+        for node in &self.foreign.nodes {
+            node.ask(&["CONFIG", "SET", "maxmemory", &bytes.to_string()])
+                .unwrap();
         }
     }
+
+    /// So many keys of 100 kB.
+    fn fill_up(&self, name: &str, keys: u32) {
+        let fills =
+            format!("for i = 1, {keys} do redis.call('SET', KEYS[1] .. i, string.rep('x', 100000)) end");
+        self.owner("a").ask(&["EVAL", &fills, "1", name]).unwrap();
+    }
+}
+
+#[test]
+fn servers_that_a_restore_has_filled_up_are_put_back_all_the_same() {
+    let mut target = Target::new();
+    target.fill_up("of the backup:", 120);
+    let path = format!("/v2/{{project}}/instances/{}/backups", target.id);
+    let made = target.world.call("POST", &path, Some(&json!({})));
+    target.backup = text(&made, "backup_id").unwrap();
+    target.world.wait_idle();
+    for place in ["", "replay.putting_back:kill"] {
+        target.reset();
+        target.fill_up("of before:", 60);
+        target.old = target.held();
+        // The one fits, the other too, and both together do not.
+        target.limit_memory(15 << 20);
+        target.world.restart(&Run::armed(place));
+        target.ask(&json!({}));
+        if !place.is_empty() {
+            wait_until(place, || target.world.ended().is_some());
+            target.world.restart(&Run::default());
+        }
+        let told = target.newest(place);
+        target.limit_memory(0);
+        let told_again = target.check(place);
+        assert_eq!(told.target_state, told_again.target_state);
+        assert_eq!(
+            (told.status.as_str(), told.target_state.as_str()),
+            ("failed", "rolled_back"),
+            "{told:?}"
+        );
+        assert!(told.failure.unwrap().contains("OOM"), "it was full");
+        let log = target.world.log();
+        assert!(log.contains("the target is not put back yet"), "and full again");
+    }
+}
+
+#[test]
+fn servers_that_can_never_hold_a_backup_are_not_begun_with() {
+    let mut target = Target::new();
+    target.limit_memory(6 << 20);
+    target.ask(&json!({}));
+    let told = target.check("too small");
+    assert_eq!(
+        (told.status.as_str(), told.target_state.as_str()),
+        ("failed", "untouched"),
+        "{told:?}"
+    );
+    let why = told.failure.unwrap();
+    assert!(why.contains("MiB in memory at least"), "{why}");
+    let backups = Catalogue::open(&target.world).backups();
+    assert!(
+        backups.iter().all(|backup| backup.kind != "safety"),
+        "{backups:?}"
+    );
+    // A part may have room, and with more memory all of it has.
+    target.ask(&json!({"mode": "merge", "select": {"prefix": "{b}"}}));
+    assert_eq!(target.newest("a part").status, "succeeded");
+    target.limit_memory(0);
+    target.reset();
+    target.ask(&json!({}));
+    assert_eq!(target.check("enough").status, "succeeded");
 }

@@ -177,6 +177,14 @@ impl Catalogue {
         String::from_utf8(plain.to_vec()).unwrap()
     }
 
+    /// Id, status, target state and error code of the import task that was begun last.
+    pub fn newest_migration(&self) -> (String, String, String, Option<String>) {
+        let sql =
+            "SELECT id, status, target_state, error_code FROM migration ORDER BY created_at_ms DESC LIMIT 1";
+        let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?));
+        self.0.query_row(sql, (), row).unwrap()
+    }
+
     /// The instance's restores, oldest first.
     pub fn restores(&self, instance: &str) -> Vec<Restore> {
         let sql = "SELECT id, ordinal, backup_id, status, error_code, failure, method, target_state, old_generation_id, name, \

@@ -10,6 +10,8 @@
     reason = "a test that cannot go on fails; its names are the claims"
 )]
 
+mod attach_failures;
+mod attach_imports;
 mod attached;
 mod attached_restore;
 mod checker;

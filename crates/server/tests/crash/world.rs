@@ -28,6 +28,8 @@ pub struct Run {
     pub memory_available: Option<u64>,
     /// `CACHEKEEP_OPERATION_SECONDS`.
     pub operation_seconds: Option<u64>,
+    /// `CACHEKEEP_BACK_SECONDS`.
+    pub back_seconds: Option<u64>,
 }
 
 impl Run {
@@ -179,6 +181,9 @@ impl World {
         if let Some(seconds) = run.operation_seconds {
             command.env("CACHEKEEP_OPERATION_SECONDS", seconds.to_string());
         }
+        if let Some(seconds) = run.back_seconds {
+            command.env("CACHEKEEP_BACK_SECONDS", seconds.to_string());
+        }
         self.child = Some(command.spawn().unwrap());
     }
 
@@ -283,6 +288,11 @@ impl World {
     /// A folder for the test's own files.
     pub fn folder(&self) -> &Path {
         self.scratch.path()
+    }
+
+    /// All of the service's log.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log_file()).unwrap_or_default()
     }
 
     fn log_file(&self) -> PathBuf {

@@ -333,6 +333,33 @@ fn servers_that_stay_away_leave_a_record_that_says_so_until_they_answer_again() 
 }
 
 #[test]
+fn servers_that_answer_and_are_not_put_back_in_time_are_said_to_hold_a_part() {
+    let foreign = start(Form::Single, Access::Open, &[]);
+    fill(&foreign, 1, 300);
+    let service = Service::start_with(&LOOPBACK, &[("CACHEKEEP_BACK_SECONDS", "2")]);
+    let caller = service.caller();
+    let id = attach_open(&caller, "foreign", &[foreign.nodes[0].port]);
+    let backup = caller.make_backup(&id, "the first data");
+    fill(&foreign, 2, 2000);
+    let before = foreign.digest().unwrap();
+    let slow = json!({"max_ops": 300, "patience": 1});
+    let restore = ask(&caller, &id, &json!({"backup_id": backup, "replay": slow}));
+    wait_for_state(&caller, &id, &restore, "loading");
+    let path = format!("/instances/{id}/restores/{restore}/cancel");
+    caller.ck("POST", &path, None).expect(200);
+    let record = ended(&caller, &id, &restore);
+    assert_eq!(
+        (&record["status"], &record["ext"]["target_state"]),
+        (&json!("failed"), &json!("partial")),
+        "{record}"
+    );
+    assert_ne!(foreign.digest().unwrap(), before);
+    let undone = undo(&caller, &id, &restore);
+    assert_eq!(undone["status"], "succeed", "{undone}");
+    assert_eq!(foreign.digest().unwrap(), before);
+}
+
+#[test]
 fn a_plan_counts_what_becomes_of_every_key_and_the_restore_does_that() {
     let foreign = start(Form::Single, Access::Open, &[]);
     fill(&foreign, 1, 400);

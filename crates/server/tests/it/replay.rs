@@ -398,7 +398,10 @@ fn of_what_is_not_valid_or_cannot_be_nothing_is_sent() {
 fn a_target_without_memory_ends_it_with_a_true_account_and_no_half_value() {
     let source = Source::new(&mixed(20_000, 1), &[]);
     for words in [&[][..], &["--commands"]] {
-        let target = PlainEngine::start(&[("maxmemory", "4mb")]).unwrap();
+        // As large as the backup and more, and full of something else.
+        let target = PlainEngine::start(&[]).unwrap();
+        ask(&target.target(), &["SET", "ballast", &"x".repeat(40 << 20)]);
+        ask(&target.target(), &["CONFIG", "SET", "maxmemory", "44mb"]);
         let (status, account) = restored(source.path(), &url(&target), words);
         assert_eq!(
             (status, &account["target_state"]),
@@ -409,9 +412,10 @@ fn a_target_without_memory_ends_it_with_a_true_account_and_no_half_value() {
             account["failure"].as_str().unwrap().contains("OOM"),
             "{account:#}"
         );
+        ask(&target.target(), &["CONFIG", "SET", "maxmemory", "0"]);
+        ask(&target.target(), &["DEL", "ballast"]);
         let names = keys_of(&target.target());
         assert_eq!(names.len() as u64, count(&account, "applied"), "{words:?}");
-        ask(&target.target(), &["CONFIG", "SET", "maxmemory", "0"]);
         let (mut there, mut here) = (
             Connection::open(&target.target()).unwrap(),
             Connection::open(&source.engine.target()).unwrap(),
@@ -432,6 +436,29 @@ fn a_target_without_memory_ends_it_with_a_true_account_and_no_half_value() {
             assert_eq!(length(&mut there), length(&mut here), "{words:?} {name:?}");
         }
     }
+}
+
+#[test]
+fn a_target_that_can_never_have_as_much_memory_is_refused_before_the_first_key() {
+    let source = Source::new(&mixed(20_000, 1), &[]);
+    let target = PlainEngine::start(&[("maxmemory", "2mb")]).unwrap();
+    for words in [&[][..], &["--dry-run"]] {
+        let (status, account) = restored(source.path(), &url(&target), words);
+        assert_eq!(
+            (status, &account["target_state"]),
+            (1, &Value::from("untouched")),
+            "{account:#}"
+        );
+        let why = account["failure"].as_str().unwrap();
+        assert!(
+            why.contains("MiB in memory at least, and the target may use 2 MiB"),
+            "{why}"
+        );
+    }
+    assert_eq!(ask(&target.target(), &["DBSIZE"]), Reply::Number(0));
+    // What is chosen of it may be less.
+    let (status, account) = restored(source.path(), &url(&target), &["--match", "nothing-of-this-name"]);
+    assert_eq!((status, count(&account, "applied")), (0, 0), "{account:#}");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use engine::archive::Archive;
-use engine::replay::{Account, Input, Outcome, Plan, Reach, Ready, Stage};
+use engine::replay::{self, Account, Input, Outcome, Plan, Reach, Ready, Stage};
 use engine::store::Patience;
 use engine::{Control, Error, Kind, failpoint};
 
@@ -24,13 +24,14 @@ use crate::backup::place;
 use crate::backup::record::{self as backups, Backup};
 use crate::catalog::{self, Tx};
 use crate::ids::{BackupId, Moment};
-use crate::instance::Instance;
 use crate::instance::attachment::servers;
 use crate::instance::writing;
+use crate::instance::{self, Instance};
 use crate::jobs::aside::{Seat, Task};
 use crate::jobs::queue;
 use crate::jobs::worker::{Ended, Stop, failure_code, settle, step, with_progress};
 use crate::limits;
+use crate::restore::given_up::GivenUp;
 use crate::restore::migration::record as migrations;
 use crate::restore::options::{Mode, Options};
 use crate::restore::record::{self, TargetState};
@@ -58,8 +59,8 @@ impl Work<'_> {
                 Moment::now(),
             );
         }
-        if let Some(why) = &self.restore.failure {
-            return self.take_back(&Error::new(Kind::Mismatch, "restore", why));
+        if let Some(given_up) = &self.restore.given_up {
+            return self.take_back(given_up);
         }
         let applied = with_progress(
             self.control,
@@ -84,11 +85,11 @@ impl Work<'_> {
             }
             Err(Halt::Stop(stop)) => Err(stop),
             Err(Halt::Failed(error)) if error.kind == Kind::Cancelled => match self.check_wanted() {
-                Err(Halt::Failed(cancelled)) => self.take_back(&cancelled),
+                Err(Halt::Failed(cancelled)) => self.take_back(&self.given_up(&cancelled)),
                 Err(Halt::Stop(stop)) => Err(stop),
-                Ok(()) => self.take_back(&error),
+                Ok(()) => self.take_back(&self.given_up(&error)),
             },
-            Err(Halt::Failed(error)) => self.take_back(&error),
+            Err(Halt::Failed(error)) => self.take_back(&self.given_up(&error)),
         }
     }
 
@@ -216,21 +217,26 @@ impl Work<'_> {
 
     /// Puts the target back to its safety point, where it was begun to be written to and there is one; the record says what is true
     /// then.
-    fn take_back(&self, error: &Error) -> Result<Ended, Stop> {
+    fn take_back(&self, given_up: &GivenUp) -> Result<Ended, Stop> {
         let id = &self.restore.id;
-        let mut why = self.shown(error);
+        let mut why = given_up.why.clone();
         step(self.app, self.claim, |tx| match self.is_import {
-            true => migrations::giving_up(tx, id, &why),
-            false => record::giving_up(tx, id, &why),
+            true => migrations::giving_up(tx, id, given_up),
+            false => record::giving_up(tx, id, given_up),
         })?;
         failpoint::hit("replay.giving_up")?;
         let known = self.replay()?;
         let (state, more) = match (&known.dbs, &known.safety) {
             (None, _) => (TargetState::Untouched, None),
-            (Some(_), None) => (
-                TargetState::Partial,
-                Some("there is no safety point to put it back to".to_owned()),
-            ),
+            (Some(_), None) => {
+                if let Err(left) = self.remove_unfinished() {
+                    tracing::warn!(restore.id = %id, error = engine::chain(&left), "half of a value may be left in the target");
+                }
+                (
+                    TargetState::Partial,
+                    Some("there is no safety point to put it back to".to_owned()),
+                )
+            }
             // What takes it back has as many attempts of its own: one that ends the process each time must not be begun for ever.
             (Some(_), Some(_)) if self.claim.fence > 2 * limits::ATTACHED_ATTEMPTS_MAX => (
                 TargetState::Partial,
@@ -248,7 +254,10 @@ impl Work<'_> {
                 Ok(()) => (TargetState::RolledBack, None),
                 Err(Halt::Stop(stop)) => return Err(stop),
                 Err(Halt::Failed(failed)) => {
-                    let state = match passes(&failed) {
+                    // Some of both is in there where it answers, whatever kept it from being put back.
+                    let is_silent = passes(&failed)
+                        && replay::check_answers(&*writing::asked(self.app, &self.instance)).is_err();
+                    let state = match is_silent {
                         true => TargetState::Unknown,
                         false => TargetState::Partial,
                     };
@@ -258,7 +267,7 @@ impl Work<'_> {
             },
         };
         failpoint::hit("replay.put_back")?;
-        let code = failure_code(error, known.dbs.is_some(), true);
+        let code = given_up.code;
         let text = code.text();
         let labels = [("kind", "restore"), ("code", text.as_str())];
         self.app.counters.add(crate::metrics::FAILURES, &labels);
@@ -266,12 +275,34 @@ impl Work<'_> {
             why = format!("{why}; {more}");
         }
         let now = Moment::now();
-        settle(self.app, self.claim, |tx| match self.is_import {
-            true => migrations::fail(tx, id, code, &why, state, now).map(drop),
-            false => record::fail(tx, id, code, &why, state, now).map(drop),
+        settle(self.app, self.claim, |tx| {
+            if state == TargetState::Unknown && self.instance.attachment.is_none() {
+                // Whoever finds that it serves again settles what is unknown.
+                use instance::Status::{Error, Running};
+                instance::record::transition(tx, &self.instance.id, Running, Error, Some(&why), now)?;
+            }
+            match self.is_import {
+                true => migrations::fail(tx, id, code, &why, state, now).map(drop),
+                false => record::fail(tx, id, code, &why, state, now).map(drop),
+            }
         })?;
         self.forget();
         Ok(Ended::Failed(why))
+    }
+
+    fn given_up(&self, error: &Error) -> GivenUp {
+        GivenUp {
+            code: failure_code(error, true, true),
+            why: self.shown(error),
+        }
+    }
+
+    /// What is left of values that were half made by whatever of this restore has ended.
+    fn remove_unfinished(&self) -> Result<(), Error> {
+        let target = self.target(BACK);
+        [FORTH, BACK]
+            .into_iter()
+            .try_for_each(|journal| replay::remove_unfinished(&self.folder().join(journal), &*target))
     }
 
     /// An error as the record tells it: PostgreSQL's texts have no zero byte, which a server's answer may have.
@@ -300,8 +331,10 @@ impl Work<'_> {
         let patient = Control::leased(Some(limit), self.claim.lease.clone());
         let wanted = || patient.check("open safety point");
         let once = |is_full: bool| -> Result<(), Halt> {
+            self.remove_unfinished()?;
             let plan = Plan {
                 removes_first: is_full,
+                needs_room: false,
                 ..self.replay_plan(options, if is_full { BACK_OF_FULL } else { BACK })?
             };
             let is_of_the_place =

@@ -11,6 +11,7 @@ use crate::backup::record::FailureCode;
 use crate::catalog::{Error, Row, Tx, params};
 use crate::ids::{BackupId, InstanceId, MigrationId, Moment, ProjectId, RestoreId};
 use crate::instance::{Instance, OwnedInstance};
+use crate::restore::given_up::GivenUp;
 use crate::restore::record::{Method, Restore, Status, TargetState};
 use crate::restore::replay_record::{Replay, read};
 
@@ -211,7 +212,7 @@ pub fn expected_bytes(tx: &Tx<'_>, id: &str) -> Result<u64, Error> {
 /// The catalogue failed.
 pub fn load(tx: &Tx<'_>, id: &RestoreId) -> Result<Option<Restore>, Error> {
     tx.one(
-        "SELECT name, backup_id, status, failure, target_state FROM migration WHERE id = ?1",
+        "SELECT name, backup_id, status, failure, target_state, error_code FROM migration WHERE id = ?1",
         (id,),
         |row| {
             Ok(Restore {
@@ -219,7 +220,7 @@ pub fn load(tx: &Tx<'_>, id: &RestoreId) -> Result<Option<Restore>, Error> {
                 name: row.get(0)?,
                 backup_id: row.get(1)?,
                 status: row.get(2)?,
-                failure: row.get(3)?,
+                given_up: GivenUp::read(row.get::<Option<String>>(5)?.as_deref(), row.get(3)?),
                 method: Method::Replay,
                 verify: "none".to_owned(),
                 target_state: row.get(4)?,
@@ -305,10 +306,23 @@ pub fn counted(tx: &Tx<'_>, id: &RestoreId, account: &Account) -> Result<(), Err
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn giving_up(tx: &Tx<'_>, id: &RestoreId, why: &str) -> Result<(), Error> {
+pub fn giving_up(tx: &Tx<'_>, id: &RestoreId, given_up: &GivenUp) -> Result<(), Error> {
     tx.execute(
-        "UPDATE migration SET failure = ?2 WHERE id = ?1 AND status IN ('waiting', 'running')",
-        (id, why),
+        "UPDATE migration SET error_code = ?2, failure = ?3 WHERE id = ?1 AND status IN ('waiting', 'running')",
+        (id, given_up.code.text(), &given_up.why),
+    )?;
+    Ok(())
+}
+
+/// See [`crate::restore::replay_record::settle_unknown`].
+///
+/// # Errors
+/// The catalogue failed.
+pub fn settle_unknown(tx: &Tx<'_>, instance: &InstanceId, now: Moment) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE migration SET target_state = 'partial', updated_at_ms = ?2 \
+         WHERE instance_id = ?1 AND status = 'failed' AND target_state = 'unknown' AND dbs IS NOT NULL",
+        (instance, now),
     )?;
     Ok(())
 }
@@ -345,7 +359,7 @@ pub fn is_to_be_cancelled(tx: &Tx<'_>, id: &RestoreId) -> Result<bool, Error> {
 /// The catalogue failed.
 pub fn succeed(tx: &Tx<'_>, id: &RestoreId, now: Moment) -> Result<bool, Error> {
     let changed = tx.execute(
-        "UPDATE migration SET status = 'succeeded', target_state = 'replaced', failure = NULL, finished_at_ms = ?2, updated_at_ms = ?2 \
+        "UPDATE migration SET status = 'succeeded', target_state = 'replaced', failure = NULL, error_code = NULL, finished_at_ms = ?2, updated_at_ms = ?2 \
          WHERE id = ?1 AND status = 'running'",
         (id, now),
     )?;
