@@ -2,7 +2,7 @@
 //! Each node has a Unix socket beside its port, where the test is the default user and needs no certificate.
 
 use std::fs::File;
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -50,6 +50,8 @@ pub struct Node {
     folder: PathBuf,
     /// Where it listens, by TLS where the deployment does.
     pub port: u16,
+    /// Where it says that it is found, if that is not where it listens.
+    pub announced: Option<SocketAddr>,
     password: Option<String>,
     program: PathBuf,
 }
@@ -112,6 +114,14 @@ impl Node {
     }
 }
 
+impl Node {
+    /// Where others are told that it is.
+    pub fn told(&self) -> SocketAddr {
+        let listens = SocketAddr::from((Ipv4Addr::LOCALHOST, self.port));
+        self.announced.unwrap_or(listens)
+    }
+}
+
 impl Drop for Node {
     fn drop(&mut self) {
         self.kill();
@@ -126,6 +136,7 @@ pub struct Deployment {
     pub sentinels: Vec<Node>,
     form: Form,
     access: Access,
+    announces: Option<Ipv4Addr>,
     folder: Scratch,
 }
 
@@ -140,7 +151,7 @@ impl Deployment {
         access: Access,
         settings: &[(&str, &str)],
     ) -> Result<Self, Stop> {
-        Self::start_below(&std::env::temp_dir(), program, form, access, settings)
+        Self::start_with(&std::env::temp_dir(), None, program, form, access, settings)
     }
 
     /// As [`Deployment::start`], with the nodes' files in this folder.
@@ -149,6 +160,32 @@ impl Deployment {
     /// As [`Deployment::start`].
     pub fn start_below(
         below: &Path,
+        program: &Path,
+        form: Form,
+        access: Access,
+        settings: &[(&str, &str)],
+    ) -> Result<Self, Stop> {
+        Self::start_with(below, None, program, form, access, settings)
+    }
+
+    /// As [`Deployment::start`]. The nodes listen on loopback and say that they are at this address, by other ports, from which they
+    /// are forwarded to: what a network that translates addresses looks like. Not with TLS.
+    ///
+    /// # Errors
+    /// As [`Deployment::start`]; the machine has no such address.
+    pub fn start_behind(
+        announces: Option<Ipv4Addr>,
+        program: &Path,
+        form: Form,
+        access: Access,
+        settings: &[(&str, &str)],
+    ) -> Result<Self, Stop> {
+        Self::start_with(&std::env::temp_dir(), announces, program, form, access, settings)
+    }
+
+    fn start_with(
+        below: &Path,
+        announces: Option<Ipv4Addr>,
         program: &Path,
         form: Form,
         access: Access,
@@ -163,6 +200,7 @@ impl Deployment {
             sentinels: Vec::new(),
             form,
             access,
+            announces,
             folder,
         };
         let count = match form {
@@ -178,9 +216,10 @@ impl Deployment {
                     .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
             );
             if form == Form::Watched && number > 0 {
+                let primary = made.nodes[0].told();
                 own.push((
                     "replicaof".to_owned(),
-                    format!("127.0.0.1 {}", made.nodes[0].port),
+                    format!("{} {}", primary.ip(), primary.port()),
                 ));
             }
             let node = made.start_one(program, &format!("node{number}"), &own, false)?;
@@ -274,6 +313,14 @@ impl Deployment {
         for (name, value) in settings {
             text.push_str(&format!("{name} {value}\n"));
         }
+        let announced = match self.announces {
+            None => None,
+            Some(at) => {
+                let announced = forward(at, port)?;
+                text.push_str(&self.announcement(announced, port, is_sentinel)?);
+                Some(announced)
+            }
+        };
         let file = folder.join("conf");
         std::fs::write(&file, text).map_err(|e| Stop::file("write", &file, &e))?;
         let log_file = folder.join("log");
@@ -283,6 +330,7 @@ impl Deployment {
             child,
             folder,
             port,
+            announced,
             password,
             program: program.to_owned(),
         };
@@ -297,13 +345,29 @@ impl Deployment {
         Ok(node)
     }
 
+    /// The settings by which a node says that it is somewhere else.
+    fn announcement(&self, at: SocketAddr, port: u16, is_sentinel: bool) -> Result<String, Stop> {
+        let (ip, announced) = (at.ip(), at.port());
+        let words = |kind: &str| format!("{kind}announce-ip {ip}\n{kind}announce-port {announced}\n");
+        if is_sentinel {
+            return Ok(words("sentinel "));
+        }
+        let mut text = words("replica-");
+        if let (Form::Cluster, Some(address)) = (self.form, self.announces) {
+            let bus = forward(address, port + 10_000)?.port();
+            text.push_str(&words("cluster-"));
+            text.push_str(&format!("cluster-announce-bus-port {bus}\n"));
+        }
+        Ok(text)
+    }
+
     /// Three Sentinels that know each other and the replicas.
     fn watch(&mut self, program: &Path) -> Result<(), Stop> {
         self.wait_in_sync()?;
-        let primary = self.nodes[0].port;
+        let (ip, primary) = (self.nodes[0].told().ip(), self.nodes[0].told().port());
         for number in 0..3 {
             let mut own: Vec<(String, String)> = [
-                ("sentinel", format!("monitor mymaster 127.0.0.1 {primary} 2")),
+                ("sentinel", format!("monitor mymaster {ip} {primary} 2")),
                 ("sentinel", "down-after-milliseconds mymaster 1000".to_owned()),
                 ("sentinel", "failover-timeout mymaster 3000".to_owned()),
             ]
@@ -363,7 +427,9 @@ impl Deployment {
         until("a cluster that serves", || {
             for node in &self.nodes {
                 let state = node.ask(&["CLUSTER", "INFO"])?;
-                if !state.text().unwrap_or_default().contains("cluster_state:ok") {
+                let known = node.ask(&["CLUSTER", "NODES"])?;
+                let replicas = known.text().unwrap_or_default().matches("slave").count();
+                if !state.text().unwrap_or_default().contains("cluster_state:ok") || replicas != 3 {
                     return Ok(false);
                 }
             }
@@ -482,6 +548,36 @@ fn make_certificates(folder: &Path) -> Result<(), Stop> {
 }
 
 /// A port that nobody has, whose bus port of a cluster node nobody has either.
+/// Listens at this address, and passes each connection on to that port of loopback, until the process ends.
+fn forward(at: Ipv4Addr, to: u16) -> Result<SocketAddr, Stop> {
+    let listener = TcpListener::bind((at, 0))?;
+    let address = listener.local_addr()?;
+    std::thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                // Either side may go at any time.
+                let _ended = pass_on(&client, to);
+            });
+        }
+    });
+    Ok(address)
+}
+
+fn pass_on(client: &TcpStream, to: u16) -> std::io::Result<()> {
+    let server = TcpStream::connect((Ipv4Addr::LOCALHOST, to))?;
+    client.set_nodelay(true)?;
+    server.set_nodelay(true)?;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let _ended = std::io::copy(&mut &*client, &mut &server);
+            let _gone_already = server.shutdown(Shutdown::Both);
+        });
+        let passed = std::io::copy(&mut &server, &mut &*client);
+        let _gone_already = client.shutdown(Shutdown::Both);
+        passed.map(drop)
+    })
+}
+
 fn free_port() -> Result<u16, Stop> {
     loop {
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();

@@ -624,6 +624,7 @@ impl Run<'_> {
             is_stopped: AtomicBool::new(false),
             is_stale: AtomicBool::new(false),
             is_unconfirmed: AtomicBool::new(false),
+            is_named: AtomicBool::new(self.state.account.applied.first.len() >= NAMED_MAX),
         };
         self.control
             .keys_done

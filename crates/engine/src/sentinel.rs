@@ -50,7 +50,7 @@ pub(crate) const MOVER_USER: &str = "cachekeep-failover";
 const PEER_USER: &str = "cachekeep-peer";
 /// What a Sentinel does with what it watches. Source: Redis documentation, "Sentinel", "Redis Access Control List
 /// authentication".
-const WATCHER_RULES: &str = "&__sentinel__:hello +multi +exec +slaveof +replicaof +ping +subscribe +publish +info +role \
+const WATCHER_RULES: &str = "resetchannels &__sentinel__:hello +multi +exec +slaveof +replicaof +ping +subscribe +publish +info +role \
                              +config|rewrite +client|setname +client|kill +script|kill";
 const MOVER_RULES: &str = "+multi +exec +role +config|get +config|set +client|kill +acl|users";
 const PEER_RULES: &str = "+ping +hello +publish +client|setname +sentinel|is-master-down-by-addr";

@@ -78,6 +78,11 @@ impl Client {
         Ok(other)
     }
 
+    /// The project that all calls are for.
+    pub fn project(&self) -> &str {
+        &self.project
+    }
+
     /// The path of a call on API v2.
     pub fn path(&self, rest: &str) -> String {
         format!("/v2/{}{rest}", self.project)

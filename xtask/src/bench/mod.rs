@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: what the service costs beside the engine's own tools, measured in pairs in one run.
 
+mod attached;
 mod client;
 mod clients;
 mod cluster;
@@ -25,26 +26,28 @@ route and other readers.
   cargo xtask bench [--quick] [NAME...]
 
   --quick   one pair of small data: shows that the measurement works, says nothing about speed
-  NAME      some of: backup, small-backup, restore, cluster, failover, replay, switch, listing, parse; without any: all
+  NAME      some of: backup, small-backup, restore, cluster, failover, replay, attached, switch, listing, parse; without
+            any: all
 
 A full run of all takes about 20 minutes on 2 cores, needs 6 GiB of memory and 5 GiB of disk, and writes
 docs/benchmarks.md. Nothing else should run on the machine meanwhile.
 ";
 
-const NAMES: [&str; 9] = [
+const NAMES: [&str; 10] = [
     "backup",
     "small-backup",
     "restore",
     "cluster",
     "failover",
     "replay",
+    "attached",
     "switch",
     "listing",
     "parse",
 ];
 
 /// Those whose sections stand alone: measured alone they replace what is written of them.
-const SECTIONS: [&str; 4] = ["cluster", "failover", "parse", "replay"];
+const SECTIONS: [&str; 5] = ["attached", "cluster", "failover", "parse", "replay"];
 
 /// How much is measured.
 #[derive(Debug, Clone, Copy)]
@@ -110,6 +113,9 @@ pub fn command(mut args: Args) -> Result<(), Stop> {
     }
     if wants("replay") {
         sections.extend(replay::measure(&scale)?);
+    }
+    if wants("attached") {
+        sections.extend(attached::measure(&scale)?);
     }
     if wants("switch") {
         sections.push(data::measure_switch(&scale)?);

@@ -299,12 +299,15 @@ impl Generator {
                     .word(group)
                     .show(stream_id(entries / 2)),
             )?;
+            // It has nothing pending, and is told so. (XGROUP CREATECONSUMER is of redis 6.2.)
             sink(
                 self.command
-                    .begin("XGROUP", b"CREATECONSUMER")
-                    .word(&self.key)
+                    .begin("XREADGROUP", b"GROUP")
                     .word(group)
-                    .word("idle"),
+                    .word("idle")
+                    .word("STREAMS")
+                    .word(&self.key)
+                    .word("0"),
             )?;
             for entry in 1..=entries.min(40) {
                 let consumer = ["left", "right"][random.below(2) as usize];

@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use super::account::Account;
+use super::account::{Account, NAMED_MAX};
 use super::ledger::{Chunk, Ledger};
 use super::target::{Target, has_replicas, named_by};
 use super::{Conflict, Plan};
@@ -151,6 +151,8 @@ pub(super) struct Shared<'a> {
     pub(super) is_stale: AtomicBool,
     /// A replica did not confirm in time.
     pub(super) is_unconfirmed: AtomicBool,
+    /// What is committed names as many applied keys as are named: the others are only counted, which costs a fraction of that.
+    pub(super) is_named: AtomicBool,
 }
 
 impl Shared<'_> {
@@ -360,7 +362,10 @@ impl<'s, 'a> Lane<'s, 'a> {
                 batch.chunk.end_batch(account);
                 let keys = batch.keys.len() as u64;
                 self.shared.control.keys_done.fetch_add(keys, Ordering::Relaxed);
-                lock(&self.shared.ledger).commit();
+                let mut ledger = lock(&self.shared.ledger);
+                if ledger.commit() && ledger.account.applied.first.len() >= NAMED_MAX {
+                    self.shared.is_named.store(true, Ordering::Relaxed);
+                }
             }
             Err(account) => batch.chunk.spoil(account),
         }
@@ -432,7 +437,8 @@ impl<'s, 'a> Lane<'s, 'a> {
         account: &mut Account,
     ) {
         account.applied_bytes += entry_bytes;
-        if account.applied.first.len() < super::account::NAMED_MAX {
+        let is_named = self.shared.is_named.load(Ordering::Relaxed);
+        if !is_named && account.applied.first.len() < NAMED_MAX {
             let (db, key) = self.source_of(batch, bytes);
             account.applied.add(db, &key, "");
         } else {

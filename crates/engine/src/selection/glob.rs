@@ -3,6 +3,10 @@
 /// Whether a key matches: `*` any bytes, `?` any byte, `[a-c]` and `[^a-c]` one of a class, `\` the next byte as it
 /// is.
 pub(super) fn matches(pattern: &[u8], key: &[u8]) -> bool {
+    // Engines look at no pattern for a key without a byte, but for the one star that takes all keys.
+    if key.is_empty() {
+        return pattern.is_empty() || pattern == b"*";
+    }
     let (mut p, mut k) = (0, 0);
     // Where to go on after the last star: behind it in the pattern, and at the next byte of the key.
     let mut retry: Option<(usize, usize)> = None;
@@ -44,9 +48,8 @@ fn one(pattern: &[u8], byte: u8) -> Option<usize> {
                     // A class that is not closed ends with the pattern.
                     [] | [b']', ..] => break,
                     [b'\\', escaped, ..] => (2, *escaped == byte),
-                    [low, b'-', high, ..] if *high != b']' => {
-                        (3, (*low.min(high)..=*low.max(high)).contains(&byte))
-                    }
+                    // Whatever byte stands behind the dash, a closing bracket too.
+                    [low, b'-', high, ..] => (3, (*low.min(high)..=*low.max(high)).contains(&byte)),
                     [single, ..] => (1, *single == byte),
                 };
                 found |= hit;
@@ -85,6 +88,9 @@ mod tests {
             (r"[\]]", "]", true),
             ("[ab", "b", true),
             ("**", "anything", true),
+            ("**", "", false),
+            ("[a-]z", "]z", false),
+            ("[a-]z", "^", true),
         ] {
             assert_eq!(
                 matches(pattern.as_bytes(), key.as_bytes()),

@@ -7,6 +7,7 @@ mod backup;
 mod chosen;
 mod damage;
 mod failpoints;
+mod globs;
 mod harness;
 mod psync;
 mod remote;

@@ -30,7 +30,7 @@ const ACCESSES: [(Access, &str); 3] = [
 const KEYS: u64 = 300;
 
 /// Keys of each plain type on whichever primary takes them; `seed` tells the data of one from that of another.
-fn fill(foreign: &Deployment, seed: usize) {
+pub fn fill(foreign: &Deployment, seed: usize) {
     let primaries = foreign.primaries().unwrap();
     let mut open: Vec<Connection> = primaries.iter().map(|node| node.open().unwrap()).collect();
     for number in 0..KEYS {
@@ -141,7 +141,7 @@ fn pass(caller: &Caller, from: &Captured, into: &Captured) -> String {
     "equal, and undone".to_owned()
 }
 
-fn program(engine: &str) -> Option<PathBuf> {
+pub fn program(engine: &str) -> Option<PathBuf> {
     let fetched = PathBuf::from(FETCHED).join(engine);
     match engine {
         "redis-7.0" => Some(PathBuf::from("redis-server")),
