@@ -228,9 +228,7 @@ fn a_backup_is_not_opened_with_the_key_of_another_project() {
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     let swap = "UPDATE project SET identity_sealed = (SELECT identity_sealed FROM project WHERE name = 'other') \
                 WHERE name <> 'other'";
-    let catalogue = rusqlite::Connection::open(world.data().join("catalog.sqlite")).unwrap();
-    catalogue.execute(swap, ()).unwrap();
-    drop(catalogue);
+    world.database.change(swap);
     world.run(&Run::armed("process.before_spawn:error"));
     fails_with(&mut world, &backup, &["dcs.08.0004"], "another project's key");
     checker::check(&mut world, Form::Cheap, "another project's key");

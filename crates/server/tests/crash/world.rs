@@ -14,6 +14,8 @@ use xtask::resp::{Connection, Target};
 use xtask::scratch::Scratch;
 use xtask::service::processes_in;
 
+use crate::catalogue::{Database, Kind};
+
 /// How long the service may take until it answers.
 const START_MAX: Duration = Duration::from_secs(60);
 /// Clients' password of every instance here.
@@ -64,6 +66,8 @@ pub struct World {
     settings: Vec<String>,
     /// The program of its engines; `None`: the machine's own.
     engine: Option<PathBuf>,
+    /// Where its catalogue is.
+    pub database: Database,
     /// As the service is told.
     named: PathBuf,
     /// As the kernel shows it.
@@ -87,25 +91,37 @@ pub type Answer = Result<(u16, Value), String>;
 impl World {
     /// Starts a service with further options of `cachekeep serve`.
     pub fn start(settings: &[&str]) -> Self {
+        Self::start_in(Kind::wanted(), settings)
+    }
+
+    /// Starts one with its catalogue in a database of this kind.
+    pub fn start_in(kind: Kind, settings: &[&str]) -> Self {
         let scratch = Scratch::new("crash").unwrap();
         let data = scratch.path().join("data");
-        Self::start_on(scratch, data, settings)
+        Self::start_with(kind, scratch, data, settings, None)
     }
 
     /// Starts one on a data directory of the caller's, kept by `scratch`.
     pub fn start_on(scratch: Scratch, data: PathBuf, settings: &[&str]) -> Self {
-        Self::start_with(scratch, data, settings, None)
+        Self::start_with(Kind::wanted(), scratch, data, settings, None)
     }
 
     /// Starts one whose engines are of this program.
     pub fn start_of(engine: PathBuf) -> Self {
         let scratch = Scratch::new("crash").unwrap();
         let data = scratch.path().join("data");
-        Self::start_with(scratch, data, &[], Some(engine))
+        Self::start_with(Kind::wanted(), scratch, data, &[], Some(engine))
     }
 
-    fn start_with(scratch: Scratch, data: PathBuf, settings: &[&str], engine: Option<PathBuf>) -> Self {
+    fn start_with(
+        kind: Kind,
+        scratch: Scratch,
+        data: PathBuf,
+        settings: &[&str],
+        engine: Option<PathBuf>,
+    ) -> Self {
         let mut world = Self {
+            database: Database::make(kind, &scratch, &data),
             child: None,
             engine,
             endpoint: String::new(),
@@ -169,6 +185,7 @@ impl World {
             .env("CACHEKEEP_FAILPOINT", &run.failpoints)
             .env("CACHEKEEP_FAILPOINT_MARK", &self.mark)
             .env("NO_COLOR", "1")
+            .envs(self.database.variable())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
@@ -507,13 +524,9 @@ impl World {
     /// Makes every job that is not done a day older, while no service runs.
     pub fn age_jobs_by_a_day(&self) {
         assert!(self.child.is_none(), "the service runs");
-        let catalogue = rusqlite::Connection::open(self.data.join("catalog.sqlite")).unwrap();
-        let aged = catalogue
-            .execute(
-                "UPDATE job SET created_at_ms = created_at_ms - 86400000 WHERE state <> 'done'",
-                (),
-            )
-            .unwrap();
+        let aged = self
+            .database
+            .change("UPDATE job SET created_at_ms = created_at_ms - 86400000 WHERE state <> 'done'");
         assert_eq!(aged, 1);
     }
 
