@@ -31,6 +31,7 @@ mod random_kills;
 mod remote;
 mod resize;
 mod resumed;
+mod torture;
 mod world;
 
 /// Whether the long form is wanted.

@@ -18,6 +18,9 @@ use crate::catalogue::{Database, Kind};
 
 /// How long the service may take until it answers.
 const START_MAX: Duration = Duration::from_secs(60);
+/// Jobs, and imports, which are none.
+const UNFINISHED: &str = "SELECT (SELECT count(*) FROM job WHERE state <> 'done') + \
+                          (SELECT count(*) FROM backup WHERE status IN ('waiting', 'running'))";
 /// Clients' password of every instance here.
 pub const PASSWORD: &str = "Crash-test-1";
 
@@ -545,7 +548,7 @@ impl World {
         }
     }
 
-    /// Waits until no job is left or the service has died; says whether it has.
+    /// Waits until no job and no import is left or the service has died; says whether it has.
     pub fn wait_idle_or_dead(&mut self, limit: Duration) -> bool {
         let started = Instant::now();
         let catalogue = crate::checker::Catalogue::open(self);
@@ -553,7 +556,7 @@ impl World {
             if self.ended().is_some() {
                 return true;
             }
-            if catalogue.count("SELECT count(*) FROM job WHERE state <> 'done'") == 0 {
+            if catalogue.count(UNFINISHED) == 0 {
                 // The last place lies behind the end of the job.
                 std::thread::sleep(Duration::from_millis(150));
                 return self.ended().is_some();
