@@ -95,7 +95,12 @@ pub enum Catalogue {
 impl Catalogue {
     /// Opens the world's.
     pub fn open(world: &World) -> Self {
-        match &world.database {
+        Self::of(&world.database)
+    }
+
+    /// Opens that of a database.
+    pub fn of(database: &Database) -> Self {
+        match database {
             Database::Sqlite(file) => {
                 let flags = OpenFlags::SQLITE_OPEN_READ_ONLY;
                 let connection = rusqlite::Connection::open_with_flags(file, flags).unwrap();

@@ -4,7 +4,8 @@
 //! A lie is: a backup that says it succeeded and whose objects are missing, of another size or digest, or (once per
 //! backup, [`Form::Full`]) do not decode to a file that a stock engine loads to the very data of that moment; objects
 //! without a backup; a restore that says it succeeded while clients find anything else than the backup's data, or
-//! failed while they find anything else than the data of before; anything unfinished a minute after the last crash.
+//! failed while they find anything else than the data of before; anything unfinished a minute after the last crash. A record is
+//! lost where a client was told its id and the catalogue does not know it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -214,12 +215,21 @@ impl Catalogue {
 pub fn check(world: &mut World, form: Form, label: &str) {
     settle(world, label);
     let catalogue = Catalogue::open(world);
+    check_answered(world, &catalogue, label);
     learn_restores(world, &catalogue, label);
     check_instances(world, &catalogue, label);
     check_machine(world, &catalogue, label);
     check_store(world, &catalogue, label);
     if form == Form::Full {
         prove_backups(world, &catalogue, label);
+    }
+}
+
+/// What a client was told is accepted has its record.
+fn check_answered(world: &World, catalogue: &Catalogue, label: &str) {
+    for (table, id) in world.answered() {
+        let found = catalogue.count(&format!("SELECT count(*) FROM {table} WHERE id = '{id}'"));
+        assert_eq!(found, 1, "{label}: the accepted {table} {id} is lost");
     }
 }
 
@@ -382,9 +392,14 @@ fn entries(directory: &Path) -> Vec<std::path::PathBuf> {
 
 /// Every object belongs to a backup that succeeded, and is what its manifest says.
 fn check_store(world: &World, catalogue: &Catalogue, label: &str) {
-    let store = world.data().join("store");
+    let objects = check_archives(&world.data().join("store"), catalogue, label);
+    assert!(objects.is_empty(), "{label}: objects of no backup: {objects:?}");
+}
+
+/// Every backup that succeeded has its objects in this folder, as its manifest says; returns the names of the others.
+pub fn check_archives(store: &Path, catalogue: &Catalogue, label: &str) -> BTreeSet<String> {
     let mut objects = BTreeSet::new();
-    collect(&store, &store, &mut objects);
+    collect(store, store, &mut objects);
     objects.retain(|name| !name.starts_with("journal/"));
     for backup in catalogue.backups() {
         if backup.kind == "generation" || backup.status != "succeeded" {
@@ -416,7 +431,7 @@ fn check_store(world: &World, catalogue: &Catalogue, label: &str) {
             );
         }
     }
-    assert!(objects.is_empty(), "{label}: objects of no backup: {objects:?}");
+    objects
 }
 
 fn collect(root: &Path, directory: &Path, into: &mut BTreeSet<String>) {

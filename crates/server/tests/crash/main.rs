@@ -27,6 +27,7 @@ mod lifecycle;
 mod memory;
 mod old_engine;
 mod out_of_memory;
+mod power;
 mod random_kills;
 mod remote;
 mod resize;

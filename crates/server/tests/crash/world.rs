@@ -1,6 +1,7 @@
 //! A cachekeep that may die at any moment, its clients, and what is known about its data.
 
-use std::collections::{BTreeMap, HashSet};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::File;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -77,6 +78,8 @@ pub struct World {
     data: PathBuf,
     /// Where `CACHEKEEP_FAILPOINT_MARK` goes.
     pub mark: PathBuf,
+    /// What was answered with success: the table of each record, and its id.
+    answered: RefCell<BTreeSet<(&'static str, String)>>,
     /// Living instances by name.
     pub instances: BTreeMap<String, Known>,
     /// The digest of what each backup holds, retired generations included, where it is known.
@@ -116,6 +119,11 @@ impl World {
         Self::start_with(Kind::wanted(), scratch, data, &[], Some(engine))
     }
 
+    /// As [`World::start_on`], with the catalogue in that directory whatever is wanted.
+    pub fn start_on_sqlite(scratch: Scratch, data: PathBuf) -> Self {
+        Self::start_with(Kind::Sqlite, scratch, data, &[], None)
+    }
+
     fn start_with(
         kind: Kind,
         scratch: Scratch,
@@ -135,6 +143,7 @@ impl World {
             data: data.canonicalize().unwrap_or_else(|_not_yet| data.clone()),
             named: data,
             mark: scratch.path().join("mark"),
+            answered: RefCell::default(),
             instances: BTreeMap::new(),
             backups: BTreeMap::new(),
             seen_restores: HashSet::new(),
@@ -355,7 +364,19 @@ impl World {
         let mut response = sent.map_err(|e| e.to_string())?;
         let status = response.status().as_u16();
         let body = response.body_mut().read_to_string().map_err(|e| e.to_string())?;
-        Ok((status, serde_json::from_str(&body).unwrap_or(Value::Null)))
+        let answer = serde_json::from_str(&body).unwrap_or(Value::Null);
+        if status < 300 && method == "POST" {
+            let told = [("backup", "backup_id"), ("restore", "restore_id")]
+                .into_iter()
+                .filter_map(|(table, field)| Some((table, text(&answer, field)?)));
+            self.answered.borrow_mut().extend(told);
+        }
+        Ok((status, answer))
+    }
+
+    /// Table and id of every record whose acceptance was answered.
+    pub fn answered(&self) -> Vec<(&'static str, String)> {
+        self.answered.borrow().iter().cloned().collect()
     }
 
     /// One request that must be answered with success.

@@ -26,6 +26,21 @@ fn is_long() -> bool {
     std::env::var("CACHEKEEP_TEST_LONG").is_ok_and(|long| long == "1")
 }
 
+/// So many kills or sleeps: what `CACHEKEEP_TEST_TIMES` says, or as many as the form of the test has.
+fn times(short: u32, long: u32) -> u32 {
+    let asked = std::env::var("CACHEKEEP_TEST_TIMES").ok();
+    let form = if is_long() { long } else { short };
+    asked.map_or(form, |text| text.parse().unwrap())
+}
+
+/// Chooses the moments: others in each process, unless `CACHEKEEP_TEST_SEED` says which.
+fn seed() -> u64 {
+    let asked = std::env::var("CACHEKEEP_TEST_SEED").ok();
+    let seed = asked.map_or_else(|| u64::from(std::process::id()), |text| text.parse().unwrap());
+    println!("CACHEKEEP_TEST_SEED={seed} chooses the same moments");
+    seed
+}
+
 /// Kept until last: services hold on to it.
 struct Shared {
     nodes: BTreeMap<&'static str, Service>,
@@ -181,7 +196,7 @@ fn pause(seed: &mut u64, within: Duration) {
 
 #[test]
 fn a_worker_that_is_killed_in_mid_backup_is_succeeded_by_another() {
-    let kills = if is_long() { 50 } else { 3 };
+    let kills = times(3, 50);
     let mut shared = Shared::start("api", &["--role", "api,scheduler"], &[]);
     for worker in ["first", "second"] {
         shared.join(worker, &["--role", "worker"], &[]);
@@ -189,7 +204,7 @@ fn a_worker_that_is_killed_in_mid_backup_is_succeeded_by_another() {
     let source = Source::start(4, 2_000_000);
     let caller = shared.nodes["api"].caller();
     let instance = source.attach(&caller, "throttled");
-    let (mut seed, mut slowest, mut again) = (7, Duration::ZERO, 0);
+    let (mut seed, mut slowest, mut again) = (seed(), Duration::ZERO, 0);
     for kill in 0..kills {
         let backup = caller.start_backup(&instance, &format!("{kill}"));
         let owner = capturing(&shared, &instance, &backup, "");
@@ -224,7 +239,7 @@ fn a_worker_that_is_killed_in_mid_backup_is_succeeded_by_another() {
 
 #[test]
 fn a_worker_that_sleeps_past_its_lease_wakes_to_no_effect() {
-    let sleeps = if is_long() { 300 } else { 3 };
+    let sleeps = times(3, 300);
     let mut shared = Shared::start("api", &["--role", "api,scheduler"], &[]);
     for worker in ["first", "second"] {
         shared.join(worker, &["--role", "worker"], &[]);
@@ -232,7 +247,7 @@ fn a_worker_that_sleeps_past_its_lease_wakes_to_no_effect() {
     let source = Source::start(8, 1_500_000);
     let caller = shared.nodes["api"].caller();
     let instance = source.attach(&caller, "throttled");
-    let (mut seed, mut during) = (11, 0);
+    let (mut seed, mut during) = (seed(), 0);
     for sleep in 0..sleeps {
         let backup = caller.start_backup(&instance, &format!("{sleep}"));
         let sleeper = capturing(&shared, &instance, &backup, "");
