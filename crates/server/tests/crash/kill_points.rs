@@ -70,7 +70,7 @@ pub const PLACES: &[(&str, &[Operation])] = &[
     ("backup.begun", &[Backup]),
     ("backup.claimed", &[Backup]),
     ("backup.first_segment_stored", &[Backup, Import]),
-    ("backup.mid_capture", &[Backup, Import, InPlace]),
+    ("backup.mid_capture", &[Backup, InPlace]),
     ("backup.settled", &[Backup]),
     ("backup_delete.after_commit", &[DeleteBackup]),
     ("create.before_settle", &[Create, CreateFails]),
