@@ -23,6 +23,10 @@ pub const DEFECTS: &[(&str, &str)] = &[
         "a job writes and settles whoever has claimed it meanwhile",
     ),
     ("claim-unguarded", "a job is claimed that another one has"),
+    (
+        "attempts-share-names",
+        "the fence is not part of the names of stored objects",
+    ),
     ("lease-without-end", "who holds a job goes on after its lease"),
     (
         "old-data-not-brought-back",

@@ -18,6 +18,16 @@ const POWER: Gate = ("cachekeep", "crash", "power::");
 const BACKUP_HIT: Gate = ("cachekeep", "crash", "kill_points::a_backup_hit_anywhere");
 const CLAIMS: Gate = ("cachekeep", "bin", "jobs::queue::tests::");
 const ZOMBIES: Gate = ("cachekeep", "it", "shared::a_worker_that_sleeps_past_its_lease");
+const CUT_OFF: Gate = (
+    "cachekeep",
+    "it",
+    "shared::a_worker_that_is_cut_off_from_the_catalogue",
+);
+const CANCELLED: Gate = (
+    "cachekeep",
+    "it",
+    "attach_restore::a_restore_that_is_cancelled_while_it_writes",
+);
 const IN_PLACE: Gate = ("cachekeep", "crash", "kill_points::a_failing_in_place_restore");
 const ATTACHED: Gate = ("cachekeep", "crash", "attached_restore::");
 const DAMAGE: Gate = ("engine", "it", "damage::");
@@ -26,17 +36,18 @@ const RETENTION: Gate = ("cachekeep", "bin", "schedule::keep::tests::");
 const ISOLATION: Gate = ("cachekeep", "it", "isolation::");
 
 /// A promise, a defect of `crates/engine/src/defect.rs` that breaks it, and the gate that must catch that.
-const GATES: [(&str, &str, Gate); 19] = [
+const GATES: [(&str, &str, Gate); 20] = [
     ("P1", "catalogue-unsynced", POWER),
     ("P1", "objects-unsynced", POWER),
     ("P1", "acknowledged-before-commit", POWER),
     ("P1", "job-apart-from-record", BACKUP_HIT),
     ("P4", "fence-unchecked", CLAIMS),
     ("P4", "claim-unguarded", CLAIMS),
-    ("P4", "lease-without-end", ZOMBIES),
+    ("P4", "attempts-share-names", ZOMBIES),
+    ("P4", "lease-without-end", CUT_OFF),
     ("P5", "old-data-not-brought-back", IN_PLACE),
     ("P5", "not-put-back", ATTACHED),
-    ("P5", "target-state-unwritten", ATTACHED),
+    ("P5", "target-state-unwritten", CANCELLED),
     ("P6", "stored-bytes-unproven", DAMAGE),
     ("P6", "manifest-unproven", DAMAGE),
     ("P6", "connected-before-validation", DAMAGE),

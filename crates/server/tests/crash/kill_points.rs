@@ -377,6 +377,9 @@ pub fn hit(world: &mut World, operation: Operation, place: &str, action: &str, b
         assert!(told || Some(digest) == world.instances["one"].digest, "{label}");
         world.note("one");
     }
+    if action != "error" {
+        is_done_all_the_same(world, operation, &before, &label);
+    }
     forget(world, operation, &subject, (place, action));
     let form = match operation {
         Backup | Import => Form::Full,
@@ -385,6 +388,30 @@ pub fn hit(world: &mut World, operation: Operation, place: &str, action: &str, b
     learn_backups(world, operation, &before);
     checker::check(world, form, &label);
     clean_up(world, operation);
+}
+
+/// A kill or a pause is no reason to fail: what was accepted is done after it.
+fn is_done_all_the_same(world: &World, operation: Operation, before: &BTreeSet<String>, label: &str) {
+    let catalogue = Catalogue::open(world);
+    match operation {
+        Backup => {
+            let made: Vec<_> = catalogue
+                .backups()
+                .into_iter()
+                .filter(|backup| backup.kind == "manual" && !before.contains(&backup.id))
+                .collect();
+            let [made] = made.as_slice() else {
+                panic!("{label}: {made:?}");
+            };
+            assert_eq!(made.status, "succeeded", "{label}: {made:?}");
+        }
+        Restore | Undo | InPlace => {
+            let restores = catalogue.restores(&world.id("one"));
+            let last = restores.last().unwrap();
+            assert_eq!(last.status, "succeeded", "{label}: {last:?}");
+        }
+        _ => {}
+    }
 }
 
 /// A file behind a URL, there as long as the test's process.

@@ -12,6 +12,7 @@ use xtask::object_server::ObjectServer;
 use xtask::postgres::Postgres;
 use xtask::throttle::Throttle;
 
+use crate::http::Request;
 use crate::schedule::{Clock, daily, set_policy, wait_records};
 use crate::service::{Caller, Service, wait};
 use crate::storage::{BUCKET, add};
@@ -295,6 +296,43 @@ fn a_worker_that_sleeps_past_its_lease_wakes_to_no_effect() {
         "{sleeps} workers stopped past their lease of {LEASE} s and resumed, {during} of them while another one was at work: 0 rows \
          changed, 0 objects left, 0 connections open"
     );
+}
+
+#[test]
+fn a_worker_that_is_cut_off_from_the_catalogue_lets_go_of_its_source_before_its_lease_ends() {
+    let mut shared = Shared::start("api", &["--role", "api,scheduler"], &[]);
+    shared.join("first", &["--role", "worker"], &[]);
+    for node in shared.nodes.values_mut() {
+        node.expect_trouble("catalogue");
+    }
+    // So slow that the capture would take twenty seconds more.
+    let source = Source::start(8, 400_000);
+    let caller = shared.nodes["api"].caller();
+    let instance = source.attach(&caller, "throttled");
+    let backup = caller.start_backup(&instance, "");
+    capturing(&shared, &instance, &backup, "");
+    wait("a connection to the source", || {
+        (source.throttle.connections() > 0).then_some(())
+    });
+    shared.postgres.kill().unwrap();
+    let since = Instant::now();
+    wait("connections to the source to be closed", || {
+        (source.throttle.connections() == 0).then_some(())
+    });
+    let took = since.elapsed();
+    // What is under way is looked at each second, not at each moment.
+    assert!(took < Duration::from_secs(LEASE + 2), "{took:?}");
+    println!("with a lease of {LEASE} s a worker without its catalogue let go of its source after {took:?}");
+    shared.postgres.start_again().unwrap();
+    wait("a service that is ready", || {
+        let ready = shared.nodes["api"]
+            .connect()
+            .send(&Request::new("GET", "/readyz"));
+        (ready.status == 200).then_some(())
+    });
+    let caller = shared.nodes["api"].caller();
+    let record = caller.wait_end(&instance, "backups", &backup);
+    assert_eq!(record["status"], "succeed", "{record}");
 }
 
 #[test]
