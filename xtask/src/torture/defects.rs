@@ -30,6 +30,7 @@ const CANCELLED: Gate = (
 );
 const IN_PLACE: Gate = ("cachekeep", "crash", "kill_points::a_failing_in_place_restore");
 const ATTACHED: Gate = ("cachekeep", "crash", "attached_restore::");
+const NO_BYTE: Gate = ("cachekeep", "crash", "faults::no_engine_sees_a_byte");
 const DAMAGE: Gate = ("engine", "it", "damage::");
 const OLD_COPY: Gate = ("cachekeep", "it", "old_copy::");
 const RETENTION: Gate = ("cachekeep", "bin", "schedule::keep::tests::");
@@ -48,7 +49,7 @@ const GATES: [(&str, &str, Gate); 20] = [
     ("P5", "old-data-not-brought-back", IN_PLACE),
     ("P5", "not-put-back", ATTACHED),
     ("P5", "target-state-unwritten", CANCELLED),
-    ("P6", "stored-bytes-unproven", DAMAGE),
+    ("P6", "stored-bytes-unproven", NO_BYTE),
     ("P6", "manifest-unproven", DAMAGE),
     ("P6", "connected-before-validation", DAMAGE),
     ("P16", "deleted-by-list", OLD_COPY),
