@@ -323,6 +323,14 @@ fn a_worker_that_is_cut_off_from_the_catalogue_lets_go_of_its_source_before_its_
     // What is under way is looked at each second, not at each moment.
     assert!(took < Duration::from_secs(LEASE + 2), "{took:?}");
     println!("with a lease of {LEASE} s a worker without its catalogue let go of its source after {took:?}");
+    wait("all nodes to tell their operator", || {
+        let tells = |node: &Service| {
+            let log = node.log();
+            log.lines()
+                .any(|line| line.contains("ERROR") && line.contains("catalogue"))
+        };
+        shared.nodes.values().all(tells).then_some(())
+    });
     shared.postgres.start_again().unwrap();
     wait("a service that is ready", || {
         let ready = shared.nodes["api"]
