@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use rusqlite::OpenFlags;
@@ -42,31 +42,37 @@ impl Kind {
 }
 
 /// The database of one catalogue.
-#[derive(Debug, Clone)]
 pub enum Database {
     /// The file.
     Sqlite(PathBuf),
-    /// The URL of a schema.
-    Postgres(String),
+    /// The URL of a schema, and its server: gone with the last catalogue in it.
+    Postgres(String, Arc<Postgres>),
 }
 
 impl Database {
-    /// Of a service on this data directory; in PostgreSQL a schema of its own, on one server of the test's process.
+    /// Of a service on this data directory; in PostgreSQL a schema of its own, on one server for all that there are at a time.
     pub fn make(kind: Kind, scratch: &Scratch, data: &Path) -> Self {
-        static SERVER: OnceLock<Postgres> = OnceLock::new();
+        static SERVER: Mutex<Weak<Postgres>> = Mutex::new(Weak::new());
         if kind == Kind::Sqlite {
             return Self::Sqlite(data.join("catalog.sqlite"));
         }
-        let server = SERVER.get_or_init(|| Postgres::start().unwrap());
+        let mut shared = SERVER.lock().unwrap();
+        let server = shared.upgrade().unwrap_or_else(|| {
+            let server = Arc::new(Postgres::start().unwrap());
+            *shared = Arc::downgrade(&server);
+            server
+        });
+        drop(shared);
         let name = scratch.path().file_name().unwrap().to_string_lossy();
-        Self::Postgres(server.make_schema(&name.replace('-', "_")).unwrap())
+        let url = server.make_schema(&name.replace('-', "_")).unwrap();
+        Self::Postgres(url, server)
     }
 
     /// What tells the service.
     pub fn variable(&self) -> Option<(&'static str, &str)> {
         match self {
             Self::Sqlite(_) => None,
-            Self::Postgres(url) => Some(("CACHEKEEP_CATALOG", url)),
+            Self::Postgres(url, _) => Some(("CACHEKEEP_CATALOG", url)),
         }
     }
 
@@ -77,7 +83,7 @@ impl Database {
                 .unwrap()
                 .execute(sql, ())
                 .unwrap(),
-            Self::Postgres(url) => usize::try_from(connect(url).execute(sql, &[]).unwrap()).unwrap(),
+            Self::Postgres(url, _) => usize::try_from(connect(url).execute(sql, &[]).unwrap()).unwrap(),
         }
     }
 }
@@ -107,7 +113,7 @@ impl Catalogue {
                 connection.busy_timeout(Duration::from_secs(10)).unwrap();
                 Self::Sqlite(connection)
             }
-            Database::Postgres(url) => Self::Postgres(RefCell::new(connect(url))),
+            Database::Postgres(url, _) => Self::Postgres(RefCell::new(connect(url))),
         }
     }
 

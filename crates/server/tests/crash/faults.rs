@@ -576,7 +576,7 @@ fn outcome(world: &World, restore: bool, status: u16, said: &Value, before: &BTr
     let right: &[&str] = match (restore, &world.database) {
         (false, _) => &["dcs.08.0005"],
         (true, Database::Sqlite(_)) => &["dcs.08.0007"],
-        (true, Database::Postgres(_)) => &["dcs.08.0007", "dcs.08.0001"],
+        (true, Database::Postgres(..)) => &["dcs.08.0007", "dcs.08.0001"],
     };
     assert!(right.contains(&code.as_str()), "{code}: {failure:?}");
     format!("{status} {code} {}", failure.unwrap_or_default())
