@@ -1,6 +1,6 @@
 //! `cargo xtask torture`: the long forms of the crash tests, and the defects that the tests must catch.
 
-mod defects;
+pub mod defects;
 
 use crate::args::Args;
 use crate::setup::{Purpose, cargo, prepare, run_visibly};
@@ -8,7 +8,7 @@ use crate::{Stop, testing};
 
 /// `cargo xtask torture --help`.
 pub const HELP: &str = "\
-Hits the service at every place, in every way, in either database; then kills it at random moments under load.
+Hits the service at every place of a single instance, in every way, in either database; then kills it at random moments under load.
 
   cargo xtask torture [--kills N]
   cargo xtask torture --nodes [TIMES]
@@ -57,38 +57,47 @@ pub fn command(mut args: Args) -> Result<(), Stop> {
 }
 
 fn nodes(times: Option<&str>) -> Result<(), Stop> {
-    let mut command = cargo();
-    command
-        .args([
-            "test",
-            "--release",
-            "-p",
-            "cachekeep",
-            "--bin",
-            "cachekeep",
-            "--test",
-            "it",
-            "--",
-            "--nocapture",
-        ])
-        .args([
-            "of_many_that_claim",
-            "a_worker_that_is_killed",
-            "a_worker_that_sleeps",
-            "kills_of_the_database",
-        ])
-        .env("CACHEKEEP_TEST_LONG", "1");
-    if let Some(times) = times {
-        command.env("CACHEKEEP_TEST_TIMES", times);
-    }
-    run_visibly(&mut command)
+    let names = [
+        "of_many_that_claim",
+        "a_worker_that_is_killed",
+        "a_worker_that_sleeps",
+        "kills_of_the_database",
+    ];
+    let long = ("CACHEKEEP_TEST_LONG", "1");
+    let times = times.map(|times| ("CACHEKEEP_TEST_TIMES", times));
+    run_tests(
+        &["--bin", "cachekeep", "--test", "it"],
+        &names,
+        std::iter::once(long).chain(times),
+    )
 }
 
 fn crash_tests(which: &str, variable: (&str, &str)) -> Result<(), Stop> {
-    let mut command = cargo();
-    command
-        .args(["test", "--release", "-p", "cachekeep", "--test", "crash", which])
-        .args(["--", "--nocapture"])
-        .env(variable.0, variable.1);
-    run_visibly(&mut command)
+    run_tests(&["--test", "crash"], &[which], [variable])
+}
+
+/// Runs these tests, of which each name must stand for one at least.
+fn run_tests<'a>(
+    targets: &[&str],
+    names: &[&str],
+    variables: impl IntoIterator<Item = (&'a str, &'a str)>,
+) -> Result<(), Stop> {
+    let tests = |more: &[&str]| {
+        let mut command = cargo();
+        command
+            .args(["test", "--release", "-p", "cachekeep"])
+            .args(targets)
+            .arg("--")
+            .args(more)
+            // Each test says itself which database it is of.
+            .env_remove("CACHEKEEP_TEST_CATALOG");
+        command
+    };
+    let listed = tests(&["--list"]).output()?;
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    if let Some(missing) = names.iter().find(|name| !listed.contains(*name)) {
+        return Err(Stop::new(format!("no test is called {missing}")));
+    }
+    let mut command = tests(&[&["--nocapture"], names].concat());
+    run_visibly(command.envs(variables))
 }

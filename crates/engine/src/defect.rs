@@ -1,7 +1,13 @@
 //! Defects that are planted on purpose, so that it is seen which test catches them.
 //!
 //! `cargo xtask torture --defects` builds with the feature `planted-defects` and sets `CACHEKEEP_DEFECT=<name>` for one test at
-//! a time. Without the feature no defect is compiled in.
+//! a time. Without the feature no defect is compiled in, and the feature alone, as `--all-features` sets it, does not compile.
+
+#[cfg(feature = "planted-defects")]
+const _: () = assert!(
+    option_env!("CACHEKEEP_PLANT_DEFECTS").is_some(),
+    "planted-defects is for cargo xtask torture --defects alone"
+);
 
 /// Every defect, and what is wrong with it.
 pub const DEFECTS: &[(&str, &str)] = &[

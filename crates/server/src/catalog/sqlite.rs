@@ -52,7 +52,7 @@ impl Database {
         let writer = connect(path, OpenFlags::default())?;
         writer.pragma_update(None, "journal_mode", "WAL")?;
         let synchronous = match defect::is_planted("catalogue-unsynced") {
-            true => "OFF",
+            true => "NORMAL",
             false => "FULL",
         };
         writer.pragma_update(None, "synchronous", synchronous)?;

@@ -344,6 +344,7 @@ fn furnish(world: &mut World, persistence: &str) -> String {
 pub fn hit(world: &mut World, operation: Operation, place: &str, action: &str, backup: &str) {
     let label = format!("{operation:?} {place}:{action}");
     let (subject, before) = prepare(world, operation, backup);
+    let restores = Catalogue::open(world).restores(&world.id("one")).len();
     let failure = match operation {
         RestoreFails => "verify.after:error,",
         SwitchFails | UndoFails => "switch.after_old_port:error,",
@@ -364,6 +365,9 @@ pub fn hit(world: &mut World, operation: Operation, place: &str, action: &str, b
         "{label}: reached only {marks:?}"
     );
     assert_eq!(died, action == "kill", "{label}");
+    if action == "stall" {
+        world.wait_stall_over(place);
+    }
     if died || matches!(operation, DeleteBackup | Import) {
         // What a failed deletion or a dead import leaves in the store is swept at the next start.
         world.restart(&Run::default());
@@ -378,7 +382,8 @@ pub fn hit(world: &mut World, operation: Operation, place: &str, action: &str, b
         world.note("one");
     }
     if action != "error" {
-        is_done_all_the_same(world, operation, &before, &label);
+        let is_lost = died && operation == Import && place != "import.settled";
+        is_done_all_the_same(world, operation, (&before, restores), is_lost, &label);
     }
     forget(world, operation, &subject, (place, action));
     let form = match operation {
@@ -390,25 +395,40 @@ pub fn hit(world: &mut World, operation: Operation, place: &str, action: &str, b
     clean_up(world, operation);
 }
 
-/// A kill or a pause is no reason to fail: what was accepted is done after it.
-fn is_done_all_the_same(world: &World, operation: Operation, before: &BTreeSet<String>, label: &str) {
+/// A kill or a pause is no reason to fail: what was accepted is done after it. But an import dies with its process.
+fn is_done_all_the_same(
+    world: &World,
+    operation: Operation,
+    (backups, restores): (&BTreeSet<String>, usize),
+    is_lost: bool,
+    label: &str,
+) {
     let catalogue = Catalogue::open(world);
     match operation {
-        Backup => {
+        Backup | Import => {
             let made: Vec<_> = catalogue
                 .backups()
                 .into_iter()
-                .filter(|backup| backup.kind == "manual" && !before.contains(&backup.id))
+                .filter(|backup| backup.kind == "manual" && !backups.contains(&backup.id))
                 .collect();
             let [made] = made.as_slice() else {
                 panic!("{label}: {made:?}");
             };
-            assert_eq!(made.status, "succeeded", "{label}: {made:?}");
+            let right = if is_lost { "failed" } else { "succeeded" };
+            assert_eq!(made.status, right, "{label}: {made:?}");
         }
         Restore | Undo | InPlace => {
-            let restores = catalogue.restores(&world.id("one"));
-            let last = restores.last().unwrap();
+            let now = catalogue.restores(&world.id("one"));
+            assert_eq!(now.len(), restores + 1, "{label}");
+            let last = now.last().unwrap();
             assert_eq!(last.status, "succeeded", "{label}: {last:?}");
+        }
+        Create => {
+            let (id, _) = catalogue
+                .instance("new")
+                .unwrap_or_else(|| panic!("{label}: no instance"));
+            let status = (id, "running".to_owned());
+            assert!(catalogue.instances().contains(&status), "{label}");
         }
         _ => {}
     }
@@ -520,6 +540,9 @@ fn ask(world: &World, operation: Operation, subject: &str, backup: &str) {
 fn forget(world: &mut World, operation: Operation, subject: &str, (place, action): (&str, &str)) {
     if operation == DeleteInstance {
         world.instances.remove("two");
+        // An error in a step is tried again.
+        let deleted = format!("SELECT count(*) FROM instance WHERE id = '{subject}' AND status = 'deleted'");
+        assert_eq!(Catalogue::open(world).count(&deleted), 1, "{place}:{action}");
     }
     if operation == DeleteBackup {
         let row = Catalogue::open(world).backup(subject);

@@ -30,7 +30,7 @@ const BACKUPS_MAX: usize = 4;
 fn count(short: u32) -> u32 {
     let asked = std::env::var("CACHEKEEP_TEST_KILLS").ok();
     match asked.map(|text| text.parse::<u32>().unwrap()) {
-        Some(kills) => kills / 2,
+        Some(kills) => kills.div_ceil(2),
         None if crate::long() => 200,
         None => short,
     }

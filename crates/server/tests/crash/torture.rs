@@ -1,6 +1,6 @@
-//! Every place x kill, error, stall x SQLite, PostgreSQL, in every operation that passes it.
+//! Every place of a single instance x kill, error, stall x SQLite, PostgreSQL, in every operation that passes it.
 //!
-//! `cargo xtask torture` runs all; without `CACHEKEEP_TEST_TORTURE=long` every sixteenth is run. A run that the checker refuses
+//! `cargo xtask torture` runs all; without `CACHEKEEP_TEST_TORTURE=long` every sixty-fourth is run. A run that the checker refuses
 //! is told with its place, and the others go on, so that the totals are of all.
 
 use std::collections::BTreeMap;
@@ -15,10 +15,10 @@ use crate::world::World;
 
 const ACTIONS: [&str; 3] = ["kill", "error", "stall"];
 /// Runs of the short form: one of so many.
-const SHORT: usize = 16;
+const SHORT: usize = 64;
 
 /// What is done, in which words, and how the instance keeps its data meanwhile.
-const OPERATIONS: [(&str, Operation, &str); 17] = [
+const OPERATIONS: [(&str, Operation, &str); 19] = [
     ("backup", Operation::Backup, "aof"),
     ("restore", Operation::Restore, "aof"),
     ("restore", Operation::Restore, "rdb"),
@@ -28,14 +28,16 @@ const OPERATIONS: [(&str, Operation, &str); 17] = [
     ("restore, undone", Operation::Undo, "aof"),
     ("restore, undone", Operation::UndoFails, "none"),
     ("restore in place", Operation::InPlace, "aof"),
+    ("restore in place", Operation::InPlaceFails, "aof"),
     ("restore in place", Operation::InPlaceFails, "none"),
     ("delete", Operation::DeleteBackup, "aof"),
     ("delete", Operation::DeleteInstance, "aof"),
     ("import", Operation::Import, "aof"),
     ("create", Operation::Create, "aof"),
     ("create", Operation::CreateFails, "aof"),
-    ("restart, flush", Operation::Restart, "aof"),
-    ("restart, flush", Operation::Flush, "aof"),
+    ("restart, flush, password", Operation::Restart, "aof"),
+    ("restart, flush, password", Operation::Flush, "aof"),
+    ("restart, flush, password", Operation::Password, "aof"),
 ];
 
 /// Runs that one service sees one after the other.
@@ -87,21 +89,22 @@ struct Totals {
 fn run(series: &Series, totals: &Mutex<Totals>) {
     let mut kept: Option<(World, String)> = None;
     for (place, action) in &series.runs {
-        let (mut world, backup) = kept
-            .take()
-            .unwrap_or_else(|| scene(series.kind, series.persistence));
+        let before = kept.take();
+        // A world that is dropped by a panic tells the end of its log.
         let tried = catch_unwind(AssertUnwindSafe(|| {
+            let (mut world, backup) = before.unwrap_or_else(|| scene(series.kind, series.persistence));
             hit(&mut world, series.operation, place, action, &backup);
+            (world, backup)
         }));
         let mut totals = totals.lock().unwrap();
         match tried {
-            Ok(()) => {
+            Ok(world) => {
                 let row = totals
                     .fired
                     .entry((series.words, series.kind.word()))
                     .or_default();
                 row[ACTIONS.iter().position(|known| known == action).unwrap()] += 1;
-                kept = Some((world, backup));
+                kept = Some(world);
             }
             // The next run begins with a world of its own.
             Err(_told_above) => {

@@ -182,6 +182,7 @@ impl World {
         // From the run before: it names a port that is no longer ours.
         self.forget_endpoint();
         let _none_from_the_run_before = std::fs::remove_file(&self.mark);
+        let _nor_of_its_stalls = std::fs::remove_file(self.mark.with_extension("over"));
         let log = File::options()
             .create(true)
             .append(true)
@@ -344,6 +345,22 @@ impl World {
         text.lines().map(str::to_owned).collect()
     }
 
+    /// Waits until the service goes on from a place at which it was held up.
+    pub fn wait_stall_over(&self, place: &str) {
+        let started = Instant::now();
+        loop {
+            let over = std::fs::read_to_string(self.mark.with_extension("over")).unwrap_or_default();
+            if over.lines().any(|mark| mark == place) {
+                return;
+            }
+            assert!(
+                started.elapsed() < Duration::from_secs(20),
+                "{place}: held up for ever"
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// One request; an `Err` where no answer came.
     pub fn try_call(&self, method: &str, path: &str, body: Option<&Value>) -> Answer {
         let path = path.replace("{project}", &self.project);
@@ -369,7 +386,9 @@ impl World {
             let told = [("backup", "backup_id"), ("restore", "restore_id")]
                 .into_iter()
                 .filter_map(|(table, field)| Some((table, text(&answer, field)?)));
-            self.answered.borrow_mut().extend(told);
+            let made = answer["instances"].as_array().into_iter().flatten();
+            let made = made.filter_map(|made| Some(("instance", text(made, "instance_id")?)));
+            self.answered.borrow_mut().extend(told.chain(made));
         }
         Ok((status, answer))
     }

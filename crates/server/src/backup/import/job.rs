@@ -41,7 +41,7 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        let _the_reconciler_removes_it_else = std::fs::remove_file(&self.path);
+        let _the_next_start_removes_it_else = std::fs::remove_file(&self.path);
     }
 }
 
