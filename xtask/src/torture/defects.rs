@@ -72,7 +72,12 @@ const GATES: [(&str, &str, Gate, &[&str]); 20] = [
     ),
     ("P6", "stored-bytes-unproven", NO_BYTE, &["crash/faults.rs"]),
     ("P6", "manifest-unproven", DAMAGE, &["manifest.json"]),
-    ("P6", "connected-before-validation", DAMAGE, &["the target is connected to"]),
+    (
+        "P6",
+        "connected-before-validation",
+        DAMAGE,
+        &["the target is connected to"],
+    ),
     ("P16", "deleted-by-list", OLD_COPY, &["/data/store/"]),
     ("P16", "held-expires", RETENTION, &["held: Some"]),
     ("P16", "one-fewer-kept", RETENTION, &["seed "]),
