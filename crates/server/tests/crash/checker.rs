@@ -150,8 +150,8 @@ impl Catalogue {
     pub fn newest_migration(&self) -> (String, String, String, Option<String>) {
         let sql =
             "SELECT id, status, target_state, error_code FROM migration ORDER BY created_at_ms DESC LIMIT 1";
-        let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?));
-        self.0.query_row(sql, (), row).unwrap()
+        let mut row = self.rows(sql).pop().unwrap();
+        (row.text(), row.text(), row.text(), row.next())
     }
 
     /// The instance's restores, oldest first.
