@@ -21,5 +21,6 @@ pub mod small_disk;
 pub mod stop;
 pub mod testing;
 pub mod throttle;
+pub mod torture;
 
 pub use stop::Stop;

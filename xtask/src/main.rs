@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use xtask::args::Args;
-use xtask::{Stop, bench, fill, fuzz, setup, testing};
+use xtask::{Stop, bench, fill, fuzz, setup, testing, torture};
 
 const HELP: &str = "\
 Developer commands of cachekeep.
@@ -13,6 +13,7 @@ Developer commands of cachekeep.
   cargo xtask test [--long] [ONLY...]  all checks and tests, or some of them
   cargo xtask bench [--quick] [NAME...]  measure beside the engine's own tools
   cargo xtask fuzz TARGET           feed a reader of strangers' bytes, guided by coverage
+  cargo xtask torture [--kills N]   hit the service everywhere, kill it at random; --defects: what the tests catch
   cargo xtask fill --port P ...     load an engine with data of every type
   cargo xtask damage --port P ...   damage an engine's data, so that a restore has something to show
 
@@ -42,6 +43,7 @@ fn dispatch(name: &str, mut args: Args) -> Result<(), Stop> {
         "test" => testing::command(args),
         "bench" => bench::command(args),
         "fuzz" => fuzz::command(args),
+        "torture" => torture::command(args),
         "fill" => fill::cli::fill(args),
         "damage" => fill::cli::damage_command(args),
         "help" | "--help" | "-h" => {
@@ -57,6 +59,7 @@ fn help(name: &str) -> &'static str {
         "test" => testing::HELP,
         "bench" => bench::HELP,
         "fuzz" => fuzz::HELP,
+        "torture" => torture::HELP,
         "fill" => fill::cli::FILL_HELP,
         "damage" => fill::cli::DAMAGE_HELP,
         _ => HELP,

@@ -86,7 +86,11 @@ pub fn command(mut args: Args) -> Result<(), Stop> {
     Ok(())
 }
 
-fn step<T>(name: &str, run: impl FnOnce() -> Result<T, Stop>) -> Result<T, Stop> {
+/// Says what is done, and how it went.
+///
+/// # Errors
+/// Those of `run`.
+pub fn step<T>(name: &str, run: impl FnOnce() -> Result<T, Stop>) -> Result<T, Stop> {
     println!("== {name}");
     let started = Instant::now();
     let outcome = run();

@@ -31,6 +31,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 
 use crate::control::Control;
+use crate::defect;
 use crate::error::{Error, Kind};
 use crate::key_index::{self, IndexRecord};
 use crate::keys::{Identity, SigningKey, VerifyingKey, from_hex, to_hex};
@@ -398,7 +399,10 @@ impl Archive {
         expected_manifest_blake3: Option<&str>,
     ) -> Result<Manifest, Error> {
         let tampered = |what: &str| Error::new(Kind::Tampered, "open archive", format!("{name}: {what}"));
-        if expected_manifest_blake3.is_some_and(|expected| blake3::hash(bytes).to_string() != expected) {
+        let is_unproven = defect::is_planted("manifest-unproven");
+        if !is_unproven
+            && expected_manifest_blake3.is_some_and(|expected| blake3::hash(bytes).to_string() != expected)
+        {
             return Err(tampered("it is not the manifest that was recorded"));
         }
         let signed: SignedManifest =
@@ -408,7 +412,7 @@ impl Archive {
             .iter()
             .find(|key| key.to_string() == signed.key)
             .ok_or_else(|| tampered("it is signed by a key that is not trusted"))?;
-        if !key.verifies(signed.manifest.as_bytes(), &signature) {
+        if !is_unproven && !key.verifies(signed.manifest.as_bytes(), &signature) {
             return Err(tampered("its signature is wrong"));
         }
         let version = serde_json::from_str::<VersionOnly>(&signed.manifest)
@@ -535,6 +539,9 @@ impl Archive {
         self.store.read_judged(|| {
             let wanted = || control.check("prove archive");
             self.store.get_into(&name, bytes_max, stored, &wanted)?;
+            if defect::is_planted("stored-bytes-unproven") {
+                return Ok(());
+            }
             if stored.len() as u64 == object.stored_bytes
                 && blake3::hash(stored).to_string() == object.stored_blake3
             {

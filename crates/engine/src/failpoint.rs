@@ -2,7 +2,8 @@
 //!
 //! Armed only by the environment at start: `CACHEKEEP_FAILPOINT=<name>[:kill|:error|:stall]`, several separated by
 //! commas (an error first, a kill while it is being cleaned up), and `CACHEKEEP_FAILPOINT_MARK=<file>`, which
-//! receives the name of each place that is reached, a line each: a test that saw no mark has proven nothing.
+//! receives the name of each place that is reached, a line each: a test that saw no mark has proven nothing. `<file>.over` receives
+//! it once more when a stall is over.
 //! Unarmed, a place costs one load.
 
 use std::cell::Cell;
@@ -50,14 +51,7 @@ pub fn hit(name: &'static str) -> Result<(), Error> {
     if armed.fired.swap(true, Ordering::SeqCst) {
         return Ok(());
     }
-    if let Some(mark) = std::env::var_os("CACHEKEEP_FAILPOINT_MARK") {
-        std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&mark)
-            .and_then(|mut file| writeln!(file, "{name}"))
-            .map_err(|e| Error::io(Kind::Io, "write failpoint mark", name, e))?;
-    }
+    mark(name, "")?;
     match armed.action {
         Action::Kill => {
             let myself = rustix::process::getpid();
@@ -69,9 +63,22 @@ pub fn hit(name: &'static str) -> Result<(), Error> {
         Action::Error => Err(Error::new(Kind::Io, "failpoint", name)),
         Action::Stall => {
             std::thread::sleep(std::time::Duration::from_secs(5));
-            Ok(())
+            mark(name, ".over")
         }
     }
+}
+
+fn mark(name: &str, ending: &str) -> Result<(), Error> {
+    let Some(mut file) = std::env::var_os("CACHEKEEP_FAILPOINT_MARK") else {
+        return Ok(());
+    };
+    file.push(ending);
+    std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&file)
+        .and_then(|mut file| writeln!(file, "{name}"))
+        .map_err(|e| Error::io(Kind::Io, "write failpoint mark", name, e))
 }
 
 fn read_environment() -> Vec<Armed> {

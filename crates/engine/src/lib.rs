@@ -8,6 +8,7 @@ pub mod archive;
 pub mod backup;
 pub mod cluster;
 pub mod control;
+pub mod defect;
 mod direct;
 pub mod discover;
 pub mod duplicate;

@@ -38,6 +38,7 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use crate::control::Control;
+use crate::defect;
 use crate::error::{Error, Kind};
 use crate::selection::Selection;
 
@@ -261,6 +262,9 @@ impl<'a> Ready<'a> {
         let mut bytes = 0;
         for input in &inputs {
             bytes += input.bytes()?;
+        }
+        if defect::is_planted("connected-before-validation") {
+            let _told_later = Target::look(reach);
         }
         control.enter("validating", bytes);
         let mut files = Vec::new();

@@ -17,7 +17,7 @@ use crate::backup::record::{self as backups, FailureCode};
 use crate::backup::verification_record as verifications;
 use crate::catalog;
 use crate::hosts::record::{self as hosts, Host};
-use crate::ids::{HostId, InstanceId, Moment};
+use crate::ids::{BackupId, HostId, InstanceId, Moment};
 use crate::instance::attachment::{Attachment, servers};
 use crate::instance::generation::{self, Generation, State};
 use crate::instance::layout::{Mode, Place};
@@ -52,6 +52,7 @@ pub fn at_start(app: &App) -> Result<(), catalog::Error> {
     remove_proofs(app);
     remove_replays(app)?;
     settle_imports(app)?;
+    remove_import_locks(app)?;
     settle_copies(app)
 }
 
@@ -126,6 +127,32 @@ fn settle_imports(app: &App) -> Result<(), catalog::Error> {
             backups::fail(tx, &id, FailureCode::TimedOut, why, Moment::now())
         })?;
         let _none_where_it_was_never_made = std::fs::remove_file(&path);
+    }
+    Ok(())
+}
+
+/// Removes the locks of imports whose process ended after their record and before it had tidied up. One without a record may be of
+/// an import that is about to begin.
+fn remove_import_locks(app: &App) -> Result<(), catalog::Error> {
+    let Ok(entries) = std::fs::read_dir(app.config.spool_dir()) else {
+        return Ok(());
+    };
+    for entry in entries.flatten() {
+        let file = entry.file_name();
+        let id = file
+            .to_str()
+            .and_then(|text| text.strip_prefix("import-")?.strip_suffix(".lock"))
+            .and_then(BackupId::parse);
+        let Some(id) = id else {
+            continue;
+        };
+        let record = app.catalog.read(|tx| backups::load(tx, &id))?;
+        let has_ended = record.is_some_and(|backup| {
+            !matches!(backup.status, backups::Status::Waiting | backups::Status::Running)
+        });
+        if has_ended && !is_held(&entry.path()) {
+            let _gone_already = std::fs::remove_file(entry.path());
+        }
     }
     Ok(())
 }

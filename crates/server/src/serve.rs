@@ -460,6 +460,9 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         // Nobody else can.
         false => app.duty.take(Moment::now()),
     }
+    if cfg!(feature = "planted-defects") {
+        tracing::warn!("this build has defects planted for tests: it is not for data that somebody needs");
+    }
     reconcile::at_start(&app)?;
     storage::sweep::local(&app)?;
     write_admin(&app, address)?;

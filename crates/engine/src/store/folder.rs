@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::{check_name, is_component};
+use crate::defect;
 use crate::direct::DirectFile;
 use crate::error::{Error, Kind};
 use crate::failpoint;
@@ -66,7 +67,10 @@ impl Folder {
         let (temporary, mut file) = self.create_temporary(directory).map_err(failed)?;
         let written = file
             .write(bytes)
-            .and_then(|()| file.finish()?.sync_all())
+            .and_then(|()| match defect::is_planted("objects-unsynced") {
+                true => file.finish().map(drop),
+                false => file.finish()?.sync_all(),
+            })
             .map_err(failed)
             .and_then(|()| failpoint::hit("store.after_temp_write"))
             .and_then(|()| fs::hard_link(&temporary, &path).map_err(failed));
@@ -300,6 +304,9 @@ fn unreadable(name: &str, cause: io::Error) -> Error {
 }
 
 fn sync_directory(directory: &Path) -> io::Result<()> {
+    if defect::is_planted("objects-unsynced") {
+        return Ok(());
+    }
     File::open(directory)?.sync_all()
 }
 

@@ -169,7 +169,7 @@ fn no_engine_is_started_on_any_of_ten_thousand_damaged_backups_and_no_target_con
             "{number}: {} {what}: {error}",
             names[at]
         );
-        assert!(!is_connected_to(), "{number}: {what}");
+        assert!(!is_connected_to(), "{number}: {what}: the target is connected to");
         damaged += 1;
         fs::write(&paths[at], &whole[at]).unwrap();
     }

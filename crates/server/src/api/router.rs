@@ -13,6 +13,7 @@ use axum::http::HeaderValue;
 use axum::http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use axum::http::request::Parts;
 use axum::routing::any;
+use engine::defect;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::auth::{self, Caller, Known, Presented};
@@ -183,7 +184,7 @@ async fn handle(
                 code: 4002,
                 message: "Invalid project_id in the request.".to_owned(),
             })?;
-            if asked != caller.project {
+            if asked != caller.project && !defect::is_planted("token-for-any-project") {
                 return Err(auth::foreign_project());
             }
             Some(asked)

@@ -1,5 +1,7 @@
 //! What people ask of backups.
 
+use engine::defect;
+
 use super::record::{self, Backup, Format, Kind, Status};
 use crate::app::App;
 use crate::idempotency::{self, Once};
@@ -33,11 +35,17 @@ pub fn create(
             instances::check_idle(tx, id)?;
             instances::check_running(&instance)?;
             let backup = record::insert_waiting(tx, project, id, Kind::Manual, format, remark, now)?;
-            queue::insert(tx, id, JobKind::Backup, Some(backup.as_str()))?;
+            if !defect::is_planted("job-apart-from-record") {
+                queue::insert(tx, id, JobKind::Backup, Some(backup.as_str()))?;
+            }
             Ok(backup)
         })
     })?;
     engine::failpoint::hit("backup.accepted").map_err(|error| Refusal::Internal(engine::chain(&error)))?;
+    if defect::is_planted("job-apart-from-record") {
+        app.catalog
+            .write(|tx| queue::insert(tx, id, JobKind::Backup, Some(backup.as_str())))?;
+    }
     app.board.wake();
     Ok(backup)
 }

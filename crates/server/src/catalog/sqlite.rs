@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
+use engine::defect;
 use rusqlite::config::DbConfig;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{CachedStatement, Connection, OpenFlags};
@@ -50,7 +51,11 @@ impl Database {
     pub fn open(path: &Path) -> Result<Self, Error> {
         let writer = connect(path, OpenFlags::default())?;
         writer.pragma_update(None, "journal_mode", "WAL")?;
-        writer.pragma_update(None, "synchronous", "FULL")?;
+        let synchronous = match defect::is_planted("catalogue-unsynced") {
+            true => "NORMAL",
+            false => "FULL",
+        };
+        writer.pragma_update(None, "synchronous", synchronous)?;
         let unusable = |why: String| Err(Error::Unusable(format!("{} {why}", path.display())));
         let version: i64 = writer.query_row("PRAGMA user_version", [], |row| row.get(0))?;
         if version == 0 && form(&writer)?.is_empty() {
@@ -140,8 +145,14 @@ impl Database {
     /// What `work` returns, or [`Error::Database`].
     pub fn write<T, E: From<Error>>(&self, work: impl FnOnce(&Connection) -> Result<T, E>) -> Result<T, E> {
         let writer = self.lock();
+        if defect::is_planted("acknowledged-before-commit") && !writer.is_autocommit() {
+            begin(&writer, "COMMIT").map_err(E::from)?;
+        }
         begin(&writer, "BEGIN IMMEDIATE").map_err(E::from)?;
         match work(&writer) {
+            Ok(value) if defect::is_planted("acknowledged-before-commit") && has_waiting_backup(&writer) => {
+                Ok(value)
+            }
             Ok(value) => {
                 let _snapshots_ended = self.readers.pause();
                 match begin(&writer, "COMMIT") {
@@ -167,6 +178,12 @@ impl Database {
             guard
         })
     }
+}
+
+/// Which transaction the defect of that name leaves open.
+fn has_waiting_backup(open: &Connection) -> bool {
+    let sql = "SELECT EXISTS (SELECT 1 FROM backup WHERE status = 'waiting')";
+    open.query_row(sql, [], |row| row.get(0)).unwrap_or(false)
 }
 
 /// Runs a statement and returns how many rows it changed.

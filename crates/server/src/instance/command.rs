@@ -1,6 +1,7 @@
 //! What people ask of an instance: every refusal typed, record and job in one transaction.
 
 use engine::Secret;
+use engine::defect;
 use engine::process::{Authority, Brand, Certificate, OWN_USERS};
 use serde_json::Value;
 
@@ -376,6 +377,11 @@ fn seal_client_password(app: &App, id: &InstanceId, password: Option<&str>) -> O
 /// # Errors
 /// [`Refusal::InstanceUnknown`].
 pub fn find(tx: &Tx<'_>, project: &ProjectId, id: &InstanceId) -> Result<OwnedInstance, Refusal> {
+    if defect::is_planted("foreign-told-apart")
+        && record::load(tx, id)?.is_some_and(|found| found.project_id != *project)
+    {
+        return Err(Refusal::NotRunning);
+    }
     record::find(tx, project, id)?.ok_or(Refusal::InstanceUnknown)
 }
 

@@ -1,5 +1,6 @@
 //! The instance row, its states and their SQL.
 
+use engine::defect;
 use engine::discover::Found;
 use engine::process::{Brand, Persistence};
 use engine::psync::Setting;
@@ -302,6 +303,11 @@ pub fn find_with_deleted(
     project: &ProjectId,
     id: &InstanceId,
 ) -> Result<Option<OwnedInstance>, Error> {
+    let owner = match defect::is_planted("project-unfiltered") {
+        true => load(tx, id)?.map(|instance| instance.project_id),
+        false => None,
+    };
+    let project = owner.as_ref().unwrap_or(project);
     let found = tx.one(
         concat!(
             "SELECT ",

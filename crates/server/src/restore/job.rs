@@ -13,7 +13,7 @@ use engine::process::{self, Engine, EngineSpec, has_fixed_port};
 use engine::sideload::{self, Expectation, Form};
 use engine::switch::{self, RestartPlan, SwitchPlan};
 use engine::verify::{self, VerifyLevel};
-use engine::{Control, Error, Kind, failpoint};
+use engine::{Control, Error, Kind, defect, failpoint};
 
 use super::command::has_same_shards;
 use super::given_up::GivenUp;
@@ -447,7 +447,9 @@ impl Work<'_> {
             .catalog
             .read(|tx| generation::serving(tx, &self.instance.id))?;
         let mut back = Ok(());
-        if let Some(old) = &serving {
+        if let Some(old) = &serving
+            && !defect::is_planted("old-data-not-brought-back")
+        {
             for attempt in 1..=limits::ROLL_BACK_TRIES {
                 back = self.bring_back(old);
                 match &back {

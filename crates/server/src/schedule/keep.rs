@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use engine::defect;
 use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
@@ -99,7 +100,8 @@ pub fn judge(archived: &[Archived], rules: &BTreeMap<String, Rules>, now: Moment
         .map(|one| {
             let rules = one.schedule.as_ref().and_then(|schedule| rules.get(schedule));
             let rules = rules.filter(|rules| !rules.keeps.is_empty());
-            if let Some(why) = &one.held {
+            let held = one.held.as_ref();
+            if let Some(why) = held.filter(|_| !defect::is_planted("held-expires")) {
                 Verdict::Stays(format!("it is held: {why}"))
             } else if one.is_in_use {
                 Verdict::Stays("it is being restored".to_owned())
@@ -173,6 +175,7 @@ fn wanted(archived: &[Archived], rules: &BTreeMap<String, Rules>, now: Moment) -
 }
 
 fn count(rule: u32) -> usize {
+    let rule = rule.saturating_sub(u32::from(defect::is_planted("one-fewer-kept")));
     usize::try_from(rule).unwrap_or(usize::MAX)
 }
 

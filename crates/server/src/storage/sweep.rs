@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use engine::defect;
 use engine::store::Patience;
 
 use crate::app::App;
@@ -92,7 +93,8 @@ pub fn local(app: &App) -> Result<(), catalog::Error> {
         let Some(id) = prefix.split('/').nth(2).and_then(BackupId::parse) else {
             continue;
         };
-        let useless = app.catalog.read(|tx| backups::keeps(tx, &id, &prefix))? == Some(false);
+        let keeps = app.catalog.read(|tx| backups::keeps(tx, &id, &prefix))?;
+        let useless = keeps == Some(false) || (keeps.is_none() && defect::is_planted("deleted-by-list"));
         if useless && let Err(error) = engine::archive::delete(&app.vault.store, &prefix) {
             tracing::warn!(
                 prefix,

@@ -4,7 +4,8 @@
 //! A lie is: a backup that says it succeeded and whose objects are missing, of another size or digest, or (once per
 //! backup, [`Form::Full`]) do not decode to a file that a stock engine loads to the very data of that moment; objects
 //! without a backup; a restore that says it succeeded while clients find anything else than the backup's data, or
-//! failed while they find anything else than the data of before; anything unfinished a minute after the last crash.
+//! failed while they find anything else than the data of before; anything unfinished a minute after the last crash. A record is
+//! lost where a client was told its id and the catalogue does not know it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -12,10 +13,11 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
-use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use serde_json::Value;
 use xtask::plain_engine::PlainEngine;
 
+pub use crate::catalogue::Catalogue;
+use crate::catalogue::{Row, bytes_of};
 use crate::world::World;
 
 /// Everything must have come to its end this long after a start.
@@ -29,9 +31,6 @@ pub enum Form {
     /// That, and every backup once decoded, checked by the stock program and loaded into a stock engine.
     Full,
 }
-
-/// The catalogue, read only.
-pub struct Catalogue(Connection);
 
 /// A backup's row.
 #[derive(Debug, Clone)]
@@ -65,29 +64,15 @@ pub struct Restore {
 }
 
 impl Catalogue {
-    /// Opens the file below the world's data directory.
-    pub fn open(world: &World) -> Self {
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY;
-        let connection = Connection::open_with_flags(world.data().join("catalog.sqlite"), flags).unwrap();
-        connection.busy_timeout(Duration::from_secs(10)).unwrap();
-        Self(connection)
-    }
-
-    /// The one number that the query gives.
-    pub fn count(&self, sql: &str) -> i64 {
-        self.0.query_row(sql, (), |row| row.get(0)).unwrap()
-    }
-
     /// Id and port of the living instance of this name.
     pub fn instance(&self, name: &str) -> Option<(String, u16)> {
-        self.0
-            .query_row(
-                "SELECT id, port FROM instance WHERE name = ?1 AND deleted_at_ms IS NULL",
-                (format!("test-{name}"),),
-                |row| Ok((row.get(0)?, row.get(1)?)),
-            )
-            .optional()
-            .unwrap()
+        let found = self.rows(&format!(
+            "SELECT id, port FROM instance WHERE name = 'test-{name}' AND deleted_at_ms IS NULL"
+        ));
+        found.into_iter().next().map(|mut row| {
+            let (id, port) = (row.text(), row.number());
+            (id, u16::try_from(port).unwrap())
+        })
     }
 
     /// `(id, status)` of all that are not deleted.
@@ -104,27 +89,21 @@ impl Catalogue {
 
     /// The nodes of a generation, as it has them.
     pub fn nodes(&self, generation: &str) -> serde_json::Value {
-        let sql = "SELECT nodes FROM generation WHERE id = ?1";
-        let text: String = self.0.query_row(sql, (generation,), |row| row.get(0)).unwrap();
-        serde_json::from_str(&text).unwrap()
+        let found = self.rows(&format!("SELECT nodes FROM generation WHERE id = '{generation}'"));
+        serde_json::from_str(&found.into_iter().next().unwrap().text()).unwrap()
     }
 
     fn pairs(&self, sql: &str) -> Vec<(String, String)> {
-        let mut statement = self.0.prepare(sql).unwrap();
-        let rows = statement.query_map((), |row| Ok((row.get(0)?, row.get(1)?)));
-        rows.unwrap().map(Result::unwrap).collect()
+        let rows = self.rows(sql).into_iter();
+        rows.map(|mut row| (row.text(), row.text())).collect()
     }
 
     /// The serving generation.
     pub fn serving(&self, instance: &str) -> Option<String> {
-        self.0
-            .query_row(
-                "SELECT id FROM generation WHERE instance_id = ?1 AND state = 'serving'",
-                (instance,),
-                |row| row.get(0),
-            )
-            .optional()
-            .unwrap()
+        let found = self.rows(&format!(
+            "SELECT id FROM generation WHERE instance_id = '{instance}' AND state = 'serving'"
+        ));
+        found.into_iter().next().map(|mut row| row.text())
     }
 
     /// Every backup.
@@ -132,22 +111,19 @@ impl Catalogue {
         let sql = "SELECT id, instance_id, kind, status, error_code, failure, prefix, manifest_blake3, generation_id, \
                    remark \
                    FROM backup ORDER BY created_at_ms, ordinal";
-        let mut statement = self.0.prepare(sql).unwrap();
-        let rows = statement.query_map((), |row| {
-            Ok(Backup {
-                id: row.get(0)?,
-                instance: row.get(1)?,
-                kind: row.get(2)?,
-                status: row.get(3)?,
-                error_code: row.get(4)?,
-                failure: row.get(5)?,
-                prefix: row.get(6)?,
-                manifest_blake3: row.get(7)?,
-                generation: row.get(8)?,
-                remark: row.get(9)?,
-            })
-        });
-        rows.unwrap().map(Result::unwrap).collect()
+        let read = |mut row: Row| Backup {
+            id: row.text(),
+            instance: row.text(),
+            kind: row.text(),
+            status: row.text(),
+            error_code: row.next(),
+            failure: row.next(),
+            prefix: row.next(),
+            manifest_blake3: row.next(),
+            generation: row.next(),
+            remark: row.next(),
+        };
+        self.rows(sql).into_iter().map(read).collect()
     }
 
     /// One backup.
@@ -157,20 +133,13 @@ impl Catalogue {
 
     /// The age identity of a project, opened here with the master key: a nonce of 12 bytes, then AES-256-GCM.
     fn project_identity(&self, world: &World, project: &str) -> String {
-        let mut sealed: Vec<u8> = self
-            .0
-            .query_row(
-                "SELECT identity_sealed FROM project WHERE id = ?1",
-                (project,),
-                |row| row.get(0),
-            )
-            .unwrap();
+        let found = self.rows(&format!(
+            "SELECT identity_sealed FROM project WHERE id = '{project}'"
+        ));
+        let sealed = found.into_iter().next().unwrap().text();
+        let mut sealed = bytes_of(sealed.strip_prefix("\\x").unwrap());
         let text = std::fs::read_to_string(world.data().join("keys/master.key")).unwrap();
-        let master: Vec<u8> = (0..64)
-            .step_by(2)
-            .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
-            .collect();
-        let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &master).unwrap());
+        let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &bytes_of(&text[..64])).unwrap());
         let nonce = Nonce::try_assume_unique_for_key(&sealed[..NONCE_LEN]).unwrap();
         let place = Aad::from(format!("project.identity:{project}"));
         let plain = key.open_within(nonce, place, &mut sealed, NONCE_LEN..).unwrap();
@@ -181,31 +150,30 @@ impl Catalogue {
     pub fn newest_migration(&self) -> (String, String, String, Option<String>) {
         let sql =
             "SELECT id, status, target_state, error_code FROM migration ORDER BY created_at_ms DESC LIMIT 1";
-        let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?));
-        self.0.query_row(sql, (), row).unwrap()
+        let mut row = self.rows(sql).pop().unwrap();
+        (row.text(), row.text(), row.text(), row.next())
     }
 
     /// The instance's restores, oldest first.
     pub fn restores(&self, instance: &str) -> Vec<Restore> {
-        let sql = "SELECT id, ordinal, backup_id, status, error_code, failure, method, target_state, old_generation_id, name, \
-                   unavailable_us FROM restore WHERE instance_id = ?1 ORDER BY ordinal";
-        let mut statement = self.0.prepare(sql).unwrap();
-        let rows = statement.query_map((instance,), |row| {
-            Ok(Restore {
-                id: row.get(0)?,
-                ordinal: row.get(1)?,
-                backup: row.get(2)?,
-                status: row.get(3)?,
-                error_code: row.get(4)?,
-                failure: row.get(5)?,
-                method: row.get(6)?,
-                target_state: row.get(7)?,
-                old_generation: row.get(8)?,
-                name: row.get(9)?,
-                unavailable_us: row.get(10)?,
-            })
-        });
-        rows.unwrap().map(Result::unwrap).collect()
+        let sql = format!(
+            "SELECT id, ordinal, backup_id, status, error_code, failure, method, target_state, old_generation_id, name, \
+             unavailable_us FROM restore WHERE instance_id = '{instance}' ORDER BY ordinal"
+        );
+        let read = |mut row: Row| Restore {
+            id: row.text(),
+            ordinal: row.number(),
+            backup: row.text(),
+            status: row.text(),
+            error_code: row.next(),
+            failure: row.next(),
+            method: row.text(),
+            target_state: row.text(),
+            old_generation: row.next(),
+            name: row.text(),
+            unavailable_us: row.next().map(|text| text.parse().unwrap()),
+        };
+        self.rows(&sql).into_iter().map(read).collect()
     }
 
     /// What has not come to an end.
@@ -227,7 +195,7 @@ impl Catalogue {
             ),
             (
                 "instances with more than one retired generation",
-                "SELECT count(*) FROM (SELECT 1 FROM generation WHERE state = 'retired' GROUP BY instance_id HAVING count(*) > 1)",
+                "SELECT count(*) FROM (SELECT 1 FROM generation WHERE state = 'retired' GROUP BY instance_id HAVING count(*) > 1) AS several",
             ),
             (
                 "instances neither running nor gone",
@@ -247,6 +215,7 @@ impl Catalogue {
 pub fn check(world: &mut World, form: Form, label: &str) {
     settle(world, label);
     let catalogue = Catalogue::open(world);
+    check_answered(world, &catalogue, label);
     learn_restores(world, &catalogue, label);
     check_instances(world, &catalogue, label);
     check_machine(world, &catalogue, label);
@@ -256,12 +225,20 @@ pub fn check(world: &mut World, form: Form, label: &str) {
     }
 }
 
+/// What a client was told is accepted has its record.
+fn check_answered(world: &World, catalogue: &Catalogue, label: &str) {
+    for (table, id) in world.answered() {
+        let found = catalogue.count(&format!("SELECT count(*) FROM {table} WHERE id = '{id}'"));
+        assert_eq!(found, 1, "{label}: the accepted {table} {id} is lost");
+    }
+}
+
 /// Waits until nothing is unfinished.
 pub fn settle(world: &mut World, label: &str) {
     let started = Instant::now();
+    let catalogue = Catalogue::open(world);
     loop {
         assert!(world.ended().is_none(), "{label}: the service is gone");
-        let catalogue = Catalogue::open(world);
         let left = catalogue.unfinished();
         if left.is_empty() {
             return;
@@ -415,9 +392,14 @@ fn entries(directory: &Path) -> Vec<std::path::PathBuf> {
 
 /// Every object belongs to a backup that succeeded, and is what its manifest says.
 fn check_store(world: &World, catalogue: &Catalogue, label: &str) {
-    let store = world.data().join("store");
+    let objects = check_archives(&world.data().join("store"), catalogue, label);
+    assert!(objects.is_empty(), "{label}: objects of no backup: {objects:?}");
+}
+
+/// Every backup that succeeded has its objects in this folder, as its manifest says; returns the names of the others.
+pub fn check_archives(store: &Path, catalogue: &Catalogue, label: &str) -> BTreeSet<String> {
     let mut objects = BTreeSet::new();
-    collect(&store, &store, &mut objects);
+    collect(store, store, &mut objects);
     objects.retain(|name| !name.starts_with("journal/"));
     for backup in catalogue.backups() {
         if backup.kind == "generation" || backup.status != "succeeded" {
@@ -449,7 +431,7 @@ fn check_store(world: &World, catalogue: &Catalogue, label: &str) {
             );
         }
     }
-    assert!(objects.is_empty(), "{label}: objects of no backup: {objects:?}");
+    objects
 }
 
 fn collect(root: &Path, directory: &Path, into: &mut BTreeSet<String>) {

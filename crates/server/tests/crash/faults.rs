@@ -15,6 +15,7 @@ use xtask::fill::Random;
 use xtask::scratch::Scratch;
 use xtask::small_disk::{Mounted, SmallDisk};
 
+use crate::catalogue::Database;
 use crate::checker::{self, Catalogue, Form, Restore};
 use crate::lifecycle::wait_until;
 use crate::world::{Run, World, kill, signal, text};
@@ -228,9 +229,7 @@ fn a_backup_is_not_opened_with_the_key_of_another_project() {
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     let swap = "UPDATE project SET identity_sealed = (SELECT identity_sealed FROM project WHERE name = 'other') \
                 WHERE name <> 'other'";
-    let catalogue = rusqlite::Connection::open(world.data().join("catalog.sqlite")).unwrap();
-    catalogue.execute(swap, ()).unwrap();
-    drop(catalogue);
+    world.database.change(swap);
     world.run(&Run::armed("process.before_spawn:error"));
     fails_with(&mut world, &backup, &["dcs.08.0004"], "another project's key");
     checker::check(&mut world, Form::Cheap, "another project's key");
@@ -573,7 +572,12 @@ fn outcome(world: &World, restore: bool, status: u16, said: &Value, before: &BTr
     let Some(code) = code else {
         return status;
     };
-    let right = if restore { "dcs.08.0007" } else { "dcs.08.0005" };
-    assert_eq!(code, right, "{failure:?}");
+    // A catalogue elsewhere has room: the first to find none may be the engine that is to be started.
+    let right: &[&str] = match (restore, &world.database) {
+        (false, _) => &["dcs.08.0005"],
+        (true, Database::Sqlite(_)) => &["dcs.08.0007"],
+        (true, Database::Postgres(..)) => &["dcs.08.0007", "dcs.08.0001"],
+    };
+    assert!(right.contains(&code.as_str()), "{code}: {failure:?}");
     format!("{status} {code} {}", failure.unwrap_or_default())
 }

@@ -8,14 +8,22 @@
 //! No client writes during an operation, so that the expected data is known to the byte.
 
 use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpListener;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::Duration;
 
+use serde_json::json;
+use xtask::plain_engine::PlainEngine;
+use xtask::resp::Connection;
+
 use Operation::{
-    Backup, Create, CreateFails, DeleteBackup, DeleteInstance, Flush, InPlace, InPlaceFails, Password,
-    Restart, Restore, RestoreFails, SwitchFails, Undo, UndoFails,
+    Backup, Create, CreateFails, DeleteBackup, DeleteInstance, Flush, Import, InPlace, InPlaceFails,
+    Password, Restart, Restore, RestoreFails, SwitchFails, Undo, UndoFails,
 };
 
+use crate::catalogue::Kind;
 use crate::checker::{self, Catalogue, Form};
 use crate::world::{Run, World, text};
 
@@ -23,6 +31,8 @@ use crate::world::{Run, World, text};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
     Backup,
+    /// Of a file behind a URL.
+    Import,
     Restore,
     /// The verification fails, so the new generation is removed.
     RestoreFails,
@@ -47,19 +57,19 @@ pub enum Operation {
 const EMPTY: &str = "0000000000000000000000000000000000000000";
 
 /// Every place in the sources, and the operations that pass it. A test below compares this with the sources.
-const PLACES: &[(&str, &[Operation])] = &[
+pub const PLACES: &[(&str, &[Operation])] = &[
     ("archive.manifest_deleted", &[DeleteBackup]),
     ("backup.accepted", &[Backup]),
-    ("backup.after_details", &[Backup]),
+    ("backup.after_details", &[Backup, Import]),
     ("backup.after_fullresync", &[Backup, InPlace]),
     ("backup.after_last_segment", &[Backup]),
-    ("backup.after_manifest", &[Backup, InPlace]),
+    ("backup.after_manifest", &[Backup, Import, InPlace]),
     ("backup.before_connect", &[Backup]),
-    ("backup.before_manifest", &[Backup]),
+    ("backup.before_manifest", &[Backup, Import]),
     ("backup.before_settle", &[Backup]),
     ("backup.begun", &[Backup]),
     ("backup.claimed", &[Backup]),
-    ("backup.first_segment_stored", &[Backup]),
+    ("backup.first_segment_stored", &[Backup, Import]),
     ("backup.mid_capture", &[Backup, InPlace]),
     ("backup.settled", &[Backup]),
     ("backup_delete.after_commit", &[DeleteBackup]),
@@ -97,6 +107,9 @@ const PLACES: &[(&str, &[Operation])] = &[
             CreateFails,
         ],
     ),
+    ("import.before_settle", &[Import]),
+    ("import.begun", &[Import]),
+    ("import.settled", &[Import]),
     ("nodes.one_ready", &[Create]),
     ("nodes.one_started", &[Create]),
     ("operation.before_settle", &[Restart, Flush, Password]),
@@ -149,8 +162,8 @@ const PLACES: &[(&str, &[Operation])] = &[
     ("sideload.after_rename", &[Restore, InPlace]),
     ("sideload.before_place", &[Restore, InPlace]),
     ("sideload.mid_place", &[Restore, InPlace]),
-    ("store.after_link", &[Backup, InPlace]),
-    ("store.after_temp_write", &[Backup, InPlace]),
+    ("store.after_link", &[Backup, Import, InPlace]),
+    ("store.after_temp_write", &[Backup, Import, InPlace]),
     ("switch.after_close_port", &[Restore, Undo]),
     ("switch.after_end_normal", &[Restore, Undo]),
     ("switch.after_kill_replica", &[Restore, Undo]),
@@ -216,6 +229,11 @@ fn find_places(directory: &Path, into: &mut BTreeSet<String>) {
 #[test]
 fn a_backup_hit_anywhere_is_whole_or_gone() {
     hit_everywhere(Backup, "aof");
+}
+
+#[test]
+fn an_import_hit_anywhere_is_whole_or_failed() {
+    hit_everywhere(Import, "aof");
 }
 
 #[test]
@@ -289,14 +307,13 @@ fn hit_places(operation: Operation, persistence: &str, wanted: impl Fn(&str) -> 
         .map(|(place, _)| *place)
         .filter(|place| wanted(place))
         .collect();
-    hit_these(World::start(&[]), operation, persistence, &places);
+    let world = World::start(&["--import-allow", "127.0.0.1"]);
+    hit_these(world, operation, persistence, &places);
 }
 
 /// Kill and error at these places of one operation.
 pub fn hit_these(mut world: World, operation: Operation, persistence: &str, places: &[&str]) {
-    world.create("one", "redis.single.xu1.tiny.256", persistence);
-    world.fill("one", 11, 3000);
-    let backup = world.backup("one");
+    let backup = furnish(&mut world, persistence);
     let mut fired = 0;
     for place in places {
         for action in ["kill", "error"] {
@@ -309,9 +326,25 @@ pub fn hit_these(mut world: World, operation: Operation, persistence: &str, plac
     assert!(fired > 0);
 }
 
-fn hit(world: &mut World, operation: Operation, place: &str, action: &str, backup: &str) {
+/// A service with one instance, and the backup of it that operations are about.
+pub fn scene(kind: Kind, persistence: &str) -> (World, String) {
+    let mut world = World::start_in(kind, &["--import-allow", "127.0.0.1"]);
+    let backup = furnish(&mut world, persistence);
+    (world, backup)
+}
+
+fn furnish(world: &mut World, persistence: &str) -> String {
+    world.create("one", "redis.single.xu1.tiny.256", persistence);
+    world.fill("one", 11, 3000);
+    world.backup("one")
+}
+
+/// Arms a place, asks for an operation that passes it, and lets the checker judge what came of it. `action`: kill, error or
+/// stall.
+pub fn hit(world: &mut World, operation: Operation, place: &str, action: &str, backup: &str) {
     let label = format!("{operation:?} {place}:{action}");
     let (subject, before) = prepare(world, operation, backup);
+    let restores = Catalogue::open(world).restores(&world.id("one")).len();
     let failure = match operation {
         RestoreFails => "verify.after:error,",
         SwitchFails | UndoFails => "switch.after_old_port:error,",
@@ -332,33 +365,123 @@ fn hit(world: &mut World, operation: Operation, place: &str, action: &str, backu
         "{label}: reached only {marks:?}"
     );
     assert_eq!(died, action == "kill", "{label}");
-    if died || operation == DeleteBackup {
-        // What a failed deletion leaves in the store is swept at the next start.
+    if action == "stall" {
+        world.wait_stall_over(place);
+    }
+    if died || matches!(operation, DeleteBackup | Import) {
+        // What a failed deletion or a dead import leaves in the store is swept at the next start.
         world.restart(&Run::default());
     }
     checker::settle(world, &label);
     if operation == Flush {
         // Told to the engine, or not once it is not known whether it was: never in part.
         let digest = world.digest("one");
-        let told = place != "operation.intended";
+        let told = place != "operation.intended" || action == "stall";
         assert_eq!(digest == EMPTY, told, "{label}");
         assert!(told || Some(digest) == world.instances["one"].digest, "{label}");
         world.note("one");
     }
+    if action != "error" {
+        let is_lost = died && operation == Import && place != "import.settled";
+        is_done_all_the_same(world, operation, (&before, restores), is_lost, &label);
+    }
     forget(world, operation, &subject, (place, action));
-    let form = if operation == Backup {
-        Form::Full
-    } else {
-        Form::Cheap
+    let form = match operation {
+        Backup | Import => Form::Full,
+        _ => Form::Cheap,
     };
-    learn_backups(world, &before);
+    learn_backups(world, operation, &before);
     checker::check(world, form, &label);
     clean_up(world, operation);
 }
 
+/// A kill or a pause is no reason to fail: what was accepted is done after it. But an import dies with its process.
+fn is_done_all_the_same(
+    world: &World,
+    operation: Operation,
+    (backups, restores): (&BTreeSet<String>, usize),
+    is_lost: bool,
+    label: &str,
+) {
+    let catalogue = Catalogue::open(world);
+    match operation {
+        Backup | Import => {
+            let made: Vec<_> = catalogue
+                .backups()
+                .into_iter()
+                .filter(|backup| backup.kind == "manual" && !backups.contains(&backup.id))
+                .collect();
+            let [made] = made.as_slice() else {
+                panic!("{label}: {made:?}");
+            };
+            let right = if is_lost { "failed" } else { "succeeded" };
+            assert_eq!(made.status, right, "{label}: {made:?}");
+        }
+        Restore | Undo | InPlace => {
+            let now = catalogue.restores(&world.id("one"));
+            assert_eq!(now.len(), restores + 1, "{label}");
+            let last = now.last().unwrap();
+            assert_eq!(last.status, "succeeded", "{label}: {last:?}");
+        }
+        Create => {
+            let (id, _) = catalogue
+                .instance("new")
+                .unwrap_or_else(|| panic!("{label}: no instance"));
+            let status = (id, "running".to_owned());
+            assert!(catalogue.instances().contains(&status), "{label}");
+        }
+        _ => {}
+    }
+}
+
+/// A file behind a URL, there as long as the test's process.
+struct File {
+    url: String,
+    digest: String,
+}
+
+fn imported() -> &'static File {
+    static FILE: OnceLock<File> = OnceLock::new();
+    FILE.get_or_init(|| {
+        let engine = PlainEngine::start(&[]).unwrap();
+        let mut client = Connection::open(&engine.target()).unwrap();
+        client
+            .ask(&["DEBUG", "POPULATE", "3000", "imported", "100"])
+            .unwrap();
+        client.ask(&["SAVE"]).unwrap();
+        let bytes = std::fs::read(engine.folder().join("dump.rdb")).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/dump.rdb", listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                let _gone = client.and_then(|mut client| {
+                    let mut lines = BufReader::new(client.try_clone()?).lines();
+                    while lines
+                        .next()
+                        .is_some_and(|line| line.is_ok_and(|line| !line.is_empty()))
+                    {}
+                    write!(
+                        client,
+                        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+                        bytes.len()
+                    )?;
+                    client.write_all(&bytes)
+                });
+            }
+        });
+        File {
+            url,
+            digest: engine.digest().unwrap(),
+        }
+    })
+}
+
 /// A backup made in between holds what is there now.
-fn learn_backups(world: &mut World, before: &BTreeSet<String>) {
-    let digest = world.instances["one"].digest.clone().unwrap();
+fn learn_backups(world: &mut World, operation: Operation, before: &BTreeSet<String>) {
+    let digest = match operation {
+        Import => imported().digest.clone(),
+        _ => world.instances["one"].digest.clone().unwrap(),
+    };
     for backup in Catalogue::open(world).backups() {
         if backup.kind == "manual" && !before.contains(&backup.id) {
             world.backups.insert(backup.id, digest.clone());
@@ -376,6 +499,7 @@ fn prepare(world: &mut World, operation: Operation, backup: &str) -> (String, BT
             text(&answer, "restore_id").unwrap()
         }
         DeleteBackup => world.backup("one"),
+        Import => imported().url.clone(),
         DeleteInstance => world.create("two", "redis.single.xu1.tiny.128", "aof"),
         _ => String::new(),
     };
@@ -392,6 +516,10 @@ fn prepare(world: &mut World, operation: Operation, backup: &str) -> (String, BT
 fn ask(world: &World, operation: Operation, subject: &str, backup: &str) {
     let answer = match operation {
         Backup => world.ask_for_backup("one"),
+        Import => {
+            let path = format!("/ck/v1/{{project}}/instances/{}/imports", world.id("one"));
+            world.try_call("POST", &path, Some(&json!({"url": subject})))
+        }
         Restore | RestoreFails | SwitchFails => world.ask_for_restore("one", backup, false),
         InPlace | InPlaceFails => world.ask_for_restore("one", backup, true),
         Undo | UndoFails => world.ask_for_undo("one", subject),
@@ -412,6 +540,9 @@ fn ask(world: &World, operation: Operation, subject: &str, backup: &str) {
 fn forget(world: &mut World, operation: Operation, subject: &str, (place, action): (&str, &str)) {
     if operation == DeleteInstance {
         world.instances.remove("two");
+        // An error in a step is tried again.
+        let deleted = format!("SELECT count(*) FROM instance WHERE id = '{subject}' AND status = 'deleted'");
+        assert_eq!(Catalogue::open(world).count(&deleted), 1, "{place}:{action}");
     }
     if operation == DeleteBackup {
         let row = Catalogue::open(world).backup(subject);

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use xtask::scratch::Scratch;
 use xtask::service::processes_in;
 
+use crate::catalogue::Kind;
 use crate::checker::{self, Catalogue, Form};
 use crate::world::{Run, World, kill, text};
 
@@ -59,7 +60,7 @@ fn engines_of_a_data_directory_behind_a_symbolic_link_survive_a_restart_of_the_s
 #[test]
 fn the_catalogue_and_the_files_beside_it_are_for_their_owner_alone() {
     use std::os::unix::fs::PermissionsExt;
-    let mut world = World::start(&[]);
+    let mut world = World::start_in(Kind::Sqlite, &[]);
     world.create("one", "redis.single.xu1.tiny.128", "none");
     let modes = |world: &World| {
         ["", "-wal", "-shm"].map(|ending| {

@@ -2,7 +2,8 @@
 //! it takes. The names of the tests are the claims.
 //!
 //! Nothing of the program under test judges itself: [`checker`] reads the catalogue, the store, the engines and the
-//! process table on its own. Run with `CACHEKEEP_TEST_LONG=1` for all 200 random kills and the big values.
+//! process table on its own. Run with `CACHEKEEP_TEST_LONG=1` for all 200 random kills and the big values, with
+//! `CACHEKEEP_TEST_CATALOG=postgres` for the catalogue of every service in a PostgreSQL.
 
 #![allow(
     clippy::unwrap_used,
@@ -14,6 +15,7 @@ mod attach_failures;
 mod attach_imports;
 mod attached;
 mod attached_restore;
+mod catalogue;
 mod checker;
 mod cluster;
 mod deadline;
@@ -25,10 +27,12 @@ mod lifecycle;
 mod memory;
 mod old_engine;
 mod out_of_memory;
+mod power;
 mod random_kills;
 mod remote;
 mod resize;
 mod resumed;
+mod torture;
 mod world;
 
 /// Whether the long form is wanted.

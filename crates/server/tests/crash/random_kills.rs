@@ -18,6 +18,7 @@ use std::time::Duration;
 use xtask::fill::Random;
 use xtask::resp::{Connection, Reply, Target};
 
+use crate::catalogue::Kind;
 use crate::checker::{self, Catalogue, Form};
 use crate::world::{Run, World};
 
@@ -25,16 +26,34 @@ const LIST: &str = "journal";
 /// Backups of an instance that are kept by the test; more are deleted.
 const BACKUPS_MAX: usize = 4;
 
+/// So many kills of the service in a test: half of what `CACHEKEEP_TEST_KILLS` says, of which there are two.
+fn count(short: u32) -> u32 {
+    let asked = std::env::var("CACHEKEEP_TEST_KILLS").ok();
+    match asked.map(|text| text.parse::<u32>().unwrap()) {
+        Some(kills) => kills.div_ceil(2),
+        None if crate::long() => 200,
+        None => short,
+    }
+}
+
 #[test]
 fn kills_at_random_moments_lose_nothing_and_no_record_lies() {
-    let kills = if crate::long() { 200 } else { 25 };
+    kill_at_random(Kind::wanted(), count(25));
+}
+
+#[test]
+fn kills_at_random_moments_lose_nothing_in_postgresql() {
+    kill_at_random(Kind::Postgres, count(8));
+}
+
+fn kill_at_random(kind: Kind, kills: u32) {
     let seed = std::env::var("CACHEKEEP_TEST_SEED")
         .ok()
         .and_then(|text| text.parse().ok())
         .unwrap_or_else(|| u64::from(std::process::id()) ^ xtask::fill::now_ms());
     println!("seed {seed}: CACHEKEEP_TEST_SEED={seed} chooses the same moments and operations");
     let mut random = Random::new(seed, 0);
-    let mut world = World::start(&[]);
+    let mut world = World::start_in(kind, &[]);
     let names = ["left", "right"];
     for (name, persistence) in names.iter().zip(["aof", "rdb"]) {
         world.create(name, "redis.single.xu1.tiny.256", persistence);
@@ -78,7 +97,10 @@ fn kills_at_random_moments_lose_nothing_and_no_record_lies() {
         }
     }
     checker::check(&mut world, Form::Full, &format!("seed {seed}, at the end"));
-    println!("{kills} kills, asked for {asked:?}");
+    println!(
+        "{kills} kills with the catalogue in {}: 0 lost, 0 lying records; asked for {asked:?}",
+        kind.word()
+    );
 }
 
 /// Asks for one operation, at random, and lets a writer run unless it is a restore.

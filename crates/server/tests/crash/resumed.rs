@@ -271,15 +271,10 @@ fn a_backup_or_flush_that_was_asked_for_yesterday_is_not_done_today() {
     );
     // A flush that was accepted and never begun.
     world.kill();
-    let catalogue = rusqlite::Connection::open(world.data().join("catalog.sqlite")).unwrap();
-    catalogue
-        .execute(
+    world.database.change(
             "INSERT INTO job (id, instance_id, kind, state, created_at_ms) \
              SELECT '00000000-0000-4000-8000-000000000001', instance_id, 'flush', 'waiting', created_at_ms FROM job WHERE kind = 'backup' LIMIT 1",
-            (),
-        )
-        .unwrap();
-    drop(catalogue);
+        );
     world.age_jobs_by_a_day();
     world.run(&Run::default());
     checker::check(&mut world, Form::Cheap, "a flush of yesterday");

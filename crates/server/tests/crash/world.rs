@@ -1,6 +1,7 @@
 //! A cachekeep that may die at any moment, its clients, and what is known about its data.
 
-use std::collections::{BTreeMap, HashSet};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::File;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -14,8 +15,13 @@ use xtask::resp::{Connection, Target};
 use xtask::scratch::Scratch;
 use xtask::service::processes_in;
 
+use crate::catalogue::{Database, Kind};
+
 /// How long the service may take until it answers.
 const START_MAX: Duration = Duration::from_secs(60);
+/// Jobs, and imports, which are none.
+const UNFINISHED: &str = "SELECT (SELECT count(*) FROM job WHERE state <> 'done') + \
+                          (SELECT count(*) FROM backup WHERE status IN ('waiting', 'running'))";
 /// Clients' password of every instance here.
 pub const PASSWORD: &str = "Crash-test-1";
 
@@ -64,12 +70,16 @@ pub struct World {
     settings: Vec<String>,
     /// The program of its engines; `None`: the machine's own.
     engine: Option<PathBuf>,
+    /// Where its catalogue is.
+    pub database: Database,
     /// As the service is told.
     named: PathBuf,
     /// As the kernel shows it.
     data: PathBuf,
     /// Where `CACHEKEEP_FAILPOINT_MARK` goes.
     pub mark: PathBuf,
+    /// What was answered with success: the table of each record, and its id.
+    answered: RefCell<BTreeSet<(&'static str, String)>>,
     /// Living instances by name.
     pub instances: BTreeMap<String, Known>,
     /// The digest of what each backup holds, retired generations included, where it is known.
@@ -87,25 +97,42 @@ pub type Answer = Result<(u16, Value), String>;
 impl World {
     /// Starts a service with further options of `cachekeep serve`.
     pub fn start(settings: &[&str]) -> Self {
+        Self::start_in(Kind::wanted(), settings)
+    }
+
+    /// Starts one with its catalogue in a database of this kind.
+    pub fn start_in(kind: Kind, settings: &[&str]) -> Self {
         let scratch = Scratch::new("crash").unwrap();
         let data = scratch.path().join("data");
-        Self::start_on(scratch, data, settings)
+        Self::start_with(kind, scratch, data, settings, None)
     }
 
     /// Starts one on a data directory of the caller's, kept by `scratch`.
     pub fn start_on(scratch: Scratch, data: PathBuf, settings: &[&str]) -> Self {
-        Self::start_with(scratch, data, settings, None)
+        Self::start_with(Kind::wanted(), scratch, data, settings, None)
     }
 
     /// Starts one whose engines are of this program.
     pub fn start_of(engine: PathBuf) -> Self {
         let scratch = Scratch::new("crash").unwrap();
         let data = scratch.path().join("data");
-        Self::start_with(scratch, data, &[], Some(engine))
+        Self::start_with(Kind::wanted(), scratch, data, &[], Some(engine))
     }
 
-    fn start_with(scratch: Scratch, data: PathBuf, settings: &[&str], engine: Option<PathBuf>) -> Self {
+    /// As [`World::start_on`], with the catalogue in that directory whatever is wanted.
+    pub fn start_on_sqlite(scratch: Scratch, data: PathBuf) -> Self {
+        Self::start_with(Kind::Sqlite, scratch, data, &[], None)
+    }
+
+    fn start_with(
+        kind: Kind,
+        scratch: Scratch,
+        data: PathBuf,
+        settings: &[&str],
+        engine: Option<PathBuf>,
+    ) -> Self {
         let mut world = Self {
+            database: Database::make(kind, &scratch, &data),
             child: None,
             engine,
             endpoint: String::new(),
@@ -116,6 +143,7 @@ impl World {
             data: data.canonicalize().unwrap_or_else(|_not_yet| data.clone()),
             named: data,
             mark: scratch.path().join("mark"),
+            answered: RefCell::default(),
             instances: BTreeMap::new(),
             backups: BTreeMap::new(),
             seen_restores: HashSet::new(),
@@ -154,6 +182,7 @@ impl World {
         // From the run before: it names a port that is no longer ours.
         self.forget_endpoint();
         let _none_from_the_run_before = std::fs::remove_file(&self.mark);
+        let _nor_of_its_stalls = std::fs::remove_file(self.mark.with_extension("over"));
         let log = File::options()
             .create(true)
             .append(true)
@@ -169,6 +198,7 @@ impl World {
             .env("CACHEKEEP_FAILPOINT", &run.failpoints)
             .env("CACHEKEEP_FAILPOINT_MARK", &self.mark)
             .env("NO_COLOR", "1")
+            .envs(self.database.variable())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
@@ -315,6 +345,22 @@ impl World {
         text.lines().map(str::to_owned).collect()
     }
 
+    /// Waits until the service goes on from a place at which it was held up.
+    pub fn wait_stall_over(&self, place: &str) {
+        let started = Instant::now();
+        loop {
+            let over = std::fs::read_to_string(self.mark.with_extension("over")).unwrap_or_default();
+            if over.lines().any(|mark| mark == place) {
+                return;
+            }
+            assert!(
+                started.elapsed() < Duration::from_secs(20),
+                "{place}: held up for ever"
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// One request; an `Err` where no answer came.
     pub fn try_call(&self, method: &str, path: &str, body: Option<&Value>) -> Answer {
         let path = path.replace("{project}", &self.project);
@@ -335,7 +381,21 @@ impl World {
         let mut response = sent.map_err(|e| e.to_string())?;
         let status = response.status().as_u16();
         let body = response.body_mut().read_to_string().map_err(|e| e.to_string())?;
-        Ok((status, serde_json::from_str(&body).unwrap_or(Value::Null)))
+        let answer = serde_json::from_str(&body).unwrap_or(Value::Null);
+        if status < 300 && method == "POST" {
+            let told = [("backup", "backup_id"), ("restore", "restore_id")]
+                .into_iter()
+                .filter_map(|(table, field)| Some((table, text(&answer, field)?)));
+            let made = answer["instances"].as_array().into_iter().flatten();
+            let made = made.filter_map(|made| Some(("instance", text(made, "instance_id")?)));
+            self.answered.borrow_mut().extend(told.chain(made));
+        }
+        Ok((status, answer))
+    }
+
+    /// Table and id of every record whose acceptance was answered.
+    pub fn answered(&self) -> Vec<(&'static str, String)> {
+        self.answered.borrow().iter().cloned().collect()
     }
 
     /// One request that must be answered with success.
@@ -507,13 +567,9 @@ impl World {
     /// Makes every job that is not done a day older, while no service runs.
     pub fn age_jobs_by_a_day(&self) {
         assert!(self.child.is_none(), "the service runs");
-        let catalogue = rusqlite::Connection::open(self.data.join("catalog.sqlite")).unwrap();
-        let aged = catalogue
-            .execute(
-                "UPDATE job SET created_at_ms = created_at_ms - 86400000 WHERE state <> 'done'",
-                (),
-            )
-            .unwrap();
+        let aged = self
+            .database
+            .change("UPDATE job SET created_at_ms = created_at_ms - 86400000 WHERE state <> 'done'");
         assert_eq!(aged, 1);
     }
 
@@ -532,7 +588,7 @@ impl World {
         }
     }
 
-    /// Waits until no job is left or the service has died; says whether it has.
+    /// Waits until no job and no import is left or the service has died; says whether it has.
     pub fn wait_idle_or_dead(&mut self, limit: Duration) -> bool {
         let started = Instant::now();
         let catalogue = crate::checker::Catalogue::open(self);
@@ -540,7 +596,7 @@ impl World {
             if self.ended().is_some() {
                 return true;
             }
-            if catalogue.count("SELECT count(*) FROM job WHERE state <> 'done'") == 0 {
+            if catalogue.count(UNFINISHED) == 0 {
                 // The last place lies behind the end of the job.
                 std::thread::sleep(Duration::from_millis(150));
                 return self.ended().is_some();

@@ -96,4 +96,8 @@ fn a_catalogue_that_is_older_than_its_mirror_is_refused_and_harms_nothing_before
     assert!(mirrored(&service) > kept[0]["newest_entry"].as_u64().unwrap());
     service.kill();
     service.start_again();
+    // What it does not know may be newer than it is: a list of the store is no reason to delete.
+    let project = service.data().join("store").join(service.admin("project_id"));
+    let archive = project.join(&newer).join(&backup);
+    assert!(archive.join("1/manifest.json").exists(), "{}", archive.display());
 }

@@ -12,6 +12,7 @@ use xtask::object_server::ObjectServer;
 use xtask::postgres::Postgres;
 use xtask::throttle::Throttle;
 
+use crate::http::Request;
 use crate::schedule::{Clock, daily, set_policy, wait_records};
 use crate::service::{Caller, Service, wait};
 use crate::storage::{BUCKET, add};
@@ -24,6 +25,21 @@ const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(15);
 
 fn is_long() -> bool {
     std::env::var("CACHEKEEP_TEST_LONG").is_ok_and(|long| long == "1")
+}
+
+/// So many kills or sleeps: what `CACHEKEEP_TEST_TIMES` says, or as many as the form of the test has.
+fn times(short: u32, long: u32) -> u32 {
+    let asked = std::env::var("CACHEKEEP_TEST_TIMES").ok();
+    let form = if is_long() { long } else { short };
+    asked.map_or(form, |text| text.parse().unwrap())
+}
+
+/// Chooses the moments: others in each process, unless `CACHEKEEP_TEST_SEED` says which.
+fn seed() -> u64 {
+    let asked = std::env::var("CACHEKEEP_TEST_SEED").ok();
+    let seed = asked.map_or_else(|| u64::from(std::process::id()), |text| text.parse().unwrap());
+    println!("CACHEKEEP_TEST_SEED={seed} chooses the same moments");
+    seed
 }
 
 /// Kept until last: services hold on to it.
@@ -181,7 +197,7 @@ fn pause(seed: &mut u64, within: Duration) {
 
 #[test]
 fn a_worker_that_is_killed_in_mid_backup_is_succeeded_by_another() {
-    let kills = if is_long() { 50 } else { 3 };
+    let kills = times(3, 50);
     let mut shared = Shared::start("api", &["--role", "api,scheduler"], &[]);
     for worker in ["first", "second"] {
         shared.join(worker, &["--role", "worker"], &[]);
@@ -189,7 +205,7 @@ fn a_worker_that_is_killed_in_mid_backup_is_succeeded_by_another() {
     let source = Source::start(4, 2_000_000);
     let caller = shared.nodes["api"].caller();
     let instance = source.attach(&caller, "throttled");
-    let (mut seed, mut slowest, mut again) = (7, Duration::ZERO, 0);
+    let (mut seed, mut slowest, mut again) = (seed(), Duration::ZERO, 0);
     for kill in 0..kills {
         let backup = caller.start_backup(&instance, &format!("{kill}"));
         let owner = capturing(&shared, &instance, &backup, "");
@@ -224,7 +240,7 @@ fn a_worker_that_is_killed_in_mid_backup_is_succeeded_by_another() {
 
 #[test]
 fn a_worker_that_sleeps_past_its_lease_wakes_to_no_effect() {
-    let sleeps = if is_long() { 300 } else { 3 };
+    let sleeps = times(3, 300);
     let mut shared = Shared::start("api", &["--role", "api,scheduler"], &[]);
     for worker in ["first", "second"] {
         shared.join(worker, &["--role", "worker"], &[]);
@@ -232,7 +248,7 @@ fn a_worker_that_sleeps_past_its_lease_wakes_to_no_effect() {
     let source = Source::start(8, 1_500_000);
     let caller = shared.nodes["api"].caller();
     let instance = source.attach(&caller, "throttled");
-    let (mut seed, mut during) = (11, 0);
+    let (mut seed, mut during) = (seed(), 0);
     for sleep in 0..sleeps {
         let backup = caller.start_backup(&instance, &format!("{sleep}"));
         let sleeper = capturing(&shared, &instance, &backup, "");
@@ -280,6 +296,51 @@ fn a_worker_that_sleeps_past_its_lease_wakes_to_no_effect() {
         "{sleeps} workers stopped past their lease of {LEASE} s and resumed, {during} of them while another one was at work: 0 rows \
          changed, 0 objects left, 0 connections open"
     );
+}
+
+#[test]
+fn a_worker_that_is_cut_off_from_the_catalogue_lets_go_of_its_source_before_its_lease_ends() {
+    let mut shared = Shared::start("api", &["--role", "api,scheduler"], &[]);
+    shared.join("first", &["--role", "worker"], &[]);
+    for node in shared.nodes.values_mut() {
+        node.expect_trouble("catalogue");
+    }
+    // So slow that the capture would take twenty seconds more.
+    let source = Source::start(8, 400_000);
+    let caller = shared.nodes["api"].caller();
+    let instance = source.attach(&caller, "throttled");
+    let backup = caller.start_backup(&instance, "");
+    capturing(&shared, &instance, &backup, "");
+    wait("a connection to the source", || {
+        (source.throttle.connections() > 0).then_some(())
+    });
+    shared.postgres.kill().unwrap();
+    let since = Instant::now();
+    wait("connections to the source to be closed", || {
+        (source.throttle.connections() == 0).then_some(())
+    });
+    let took = since.elapsed();
+    // What is under way is looked at each second, not at each moment.
+    assert!(took < Duration::from_secs(LEASE + 2), "{took:?}");
+    println!("with a lease of {LEASE} s a worker without its catalogue let go of its source after {took:?}");
+    wait("all nodes to tell their operator", || {
+        let tells = |node: &Service| {
+            let log = node.log();
+            log.lines()
+                .any(|line| line.contains("ERROR") && line.contains("catalogue"))
+        };
+        shared.nodes.values().all(tells).then_some(())
+    });
+    shared.postgres.start_again().unwrap();
+    wait("a service that is ready", || {
+        let ready = shared.nodes["api"]
+            .connect()
+            .send(&Request::new("GET", "/readyz"));
+        (ready.status == 200).then_some(())
+    });
+    let caller = shared.nodes["api"].caller();
+    let record = caller.wait_end(&instance, "backups", &backup);
+    assert_eq!(record["status"], "succeed", "{record}");
 }
 
 #[test]

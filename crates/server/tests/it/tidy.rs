@@ -228,6 +228,21 @@ fn every_route_is_in_the_table() {
 }
 
 #[test]
+fn every_planted_defect_lies_in_the_code_and_has_its_gate() {
+    let known: Vec<&str> = engine::defect::DEFECTS.iter().map(|(name, _)| *name).collect();
+    assert_eq!(known, xtask::torture::defects::names().collect::<Vec<_>>());
+    let all: String = ["crates/engine/src", "crates/server/src"]
+        .into_iter()
+        .flat_map(sources)
+        .map(|(_, text)| text)
+        .collect();
+    for name in known {
+        let call = format!("is_planted(\"{name}\")");
+        assert!(all.contains(&call), "{name} is nowhere");
+    }
+}
+
+#[test]
 fn every_link_of_the_documents_leads_to_a_file() {
     let root = repository();
     let mut documents: Vec<PathBuf> = ["", "docs", "docs/adr"]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use engine::backup::{BackupReport, ImportPlan, Labels};
 use engine::keys::Recipient;
-use engine::{Control, Error, Kind, Store};
+use engine::{Control, Error, Kind, Store, failpoint};
 
 use super::url::{Opened, Target};
 use crate::app::App;
@@ -41,7 +41,7 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        let _the_reconciler_removes_it_else = std::fs::remove_file(&self.path);
+        let _the_next_start_removes_it_else = std::fs::remove_file(&self.path);
     }
 }
 
@@ -125,7 +125,10 @@ pub fn run(
             expected_bytes: 0,
             accept_functions,
         };
-        make(plan, &storage::open(app, begun.storage.as_ref())?)
+        failpoint::hit("import.begun")?;
+        let made = make(plan, &storage::open(app, begun.storage.as_ref())?)?;
+        failpoint::hit("import.before_settle")?;
+        Ok(made)
     });
     let unwritten = |error: catalog::Error| Error::new(Kind::Io, IMPORT, engine::chain(&error));
     match imported {
@@ -141,6 +144,7 @@ pub fn run(
             };
             let write = |tx: &Tx<'_>| record::succeed(tx, id, &finished, Moment::now());
             if app.catalog.write(write).map_err(unwritten)? {
+                failpoint::hit("import.settled")?;
                 return Ok(made);
             }
             let context = "the record has ended otherwise meanwhile: import the file again";

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use engine::archive::Archive;
 use engine::replay::{self, Account, Input, Outcome, Plan, Reach, Ready, Stage};
 use engine::store::Patience;
-use engine::{Control, Error, Kind, failpoint};
+use engine::{Control, Error, Kind, defect, failpoint};
 
 use super::{Halt, Work, archive_identity};
 use crate::app::App;
@@ -173,6 +173,9 @@ impl Work<'_> {
     }
 
     fn enter_state(&self, state: TargetState, dbs: &BTreeSet<u32>) -> Result<(), Halt> {
+        if defect::is_planted("target-state-unwritten") && state == TargetState::Loading {
+            return Ok(());
+        }
         let (id, now) = (&self.restore.id, Moment::now());
         let running = step(self.app, self.claim, |tx| {
             // How far it is lies in this host's data directory from now on: another one would take what was written for keys that
@@ -242,6 +245,7 @@ impl Work<'_> {
                 TargetState::Partial,
                 Some("to put it back was begun too often without coming to an end".to_owned()),
             ),
+            (Some(_), Some(_)) if defect::is_planted("not-put-back") => (TargetState::RolledBack, None),
             (Some(dbs), Some(safety)) => match self.put_back(&known.options.back(dbs.clone()), safety) {
                 // Those of the same names were overwritten, and new ones stay.
                 Ok(()) if known.options.functions => (
