@@ -101,6 +101,18 @@ pub enum Form {
     Commands,
 }
 
+/// What becomes of libraries of functions: they are code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Functions {
+    /// Those of the target stay, and those of the backup are left out.
+    #[default]
+    Stay,
+    /// Those of the backup are loaded; they replace others of the same name where keys do.
+    Load,
+    /// The target has those of the backup and no others, from one moment to the next.
+    Exact,
+}
+
 /// What is asked for.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -114,8 +126,8 @@ pub struct Plan {
     pub others: Others,
     /// How values are sent.
     pub form: Form,
-    /// Whether libraries of functions are loaded: they are code.
-    pub functions: bool,
+    /// What becomes of libraries of functions.
+    pub functions: Functions,
     /// Whether it is for nothing where a single key cannot be applied: then nothing is sent where that is known before, and it ends
     /// before other keys are removed.
     pub is_whole: bool,

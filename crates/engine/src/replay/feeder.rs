@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, atomic};
 use std::time::{Duration, Instant};
 
-use rdb::Entries;
+use rdb::{Copied, Entries, KeySummary, Taker};
 
 use super::account::{self, Account};
 use super::input::Valid;
@@ -19,7 +19,7 @@ use super::pace::Pace;
 use super::shape::CLAIMED;
 use super::target::{Nodes, SLOTS};
 use super::words::push_command;
-use super::{Conflict, DATABASE_0_ONLY, Form, Run};
+use super::{Conflict, DATABASE_0_ONLY, Form, Functions, Run};
 use crate::error::{Error, Kind};
 use crate::node::{Node, Reply};
 use crate::selection::Candidate;
@@ -46,6 +46,41 @@ const QUEUE_BATCHES: usize = 1024;
 const LARGE_SILENCE: Duration = Duration::from_secs(60);
 /// A value is made by commands under a name that begins so, in the slot of its key, and then renamed: nobody sees half of it.
 const UNFINISHED: &str = "cachekeep:replay";
+
+/// Code of all libraries together: it is held in memory, and sent as one payload.
+const LIBRARIES_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// What a library begins with in a payload of `FUNCTION DUMP`, and its length as four bytes.
+const LIBRARY: [u8; 2] = [245, 0x80];
+
+/// The libraries of a file, as `FUNCTION RESTORE` takes them.
+#[derive(Default)]
+struct Libraries {
+    payload: Vec<u8>,
+    count: u64,
+    is_too_long: bool,
+    /// A key has come: libraries stand before all keys.
+    is_over: bool,
+}
+
+impl Taker for Libraries {
+    fn copied(&mut self, _: &Copied<'_>) {
+        self.is_over = true;
+    }
+
+    fn read(&mut self, _: &KeySummary<'_>) {
+        self.is_over = true;
+    }
+
+    fn function(&mut self, code: &[u8]) {
+        self.count += 1;
+        self.is_too_long |= self.payload.len() + code.len() > LIBRARIES_BYTES_MAX;
+        if !self.is_too_long {
+            self.payload.extend_from_slice(&LIBRARY);
+            self.payload.extend_from_slice(&(code.len() as u32).to_be_bytes());
+            self.payload.extend_from_slice(code);
+        }
+    }
+}
 
 /// What is done with a key that is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -186,6 +221,12 @@ impl<'f, 's, 'a> Feeder<'f, 's, 'a> {
             Form::Payloads => self.shared.target.form,
             Form::Commands => None,
         };
+        let is_begun = self.position != Position::default();
+        if let (Functions::Exact, Pass::Apply, false, Some(first)) =
+            (self.shared.plan.functions, self.pass, is_begun, files.first())
+        {
+            self.replace_functions(first)?;
+        }
         for (number, valid) in files.iter().enumerate() {
             if number < self.position.file {
                 self.bytes_before += valid.report.bytes;
@@ -461,7 +502,7 @@ impl<'f, 's, 'a> Feeder<'f, 's, 'a> {
     }
 
     pub(super) fn function(&mut self, code: &[u8]) -> Result<(), Error> {
-        if !self.shared.plan.functions || self.position.file > 0 {
+        if self.shared.plan.functions != Functions::Load || self.position.file > 0 {
             return Ok(());
         }
         if self.pass != Pass::Apply {
@@ -490,6 +531,56 @@ impl<'f, 's, 'a> Feeder<'f, 's, 'a> {
             }
         }
         self.own.functions += 1;
+        Ok(())
+    }
+
+    /// Puts the libraries of a file in the place of all that the target has. All shards have the same ones.
+    fn replace_functions(&mut self, file: &Valid) -> Result<(), Error> {
+        let mut entries = Entries::new(None, PAYLOAD_BYTES_MAX);
+        let mut libraries = Libraries::default();
+        let read = file.read(0, self.shared.control, |piece| {
+            let fed = entries.feed(piece, &mut libraries);
+            fed.map_err(|e| Error::new(Kind::Malformed, APPLY, e.to_string()))?;
+            match libraries.is_over {
+                true => Err(Error::new(Kind::Refused, APPLY, "no more is needed")),
+                false => Ok(()),
+            }
+        });
+        if !libraries.is_over {
+            read?;
+        }
+        if libraries.is_too_long {
+            let why = format!("libraries of more than {LIBRARIES_BYTES_MAX} bytes together");
+            self.own.functions_refused.push(why);
+            return Ok(());
+        }
+        let form = self.shared.target.form.or(rdb::Target::by_name("redis-7.0"));
+        let Some(form) = form else {
+            return Ok(());
+        };
+        let mut payload = libraries.payload;
+        rdb::push_footer(&mut payload, 0, form);
+        for node in 0..self.nodes.primaries.len() {
+            let (link, _) = self.link(node)?;
+            let Reply::Error(text) = link.ask(&[b"FUNCTION", b"RESTORE", &payload, b"FLUSH"])? else {
+                continue;
+            };
+            // Before 7.0 there are none.
+            if text.starts_with("ERR unknown command") {
+                return Ok(());
+            }
+            match judge(&text) {
+                // The keys are put back by who may not do this too.
+                Judgement::OfTheKey | Judgement::OfAll(Kind::Auth) => {
+                    self.own.functions_refused.push(account::told(&text));
+                    return Ok(());
+                }
+                Judgement::OfAll(kind) => {
+                    return Err(Error::new(kind, WRITE, format!("FUNCTION RESTORE: {text}")));
+                }
+            }
+        }
+        self.own.functions += libraries.count;
         Ok(())
     }
 

@@ -291,6 +291,10 @@ pub struct RestoreDetails {
     pub keys_failed: i64,
     /// Other keys of the target that were removed (replay).
     pub keys_removed: i64,
+    /// Keys that were applied without something that no command makes, such as when a consumer of a stream was last seen (replay).
+    pub keys_reduced: i64,
+    /// A replica did not say in time that it has what its primary has: a failover then may have lost something (replay).
+    pub is_unconfirmed: bool,
     /// Keys compared one by one after loading.
     pub keys_compared: i64,
     /// Keys of the backup whose time had passed when it was begun to be read: among those applied, and gone as soon as
