@@ -210,7 +210,6 @@ struct Run<'a> {
     /// Other keys of the target, which are to be removed.
     list: Option<std::fs::File>,
     present: Option<Bits>,
-    is_unconfirmed: bool,
     /// What is known to have happened beyond what is committed.
     known: Account,
     is_touched: bool,
@@ -391,7 +390,6 @@ impl<'a> Ready<'a> {
             journal: journal.as_ref(),
             list: None,
             present: None,
-            is_unconfirmed: false,
             known: state.account.clone(),
             state,
             is_touched: is_resumed,
@@ -420,7 +418,7 @@ impl<'a> Ready<'a> {
             },
             resumed: run.state.resumed,
             target_version: target.version.clone(),
-            is_unconfirmed: run.is_unconfirmed,
+            is_unconfirmed: run.state.is_unconfirmed,
             failure,
         }
     }
@@ -690,7 +688,7 @@ impl Run<'_> {
         ledger.commit();
         self.known = ledger.known();
         (self.state.position, self.state.account) = (ledger.position, ledger.account);
-        self.is_unconfirmed |= is_unconfirmed.into_inner();
+        self.state.is_unconfirmed |= is_unconfirmed.into_inner();
         let first = failure
             .into_inner()
             .unwrap_or_else(|poisoned| poisoned.into_inner());

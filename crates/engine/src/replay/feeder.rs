@@ -12,7 +12,9 @@ use rdb::{Copied, Entries, KeySummary, Taker};
 use super::account::{self, Account};
 use super::input::Valid;
 use super::journal::{Journal, State, Unfinished};
-use super::lane::{APPLY, Batch, Bits, Command, Judgement, Lane, Shared, Verb, WRITE, judge, lock};
+use super::lane::{
+    APPLY, Batch, Bits, Command, Judgement, Lane, Shared, Verb, WRITE, judge, lock, wait_for_replica,
+};
 use super::ledger::{Chunk, Position};
 use super::making::Feed;
 use super::pace::Pace;
@@ -222,10 +224,8 @@ impl<'f, 's, 'a> Feeder<'f, 's, 'a> {
             Form::Commands => None,
         };
         let is_begun = self.position != Position::default();
-        if let (Functions::Exact, Pass::Apply, false, Some(first)) =
-            (self.shared.plan.functions, self.pass, is_begun, files.first())
-        {
-            self.replace_functions(first)?;
+        if self.shared.plan.functions == Functions::Exact && self.pass == Pass::Apply && !is_begun {
+            self.replace_functions(files)?;
         }
         for (number, valid) in files.iter().enumerate() {
             if number < self.position.file {
@@ -534,8 +534,33 @@ impl<'f, 's, 'a> Feeder<'f, 's, 'a> {
         Ok(())
     }
 
-    /// Puts the libraries of a file in the place of all that the target has. All shards have the same ones.
-    fn replace_functions(&mut self, file: &Valid) -> Result<(), Error> {
+    /// Puts the libraries of a backup in the place of all that the target has, or says why not.
+    fn replace_functions(&mut self, files: &[Valid]) -> Result<(), Error> {
+        // The shards of a cluster know nothing of each other's libraries, and which file was of which of them is not known here.
+        let mut all = Vec::new();
+        for file in files {
+            all.push(self.libraries_of(file)?);
+        }
+        all.dedup_by(|one, other| one.payload == other.payload);
+        let left = match (all.as_mut_slice(), self.shared.target.form) {
+            ([libraries], Some(form)) if !libraries.is_too_long => {
+                rdb::push_footer(&mut libraries.payload, 0, form);
+                let refused = self.restore_functions(&libraries.payload)?;
+                self.own.functions += if refused.is_none() { libraries.count } else { 0 };
+                refused
+            }
+            ([libraries], Some(_)) if libraries.is_too_long => {
+                Some(format!("they have more than {LIBRARIES_BYTES_MAX} bytes of code"))
+            }
+            (_, Some(_)) => Some("the shards of the backup have different ones".to_owned()),
+            // Older than libraries are.
+            (_, None) => None,
+        };
+        self.own.functions_left = left;
+        Ok(())
+    }
+
+    fn libraries_of(&self, file: &Valid) -> Result<Libraries, Error> {
         let mut entries = Entries::new(None, PAYLOAD_BYTES_MAX);
         let mut libraries = Libraries::default();
         let read = file.read(0, self.shared.control, |piece| {
@@ -546,42 +571,37 @@ impl<'f, 's, 'a> Feeder<'f, 's, 'a> {
                 false => Ok(()),
             }
         });
-        if !libraries.is_over {
-            read?;
+        match libraries.is_over {
+            true => Ok(libraries),
+            false => read.map(|()| libraries),
         }
-        if libraries.is_too_long {
-            let why = format!("libraries of more than {LIBRARIES_BYTES_MAX} bytes together");
-            self.own.functions_refused.push(why);
-            return Ok(());
-        }
-        let form = self.shared.target.form.or(rdb::Target::by_name("redis-7.0"));
-        let Some(form) = form else {
-            return Ok(());
-        };
-        let mut payload = libraries.payload;
-        rdb::push_footer(&mut payload, 0, form);
+    }
+
+    /// Gives every primary these libraries and no others, each in one step; or says what one answered that does not.
+    fn restore_functions(&mut self, payload: &[u8]) -> Result<Option<String>, Error> {
         for node in 0..self.nodes.primaries.len() {
+            let has_replicas = self.nodes.primaries[node].has_replicas;
+            let shared = self.shared;
             let (link, _) = self.link(node)?;
-            let Reply::Error(text) = link.ask(&[b"FUNCTION", b"RESTORE", &payload, b"FLUSH"])? else {
+            let Reply::Error(text) = link.ask(&[b"FUNCTION", b"RESTORE", payload, b"FLUSH"])? else {
+                if has_replicas {
+                    wait_for_replica(link, shared)?;
+                }
                 continue;
             };
             // Before 7.0 there are none.
             if text.starts_with("ERR unknown command") {
-                return Ok(());
+                return Ok(None);
             }
             match judge(&text) {
                 // The keys are put back by who may not do this too.
-                Judgement::OfTheKey | Judgement::OfAll(Kind::Auth) => {
-                    self.own.functions_refused.push(account::told(&text));
-                    return Ok(());
-                }
+                Judgement::OfTheKey | Judgement::OfAll(Kind::Auth) => return Ok(Some(account::told(&text))),
                 Judgement::OfAll(kind) => {
                     return Err(Error::new(kind, WRITE, format!("FUNCTION RESTORE: {text}")));
                 }
             }
         }
-        self.own.functions += libraries.count;
-        Ok(())
+        Ok(None)
     }
 
     /// This thread's own connection to a node, and the database it is in.

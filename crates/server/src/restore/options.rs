@@ -15,6 +15,8 @@ use crate::ids::Moment;
 /// How long it is tried to go on after a connection broke or a node failed, unless somebody says it; and at most.
 const PATIENCE_SECONDS: u64 = 60;
 const PATIENCE_SECONDS_MAX: u64 = 3600;
+/// The longest pattern of keys.
+const GLOB_BYTES_MAX: usize = 1024;
 
 /// What becomes of the target's other keys.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -71,7 +73,8 @@ pub struct Options {
     pub rewrite: Option<[String; 2]>,
     /// Whether libraries of functions are loaded. They are code.
     pub functions: bool,
-    /// Whether the target has the libraries of the backup and no others: what takes back a restore that has loaded some.
+    /// Whether the target has the libraries of the backup and no others: what takes back a restore that has loaded some. No caller
+    /// can ask for it.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub functions_exact: bool,
     /// Whether values are sent as the commands that make them.
@@ -150,6 +153,10 @@ impl Select {
         let bytes = |text: &Option<String>| text.clone().map(String::into_bytes);
         let kinds = self.kinds.iter().map(|name| type_by_name(name));
         let size = self.size.as_deref().map(sizes).transpose();
+        // What a pattern costs grows with its length times that of each key.
+        if self.glob.as_ref().is_some_and(|glob| glob.len() > GLOB_BYTES_MAX) {
+            return Err("replay.select.match");
+        }
         Ok(Selection {
             dbs: self.db.clone(),
             keys: self
@@ -357,6 +364,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_is_named() {
+        let long_glob = format!(r#"{{"select": {{"match": "{}"}}}}"#, "*a".repeat(513));
         for (text, field) in [
             (r#"{"map_db": [[0, 1], [0, 2]]}"#, "replay.map_db"),
             (r#"{"into_prefix": "a", "rewrite": ["a", "b"]}"#, "replay.rewrite"),
@@ -364,6 +372,7 @@ mod tests {
             (r#"{"select": {"type": ["hash"]}}"#, "replay.mode"),
             (r#"{"select": {"regex": "("}}"#, "replay.select.regex"),
             (r#"{"max_ops": 0}"#, "replay.max_ops"),
+            (&long_glob, "replay.select.match"),
         ] {
             assert_eq!(plan(&read(text)).err(), Some(field), "{text}");
         }

@@ -243,13 +243,11 @@ impl Work<'_> {
                 Some("to put it back was begun too often without coming to an end".to_owned()),
             ),
             (Some(dbs), Some(safety)) => match self.put_back(&known.options, dbs, safety) {
-                // Those of the same names were overwritten, and new ones stay: a backup that is read key by key has none.
-                Ok(has_functions) if known.options.changes_functions() && !has_functions => (
+                Ok(Some(left)) if known.options.changes_functions() => (
                     TargetState::Partial,
-                    Some(
-                        "its keys are put back, and libraries of functions that were loaded are not"
-                            .to_owned(),
-                    ),
+                    Some(format!(
+                        "its keys are put back, and libraries of functions that were loaded are not: {left}"
+                    )),
                 ),
                 Ok(_) => (TargetState::RolledBack, None),
                 Err(Halt::Stop(stop)) => return Err(stop),
@@ -316,8 +314,13 @@ impl Work<'_> {
     }
 
     /// Applies the safety point to what these options and databases may have changed, as often as its servers do not answer. Returns
-    /// whether libraries of functions are in it.
-    fn put_back(&self, options: &Options, dbs: &BTreeSet<u32>, safety: &BackupId) -> Result<bool, Halt> {
+    /// why libraries of functions are not as they were, where they are not.
+    fn put_back(
+        &self,
+        options: &Options,
+        dbs: &BTreeSet<u32>,
+        safety: &BackupId,
+    ) -> Result<Option<String>, Halt> {
         let loaded = self.app.catalog.read(|tx| {
             // What the restore wrote is removed at the same pace.
             let of_removals = replay_record::seconds_at_pace(tx, self.restore.id.as_str())?;
@@ -333,7 +336,7 @@ impl Work<'_> {
         let limit = limits::attached_back_time(bytes, at_pace);
         let patient = Control::leased(Some(limit), self.claim.lease.clone());
         let wanted = || patient.check("open safety point");
-        let once = |is_full: bool| -> Result<(), Halt> {
+        let once = |is_full: bool| -> Result<Option<String>, Halt> {
             self.remove_unfinished()?;
             let plan = Plan {
                 removes_first: is_full,
@@ -347,7 +350,12 @@ impl Work<'_> {
                 let identity = archive_identity(self.app, &archive)?;
                 let ready = Ready::new(&plan, &*target, Input::all(&archive, &identity)?, &patient)?;
                 let outcome = ready.run(&|_| failpoint::hit("replay.putting_back"));
-                Ok(all_of(outcome)?)
+                let left = match has_functions {
+                    true => outcome.account.functions_left.clone(),
+                    false => Some("a safety point that was read key by key has none".to_owned()),
+                };
+                all_of(outcome)?;
+                Ok(left)
             })
         };
         with_progress(
@@ -364,7 +372,7 @@ impl Work<'_> {
                 let mut is_full = self.folder().join(BACK_OF_FULL).exists();
                 loop {
                     let error = match once(is_full) {
-                        Ok(()) => return Ok(has_functions),
+                        Ok(left) => return Ok(left),
                         Err(Halt::Failed(error)) => error,
                         Err(stop) => return Err(stop),
                     };
