@@ -283,7 +283,10 @@ fn libraries_of_functions_are_put_back_with_the_keys_and_by_an_undo() {
     let told = target.check("functions, whole");
     assert_eq!(told.target_state, "replaced");
     assert_eq!(libraries(&target).len(), 3, "{:?}", libraries(&target));
-    let path = format!("/ck/v1/{{project}}/instances/{}/restores/{}/undo", target.id, told.id);
+    let path = format!(
+        "/ck/v1/{{project}}/instances/{}/restores/{}/undo",
+        target.id, told.id
+    );
     target.world.call("POST", &path, None);
     target.world.wait_idle();
     assert_eq!(libraries(&target), OLD, "undone");
