@@ -54,12 +54,11 @@ const LIBRARIES_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// What a library begins with in a payload of `FUNCTION DUMP`, and its length as four bytes.
 const LIBRARY: [u8; 2] = [245, 0x80];
 
-/// The libraries of a file, as `FUNCTION RESTORE` takes them.
+/// The libraries of a file.
 #[derive(Default)]
 struct Libraries {
-    payload: Vec<u8>,
-    count: u64,
-    is_too_long: bool,
+    codes: Vec<Vec<u8>>,
+    bytes: usize,
     /// A key has come: libraries stand before all keys.
     is_over: bool,
 }
@@ -74,13 +73,25 @@ impl Taker for Libraries {
     }
 
     fn function(&mut self, code: &[u8]) {
-        self.count += 1;
-        self.is_too_long |= self.payload.len() + code.len() > LIBRARIES_BYTES_MAX;
-        if !self.is_too_long {
-            self.payload.extend_from_slice(&LIBRARY);
-            self.payload.extend_from_slice(&(code.len() as u32).to_be_bytes());
-            self.payload.extend_from_slice(code);
+        self.bytes += code.len();
+        if self.bytes <= LIBRARIES_BYTES_MAX {
+            self.codes.push(code.to_vec());
         }
+    }
+}
+
+impl Libraries {
+    /// As `FUNCTION RESTORE` takes them.
+    fn payload(&self, target: rdb::Target) -> Vec<u8> {
+        let mut payload = Vec::with_capacity(self.bytes + 1024);
+        for code in &self.codes {
+            payload.extend_from_slice(&LIBRARY);
+            // At most LIBRARIES_BYTES_MAX.
+            payload.extend_from_slice(&(code.len() as u32).to_be_bytes());
+            payload.extend_from_slice(code);
+        }
+        rdb::push_footer(&mut payload, 0, target);
+        payload
     }
 }
 
@@ -541,16 +552,17 @@ impl<'f, 's, 'a> Feeder<'f, 's, 'a> {
         for file in files {
             all.push(self.libraries_of(file)?);
         }
-        all.dedup_by(|one, other| one.payload == other.payload);
-        let left = match (all.as_mut_slice(), self.shared.target.form) {
-            ([libraries], Some(form)) if !libraries.is_too_long => {
-                rdb::push_footer(&mut libraries.payload, 0, form);
-                let refused = self.restore_functions(&libraries.payload)?;
-                self.own.functions += if refused.is_none() { libraries.count } else { 0 };
-                refused
-            }
-            ([libraries], Some(_)) if libraries.is_too_long => {
+        all.dedup_by(|one, other| one.bytes == other.bytes && one.codes == other.codes);
+        let left = match (all.as_slice(), self.shared.target.form) {
+            ([libraries], Some(_)) if libraries.bytes > LIBRARIES_BYTES_MAX => {
                 Some(format!("they have more than {LIBRARIES_BYTES_MAX} bytes of code"))
+            }
+            ([libraries], Some(form)) => {
+                let refused = self.restore_functions(&libraries.payload(form))?;
+                if refused.is_none() {
+                    self.own.functions += libraries.codes.len() as u64;
+                }
+                refused
             }
             (_, Some(_)) => Some("the shards of the backup have different ones".to_owned()),
             // Older than libraries are.
@@ -571,10 +583,12 @@ impl<'f, 's, 'a> Feeder<'f, 's, 'a> {
                 false => Ok(()),
             }
         });
-        match libraries.is_over {
-            true => Ok(libraries),
-            false => read.map(|()| libraries),
+        if !libraries.is_over {
+            read?;
         }
+        // Engines write them in no order.
+        libraries.codes.sort_unstable();
+        Ok(libraries)
     }
 
     /// Gives every primary these libraries and no others, each in one step; or says what one answered that does not.

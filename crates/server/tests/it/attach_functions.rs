@@ -73,6 +73,20 @@ fn where_libraries_cannot_be_put_back_an_undo_puts_back_the_keys_and_says_why() 
     let left = record["ext"]["first"]["functions_left"].as_str().unwrap();
     assert!(left.contains("different"), "{record}");
     assert_eq!((foreign.digest().unwrap(), libraries(&foreign)), (digest, before));
+
+    // Where they have the same ones, in whatever order, those are put back.
+    for node in foreign.primaries().unwrap() {
+        node.ask(&["FUNCTION", "FLUSH"]).unwrap();
+        ["one", "two", "three"].map(|name| load(node, name));
+    }
+    let before = libraries(&foreign);
+    let record = restored_and_undone(&caller, &id, &backup, || {
+        for node in foreign.primaries().unwrap() {
+            node.ask(&["FUNCTION", "DELETE", "two"]).unwrap();
+        }
+    });
+    assert_eq!(record["ext"]["first"]["functions_left"], Value::Null, "{record}");
+    assert_eq!(libraries(&foreign), before);
 }
 
 #[test]
