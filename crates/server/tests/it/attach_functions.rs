@@ -77,7 +77,9 @@ fn where_libraries_cannot_be_put_back_an_undo_puts_back_the_keys_and_says_why() 
     // Where they have the same ones, in whatever order, those are put back.
     for node in foreign.primaries().unwrap() {
         node.ask(&["FUNCTION", "FLUSH"]).unwrap();
-        ["one", "two", "three"].map(|name| load(node, name));
+        for name in ["one", "two", "three"] {
+            load(node, name);
+        }
     }
     let before = libraries(&foreign);
     let record = restored_and_undone(&caller, &id, &backup, || {
