@@ -102,6 +102,18 @@ pub enum Form {
     Commands,
 }
 
+/// What becomes of libraries of functions: they are code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Functions {
+    /// Those of the target stay, and those of the backup are left out.
+    #[default]
+    Stay,
+    /// Those of the backup are loaded; they replace others of the same name where keys do.
+    Load,
+    /// The target has those of the backup and no others, from one moment to the next.
+    Exact,
+}
+
 /// What is asked for.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -115,8 +127,8 @@ pub struct Plan {
     pub others: Others,
     /// How values are sent.
     pub form: Form,
-    /// Whether libraries of functions are loaded: they are code.
-    pub functions: bool,
+    /// What becomes of libraries of functions.
+    pub functions: Functions,
     /// Whether it is for nothing where a single key cannot be applied: then nothing is sent where that is known before, and it ends
     /// before other keys are removed.
     pub is_whole: bool,
@@ -199,7 +211,6 @@ struct Run<'a> {
     /// Other keys of the target, which are to be removed.
     list: Option<std::fs::File>,
     present: Option<Bits>,
-    is_unconfirmed: bool,
     /// What is known to have happened beyond what is committed.
     known: Account,
     is_touched: bool,
@@ -383,7 +394,6 @@ impl<'a> Ready<'a> {
             journal: journal.as_ref(),
             list: None,
             present: None,
-            is_unconfirmed: false,
             known: state.account.clone(),
             state,
             is_touched: is_resumed,
@@ -412,7 +422,7 @@ impl<'a> Ready<'a> {
             },
             resumed: run.state.resumed,
             target_version: target.version.clone(),
-            is_unconfirmed: run.is_unconfirmed,
+            is_unconfirmed: run.state.is_unconfirmed,
             failure,
         }
     }
@@ -682,7 +692,7 @@ impl Run<'_> {
         ledger.commit();
         self.known = ledger.known();
         (self.state.position, self.state.account) = (ledger.position, ledger.account);
-        self.is_unconfirmed |= is_unconfirmed.into_inner();
+        self.state.is_unconfirmed |= is_unconfirmed.into_inner();
         let first = failure
             .into_inner()
             .unwrap_or_else(|poisoned| poisoned.into_inner());

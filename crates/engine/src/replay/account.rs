@@ -81,6 +81,10 @@ pub struct Account {
     pub functions: u64,
     /// Libraries that the target refused, with its words.
     pub functions_refused: Vec<String>,
+    /// Why the libraries of the target are not those of the backup, where they were to be ([`super::Functions::Exact`]). The keys
+    /// are applied all the same.
+    #[serde(default)]
+    pub functions_left: Option<String>,
     /// Serialised bytes of the applied keys.
     pub applied_bytes: u64,
 }
@@ -98,6 +102,7 @@ impl Account {
             removed,
             functions,
             functions_refused,
+            functions_left,
             applied_bytes,
         } = later;
         self.applied.absorb(applied);
@@ -110,6 +115,7 @@ impl Account {
         self.functions += functions;
         self.functions_refused.extend(functions_refused);
         self.functions_refused.truncate(NAMED_MAX);
+        self.functions_left = self.functions_left.take().or(functions_left);
         self.applied_bytes += applied_bytes;
     }
 

@@ -7,19 +7,21 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, atomic};
 use std::time::{Duration, Instant};
 
-use rdb::Entries;
+use rdb::{Copied, Entries, KeySummary, Taker};
 
 use super::account::{self, Account};
 use super::input::Valid;
 use super::journal::{Journal, State, Unfinished};
-use super::lane::{APPLY, Batch, Bits, Command, Judgement, Lane, Shared, Verb, WRITE, judge, lock};
+use super::lane::{
+    APPLY, Batch, Bits, Command, Judgement, Lane, Shared, Verb, WRITE, judge, lock, wait_for_replica,
+};
 use super::ledger::{Chunk, Position};
 use super::making::Feed;
 use super::pace::Pace;
 use super::shape::CLAIMED;
 use super::target::{Nodes, SLOTS};
 use super::words::push_command;
-use super::{Conflict, DATABASE_0_ONLY, Form, Run};
+use super::{Conflict, DATABASE_0_ONLY, Form, Functions, Run};
 use crate::error::{Error, Kind};
 use crate::node::{Node, Reply};
 use crate::selection::Candidate;
@@ -46,6 +48,52 @@ const QUEUE_BATCHES: usize = 1024;
 const LARGE_SILENCE: Duration = Duration::from_secs(60);
 /// A value is made by commands under a name that begins so, in the slot of its key, and then renamed: nobody sees half of it.
 const UNFINISHED: &str = "cachekeep:replay";
+
+/// Code of all libraries together: it is held in memory, and sent as one payload.
+const LIBRARIES_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// What a library begins with in a payload of `FUNCTION DUMP`, and its length as four bytes.
+const LIBRARY: [u8; 2] = [245, 0x80];
+
+/// The libraries of a file.
+#[derive(Default)]
+struct Libraries {
+    codes: Vec<Vec<u8>>,
+    bytes: usize,
+    /// A key has come: libraries stand before all keys.
+    is_over: bool,
+}
+
+impl Taker for Libraries {
+    fn copied(&mut self, _: &Copied<'_>) {
+        self.is_over = true;
+    }
+
+    fn read(&mut self, _: &KeySummary<'_>) {
+        self.is_over = true;
+    }
+
+    fn function(&mut self, code: &[u8]) {
+        self.bytes += code.len();
+        if self.bytes <= LIBRARIES_BYTES_MAX {
+            self.codes.push(code.to_vec());
+        }
+    }
+}
+
+impl Libraries {
+    /// As `FUNCTION RESTORE` takes them.
+    fn payload(&self, target: rdb::Target) -> Vec<u8> {
+        let mut payload = Vec::with_capacity(self.bytes + 1024);
+        for code in &self.codes {
+            payload.extend_from_slice(&LIBRARY);
+            // At most LIBRARIES_BYTES_MAX.
+            payload.extend_from_slice(&(code.len() as u32).to_be_bytes());
+            payload.extend_from_slice(code);
+        }
+        rdb::push_footer(&mut payload, 0, target);
+        payload
+    }
+}
 
 /// What is done with a key that is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -186,6 +234,10 @@ impl<'f, 's, 'a> Feeder<'f, 's, 'a> {
             Form::Payloads => self.shared.target.form,
             Form::Commands => None,
         };
+        let is_begun = self.position != Position::default();
+        if self.shared.plan.functions == Functions::Exact && self.pass == Pass::Apply && !is_begun {
+            self.replace_functions(files)?;
+        }
         for (number, valid) in files.iter().enumerate() {
             if number < self.position.file {
                 self.bytes_before += valid.report.bytes;
@@ -461,7 +513,7 @@ impl<'f, 's, 'a> Feeder<'f, 's, 'a> {
     }
 
     pub(super) fn function(&mut self, code: &[u8]) -> Result<(), Error> {
-        if !self.shared.plan.functions || self.position.file > 0 {
+        if self.shared.plan.functions != Functions::Load || self.position.file > 0 {
             return Ok(());
         }
         if self.pass != Pass::Apply {
@@ -491,6 +543,79 @@ impl<'f, 's, 'a> Feeder<'f, 's, 'a> {
         }
         self.own.functions += 1;
         Ok(())
+    }
+
+    /// Puts the libraries of a backup in the place of all that the target has, or says why not.
+    fn replace_functions(&mut self, files: &[Valid]) -> Result<(), Error> {
+        // The shards of a cluster know nothing of each other's libraries, and which file was of which of them is not known here.
+        let mut all = Vec::new();
+        for file in files {
+            all.push(self.libraries_of(file)?);
+        }
+        all.dedup_by(|one, other| one.bytes == other.bytes && one.codes == other.codes);
+        let left = match (all.as_slice(), self.shared.target.form) {
+            ([libraries], Some(_)) if libraries.bytes > LIBRARIES_BYTES_MAX => {
+                Some(format!("they have more than {LIBRARIES_BYTES_MAX} bytes of code"))
+            }
+            ([libraries], Some(form)) => {
+                let refused = self.restore_functions(&libraries.payload(form))?;
+                if refused.is_none() {
+                    self.own.functions += libraries.codes.len() as u64;
+                }
+                refused
+            }
+            (_, Some(_)) => Some("the shards of the backup have different ones".to_owned()),
+            // Older than libraries are.
+            (_, None) => None,
+        };
+        self.own.functions_left = left;
+        Ok(())
+    }
+
+    fn libraries_of(&self, file: &Valid) -> Result<Libraries, Error> {
+        let mut entries = Entries::new(None, PAYLOAD_BYTES_MAX);
+        let mut libraries = Libraries::default();
+        let read = file.read(0, self.shared.control, |piece| {
+            let fed = entries.feed(piece, &mut libraries);
+            fed.map_err(|e| Error::new(Kind::Malformed, APPLY, e.to_string()))?;
+            match libraries.is_over {
+                true => Err(Error::new(Kind::Refused, APPLY, "no more is needed")),
+                false => Ok(()),
+            }
+        });
+        if !libraries.is_over {
+            read?;
+        }
+        // Engines write them in no order.
+        libraries.codes.sort_unstable();
+        Ok(libraries)
+    }
+
+    /// Gives every primary these libraries and no others, each in one step; or says what one answered that does not.
+    fn restore_functions(&mut self, payload: &[u8]) -> Result<Option<String>, Error> {
+        for node in 0..self.nodes.primaries.len() {
+            let has_replicas = self.nodes.primaries[node].has_replicas;
+            let shared = self.shared;
+            let (link, _) = self.link(node)?;
+            let Reply::Error(text) = link.ask(&[b"FUNCTION", b"RESTORE", payload, b"FLUSH"])? else {
+                if has_replicas {
+                    wait_for_replica(link, shared)?;
+                }
+                continue;
+            };
+            // Before 7.0 there are none.
+            if text.starts_with("ERR unknown command") {
+                return Ok(None);
+            }
+            match judge(&text) {
+                // The keys are put back by who may not do this too.
+                Judgement::OfTheKey | Judgement::OfAll(Kind::Auth) => return Ok(Some(account::told(&text))),
+                Judgement::OfAll(kind) => {
+                    return Err(Error::new(kind, WRITE, format!("FUNCTION RESTORE: {text}")));
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// This thread's own connection to a node, and the database it is in.

@@ -68,6 +68,8 @@ pub(super) struct State {
     /// What tells the unfinished values of this attempt from all others'.
     #[serde(skip)]
     pub(super) mark: String,
+    /// See [`super::Outcome::is_unconfirmed`]: of this attempt or one before.
+    pub(super) is_unconfirmed: bool,
 }
 
 impl State {
@@ -83,6 +85,7 @@ impl State {
             account: Account::default(),
             unfinished: Vec::new(),
             mark: String::new(),
+            is_unconfirmed: false,
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use engine::archive::FileReader;
 use engine::process::{Brand, Clients, EngineSpec, Persistence, Program};
-use engine::replay::{self, Input};
+use engine::replay::{self, Functions, Input};
 use engine::{Address, Archive, Control, Endpoint, Error, Kind, Secret, Selection, proof};
 
 use crate::harness::{Bench, Redis, fill};
@@ -63,7 +63,7 @@ fn apply(bench: &Bench, manifest_blake3: &str, target: &Endpoint) -> Error {
         conflict: replay::Conflict::Replace,
         others: replay::Others::Stay,
         form: replay::Form::Payloads,
-        functions: true,
+        functions: Functions::Load,
         is_whole: false,
         removes_first: false,
         needs_room: false,

@@ -14,6 +14,7 @@ use crate::instance::generation::{self, Kept};
 use crate::limits;
 use crate::refusal::Refusal;
 use crate::restore::command::{self, RestoreRequest};
+use crate::restore::options::Options;
 use crate::restore::record::{self, Told};
 use crate::restore::replay_record;
 
@@ -74,9 +75,15 @@ pub(super) fn decode(request: &Request) -> Result<RestoreRequest, Refusal> {
         allow_downtime: fields.boolean("allow_downtime")?.unwrap_or(false),
         plan: fields.text("plan_id")?,
         replay: match fields.get("replay") {
-            Some(wish) => serde_json::from_value(wish.clone())
-                .map(Some)
-                .map_err(|_| Refusal::Parameter("replay"))?,
+            Some(wish) => {
+                let options: Options =
+                    serde_json::from_value(wish.clone()).map_err(|_| Refusal::Parameter("replay"))?;
+                // What an undo is done with: it says of its backup that the libraries are in it.
+                if options.functions_exact {
+                    return Err(Refusal::Parameter("replay.functions_exact"));
+                }
+                Some(options)
+            }
             None => None,
         },
     })
@@ -291,6 +298,10 @@ pub struct RestoreDetails {
     pub keys_failed: i64,
     /// Other keys of the target that were removed (replay).
     pub keys_removed: i64,
+    /// Keys that were applied without something that no command makes, such as when a consumer of a stream was last seen (replay).
+    pub keys_reduced: i64,
+    /// A replica did not say in time that it has what its primary has: a failover then may have lost something (replay).
+    pub is_unconfirmed: bool,
     /// Keys compared one by one after loading.
     pub keys_compared: i64,
     /// Keys of the backup whose time had passed when it was begun to be read: among those applied, and gone as soon as
@@ -331,7 +342,7 @@ pub struct RestoreDetails {
     /// Why it failed; the log has more of it, for the operator.
     pub failure: Option<String>,
     /// Where one record is shown, of a replay: the first keys of each kind that it counts, each with its database and, where it is
-    /// not plain, why.
+    /// not plain, why. And `functions_left`: why the libraries of functions are not those of the backup that was to put them back.
     #[schema(required = false, nullable = false)]
     pub first: Option<serde_json::Value>,
     /// When the work began.

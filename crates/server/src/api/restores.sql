@@ -25,6 +25,8 @@ CREATE VIEW restore_telling AS SELECT instance_id, ordinal,
     ',"keys_conflicting":' || keys_conflicting ||
     ',"keys_failed":' || keys_failed ||
     ',"keys_removed":' || keys_removed ||
+    ',"keys_reduced":' || keys_reduced ||
+    ',"is_unconfirmed":' || CASE unconfirmed WHEN 0 THEN 'false' ELSE 'true' END ||
     ',"keys_compared":' || keys_compared ||
     ',"keys_expired":' || keys_expired ||
     ',"target_state":' || json_quote(target_state) ||

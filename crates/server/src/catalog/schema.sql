@@ -327,6 +327,8 @@ CREATE TABLE restore (
     keys_conflicting BIGINT NOT NULL DEFAULT 0,
     keys_failed BIGINT NOT NULL DEFAULT 0,
     keys_removed BIGINT NOT NULL DEFAULT 0, -- other keys of the target
+    keys_reduced BIGINT NOT NULL DEFAULT 0, -- applied without something of them
+    unconfirmed BIGINT NOT NULL DEFAULT 0,  -- 1: a replica did not say in time that it has what its primary has
     resumed BIGINT NOT NULL DEFAULT 0,      -- how often it was gone on with
     options TEXT,                           -- JSON: what becomes of which keys; set with method replay
     safety_backup_id TEXT,                  -- backup of the target from before

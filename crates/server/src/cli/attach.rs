@@ -26,6 +26,8 @@ const NEEDED_TO_WRITE: &str =
 const NEEDED_TO_WRITE_TO_CLUSTER: &str = "+cluster|slots +asking";
 const NEEDED_TO_WRITE_LONG: &str = "+multi +exec +rename +renamenx +set +append +rpush +sadd +zadd +hset +xadd +xgroup +xclaim \
                                     +xsetid +pexpireat";
+/// What loads libraries of functions, and what takes them back.
+const NEEDED_FOR_FUNCTIONS: &str = "+function|load +function|restore";
 /// What the user of a Sentinel needs.
 const NEEDED_OF_SENTINEL: &str = "+ping +info +sentinel|masters +sentinel|sentinels";
 
@@ -144,6 +146,7 @@ fn print_acl(user: &str) {
     println!("ACL SETUSER {user} {NEEDED_TO_WRITE}");
     println!("ACL SETUSER {user} {NEEDED_TO_WRITE_TO_CLUSTER}");
     println!("ACL SETUSER {user} {NEEDED_TO_WRITE_LONG}");
+    println!("# For restores with --functions into 7.0 and later also: {NEEDED_FOR_FUNCTIONS}");
     println!("# On Sentinels, where they want a user at all:");
     println!("ACL SETUSER {user} reset on >PASSWORD {NEEDED_OF_SENTINEL}");
 }

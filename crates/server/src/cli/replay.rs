@@ -115,6 +115,7 @@ impl Choice {
             into_prefix: self.into_prefix.clone(),
             rewrite: self.rewrite.clone().map(|(old, new)| [old, new]),
             functions: self.functions,
+            functions_exact: false,
             commands: self.commands,
             max_ops: self.max_ops,
             max_latency_ms: self.max_latency_ms,

@@ -31,7 +31,11 @@ pub fn named(account: &Account) -> Value {
         let first: Value = tally.first.iter().map(one).collect();
         (name.to_owned(), first)
     });
-    Value::Object(all.collect::<Map<_, _>>())
+    let mut all: Map<_, _> = all.collect();
+    if let Some(why) = &account.functions_left {
+        all.insert("functions_left".to_owned(), json!(why));
+    }
+    Value::Object(all)
 }
 
 /// A key: as text where it is printable, else `{"b64": ...}`.

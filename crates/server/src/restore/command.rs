@@ -458,7 +458,8 @@ fn what_undoes(
         (None, Some(Replay { safety: Some(id), .. })) => backups::load(tx, id)?,
         (None, _) => None,
     };
-    let options = replay.map(|replay| replay.options.back(replay.dbs.unwrap_or_default()));
+    let has_functions = kept.as_ref().is_some_and(|backup| backup.is_point_in_time);
+    let options = replay.map(|replay| replay.options.back(replay.dbs.unwrap_or_default(), has_functions));
     match kept {
         Some(backup) if is_restorable(tx, &backup)? => Ok((backup.id, options)),
         _ => Err(Refusal::NothingToUndo(

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use engine::Selection;
-use engine::replay::{Conflict, Expiry, Form, Naming, Others, Plan, Shape};
+use engine::replay::{Conflict, Expiry, Form, Functions, Naming, Others, Plan, Shape};
 use serde::{Deserialize, Serialize};
 
 use crate::ids::Moment;
@@ -15,6 +15,8 @@ use crate::ids::Moment;
 /// How long it is tried to go on after a connection broke or a node failed, unless somebody says it; and at most.
 const PATIENCE_SECONDS: u64 = 60;
 const PATIENCE_SECONDS_MAX: u64 = 3600;
+/// The longest pattern of keys.
+const GLOB_BYTES_MAX: usize = 1024;
 
 /// What becomes of the target's other keys.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -69,8 +71,12 @@ pub struct Options {
     pub into_prefix: Option<String>,
     /// A pair: names that begin with the first begin with the second instead.
     pub rewrite: Option<[String; 2]>,
-    /// Whether libraries of functions are loaded. They are code, and nothing takes them back.
+    /// Whether libraries of functions are loaded. They are code.
     pub functions: bool,
+    /// Whether the target has the libraries of the backup and no others: what takes back a restore that has loaded some. No caller
+    /// can ask for it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub functions_exact: bool,
     /// Whether values are sent as the commands that make them.
     pub commands: bool,
     /// At most so many keys in a second.
@@ -95,6 +101,7 @@ impl Default for Options {
             into_prefix: None,
             rewrite: None,
             functions: false,
+            functions_exact: false,
             commands: false,
             max_ops: None,
             max_latency_ms: None,
@@ -146,6 +153,10 @@ impl Select {
         let bytes = |text: &Option<String>| text.clone().map(String::into_bytes);
         let kinds = self.kinds.iter().map(|name| type_by_name(name));
         let size = self.size.as_deref().map(sizes).transpose();
+        // What a pattern costs grows with its length times that of each key.
+        if self.glob.as_ref().is_some_and(|glob| glob.len() > GLOB_BYTES_MAX) {
+            return Err("replay.select.match");
+        }
         Ok(Selection {
             dbs: self.db.clone(),
             keys: self
@@ -227,7 +238,11 @@ impl Options {
                 true => Form::Commands,
                 false => Form::Payloads,
             },
-            functions: self.functions,
+            functions: match (self.functions, self.functions_exact) {
+                (_, true) => Functions::Exact,
+                (true, false) => Functions::Load,
+                (false, false) => Functions::Stay,
+            },
             is_whole: false,
             removes_first: false,
             needs_room: true,
@@ -242,8 +257,9 @@ impl Options {
     }
 
     /// What puts a target back to what a backup of it says that was made before these were applied there, of these databases of
-    /// the target (none: of all): at least all that may have been changed, and no more than names can tell.
-    pub fn back(&self, dbs: BTreeSet<u32>) -> Self {
+    /// the target (none: of all): at least all that may have been changed, and no more than names can tell. `has_functions`: whether
+    /// the libraries of functions are in that backup.
+    pub fn back(&self, dbs: BTreeSet<u32>, has_functions: bool) -> Self {
         let named = match (&self.into_prefix, &self.rewrite) {
             (Some(prefix), _) => Select {
                 prefix: Some(prefix.clone()),
@@ -260,12 +276,18 @@ impl Options {
         };
         Self {
             select: Select { db: dbs, ..named },
+            functions_exact: self.changes_functions() && has_functions,
             commands: self.commands,
             max_ops: self.max_ops,
             max_latency_ms: self.max_latency_ms,
             patience: self.patience,
             ..Self::default()
         }
+    }
+
+    /// Whether libraries of functions are others afterwards.
+    pub fn changes_functions(&self) -> bool {
+        self.functions || self.functions_exact
     }
 
     /// Seconds that so many keys need at least for the pace they are held to.
@@ -342,6 +364,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_is_named() {
+        let long_glob = format!(r#"{{"select": {{"match": "{}"}}}}"#, "*a".repeat(513));
         for (text, field) in [
             (r#"{"map_db": [[0, 1], [0, 2]]}"#, "replay.map_db"),
             (r#"{"into_prefix": "a", "rewrite": ["a", "b"]}"#, "replay.rewrite"),
@@ -349,6 +372,7 @@ mod tests {
             (r#"{"select": {"type": ["hash"]}}"#, "replay.mode"),
             (r#"{"select": {"regex": "("}}"#, "replay.select.regex"),
             (r#"{"max_ops": 0}"#, "replay.max_ops"),
+            (&long_glob, "replay.select.match"),
         ] {
             assert_eq!(plan(&read(text)).err(), Some(field), "{text}");
         }
@@ -359,15 +383,21 @@ mod tests {
         let dbs = BTreeSet::from([0, 2]);
         let of_hashes =
             read(r#"{"mode": "merge", "select": {"prefix": "u:", "type": ["hash"]}, "max_ops": 7}"#);
-        let back = of_hashes.back(dbs.clone());
+        let back = of_hashes.back(dbs.clone(), true);
         let told = plan(&back).unwrap();
         assert_eq!((told.others, told.ops_max), (Others::All, Some(7)));
         assert_eq!(told.selection.prefix.as_deref(), Some(&b"u:"[..]));
         assert!(told.selection.kinds.is_empty());
         assert_eq!(told.selection.dbs, dbs);
-        let beside = read(r#"{"mode": "merge", "into_prefix": "x:", "select": {"prefix": "u:"}}"#).back(dbs);
+        let beside =
+            read(r#"{"mode": "merge", "into_prefix": "x:", "select": {"prefix": "u:"}}"#).back(dbs, true);
         assert_eq!(beside.select.prefix.as_deref(), Some("x:"));
-        let widened = read(r#"{"rewrite": ["a", "b"]}"#).back(BTreeSet::new());
+        let widened = read(r#"{"rewrite": ["a", "b"]}"#).back(BTreeSet::new(), true);
         assert_eq!(widened, Options::default());
+        let of_code = read(r#"{"functions": true}"#);
+        for (has_functions, told) in [(true, Functions::Exact), (false, Functions::Stay)] {
+            let back = of_code.back(BTreeSet::new(), has_functions);
+            assert_eq!(plan(&back).unwrap().functions, told, "{has_functions}");
+        }
     }
 }

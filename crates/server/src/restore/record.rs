@@ -738,7 +738,8 @@ mod tests {
                 let (found, stamp) = (told(ordinal), Moment(moment).iso());
                 let ext = json!({
                     "ordinal": ordinal, "phase": or_null, "bytes_done": 0, "bytes_total": 0, "keys_done": 0,
-                    "keys_applied": 0, "keys_skipped": 0, "keys_conflicting": 0, "keys_failed": 0, "keys_removed": 0, "keys_compared": 0,
+                    "keys_applied": 0, "keys_skipped": 0, "keys_conflicting": 0, "keys_failed": 0, "keys_removed": 0,
+                    "keys_reduced": 0, "is_unconfirmed": false, "keys_compared": 0,
                     "keys_expired": 0, "resumed": 0, "replay": null, "safety_backup_id": null,
                     "target_state": "untouched", "source_instance_id": id, "source_instance_name": id,
                     "source_layout": "single", "layout": "single", "undo_of": or_null, "undone_by": null,

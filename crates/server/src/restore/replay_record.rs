@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use engine::replay::Account;
+use engine::replay::Outcome;
 
 use super::account;
 use super::options::Options;
@@ -100,10 +100,11 @@ pub fn enter(
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn counted(tx: &Tx<'_>, id: &RestoreId, account: &Account, resumed: u32) -> Result<(), Error> {
+pub fn counted(tx: &Tx<'_>, id: &RestoreId, outcome: &Outcome) -> Result<(), Error> {
+    let account = &outcome.account;
     tx.execute(
         "UPDATE restore SET keys_applied = ?2, keys_skipped = ?3, keys_conflicting = ?4, keys_expired = ?5, keys_failed = ?6, \
-         keys_removed = ?7, resumed = ?8 WHERE id = ?1 AND status = 'running'",
+         keys_removed = ?7, resumed = ?8, keys_reduced = ?9, unconfirmed = ?10 WHERE id = ?1 AND status = 'running'",
         params![
             id,
             account.applied.count,
@@ -112,7 +113,9 @@ pub fn counted(tx: &Tx<'_>, id: &RestoreId, account: &Account, resumed: u32) -> 
             account.expired.count,
             account.failed.count,
             account.removed.count,
-            resumed,
+            outcome.resumed,
+            account.reduced.count,
+            outcome.is_unconfirmed,
         ],
     )?;
     tx.execute(

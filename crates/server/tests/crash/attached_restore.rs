@@ -236,6 +236,64 @@ fn a_restore_that_fails_half_way_is_put_back_whatever_hits_that() {
 }
 
 #[test]
+fn libraries_of_functions_are_put_back_with_the_keys_and_by_an_undo() {
+    const OLD: [&str; 2] = [
+        "#!lua name=both\nredis.register_function('of_both', function() return 'old' end)",
+        "#!lua name=old\nredis.register_function('of_old', function() return 'old' end)",
+    ];
+    const NEW: [&str; 2] = [
+        "#!lua name=both\nredis.register_function('of_both', function() return 'new' end)",
+        "#!lua name=new\nredis.register_function('of_new', function() return 'new' end)",
+    ];
+    let mut target = Target::new();
+    let have = |target: &Target, libraries: &[&str]| {
+        let node = &target.foreign.nodes[0];
+        node.ask(&["FUNCTION", "FLUSH"]).unwrap();
+        for library in libraries {
+            node.ask(&["FUNCTION", "LOAD", library]).unwrap();
+        }
+    };
+    let libraries = |target: &Target| {
+        let place = xtask::resp::Target::local(target.foreign.nodes[0].port, None);
+        xtask::fill::function_code(&place).unwrap()
+    };
+    // A backup of the same keys with libraries.
+    target.ask(&json!({}));
+    assert_eq!(target.check("without functions").target_state, "replaced");
+    have(&target, &NEW);
+    let path = format!("/v2/{{project}}/instances/{}/backups", target.id);
+    let made = target.world.call("POST", &path, Some(&json!({})));
+    target.backup = text(&made, "backup_id").unwrap();
+    target.world.wait_idle();
+    let wish = json!({"functions": true});
+
+    target.reset();
+    have(&target, &OLD);
+    target.world.restart(&Run::armed("replay.clearing:error"));
+    target.ask(&wish);
+    let told = target.check("functions");
+    assert_eq!(
+        (told.status.as_str(), told.target_state.as_str()),
+        ("failed", "rolled_back")
+    );
+    assert_eq!(libraries(&target), OLD, "put back");
+
+    target.world.restart(&Run::default());
+    target.ask(&wish);
+    let told = target.check("functions, whole");
+    assert_eq!(told.target_state, "replaced");
+    assert_eq!(libraries(&target).len(), 3, "{:?}", libraries(&target));
+    let path = format!(
+        "/ck/v1/{{project}}/instances/{}/restores/{}/undo",
+        target.id, told.id
+    );
+    target.world.call("POST", &path, None);
+    target.world.wait_idle();
+    assert_eq!(libraries(&target), OLD, "undone");
+    assert_eq!(target.held(), target.old);
+}
+
+#[test]
 fn half_of_a_large_value_is_left_in_no_target_whatever_ends_a_merge() {
     let cut_off = json!({"mode": "merge", "select": {"prefix": "{a}"}});
     let mut unsafe_one = cut_off.clone();

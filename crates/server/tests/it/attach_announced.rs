@@ -46,7 +46,8 @@ impl Networks {
             return Apart::Here(Self::connected());
         }
         let own = ["--user", "--map-root-user", "--net"];
-        match Command::new("unshare").args(own).arg("true").output() {
+        let probe = ["ip", "link", "add", "out", "type", "veth", "peer", "name", "in"];
+        match Command::new("unshare").args(own).args(probe).output() {
             Ok(output) if output.status.success() => {}
             Ok(output) => return Apart::Nowhere(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
             Err(error) => return Apart::Nowhere(format!("unshare: {error}")),

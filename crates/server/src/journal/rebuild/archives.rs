@@ -339,6 +339,11 @@ impl Work<'_> {
         let details = archive_identity(self.app, archive)
             .ok()
             .and_then(|identity| archive.details(&identity).ok());
+        // Engines say in a file which version wrote it; one that was put together of keys that were read one by one does not.
+        let is_point_in_time = details.as_ref().is_none_or(|details| {
+            let mut names = details.aux.iter().map(|(name, _)| name.as_str());
+            names.any(|name| matches!(name, "redis-ver" | "valkey-ver"))
+        });
         let used = details.and_then(|details| {
             let found = details.aux.into_iter().find(|(name, _)| name == "used-mem");
             found.and_then(|(_, text)| text.parse().ok())
@@ -350,7 +355,7 @@ impl Work<'_> {
             used_memory_bytes: used.unwrap_or(0),
             manifest_blake3,
             captured_from: None,
-            is_point_in_time: true,
+            is_point_in_time,
         }
     }
 

@@ -246,16 +246,14 @@ impl Work<'_> {
                 Some("to put it back was begun too often without coming to an end".to_owned()),
             ),
             (Some(_), Some(_)) if defect::is_planted("not-put-back") => (TargetState::RolledBack, None),
-            (Some(dbs), Some(safety)) => match self.put_back(&known.options.back(dbs.clone()), safety) {
-                // Those of the same names were overwritten, and new ones stay.
-                Ok(()) if known.options.functions => (
+            (Some(dbs), Some(safety)) => match self.put_back(&known.options, dbs, safety) {
+                Ok(Some(left)) if known.options.changes_functions() => (
                     TargetState::Partial,
-                    Some(
-                        "its keys are put back, and libraries of functions that were loaded are not"
-                            .to_owned(),
-                    ),
+                    Some(format!(
+                        "its keys are put back, and libraries of functions that were loaded are not: {left}"
+                    )),
                 ),
-                Ok(()) => (TargetState::RolledBack, None),
+                Ok(_) => (TargetState::RolledBack, None),
                 Err(Halt::Stop(stop)) => return Err(stop),
                 Err(Halt::Failed(failed)) => {
                     // Some of both is in there where it answers, whatever kept it from being put back.
@@ -319,8 +317,14 @@ impl Work<'_> {
         text
     }
 
-    /// Applies the safety point, as often as its servers do not answer.
-    fn put_back(&self, options: &Options, safety: &BackupId) -> Result<(), Halt> {
+    /// Applies the safety point to what these options and databases may have changed, as often as its servers do not answer. Returns
+    /// why libraries of functions are not as they were, where they are not.
+    fn put_back(
+        &self,
+        options: &Options,
+        dbs: &BTreeSet<u32>,
+        safety: &BackupId,
+    ) -> Result<Option<String>, Halt> {
         let loaded = self.app.catalog.read(|tx| {
             // What the restore wrote is removed at the same pace.
             let of_removals = replay_record::seconds_at_pace(tx, self.restore.id.as_str())?;
@@ -328,13 +332,15 @@ impl Work<'_> {
         });
         let (safety, of_removals) = loaded.map_err(|error: catalog::Error| Stop::from(error))?;
         let safety = safety.ok_or_else(|| Stop::Broken("a safety point has no row".to_owned()))?;
+        let has_functions = safety.is_point_in_time;
+        let options = &options.back(dbs.clone(), has_functions);
         let bytes = u64::try_from(safety.plain_bytes).unwrap_or(0);
         // Out of time or told to stop is no reason to leave the target as it is.
         let at_pace = of_removals + options.seconds_at_pace(safety.keys);
         let limit = limits::attached_back_time(bytes, at_pace);
         let patient = Control::leased(Some(limit), self.claim.lease.clone());
         let wanted = || patient.check("open safety point");
-        let once = |is_full: bool| -> Result<(), Halt> {
+        let once = |is_full: bool| -> Result<Option<String>, Halt> {
             self.remove_unfinished()?;
             let plan = Plan {
                 removes_first: is_full,
@@ -348,7 +354,12 @@ impl Work<'_> {
                 let identity = archive_identity(self.app, &archive)?;
                 let ready = Ready::new(&plan, &*target, Input::all(&archive, &identity)?, &patient)?;
                 let outcome = ready.run(&|_| failpoint::hit("replay.putting_back"));
-                Ok(all_of(outcome)?)
+                let left = match has_functions {
+                    true => outcome.account.functions_left.clone(),
+                    false => Some("a safety point that was read key by key has none".to_owned()),
+                };
+                all_of(outcome)?;
+                Ok(left)
             })
         };
         with_progress(
@@ -365,8 +376,9 @@ impl Work<'_> {
                 let mut is_full = self.folder().join(BACK_OF_FULL).exists();
                 loop {
                     let error = match once(is_full) {
+                        Ok(left) => return Ok(left),
                         Err(Halt::Failed(error)) => error,
-                        other => return other,
+                        Err(stop) => return Err(stop),
                     };
                     tracing::warn!(restore.id = %self.restore.id, error = engine::chain(&error), "the target is not put back yet");
                     // What the restore wrote may have filled it, and a full target removes keys and takes none. Else it is never
@@ -411,7 +423,7 @@ impl Work<'_> {
     fn counted(&self, tx: &Tx<'_>, outcome: &Outcome) -> Result<(), catalog::Error> {
         match self.is_import {
             true => migrations::counted(tx, &self.restore.id, &outcome.account),
-            false => replay_record::counted(tx, &self.restore.id, &outcome.account, outcome.resumed),
+            false => replay_record::counted(tx, &self.restore.id, outcome),
         }
     }
 
