@@ -5,6 +5,7 @@
 
 pub mod args;
 pub mod bench;
+pub mod cut_link;
 pub mod fault_proxy;
 pub mod fill;
 pub mod foreign;

@@ -46,7 +46,10 @@ pub enum Database {
     /// The file.
     Sqlite(PathBuf),
     /// The URL of a schema, and its server: gone with the last catalogue in it.
-    Postgres(String, Arc<Postgres>),
+    Postgres(
+        String,
+        #[expect(dead_code, reason = "the server lives for as long as this does")] Arc<Postgres>,
+    ),
 }
 
 impl Database {

@@ -24,6 +24,7 @@ mod faults;
 mod ha;
 mod kill_points;
 mod lifecycle;
+mod long_replay;
 mod memory;
 mod old_engine;
 mod out_of_memory;
