@@ -316,7 +316,7 @@ impl<'a> Ready<'a> {
         let is_resumed = plan.journal.as_deref().is_some_and(Path::exists);
         let target = look(plan, reach, is_resumed, control)?;
         if plan.needs_room && !is_resumed {
-            room::check(&target, &files, &plan.selection)?;
+            room::check(&target, &files, plan)?;
         }
         let sources = plan.shape.sources(&selected);
         if plan.is_whole && target.is_cluster && sources.keys().any(|db| *db != 0) {
@@ -614,7 +614,10 @@ impl Run<'_> {
         }
         if pass == Pass::Apply {
             self.state.mark()?;
-            unfinished::remove(self.target, &nodes, &self.state.unfinished)?;
+            // What cannot be removed now is no reason not to go on: it is tried again at the end.
+            if let Err(error) = unfinished::remove(self.target, &nodes, &self.state.unfinished) {
+                tracing::warn!(error = crate::chain(&error), "half of a value is left for now");
+            }
         }
         if pass.writes() {
             self.write()?;

@@ -321,16 +321,20 @@ impl Feed<'_, '_, '_, '_> {
         match made {
             Ok(Some(_)) => {}
             Ok(None) => {
-                steps.finish(&[b"EXISTS", unfinished], &[b"DEL", unfinished])?;
-                self.feeder.end_value();
+                let (_, is_tidy) = steps.finish(&[b"EXISTS", unfinished], &[b"DEL", unfinished])?;
+                if is_tidy {
+                    self.feeder.end_value();
+                }
                 self.feeder.links.insert(node, link);
                 return Ok(());
             }
             Err(error) => return Err(steps.failure.take().unwrap_or(error)),
         }
         failpoint::hit("replay.half_made")?;
-        let answer = steps.finish(&[self.renames(), unfinished, name], &[b"DEL", unfinished])?;
-        self.feeder.end_value();
+        let (answer, is_tidy) = steps.finish(&[self.renames(), unfinished, name], &[b"DEL", unfinished])?;
+        if is_tidy {
+            self.feeder.end_value();
+        }
         self.confirm(node, &mut link.0)?;
         self.count_large(candidate, key, &answer)?;
         self.feeder.links.insert(node, link);
@@ -551,15 +555,15 @@ impl<'n> Steps<'n> {
     }
 
     /// Sends what makes the key out of what was sent before, unless some of that was refused, and what tidies up. Returns the
-    /// first refusal, or what the first of the two answers.
-    fn finish(&mut self, decides: &[&[u8]], tidies: &[&[u8]]) -> Result<Reply, Error> {
+    /// first refusal, or what the first of the two answers, and whether the second was done.
+    fn finish(&mut self, decides: &[&[u8]], tidies: &[&[u8]]) -> Result<(Reply, bool), Error> {
         self.exchange()?;
         let answer = match self.refusal.take() {
             Some(refusal) => refusal,
             None => self.node.ask(decides)?,
         };
-        self.node.ask(tidies)?;
-        Ok(answer)
+        let is_tidy = !matches!(self.node.ask(tidies)?, Reply::Error(_));
+        Ok((answer, is_tidy))
     }
 }
 

@@ -3,17 +3,18 @@
 use std::path::Path;
 
 use super::journal::{Journal, Unfinished};
+use super::lane::{Judgement, judge};
 use super::reach::Reach;
-use super::target::{Nodes, Target};
+use super::target::{Nodes, Target, named_by};
 use crate::error::{Error, Kind};
-use crate::node::Reply;
+use crate::node::{Node, Reply};
 
 const REMOVE: &str = "remove unfinished values";
 
 /// Removes those that are there.
 ///
 /// # Errors
-/// As [`Reach::connect`] and [`crate::node::Node::ask`]; [`Kind::Connection`] where the node refuses.
+/// As [`Reach::connect`] and [`Node::ask`]; what the node refuses, by its first word.
 pub(super) fn remove(target: &Target<'_>, nodes: &Nodes, values: &[Unfinished]) -> Result<(), Error> {
     for Unfinished { db, name } in values {
         let owner = match target.is_cluster {
@@ -26,18 +27,43 @@ pub(super) fn remove(target: &Target<'_>, nodes: &Nodes, values: &[Unfinished]) 
             .ok_or_else(|| Error::new(Kind::Connection, REMOVE, "no node has its slot"))?;
         let mut node = target.connect(&primary.address)?;
         // Half of a value may be large: not removed by the thread that serves. Who is older than 4.0 does not know that.
-        let verb = if target.form.is_some() { "UNLINK" } else { "DEL" };
-        let select = ["SELECT".to_owned(), db.to_string()];
-        let gone = [verb.to_owned(), name.clone()];
-        for words in [select, gone].iter().skip(usize::from(*db == 0)) {
-            let words: Vec<&[u8]> = words.iter().map(String::as_bytes).collect();
-            if let Reply::Error(text) = node.ask(&words)? {
-                let context = format!("{}: {text}", node.label());
-                return Err(Error::new(Kind::Connection, REMOVE, context));
-            }
+        let verb: &[u8] = if target.form.is_some() { b"UNLINK" } else { b"DEL" };
+        let words = [verb, name.as_bytes()];
+        if *db != 0 {
+            let answer = node_answer(&mut node, &[b"SELECT", db.to_string().as_bytes()])?;
+            refused(&node, answer)?;
         }
+        let mut answer = node_answer(&mut node, &words)?;
+        // Its slot is on its way to another node.
+        if let Some(text) = answer.as_deref().filter(|text| text.starts_with("ASK "))
+            && let Some(address) = named_by(text, &primary.address)
+        {
+            node = target.connect(&address)?;
+            node.run(&["ASKING"])?;
+            answer = node_answer(&mut node, &words)?;
+        }
+        refused(&node, answer)?;
     }
     Ok(())
+}
+
+/// Why it refuses, where it does.
+fn node_answer(node: &mut Node, words: &[&[u8]]) -> Result<Option<String>, Error> {
+    match node.ask(words)? {
+        Reply::Error(text) => Ok(Some(text)),
+        _ => Ok(None),
+    }
+}
+
+fn refused(node: &Node, answer: Option<String>) -> Result<(), Error> {
+    let Some(text) = answer else {
+        return Ok(());
+    };
+    let kind = match judge(&text) {
+        Judgement::OfAll(kind) => kind,
+        Judgement::OfTheKey => Kind::Refused,
+    };
+    Err(Error::new(kind, REMOVE, format!("{}: {text}", node.label())))
 }
 
 /// Removes what a replay with this journal that will not be gone on with may have left. Nothing, where there is no such journal.

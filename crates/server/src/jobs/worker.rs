@@ -454,13 +454,16 @@ fn time_left(app: &App, claim: &Claim) -> Result<Duration, catalog::Error> {
         _ => 0,
     };
     // The target is backed up first, and says how much it may hold.
-    let safety_bytes = match restore_key_by_key(app, claim)? {
-        Some(options) if options.safety_point => app
+    let safety_bytes = match restore_key_by_key(app, claim) {
+        // The job itself says so.
+        Err(catalog::Error::Unreadable(_)) => 0,
+        Err(error) => return Err(error),
+        Ok(Some(options)) if options.safety_point => app
             .catalog
             .read(|tx| instance::record::load(tx, &claim.instance_id))?
             .map_or(0, |instance| instance::job::max_memory_bytes(&instance))
             .min(limits::ATTACHED_BYTES_MAX),
-        _ => 0,
+        Ok(_) => 0,
     };
     let at_pace = match (claim.kind, &claim.subject_id) {
         (JobKind::Restore, Some(restore)) => app

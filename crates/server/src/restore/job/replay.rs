@@ -119,6 +119,8 @@ impl Work<'_> {
         let identity = archive_identity(self.app, archive)?;
         let plan = Plan {
             is_whole: true,
+            // What was there had room.
+            needs_room: self.restore.undo_of.is_none(),
             ..self.replay_plan(&known.options, FORTH)?
         };
         let ready = Ready::new(&plan, &*target, Input::all(archive, &identity)?, self.control)?;
@@ -231,15 +233,10 @@ impl Work<'_> {
         let known = self.replay()?;
         let (state, more) = match (&known.dbs, &known.safety) {
             (None, _) => (TargetState::Untouched, None),
-            (Some(_), None) => {
-                if let Err(left) = self.remove_unfinished() {
-                    tracing::warn!(restore.id = %id, error = engine::chain(&left), "half of a value may be left in the target");
-                }
-                (
-                    TargetState::Partial,
-                    Some("there is no safety point to put it back to".to_owned()),
-                )
-            }
+            (Some(_), None) => (
+                TargetState::Partial,
+                Some("there is no safety point to put it back to".to_owned()),
+            ),
             // What takes it back has as many attempts of its own: one that ends the process each time must not be begun for ever.
             (Some(_), Some(_)) if self.claim.fence > 2 * limits::ATTACHED_ATTEMPTS_MAX => (
                 TargetState::Partial,
@@ -268,6 +265,13 @@ impl Work<'_> {
                 }
             },
         };
+        if known.dbs.is_some()
+            && let Err(left) = self.remove_unfinished()
+        {
+            tracing::warn!(restore.id = %id, error = engine::chain(&left), "half of a value may be left in the target");
+            why =
+                format!("{why}; half of a value may be left under a name that begins with cachekeep:replay");
+        }
         failpoint::hit("replay.put_back")?;
         let code = given_up.code;
         let text = code.text();
@@ -302,7 +306,7 @@ impl Work<'_> {
     /// What is left of values that were half made by whatever of this restore has ended.
     fn remove_unfinished(&self) -> Result<(), Error> {
         let target = self.target(BACK);
-        [FORTH, BACK]
+        [FORTH, BACK, BACK_OF_FULL]
             .into_iter()
             .try_for_each(|journal| replay::remove_unfinished(&self.folder().join(journal), &*target))
     }
@@ -341,7 +345,10 @@ impl Work<'_> {
         let patient = Control::leased(Some(limit), self.claim.lease.clone());
         let wanted = || patient.check("open safety point");
         let once = |is_full: bool| -> Result<Option<String>, Halt> {
-            self.remove_unfinished()?;
+            // It must not be in the way of what matters; it is tried again at the end.
+            if let Err(left) = self.remove_unfinished() {
+                tracing::warn!(restore.id = %self.restore.id, error = engine::chain(&left), "half of a value is left for now");
+            }
             let plan = Plan {
                 removes_first: is_full,
                 needs_room: false,
