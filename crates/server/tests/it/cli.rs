@@ -30,7 +30,11 @@ fn every_verb_prints_the_json_of_the_api() {
     );
     let made = service.run_json(&["instance", "create", "--name", "cache1", "--capacity", "0.125"]);
     let names: Vec<&String> = made.as_object().unwrap().keys().collect();
-    assert_eq!(names, ["instance_id", "instance_name", "ip", "port", "password"]);
+    assert_eq!(
+        names,
+        ["instance_id", "instance_name", "ip", "port", "user", "password"]
+    );
+    assert_eq!(made["user"], json!("default"));
     assert_eq!(
         (text(&made["instance_name"]), text(&made["ip"])),
         ("cache1", "127.0.0.1")
