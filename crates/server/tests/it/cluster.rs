@@ -126,8 +126,9 @@ pub fn kill_node(service: &Service, instance: &str, node: &str) {
             .unwrap()
             .success()
     );
+    // Another process may have come in its place before we look.
     wait("the end of a node", || {
-        processes_in(&directory).is_empty().then_some(())
+        (!processes_in(&directory).contains(&pids[0])).then_some(())
     });
 }
 

@@ -86,18 +86,20 @@ pub fn home_of(service: &Service, instance: &str, node: &str) -> PathBuf {
 }
 
 #[track_caller]
-fn signal(directory: &Path, signal: &str) {
+fn signal(directory: &Path, signal: &str) -> u32 {
     let pids = processes_in(directory);
     assert_eq!(pids.len(), 1, "{}", directory.display());
     let sent = Command::new("kill").args([signal, &pids[0].to_string()]).status();
     assert!(sent.unwrap().success());
+    pids[0]
 }
 
 #[track_caller]
 pub fn kill(directory: &Path) {
-    signal(directory, "-9");
+    let killed = signal(directory, "-9");
+    // Another one may have come in its place before we look.
     wait("the end of a process", || {
-        processes_in(directory).is_empty().then_some(())
+        (!processes_in(directory).contains(&killed)).then_some(())
     });
 }
 
