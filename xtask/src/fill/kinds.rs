@@ -83,6 +83,7 @@ pub(super) struct Generator {
     ttl_per_mille: u64,
     near_ttl_ms: Option<u64>,
     now_ms: u64,
+    has_idle_consumers: bool,
     command: Command,
     key: Vec<u8>,
 }
@@ -95,6 +96,7 @@ impl Generator {
             ttl_per_mille: (options.ttl_share.clamp(0.0, 1.0) * 1000.0).round() as u64,
             near_ttl_ms: options.near_ttl.map(|near| near.as_millis() as u64),
             now_ms: options.now_ms,
+            has_idle_consumers: options.idle_consumers,
             command: Command::default(),
             key: Vec::new(),
         }
@@ -299,16 +301,15 @@ impl Generator {
                     .word(group)
                     .show(stream_id(entries / 2)),
             )?;
-            // It has nothing pending, and is told so. (XGROUP CREATECONSUMER is of redis 6.2.)
-            sink(
-                self.command
-                    .begin("XREADGROUP", b"GROUP")
-                    .word(group)
-                    .word("idle")
-                    .word("STREAMS")
-                    .word(&self.key)
-                    .word("0"),
-            )?;
+            if self.has_idle_consumers {
+                sink(
+                    self.command
+                        .begin("XGROUP", b"CREATECONSUMER")
+                        .word(&self.key)
+                        .word(group)
+                        .word("idle"),
+                )?;
+            }
             for entry in 1..=entries.min(40) {
                 let consumer = ["left", "right"][random.below(2) as usize];
                 let seen_ms = self.now_ms - random.below(1_000_000);

@@ -52,6 +52,8 @@ pub struct Options {
     pub now_ms: u64,
     /// Loads two function libraries.
     pub functions: bool,
+    /// Consumer groups have a consumer that has read nothing (`XGROUP CREATECONSUMER`, redis 6.2).
+    pub idle_consumers: bool,
     /// One more key, `giant:string`, of so many MiB.
     pub giant_mb: u64,
 }
@@ -68,6 +70,7 @@ impl Default for Options {
             near_ttl: None,
             now_ms: now_ms(),
             functions: true,
+            idle_consumers: true,
             giant_mb: 0,
         }
     }

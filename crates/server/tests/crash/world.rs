@@ -479,6 +479,7 @@ impl World {
             dbs: 3,
             // One before 7.0 has none.
             functions: self.engine.is_none(),
+            idle_consumers: self.engine.is_none(),
             ..fill::Options::default()
         };
         fill::fill(&self.target(name), &options).unwrap();

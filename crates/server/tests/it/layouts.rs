@@ -115,6 +115,7 @@ fn fill_single(held: &Held, keys: u64, dbs: u64) {
         keys,
         dbs,
         functions: has_functions(&held.engine),
+        idle_consumers: held.engine != "redis 6.0",
         ..Options::default()
     };
     fill::fill(&Target::local(held.ports[0], None), &options).unwrap();

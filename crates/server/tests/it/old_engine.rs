@@ -38,6 +38,7 @@ fn filled(caller: &Caller, version: &str, spec: &str, persistence: &str) -> (Str
         keys: 3000,
         dbs: 3,
         functions: false,
+        idle_consumers: version != "6.0",
         ..Options::default()
     };
     fill::fill(&Target::local(port, None), &options).unwrap();
