@@ -67,6 +67,7 @@ pub fn fill(mut args: Args) -> Result<(), Stop> {
         near_ttl: args.option("--near-ttl-s")?.map(Duration::from_secs),
         giant_mb: args.option("--giant-mb")?.unwrap_or(0),
         functions: !args.flag("--no-functions"),
+        idle_consumers: true,
         now_ms: defaults.now_ms,
     };
     args.finish()?;
