@@ -80,6 +80,10 @@ pub struct Config {
     pub keys_dir: Option<PathBuf>,
     /// What this service does of what there is to do.
     pub roles: Roles,
+    /// Jobs that run at once here.
+    pub jobs_at_once: usize,
+    /// Jobs of one project that run at once on all nodes; `None`: as many as find a place.
+    pub jobs_per_project: Option<usize>,
     /// How long a claim of a job holds that is not renewed.
     pub lease: Duration,
     /// How long jobs may go on after the service was told to stop.

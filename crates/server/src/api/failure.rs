@@ -54,6 +54,8 @@ mod tests {
             node_name: None,
             keys_dir: None,
             roles: crate::config::Roles::ALL,
+            jobs_at_once: 1,
+            jobs_per_project: None,
             lease: std::time::Duration::ZERO,
             drain: std::time::Duration::ZERO,
             strict_dcs: false,

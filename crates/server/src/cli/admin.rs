@@ -180,6 +180,8 @@ pub(super) fn administer(global: &Global) -> anyhow::Result<Config> {
         node_name: None,
         keys_dir: None,
         roles: crate::config::Roles::ALL,
+        jobs_at_once: 0,
+        jobs_per_project: None,
         lease: crate::limits::LEASE,
         drain: std::time::Duration::ZERO,
         strict_dcs: false,

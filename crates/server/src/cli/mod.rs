@@ -271,6 +271,13 @@ struct Serve {
     /// Folder of master.key and signing.key, which are the same on all nodes [default: keys below the data directory]
     #[arg(long, value_name = "FOLDER")]
     keys: Option<PathBuf>,
+    /// Backups, restores and other jobs that this node works on at once; each takes up to 64 MiB. An instance has one at a time,
+    /// and a project with the fewest that run is served first
+    #[arg(long, default_value_t = limits::JOBS_AT_ONCE, value_parser = jobs, value_name = "N")]
+    jobs: usize,
+    /// Jobs of one project that run at once on all nodes (which should be given the same) [default: as many as find a place]
+    #[arg(long, value_parser = jobs, value_name = "N")]
+    jobs_per_project: Option<usize>,
     /// Seconds after which a job of a node that has died, or does not reach the catalogue, is taken up by another one. The node stops
     /// by itself after two thirds of it
     #[arg(long, default_value_t = limits::LEASE.as_secs(), value_parser = clap::value_parser!(u64).range(3..=3600), value_name = "SECONDS")]
@@ -333,6 +340,17 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     first
         .copied()
         .ok_or_else(|| format!("the name has no address; {wanted}"))
+}
+
+fn jobs(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok();
+    let number = number.filter(|jobs| (1..=limits::JOBS_AT_ONCE_MAX).contains(jobs));
+    number.ok_or_else(|| {
+        format!(
+            "{text}: a number from 1 to {} is wanted",
+            limits::JOBS_AT_ONCE_MAX
+        )
+    })
 }
 
 fn port_range(text: &str) -> Result<(u16, u16), String> {
@@ -470,6 +488,8 @@ fn configure(global: &Global, serve: Serve) -> anyhow::Result<Config> {
         node_name: serve.node_name,
         keys_dir: serve.keys,
         roles,
+        jobs_at_once: serve.jobs,
+        jobs_per_project: serve.jobs_per_project,
         lease: std::time::Duration::from_secs(serve.lease),
         drain: std::time::Duration::from_secs(serve.drain),
         strict_dcs: serve.strict_dcs,

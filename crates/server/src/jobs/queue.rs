@@ -136,24 +136,31 @@ pub fn unsettled_of(tx: &Tx<'_>, host: &HostId) -> Result<Vec<(InstanceId, JobKi
     )
 }
 
-/// Every job that `host` may claim, with its instance, oldest first: at most one an instance. One of its own too whose lease has
-/// ended: of a claim whose commit was in doubt nobody knows. What is at work here is known by its gate. Those of instances whose host was
-/// forgotten are everybody's: all that is left to be done to them is to delete them.
+/// Every job that `host` may claim, with its instance: first those of projects of which the fewest run, and of these the oldest. So
+/// a project with a thousand jobs waiting keeps another one's from the next free place only. At most one an instance, and none
+/// that waits while `project_max` jobs of its project run. One of its own too whose lease has ended: of a claim whose commit was in
+/// doubt nobody knows. What is at work here is known by its gate. Those of instances whose host was forgotten are everybody's: all that
+/// is left to be done to them is to delete them.
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn claimable(tx: &Tx<'_>, host: &HostId) -> Result<Vec<(JobId, InstanceId)>, Error> {
+pub fn claimable(tx: &Tx<'_>, host: &HostId, project_max: i64) -> Result<Vec<(JobId, InstanceId)>, Error> {
+    // `state <> 'done'` is what the index is of: without it every job that ever ran is read.
     tx.all(
-        "SELECT id, instance_id FROM job WHERE (state = 'waiting' OR (state = 'running' AND lease_until_ms < ?2)) \
-         AND (host_id IS NULL OR host_id = ?1 OR NOT EXISTS (SELECT 1 FROM host WHERE host.id = job.host_id)) \
-         ORDER BY created_at_ms, id",
-        (host, tx.clock()?),
+        "WITH active AS (SELECT job.id, job.instance_id, job.host_id, job.state, job.lease_until_ms, job.created_at_ms, \
+         instance.project_id FROM job JOIN instance ON instance.id = job.instance_id WHERE job.state <> 'done'), \
+         busy AS (SELECT project_id, count(*) AS jobs FROM active WHERE state = 'running' GROUP BY project_id) \
+         SELECT active.id, active.instance_id FROM active LEFT JOIN busy ON busy.project_id = active.project_id \
+         WHERE ((active.state = 'waiting' AND coalesce(busy.jobs, 0) < ?3) OR (active.state = 'running' AND active.lease_until_ms < ?2)) \
+         AND (active.host_id IS NULL OR active.host_id = ?1 OR NOT EXISTS (SELECT 1 FROM host WHERE host.id = active.host_id)) \
+         ORDER BY coalesce(busy.jobs, 0), active.created_at_ms, active.id",
+        (host, tx.clock()?, project_max),
         |row| Ok((row.get(0)?, row.get(1)?)),
     )
 }
 
-/// Takes a job for so long, if it is not renewed. `None`: another one has it by now. `lease` is what its holder goes by; it is made
-/// before the transaction begins, for what that takes counts.
+/// Takes a job for so long, if it is not renewed. `None`: another one has it by now, or as many of its project run as may. `lease` is
+/// what its holder goes by; it is made before the transaction begins, for what that takes counts.
 ///
 /// # Errors
 /// The catalogue failed.
@@ -162,6 +169,7 @@ pub fn claim(
     job: &JobId,
     host: &HostId,
     length: Duration,
+    project_max: i64,
     lease: &Arc<Lease>,
 ) -> Result<Option<Claim>, Error> {
     let now = tx.clock()?;
@@ -171,9 +179,12 @@ pub fn claim(
     };
     tx.one(
         "UPDATE job SET state = 'running', owner = ?2, fence = fence + 1, lease_until_ms = ?3 \
-         WHERE id = ?1 AND (state = 'waiting' OR (state = 'running' AND lease_until_ms < ?4)) \
+         WHERE id = ?1 AND ((state = 'running' AND lease_until_ms < ?4) OR (state = 'waiting' AND ?5 > \
+         (SELECT count(*) FROM job AS other JOIN instance ON instance.id = other.instance_id WHERE other.state <> 'done' \
+         AND other.state = 'running' AND instance.project_id = \
+         (SELECT mine.project_id FROM instance AS mine WHERE mine.id = job.instance_id)))) \
          RETURNING id, instance_id, kind, subject_id, fence, created_at_ms",
-        (job, host, now.after(length), over_before),
+        (job, host, now.after(length), over_before, project_max),
         |row| {
             Ok(Claim {
                 job_id: row.get(0)?,
@@ -307,28 +318,88 @@ mod tests {
 
     fn claimed(catalog: &Catalog, job: &JobId, host: &HostId, length: Duration) -> Option<Claim> {
         let lease = Arc::new(Lease::until(uptime() + length));
-        catalog.write(|tx| claim(tx, job, host, length, &lease)).unwrap()
+        catalog
+            .write(|tx| claim(tx, job, host, length, i64::MAX, &lease))
+            .unwrap()
     }
 
     fn with_instance(catalog: &Catalog) -> InstanceId {
+        of_project(catalog, InstanceId::random().as_str())
+    }
+
+    fn of_project(catalog: &Catalog, project: &str) -> InstanceId {
         let instance = InstanceId::random();
         catalog
             .write(|tx| {
                 let nothing: &[u8] = &[];
                 tx.execute(
-                    "INSERT INTO project (id, name, recipient, identity_sealed, created_at_ms) VALUES (?1, ?1, 'r', ?2, 0)",
-                    (&instance, nothing),
+                    "INSERT INTO project (id, name, recipient, identity_sealed, created_at_ms) VALUES (?1, ?1, 'r', ?2, 0) \
+                     ON CONFLICT (id) DO NOTHING",
+                    (project, nothing),
                 )?;
                 tx.execute(
                     "INSERT INTO instance (id, project_id, name, status, engine_version, capacity_mb, spec_code, bind, port, persistence, \
-                     admin_password_sealed, attributes, created_at_ms, updated_at_ms) VALUES (?1, ?1, 'n', 'running', '7.0', 128, \
+                     admin_password_sealed, attributes, created_at_ms, updated_at_ms) VALUES (?1, ?3, ?1, 'running', '7.0', 128, \
                      's', 'b', 1, 'none', ?2, '{}', 0, 0)",
-                    (&instance, nothing),
+                    (&instance, nothing, project),
                 )?;
                 Ok::<_, Error>(())
             })
             .unwrap();
         instance
+    }
+
+    /// What a free place would be given to: the next job, where there is one.
+    fn next(catalog: &Catalog, host: &HostId, project_max: i64) -> Option<Claim> {
+        let found = catalog.read(|tx| claimable(tx, host, project_max)).unwrap();
+        let (job, _) = found.first()?;
+        let length = Duration::from_secs(600);
+        let lease = Arc::new(Lease::until(uptime() + length));
+        catalog
+            .write(|tx| claim(tx, job, host, length, project_max, &lease))
+            .unwrap()
+    }
+
+    #[test]
+    fn a_project_with_many_jobs_waits_behind_one_with_fewer_and_runs_no_more_than_it_may() {
+        let server = xtask::postgres::Postgres::start().unwrap();
+        let url = server.make_schema("fair").unwrap();
+        let folder = xtask::scratch::Scratch::new("fair").unwrap();
+        let postgres = Catalog::connect(&url, true).unwrap();
+        let sqlite = Catalog::open(&folder.path().join("catalog.sqlite")).unwrap();
+        for catalog in [&postgres, &sqlite] {
+            let host = HostId::random();
+            let add = |project: &str| {
+                let instance = of_project(catalog, project);
+                std::thread::sleep(Duration::from_millis(2));
+                catalog
+                    .write(|tx| insert(tx, &instance, JobKind::Backup, None))
+                    .unwrap()
+            };
+            let busy: Vec<JobId> = (0..4).map(|_| add("busy")).collect();
+            let quiet = add("quiet");
+            let mut claims = Vec::new();
+            for expected in [&busy[0], &quiet, &busy[1]] {
+                let claim = next(catalog, &host, 2).unwrap();
+                assert_eq!(claim.job_id, *expected);
+                claims.push(claim);
+            }
+            // Two of it run: nobody gets a third, whatever he has seen before.
+            assert!(next(catalog, &host, 2).is_none());
+            let length = Duration::from_secs(600);
+            let lease = Arc::new(Lease::until(uptime() + length));
+            let third = catalog.write(|tx| claim(tx, &busy[2], &host, length, 2, &lease));
+            assert!(third.unwrap().is_none());
+            // One whose worker has died is no further one.
+            assert!(catalog.write(|tx| renew(tx, &claims[0], Duration::ZERO)).unwrap());
+            std::thread::sleep(Duration::from_millis(2));
+            assert_eq!(next(catalog, &host, 2).unwrap().job_id, busy[0]);
+            catalog
+                .write(|tx| settle(tx, &claims[2], claims[2].created_at))
+                .unwrap();
+            assert_eq!(next(catalog, &host, 2).unwrap().job_id, busy[2]);
+            assert_eq!(next(catalog, &host, i64::MAX).unwrap().job_id, busy[3]);
+        }
     }
 
     /// Each claimant with connections of its own, as processes have.
@@ -405,7 +476,7 @@ mod tests {
             assert!(claimed(catalog, &job, &theirs, long).is_none());
             assert!(catalog.write(|tx| renew(tx, &first, Duration::ZERO)).unwrap());
             std::thread::sleep(Duration::from_millis(2));
-            let found = catalog.read(|tx| claimable(tx, &theirs)).unwrap();
+            let found = catalog.read(|tx| claimable(tx, &theirs, i64::MAX)).unwrap();
             assert_eq!(found, [(job.clone(), instance.clone())]);
             let second = claimed(catalog, &job, &theirs, long).unwrap();
             assert_eq!((first.fence, second.fence), (1, 2));

@@ -340,7 +340,7 @@ impl Drop for Gate {
 pub fn run(app: &Arc<App>) {
     while !app.board.closing.load(Ordering::SeqCst) {
         let seen = app.board.rung.load(Ordering::SeqCst);
-        let claim = if app.board.running() < limits::JOBS_AT_ONCE {
+        let claim = if app.board.running() < app.config.jobs_at_once {
             claim(app)
         } else {
             None
@@ -398,10 +398,18 @@ pub fn keep_leases(app: &App) {
     }
 }
 
-/// Takes the oldest job whose instance nobody is at.
+/// Takes the first job of [`queue::claimable`] whose instance nobody is at.
 fn claim(app: &Arc<App>) -> Option<(Claim, Gate)> {
+    let project_max = app
+        .config
+        .jobs_per_project
+        .and_then(|jobs| i64::try_from(jobs).ok())
+        .unwrap_or(i64::MAX);
     let claimed = || {
-        for (job, instance) in app.catalog.read(|tx| queue::claimable(tx, &app.host))? {
+        for (job, instance) in app
+            .catalog
+            .read(|tx| queue::claimable(tx, &app.host, project_max))?
+        {
             let Some(gate) = Gate::enter(app, &instance) else {
                 continue;
             };
@@ -411,7 +419,7 @@ fn claim(app: &Arc<App>) -> Option<(Claim, Gate)> {
             });
             let claim = app
                 .catalog
-                .write(|tx| queue::claim(tx, &job, &app.host, app.config.lease, &lease))?;
+                .write(|tx| queue::claim(tx, &job, &app.host, app.config.lease, project_max, &lease))?;
             if let Some(claim) = claim {
                 return Ok(Some((claim, gate)));
             }
