@@ -113,7 +113,7 @@ pub const LINK_SECONDS: std::ops::RangeInclusive<i64> = 300..=86_400;
 pub const PASSWORD_HASHES_AT_ONCE: usize = 2;
 /// Jobs that run at once in one process where the operator names no number: each owns a handful of threads and at most 64 MiB.
 pub const JOBS_AT_ONCE: usize = 4;
-/// What the operator may name.
+/// What the operator may name: with more the PostgreSQL connections of a node would be what they wait for.
 pub const JOBS_AT_ONCE_MAX: usize = 64;
 /// A claim that is not renewed holds this long: a job whose worker has died waits no longer than that for another one, and a
 /// catalogue that is started anew in between costs no job its work.
@@ -204,10 +204,12 @@ pub const MISSED_RUNS_LOOKED_BACK_MS: i64 = 31 * 24 * 3_600_000;
 pub const MISSED_DRILLS_LOOKED_BACK_MS: i64 = 24 * 3_600_000;
 /// Of the runs of a schedule that were missed so many get a record, the newest ones.
 pub const MISSED_RUNS_TOLD: usize = 7;
-/// Scheduled backups that have not ended at any time, where so many nodes work: one place less than they have ([`JOBS_AT_ONCE`]), so
-/// that people find one though a thousand instances are due at the same hour, and their instances are free until their turn comes.
-pub fn scheduled_at_once(workers: usize) -> usize {
-    JOBS_AT_ONCE * workers.max(1) - 1
+/// Scheduled backups that have not ended at any time, of the instances of one host, and of attached instances: the instances of others are free
+/// until their turn comes, though a thousand are due at the same hour.
+pub const SCHEDULED_AT_ONCE: usize = 3;
+/// Scheduled backups that a host runs at once which has so many places: people find one.
+pub fn scheduled_of(jobs_at_once: usize) -> usize {
+    jobs_at_once.saturating_sub(1).max(1)
 }
 /// Schedules of an instance: more are a mistake, and each is looked at every few seconds.
 pub const SCHEDULES_MAX: usize = 32;

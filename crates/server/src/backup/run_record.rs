@@ -2,7 +2,7 @@
 
 use super::record::{self, FailureCode, Format, Kind, Status};
 use crate::catalog::{Error, Row, Tx};
-use crate::ids::{BackupId, InstanceId, Moment, ProjectId};
+use crate::ids::{BackupId, HostId, InstanceId, Moment, ProjectId};
 use crate::schedule::keep::Archived;
 
 /// One try of a run.
@@ -96,14 +96,15 @@ pub fn newest(tx: &Tx<'_>, schedule: &str, now: Moment) -> Result<Option<(Moment
     )
 }
 
-/// How many backups of schedules have not ended.
+/// How many backups of schedules have not ended, of the instances of one host; `None`: of attached ones.
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn unfinished(tx: &Tx<'_>) -> Result<usize, Error> {
+pub fn unfinished(tx: &Tx<'_>, host: Option<&HostId>) -> Result<usize, Error> {
     let count = tx.one(
-        "SELECT count(*) FROM backup WHERE kind = 'auto' AND status IN ('waiting', 'running')",
-        (),
+        "SELECT count(*) FROM job JOIN backup ON backup.id = job.subject_id WHERE job.state <> 'done' AND job.kind = 'backup' \
+         AND backup.kind = 'auto' AND coalesce(job.host_id, '') = ?1",
+        (host.map_or("", HostId::as_str),),
         |row| row.get(0),
     )?;
     Ok(count.unwrap_or(0))

@@ -271,13 +271,13 @@ struct Serve {
     /// Folder of master.key and signing.key, which are the same on all nodes [default: keys below the data directory]
     #[arg(long, value_name = "FOLDER")]
     keys: Option<PathBuf>,
-    /// Backups, restores and other jobs that this node works on at once; each takes up to 64 MiB. An instance has one at a time,
-    /// and a project with the fewest that run is served first
+    /// Backups, restores and other jobs that this node works on at once, 64 at most; each takes up to 64 MiB. An instance has one at a
+    /// time, and the project of which the fewest run comes first; scheduled backups leave one place free
     #[arg(long, default_value_t = limits::JOBS_AT_ONCE, value_parser = jobs, value_name = "N")]
     jobs: usize,
     /// Jobs of one project that run at once on all nodes (which should be given the same) [default: as many as find a place]
-    #[arg(long, value_parser = jobs, value_name = "N")]
-    jobs_per_project: Option<usize>,
+    #[arg(long, value_name = "N")]
+    jobs_per_project: Option<std::num::NonZeroUsize>,
     /// Seconds after which a job of a node that has died, or does not reach the catalogue, is taken up by another one. The node stops
     /// by itself after two thirds of it
     #[arg(long, default_value_t = limits::LEASE.as_secs(), value_parser = clap::value_parser!(u64).range(3..=3600), value_name = "SECONDS")]
@@ -489,7 +489,7 @@ fn configure(global: &Global, serve: Serve) -> anyhow::Result<Config> {
         keys_dir: serve.keys,
         roles,
         jobs_at_once: serve.jobs,
-        jobs_per_project: serve.jobs_per_project,
+        jobs_per_project: serve.jobs_per_project.map(std::num::NonZeroUsize::get),
         lease: std::time::Duration::from_secs(serve.lease),
         drain: std::time::Duration::from_secs(serve.drain),
         strict_dcs: serve.strict_dcs,

@@ -136,27 +136,65 @@ pub fn unsettled_of(tx: &Tx<'_>, host: &HostId) -> Result<Vec<(InstanceId, JobKi
     )
 }
 
-/// Every job that `host` may claim, with its instance: first those of projects of which the fewest run, and of these the oldest. So
-/// a project with a thousand jobs waiting keeps another one's from the next free place only. At most one an instance, and none
-/// that waits while `project_max` jobs of its project run. One of its own too whose lease has ended: of a claim whose commit was in
-/// doubt nobody knows. What is at work here is known by its gate. Those of instances whose host was forgotten are everybody's: all that
-/// is left to be done to them is to delete them.
+/// How many jobs may run.
+#[derive(Debug, Clone, Copy)]
+pub struct Places {
+    /// Scheduled backups of one host.
+    pub scheduled: i64,
+    /// Jobs of one project, on all hosts.
+    pub project: i64,
+    /// Whether hosts that have not been seen for long are lost: those of a file never are.
+    pub may_lose_hosts: bool,
+}
+
+/// Jobs that [`claimable`] looks at: those whose instance somebody is at are passed over, and there are not so many of these.
+const CLAIMABLE_MAX: i64 = 256;
+
+/// The jobs that `host` may claim, with their instances. First those that were begun before: their instances may be in the middle of
+/// something. Then those of projects of which the fewest run, and of these the oldest: a project with a thousand jobs waiting keeps
+/// another one's from the next free place only. At most one an instance; none that waits while as many run as may ([`Places`]), but for
+/// those that were begun before. Jobs of hosts that are lost take no place from their project. One of `host`'s own too whose lease has
+/// ended: of a claim whose commit was in doubt nobody knows. What is at work here is known by its gate. Those of instances whose host was
+/// forgotten are everybody's: all that is left to be done to them is to delete them.
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn claimable(tx: &Tx<'_>, host: &HostId, project_max: i64) -> Result<Vec<(JobId, InstanceId)>, Error> {
+pub fn claimable(tx: &Tx<'_>, host: &HostId, places: Places) -> Result<Vec<(JobId, InstanceId)>, Error> {
+    let now = tx.clock()?;
     // `state <> 'done'` is what the index is of: without it every job that ever ran is read.
     tx.all(
-        "WITH active AS (SELECT job.id, job.instance_id, job.host_id, job.state, job.lease_until_ms, job.created_at_ms, \
-         instance.project_id FROM job JOIN instance ON instance.id = job.instance_id WHERE job.state <> 'done'), \
-         busy AS (SELECT project_id, count(*) AS jobs FROM active WHERE state = 'running' GROUP BY project_id) \
-         SELECT active.id, active.instance_id FROM active LEFT JOIN busy ON busy.project_id = active.project_id \
-         WHERE ((active.state = 'waiting' AND coalesce(busy.jobs, 0) < ?3) OR (active.state = 'running' AND active.lease_until_ms < ?2)) \
+        "WITH active AS (SELECT job.id, job.instance_id, job.host_id, job.state, job.owner, job.fence, job.lease_until_ms, \
+         job.created_at_ms, instance.project_id, CASE WHEN backup.kind = 'auto' THEN 1 ELSE 0 END AS is_scheduled \
+         FROM job JOIN instance ON instance.id = job.instance_id \
+         LEFT JOIN backup ON job.kind = 'backup' AND backup.id = job.subject_id WHERE job.state <> 'done'), \
+         busy AS (SELECT project_id, count(*) AS jobs FROM active WHERE state = 'running' AND NOT EXISTS \
+         (SELECT 1 FROM host WHERE host.id = active.owner AND host.lost_after_ms < ?6) GROUP BY project_id), \
+         ours AS (SELECT count(*) AS scheduled FROM active WHERE state = 'running' AND owner = ?1 AND is_scheduled = 1) \
+         SELECT active.id, active.instance_id FROM active CROSS JOIN ours LEFT JOIN busy ON busy.project_id = active.project_id \
+         WHERE ((active.state = 'running' AND active.lease_until_ms < ?2) OR (active.state = 'waiting' AND (active.fence > 0 OR \
+         (coalesce(busy.jobs, 0) < ?3 AND (active.is_scheduled = 0 OR ours.scheduled < ?4))))) \
          AND (active.host_id IS NULL OR active.host_id = ?1 OR NOT EXISTS (SELECT 1 FROM host WHERE host.id = active.host_id)) \
-         ORDER BY coalesce(busy.jobs, 0), active.created_at_ms, active.id",
-        (host, tx.clock()?, project_max),
+         ORDER BY CASE WHEN active.fence > 0 THEN 0 ELSE 1 END, coalesce(busy.jobs, 0), active.created_at_ms, active.id LIMIT ?5",
+        (
+            host,
+            now,
+            places.project,
+            places.scheduled,
+            CLAIMABLE_MAX,
+            places.lost_before(now),
+        ),
         |row| Ok((row.get(0)?, row.get(1)?)),
     )
+}
+
+impl Places {
+    /// Hosts that were to be seen before that moment are lost.
+    fn lost_before(self, now: Moment) -> Moment {
+        match self.may_lose_hosts {
+            true => now,
+            false => Moment(i64::MIN),
+        }
+    }
 }
 
 /// Takes a job for so long, if it is not renewed. `None`: another one has it by now, or as many of its project run as may. `lease` is
@@ -169,7 +207,7 @@ pub fn claim(
     job: &JobId,
     host: &HostId,
     length: Duration,
-    project_max: i64,
+    places: Places,
     lease: &Arc<Lease>,
 ) -> Result<Option<Claim>, Error> {
     let now = tx.clock()?;
@@ -179,12 +217,20 @@ pub fn claim(
     };
     tx.one(
         "UPDATE job SET state = 'running', owner = ?2, fence = fence + 1, lease_until_ms = ?3 \
-         WHERE id = ?1 AND ((state = 'running' AND lease_until_ms < ?4) OR (state = 'waiting' AND ?5 > \
+         WHERE id = ?1 AND ((state = 'running' AND lease_until_ms < ?4) OR (state = 'waiting' AND (fence > 0 OR ?5 > \
          (SELECT count(*) FROM job AS other JOIN instance ON instance.id = other.instance_id WHERE other.state <> 'done' \
          AND other.state = 'running' AND instance.project_id = \
-         (SELECT mine.project_id FROM instance AS mine WHERE mine.id = job.instance_id)))) \
+         (SELECT mine.project_id FROM instance AS mine WHERE mine.id = job.instance_id) AND NOT EXISTS \
+         (SELECT 1 FROM host WHERE host.id = other.owner AND host.lost_after_ms < ?6))))) \
          RETURNING id, instance_id, kind, subject_id, fence, created_at_ms",
-        (job, host, now.after(length), over_before, project_max),
+        (
+            job,
+            host,
+            now.after(length),
+            over_before,
+            places.project,
+            places.lost_before(now),
+        ),
         |row| {
             Ok(Claim {
                 job_id: row.get(0)?,
@@ -315,11 +361,17 @@ mod tests {
     use crate::catalog::Catalog;
 
     const CLAIMANTS: usize = 4;
+    /// No limits.
+    const ALL: Places = Places {
+        scheduled: i64::MAX,
+        project: i64::MAX,
+        may_lose_hosts: true,
+    };
 
     fn claimed(catalog: &Catalog, job: &JobId, host: &HostId, length: Duration) -> Option<Claim> {
         let lease = Arc::new(Lease::until(uptime() + length));
         catalog
-            .write(|tx| claim(tx, job, host, length, i64::MAX, &lease))
+            .write(|tx| claim(tx, job, host, length, ALL, &lease))
             .unwrap()
     }
 
@@ -350,56 +402,136 @@ mod tests {
     }
 
     /// What a free place would be given to: the next job, where there is one.
-    fn next(catalog: &Catalog, host: &HostId, project_max: i64) -> Option<Claim> {
-        let found = catalog.read(|tx| claimable(tx, host, project_max)).unwrap();
+    fn next(catalog: &Catalog, host: &HostId, places: Places) -> Option<Claim> {
+        let found = catalog.read(|tx| claimable(tx, host, places)).unwrap();
         let (job, _) = found.first()?;
+        take(catalog, job, host, places)
+    }
+
+    fn take(catalog: &Catalog, job: &JobId, host: &HostId, places: Places) -> Option<Claim> {
         let length = Duration::from_secs(600);
         let lease = Arc::new(Lease::until(uptime() + length));
         catalog
-            .write(|tx| claim(tx, job, host, length, project_max, &lease))
+            .write(|tx| claim(tx, job, host, length, places, &lease))
+            .unwrap()
+    }
+
+    /// Both databases, for `test`.
+    fn of_each(test: impl Fn(&Catalog)) {
+        let server = xtask::postgres::Postgres::start().unwrap();
+        let url = server.make_schema("queue").unwrap();
+        test(&Catalog::connect(&url, true).unwrap());
+        let folder = xtask::scratch::Scratch::new("queue").unwrap();
+        test(&Catalog::open(&folder.path().join("catalog.sqlite")).unwrap());
+    }
+
+    /// A job of an instance of its own.
+    fn add(catalog: &Catalog, project: &str) -> JobId {
+        let instance = of_project(catalog, project);
+        std::thread::sleep(Duration::from_millis(2));
+        catalog
+            .write(|tx| insert(tx, &instance, JobKind::Restart, None))
             .unwrap()
     }
 
     #[test]
     fn a_project_with_many_jobs_waits_behind_one_with_fewer_and_runs_no_more_than_it_may() {
-        let server = xtask::postgres::Postgres::start().unwrap();
-        let url = server.make_schema("fair").unwrap();
-        let folder = xtask::scratch::Scratch::new("fair").unwrap();
-        let postgres = Catalog::connect(&url, true).unwrap();
-        let sqlite = Catalog::open(&folder.path().join("catalog.sqlite")).unwrap();
-        for catalog in [&postgres, &sqlite] {
+        of_each(|catalog| {
             let host = HostId::random();
-            let add = |project: &str| {
-                let instance = of_project(catalog, project);
-                std::thread::sleep(Duration::from_millis(2));
-                catalog
-                    .write(|tx| insert(tx, &instance, JobKind::Backup, None))
-                    .unwrap()
-            };
-            let busy: Vec<JobId> = (0..4).map(|_| add("busy")).collect();
-            let quiet = add("quiet");
+            let two = Places { project: 2, ..ALL };
+            let busy: Vec<JobId> = (0..300).map(|_| add(catalog, "busy")).collect();
+            let quiet = add(catalog, "quiet");
             let mut claims = Vec::new();
             for expected in [&busy[0], &quiet, &busy[1]] {
-                let claim = next(catalog, &host, 2).unwrap();
+                let claim = next(catalog, &host, two).unwrap();
                 assert_eq!(claim.job_id, *expected);
                 claims.push(claim);
             }
             // Two of it run: nobody gets a third, whatever he has seen before.
-            assert!(next(catalog, &host, 2).is_none());
-            let length = Duration::from_secs(600);
-            let lease = Arc::new(Lease::until(uptime() + length));
-            let third = catalog.write(|tx| claim(tx, &busy[2], &host, length, 2, &lease));
-            assert!(third.unwrap().is_none());
-            // One whose worker has died is no further one.
-            assert!(catalog.write(|tx| renew(tx, &claims[0], Duration::ZERO)).unwrap());
-            std::thread::sleep(Duration::from_millis(2));
-            assert_eq!(next(catalog, &host, 2).unwrap().job_id, busy[0]);
+            assert!(next(catalog, &host, two).is_none());
+            assert!(take(catalog, &busy[2], &host, two).is_none());
             catalog
                 .write(|tx| settle(tx, &claims[2], claims[2].created_at))
                 .unwrap();
-            assert_eq!(next(catalog, &host, 2).unwrap().job_id, busy[2]);
-            assert_eq!(next(catalog, &host, i64::MAX).unwrap().job_id, busy[3]);
-        }
+            assert_eq!(next(catalog, &host, two).unwrap().job_id, busy[2]);
+            assert_eq!(next(catalog, &host, ALL).unwrap().job_id, busy[3]);
+        });
+    }
+
+    #[test]
+    fn a_job_that_was_begun_before_is_next_whatever_else_its_project_runs() {
+        of_each(|catalog| {
+            let host = HostId::random();
+            let one = Places { project: 1, ..ALL };
+            let (first, second) = (add(catalog, "busy"), add(catalog, "busy"));
+            let died = take(catalog, &first, &host, ALL).unwrap();
+            let ended = take(catalog, &second, &host, ALL).unwrap();
+            let quiet = add(catalog, "quiet");
+            // One of them stands there as its worker left it, the other one was given back.
+            assert!(catalog.write(|tx| renew(tx, &died, Duration::ZERO)).unwrap());
+            catalog.write(|tx| release(tx, &ended)).unwrap();
+            std::thread::sleep(Duration::from_millis(2));
+            for expected in [&first, &second, &quiet] {
+                assert_eq!(next(catalog, &host, one).unwrap().job_id, *expected);
+            }
+        });
+    }
+
+    #[test]
+    fn jobs_of_a_host_that_is_lost_take_no_place_from_their_project() {
+        of_each(|catalog| {
+            let (lost, host) = (HostId::random(), HostId::random());
+            catalog
+                .write(|tx| {
+                    tx.execute(
+                        "INSERT INTO host (id, name, roles, engines, bind, first_port, last_port, free_memory_bytes, place, \
+                         started_at_ms, seen_at_ms, lost_after_ms) VALUES (?1, ?1, 'worker', '[]', 'b', 1, 2, 0, 'p', 0, 0, 0)",
+                        (&lost,),
+                    )
+                })
+                .unwrap();
+            let held = add(catalog, "project");
+            take(catalog, &held, &lost, ALL).unwrap();
+            let other = add(catalog, "project");
+            let one = Places { project: 1, ..ALL };
+            // In a file there is nobody who could be lost, and who has not been seen may well be at work.
+            let of_a_file = Places {
+                may_lose_hosts: false,
+                ..one
+            };
+            assert!(next(catalog, &host, of_a_file).is_none());
+            assert!(take(catalog, &other, &host, of_a_file).is_none());
+            assert_eq!(next(catalog, &host, one).unwrap().job_id, other);
+        });
+    }
+
+    #[test]
+    fn scheduled_backups_leave_a_place_of_each_host_free() {
+        of_each(|catalog| {
+            let (ours, theirs) = (HostId::random(), HostId::random());
+            let scheduled = || {
+                let instance = of_project(catalog, "project");
+                std::thread::sleep(Duration::from_millis(2));
+                catalog
+                    .write(|tx| {
+                        let id = instance.as_str();
+                        tx.execute(
+                            "INSERT INTO backup (id, project_id, instance_id, ordinal, kind, format, name, status, created_at_ms, updated_at_ms) \
+                             VALUES (?1, 'project', ?1, 1, 'auto', 'rdb', 'n', 'waiting', 0, 0)",
+                            (id,),
+                        )?;
+                        insert(tx, &instance, JobKind::Backup, Some(id))
+                    })
+                    .unwrap()
+            };
+            let one = Places { scheduled: 1, ..ALL };
+            let automatic: Vec<JobId> = (0..3).map(|_| scheduled()).collect();
+            let asked = add(catalog, "project");
+            assert_eq!(next(catalog, &ours, one).unwrap().job_id, automatic[0]);
+            assert_eq!(next(catalog, &ours, one).unwrap().job_id, asked);
+            assert!(next(catalog, &ours, one).is_none());
+            assert_eq!(next(catalog, &theirs, one).unwrap().job_id, automatic[1]);
+        });
     }
 
     /// Each claimant with connections of its own, as processes have.
@@ -476,7 +608,7 @@ mod tests {
             assert!(claimed(catalog, &job, &theirs, long).is_none());
             assert!(catalog.write(|tx| renew(tx, &first, Duration::ZERO)).unwrap());
             std::thread::sleep(Duration::from_millis(2));
-            let found = catalog.read(|tx| claimable(tx, &theirs, i64::MAX)).unwrap();
+            let found = catalog.read(|tx| claimable(tx, &theirs, ALL)).unwrap();
             assert_eq!(found, [(job.clone(), instance.clone())]);
             let second = claimed(catalog, &job, &theirs, long).unwrap();
             assert_eq!((first.fence, second.fence), (1, 2));

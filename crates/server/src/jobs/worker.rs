@@ -400,38 +400,55 @@ pub fn keep_leases(app: &App) {
 
 /// Takes the first job of [`queue::claimable`] whose instance nobody is at.
 fn claim(app: &Arc<App>) -> Option<(Claim, Gate)> {
-    let project_max = app
-        .config
-        .jobs_per_project
-        .and_then(|jobs| i64::try_from(jobs).ok())
-        .unwrap_or(i64::MAX);
-    let claimed = || {
-        for (job, instance) in app
-            .catalog
-            .read(|tx| queue::claimable(tx, &app.host, project_max))?
-        {
+    let config = &app.config;
+    let count = |jobs: usize| i64::try_from(jobs).unwrap_or(i64::MAX);
+    let places = queue::Places {
+        scheduled: count(limits::scheduled_of(config.jobs_at_once)),
+        project: config.jobs_per_project.map_or(i64::MAX, count),
+        may_lose_hosts: app.catalog.is_shared(),
+    };
+    let one = || {
+        for (job, instance) in app.catalog.read(|tx| queue::claimable(tx, &app.host, places))? {
             let Some(gate) = Gate::enter(app, &instance) else {
                 continue;
             };
             let lease = Arc::new(match app.catalog.is_shared() {
-                true => Lease::until(uptime() + limits::lease_holds(app.config.lease)),
+                true => Lease::until(uptime() + limits::lease_holds(config.lease)),
                 false => Lease::endless(),
             });
             let claim = app
                 .catalog
-                .write(|tx| queue::claim(tx, &job, &app.host, app.config.lease, project_max, &lease))?;
-            if let Some(claim) = claim {
-                return Ok(Some((claim, gate)));
+                .write(|tx| queue::claim(tx, &job, &app.host, config.lease, places, &lease))?;
+            // Where another host was faster, what comes next may be another project's.
+            return Ok(Looked::At(claim.map(|claim| (claim, gate))));
+        }
+        Ok::<_, catalog::Error>(Looked::Nothing)
+    };
+    for _ in 0..CLAIM_TRIES {
+        match one() {
+            Ok(Looked::At(Some(claimed))) => return Some(claimed),
+            Ok(Looked::At(None)) => {}
+            Ok(Looked::Nothing) => return None,
+            Err(error) => {
+                tracing::error!(error = engine::chain(&error), "cannot look for jobs");
+                // A gate that was given back rings the bell, which would make this a loop without a pause.
+                std::thread::sleep(Duration::from_secs(1));
+                return None;
             }
         }
-        Ok::<_, catalog::Error>(None)
-    };
-    claimed().unwrap_or_else(|error| {
-        tracing::error!(error = engine::chain(&error), "cannot look for jobs");
-        // A gate that was given back rings the bell, which would make this a loop without a pause.
-        std::thread::sleep(Duration::from_secs(1));
-        None
-    })
+    }
+    None
+}
+
+/// How often other hosts may be faster, until the next second.
+const CLAIM_TRIES: usize = 16;
+
+/// What came of looking for a job.
+enum Looked {
+    /// There was one; `None`: another host has it.
+    At(Option<(Claim, Gate)>),
+    /// None may be claimed.
+    Nothing,
 }
 
 /// When the job must have come to its end: see [`limits::operation_time`].

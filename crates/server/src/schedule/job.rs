@@ -18,7 +18,7 @@ use crate::ids::{InstanceId, Moment};
 use crate::instance::layout::Mode;
 use crate::instance::{Instance, Status, policy, record as instances};
 use crate::jobs::{JobKind, queue};
-use crate::{hosts::record as hosts, limits, metrics};
+use crate::{limits, metrics};
 
 /// For ever; one thread calls this.
 pub fn run(app: &Arc<App>, closing: &AtomicBool) {
@@ -244,7 +244,7 @@ fn begin(
         skip(due, number, FailureCode::NotStarted, why)?;
         return Ok(false);
     }
-    if runs::unfinished(tx)? >= limits::scheduled_at_once(hosts::workers(tx)?.len()) {
+    if runs::unfinished(tx, instance.host.as_ref())? >= limits::SCHEDULED_AT_ONCE {
         // It is begun when one of those has ended.
         return Ok(false);
     }
