@@ -42,6 +42,7 @@ mod keys;
 mod layouts;
 mod metrics;
 mod migrations;
+mod networks;
 mod old_copy;
 mod old_engine;
 mod on_files;
