@@ -48,6 +48,7 @@ mod old_engine;
 mod on_files;
 mod openapi;
 mod paging;
+mod partitions;
 mod policy;
 mod polling;
 mod postgres;

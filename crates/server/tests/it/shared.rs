@@ -23,19 +23,19 @@ const LEASE: u64 = 3;
 /// What a job of a node that has died may take longer than its lease before another one has taken it up and ended it.
 const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(15);
 
-fn is_long() -> bool {
+pub fn is_long() -> bool {
     std::env::var("CACHEKEEP_TEST_LONG").is_ok_and(|long| long == "1")
 }
 
 /// So many kills or sleeps: what `CACHEKEEP_TEST_TIMES` says, or as many as the form of the test has.
-fn times(short: u32, long: u32) -> u32 {
+pub fn times(short: u32, long: u32) -> u32 {
     let asked = std::env::var("CACHEKEEP_TEST_TIMES").ok();
     let form = if is_long() { long } else { short };
     asked.map_or(form, |text| text.parse().unwrap())
 }
 
 /// Chooses the moments: others in each process, unless `CACHEKEEP_TEST_SEED` says which.
-fn seed() -> u64 {
+pub fn seed() -> u64 {
     let asked = std::env::var("CACHEKEEP_TEST_SEED").ok();
     let seed = asked.map_or_else(|| u64::from(std::process::id()), |text| text.parse().unwrap());
     println!("CACHEKEEP_TEST_SEED={seed} chooses the same moments");
