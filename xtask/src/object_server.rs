@@ -1,8 +1,8 @@
-//! A real S3 server of the test's own on a free loopback port, gone on drop: moto out of `.venv`, in memory, or s3s-fs
+//! A real S3 server of the test's own on a free port, of loopback where nobody says else, gone on drop: moto out of `.venv`, in memory, or s3s-fs
 //! out of `.tools`, in a scratch folder.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,10 @@ use crate::setup::repository;
 
 /// How long it may take to start: Python imports some hundred files, on a machine that may be busy.
 const START_TIME: Duration = Duration::from_secs(60);
+
+/// What a request shows of who sent it.
+const SIGNED: &str =
+    "AWS4-HMAC-SHA256 Credential=test/20270101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0";
 
 /// A running server.
 pub struct ObjectServer {
@@ -28,7 +32,15 @@ impl ObjectServer {
     /// It is not installed, with the command that installs it; it does not start.
     pub fn start(bucket: &str) -> Result<Self, Stop> {
         // Checks no signature; nobody would have told it of our keys.
-        Self::start_with(bucket, "inf")
+        Self::start_with(Ipv4Addr::LOCALHOST.into(), bucket, "inf")
+    }
+
+    /// As [`ObjectServer::start`], at an address of this machine.
+    ///
+    /// # Errors
+    /// As [`ObjectServer::start`].
+    pub fn start_at(address: IpAddr, bucket: &str) -> Result<Self, Stop> {
+        Self::start_with(address, bucket, "inf")
     }
 
     /// As [`ObjectServer::start`], but the server knows nobody: it makes the bucket and refuses everything after.
@@ -36,11 +48,11 @@ impl ObjectServer {
     /// # Errors
     /// As [`ObjectServer::start`].
     pub fn start_refusing(bucket: &str) -> Result<Self, Stop> {
-        Self::start_with(bucket, "1")
+        Self::start_with(Ipv4Addr::LOCALHOST.into(), bucket, "1")
     }
 
     /// `unchecked` is the number of requests that are served before signatures are checked.
-    fn start_with(bucket: &str, unchecked: &str) -> Result<Self, Stop> {
+    fn start_with(address: IpAddr, bucket: &str, unchecked: &str) -> Result<Self, Stop> {
         let python = crate::setup::python();
         let program = repository().join(".venv/bin/moto_server");
         if !program.is_file() {
@@ -51,10 +63,10 @@ impl ObjectServer {
             .advice("cargo xtask setup test   installs it (moto, from tests/clients/requirements.txt)"));
         }
         // Freed again at once: moto takes no port 0 that it would tell.
-        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let address = TcpListener::bind((address, 0))?.local_addr()?;
         let child = Command::new(python)
             .arg(&program)
-            .args(["-H", "127.0.0.1", "-p", &address.port().to_string()])
+            .args(["-H", &address.ip().to_string(), "-p", &address.port().to_string()])
             .env("INITIAL_NO_AUTH_ACTION_COUNT", unchecked)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -123,17 +135,38 @@ impl ObjectServer {
         }
     }
 
-    /// The names of all objects of a bucket, at most 1000.
+    /// The names of all objects of a bucket.
     ///
     /// # Errors
     /// The server does not answer.
     pub fn names(&self, bucket: &str) -> Result<Vec<String>, Stop> {
-        let answer = self.ask("GET", &format!("/{bucket}?list-type=2"))?;
-        let keys = answer.split("<Key>").skip(1);
-        Ok(keys
-            .filter_map(|rest| rest.split_once("</Key>"))
-            .map(|(key, _)| key.to_owned())
-            .collect())
+        let mut names: Vec<String> = Vec::new();
+        loop {
+            let after = names
+                .last()
+                .map_or_else(String::new, |last| format!("&start-after={last}"));
+            let answer = self.ask("GET", &format!("/{bucket}?list-type=2{after}"))?;
+            let keys = answer.split("<Key>").skip(1);
+            names.extend(
+                keys.filter_map(|rest| rest.split_once("</Key>"))
+                    .map(|(key, _)| key.to_owned()),
+            );
+            if !answer.contains("<IsTruncated>true") {
+                return Ok(names);
+            }
+        }
+    }
+
+    /// The bytes of an object; `None`: there is none.
+    ///
+    /// # Errors
+    /// The server does not answer.
+    pub fn get(&self, bucket: &str, name: &str) -> Result<Option<Vec<u8>>, Stop> {
+        let mut answer = self.ask_for_bytes("GET", &format!("/{bucket}/{name}"))?;
+        let end = answer.windows(4).position(|four| four == b"\r\n\r\n");
+        let body = answer.split_off(end.map_or(answer.len(), |end| end + 4));
+        let head = String::from_utf8_lossy(&answer);
+        Ok(head.contains(" 200 ").then_some(body))
     }
 
     fn wait_until_ready(&mut self) -> Result<(), Stop> {
@@ -150,17 +183,22 @@ impl ObjectServer {
         Ok(())
     }
 
-    /// moto takes whom nobody signed for.
     fn ask(&self, method: &str, target: &str) -> Result<String, Stop> {
+        Ok(String::from_utf8_lossy(&self.ask_for_bytes(method, target)?).into_owned())
+    }
+
+    /// moto believes every signature, and shows objects to nobody who has none.
+    fn ask_for_bytes(&self, method: &str, target: &str) -> Result<Vec<u8>, Stop> {
         let mut stream = TcpStream::connect(self.address)?;
         stream.set_read_timeout(Some(START_TIME))?;
         write!(
             stream,
-            "{method} {target} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            "{method} {target} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: {SIGNED}\r\nContent-Length: 0\r\n\
+             Connection: close\r\n\r\n"
         )?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer)?;
-        Ok(String::from_utf8_lossy(&answer).into_owned())
+        Ok(answer)
     }
 }
 

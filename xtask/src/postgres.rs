@@ -1,21 +1,21 @@
-//! A real PostgreSQL of the test's own on a free loopback port; it and its files are gone when the value is, or when the
+//! A real PostgreSQL of the test's own on a free port, of loopback where nobody says else; it and its files are gone when the value is, or when the
 //! test's process ends in whatever way.
 
 use std::io::Write as _;
-use std::net::{TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::Stop;
 use crate::scratch::Scratch;
-use crate::setup::is_root;
+use crate::setup::{has_other_users, is_root};
 
 const START_TIME: Duration = Duration::from_secs(60);
 /// Runs the server until its own input ends: whoever holds the other end may be killed, and nothing is left.
-/// `$1` is the server, `$2` the data, `$3` the port, `$4` what else it is told.
+/// `$1` is the server, `$2` the data, `$3` the port, `$4` the address, `$5` what else it is told.
 const KEEPER: &str = r#"
-"$1" -D "$2" -p "$3" -k "$2" -h 127.0.0.1 -c max_connections=200 $4 > "$2/log" 2>&1 &
+"$1" -D "$2" -p "$3" -k "$2" -h "$4" -c max_connections=200 $5 > "$2/log" 2>&1 &
 server=$!
 echo "$server" > "$2/keeper.server"
 cat > /dev/null
@@ -27,7 +27,7 @@ wait "$server"
 pub struct Postgres {
     keeper: Child,
     folder: Scratch,
-    port: u16,
+    address: SocketAddr,
     settings: &'static str,
 }
 
@@ -45,13 +45,23 @@ impl Postgres {
     /// # Errors
     /// As [`Postgres::start`].
     pub fn start_with(settings: &'static str) -> Result<Self, Stop> {
+        Self::start_at(Ipv4Addr::LOCALHOST.into(), settings)
+    }
+
+    /// As [`Postgres::start_with`], at an address of this machine, where everybody is let in.
+    ///
+    /// # Errors
+    /// As [`Postgres::start`].
+    pub fn start_at(address: IpAddr, settings: &'static str) -> Result<Self, Stop> {
         let folder = Scratch::new("postgres")?;
         let data = folder.path().join("data");
         std::fs::create_dir(&data)?;
         if is_root() {
             use std::os::unix::fs::PermissionsExt as _;
             std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o711))?;
-            done(Command::new("chown").arg(user()).arg(&data))?;
+            if has_other_users() {
+                done(Command::new("chown").arg(user()).arg(&data))?;
+            }
         }
         done(
             unprivileged(&program("initdb")?)
@@ -65,13 +75,21 @@ impl Postgres {
                 ])
                 .arg(&data),
         )?;
+        if !address.is_loopback() {
+            let rules = data.join("pg_hba.conf");
+            let mut open = std::fs::File::options()
+                .append(true)
+                .open(&rules)
+                .map_err(|e| Stop::file("open", &rules, &e))?;
+            writeln!(open, "host all all all trust")?;
+        }
         // Freed again at once: PostgreSQL takes no port 0.
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let keeper = keep(&data, port, settings)?;
+        let address = TcpListener::bind((address, 0))?.local_addr()?;
+        let keeper = keep(&data, address, settings)?;
         let server = Self {
             keeper,
             folder,
-            port,
+            address,
             settings,
         };
         server.wait_until_ready()?;
@@ -90,8 +108,8 @@ impl Postgres {
     /// The URL of a schema.
     pub fn url(&self, schema: &str) -> String {
         format!(
-            "postgresql://cachekeep@127.0.0.1:{}/postgres?sslmode=disable&options=-csearch_path%3D{schema}",
-            self.port
+            "postgresql://cachekeep@{}/postgres?sslmode=disable&options=-csearch_path%3D{schema}",
+            self.address
         )
     }
 
@@ -105,15 +123,13 @@ impl Postgres {
                 "-qtAX",
                 "-v",
                 "ON_ERROR_STOP=1",
-                "-h",
-                "127.0.0.1",
                 "-U",
                 "cachekeep",
                 "-d",
                 "postgres",
-                "-p",
             ])
-            .arg(self.port.to_string())
+            .args(["-h", &self.address.ip().to_string()])
+            .args(["-p", &self.address.port().to_string()])
             .args(["-c", sql])
             .output()?;
         if !output.status.success() {
@@ -147,7 +163,7 @@ impl Postgres {
         loop {
             // Shared memory of the old server's last process may be in use for a moment.
             let _left = std::fs::remove_file(data.join("postmaster.pid"));
-            self.keeper = keep(&data, self.port, self.settings)?;
+            self.keeper = keep(&data, self.address, self.settings)?;
             match self.wait_until_ready() {
                 Ok(()) => return Ok(()),
                 Err(error) if Instant::now() > until => return Err(error),
@@ -165,7 +181,7 @@ impl Postgres {
         let until = Instant::now() + START_TIME;
         let pid = self.folder.path().join("data/keeper.server");
         while Instant::now() < until {
-            if TcpStream::connect(("127.0.0.1", self.port)).is_ok() && self.sql("SELECT 1").is_ok() {
+            if TcpStream::connect(self.address).is_ok() && self.sql("SELECT 1").is_ok() {
                 return Ok(());
             }
             let is_over = std::fs::read_to_string(&pid)
@@ -186,13 +202,13 @@ impl Drop for Postgres {
     }
 }
 
-fn keep(data: &std::path::Path, port: u16, settings: &str) -> Result<Child, Stop> {
+fn keep(data: &std::path::Path, address: SocketAddr, settings: &str) -> Result<Child, Stop> {
     let _of_the_last_one = std::fs::remove_file(data.join("keeper.server"));
     let mut keeper = unprivileged(&PathBuf::from("sh"))
         .args(["-c", KEEPER, "sh"])
         .arg(program("postgres")?)
         .arg(data)
-        .args([&port.to_string(), settings])
+        .args([&address.port().to_string(), &address.ip().to_string(), settings])
         .current_dir("/")
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
@@ -209,6 +225,14 @@ fn keep(data: &std::path::Path, port: u16, settings: &str) -> Result<Child, Stop
 fn unprivileged(program: &std::path::Path) -> Command {
     if !is_root() {
         return Command::new(program);
+    }
+    if !has_other_users() {
+        // The user whom this root stands for, by another number.
+        let mut command = Command::new("unshare");
+        command
+            .args(["--user", "--map-user=65534", "--map-group=65534"])
+            .arg(program);
+        return command;
     }
     let mut command = Command::new("setpriv");
     let user = user();

@@ -349,6 +349,13 @@ pub fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|entry| entry.uid() == 0)
 }
 
+/// Whether root can become somebody else: in a user namespace it may be the only one.
+pub fn has_other_users() -> bool {
+    let known = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let counts = known.lines().filter_map(|line| line.split_whitespace().nth(2));
+    counts.filter_map(|count| count.parse::<u64>().ok()).sum::<u64>() != 1
+}
+
 /// `.venv` holds exactly `tests/clients/requirements.txt`; a copy of that file, written last, says so.
 fn install_python_clients() -> Result<(), Stop> {
     let environment = repository().join(".venv");

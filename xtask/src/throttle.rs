@@ -1,7 +1,7 @@
 //! A TCP proxy behind which a server sends slowly: what a capture over a network of that speed sees.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -24,7 +24,15 @@ impl Throttle {
     /// # Errors
     /// No port.
     pub fn start(server: SocketAddr, bytes_per_second: u32) -> Result<Self, Stop> {
-        let listener = TcpListener::bind("127.0.0.1:0")?;
+        Self::start_at(Ipv4Addr::LOCALHOST.into(), server, bytes_per_second)
+    }
+
+    /// As [`Throttle::start`], at an address of this machine.
+    ///
+    /// # Errors
+    /// No port.
+    pub fn start_at(at: IpAddr, server: SocketAddr, bytes_per_second: u32) -> Result<Self, Stop> {
+        let listener = TcpListener::bind((at, 0))?;
         let address = listener.local_addr()?;
         let (open, is_closing) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
         let (counted, closing) = (open.clone(), is_closing.clone());

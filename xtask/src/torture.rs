@@ -12,11 +12,14 @@ Hits the service at every place of a single instance, in every way, in either da
 
   cargo xtask torture [--kills N]
   cargo xtask torture --nodes [TIMES]
+  cargo xtask torture --partitions [TIMES]
   cargo xtask torture --defects [NAME...]
 
   --kills N    random kills, half of them with the catalogue in PostgreSQL; 200 without it, 0 for none
   --nodes      instead: workers that are killed and workers that sleep past their lease, so many times each (50 and 300
                without it), 1,000 races for a claim, 50 kills of PostgreSQL in mid-commit
+  --partitions instead: so many partitions (200 without it) between three nodes, their catalogue, store, source and target,
+               each in a network of its own
   --defects    build the service with planted defects, in a folder of its own below target/, and run for each
                the test that must catch it; with names only those
 
@@ -40,7 +43,18 @@ pub fn command(mut args: Args) -> Result<(), Stop> {
     if args.flag("--nodes") {
         let times = args.names()?;
         prepare(Purpose::Test)?;
-        return testing::step("several nodes", || nodes(times.first().map(String::as_str)));
+        return testing::step("several nodes", || nodes(times.first()));
+    }
+    if args.flag("--partitions") {
+        let times = args.names()?;
+        prepare(Purpose::Test)?;
+        return testing::step("partitions", || {
+            tests_of_nodes(
+                &["--test", "it"],
+                &["partitions_between_three_nodes"],
+                times.first(),
+            )
+        });
     }
     let kills = args.option::<u32>("--kills")?.unwrap_or(KILLS);
     args.finish()?;
@@ -56,20 +70,21 @@ pub fn command(mut args: Args) -> Result<(), Stop> {
     Ok(())
 }
 
-fn nodes(times: Option<&str>) -> Result<(), Stop> {
+fn nodes(times: Option<&String>) -> Result<(), Stop> {
     let names = [
         "of_many_that_claim",
         "a_worker_that_is_killed",
         "a_worker_that_sleeps",
         "kills_of_the_database",
     ];
+    tests_of_nodes(&["--bin", "cachekeep", "--test", "it"], &names, times)
+}
+
+/// The long form of these, so many times each.
+fn tests_of_nodes(targets: &[&str], names: &[&str], times: Option<&String>) -> Result<(), Stop> {
     let long = ("CACHEKEEP_TEST_LONG", "1");
-    let times = times.map(|times| ("CACHEKEEP_TEST_TIMES", times));
-    run_tests(
-        &["--bin", "cachekeep", "--test", "it"],
-        &names,
-        std::iter::once(long).chain(times),
-    )
+    let times = times.map(|times| ("CACHEKEEP_TEST_TIMES", times.as_str()));
+    run_tests(targets, names, std::iter::once(long).chain(times))
 }
 
 fn crash_tests(which: &str, variable: (&str, &str)) -> Result<(), Stop> {

@@ -27,14 +27,20 @@ const CONNECTIONS_MAX: usize = 16;
 const CONNECTION_WAIT: Duration = Duration::from_secs(10);
 /// A server that is started anew answers after some seconds; a request does not wait for that.
 const CONNECT_WAIT: Duration = Duration::from_secs(3);
+/// A connection on which nothing comes back for this long is given up: as long as a lease of the default length is gone by.
+const SILENCE: Duration = Duration::from_secs(20);
+/// How often somebody who is silent is asked whether he is there.
+const PROBED_EVERY: Duration = Duration::from_secs(2);
 /// How long it is asked what became of a commit.
 const COMMIT_WAIT: Duration = Duration::from_secs(30);
 const COMMIT_ASKED_EVERY: Duration = Duration::from_millis(200);
 /// One of ours takes milliseconds. A statement that waits for a stuck writer ends by this, and so does a transaction whose
-/// client is frozen or gone: all who share the catalogue wait for it, and their leases are short.
+/// client is frozen or gone: all who share the catalogue wait for it, and their leases are short. Probes are sent where nothing is under
+/// way alone; an answer that nobody takes would be sent for a quarter of an hour, and no other time ends that.
 const SETTINGS: &str = "SET statement_timeout = '20s'; SET lock_timeout = '15s'; \
     SET idle_in_transaction_session_timeout = '5s'; SET client_min_messages = warning; \
     SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3; \
+    SET tcp_user_timeout = '10s'; \
     SET synchronous_commit = on; SET TIME ZONE 'UTC'";
 /// The first half of the advisory lock's key, the second is the schema: `cake`.
 const LOCK: &str = "1667328869, hashtext(current_schema())";
@@ -126,9 +132,13 @@ impl Database {
             ))
         })?;
         config.application_name("cachekeep").connect_timeout(CONNECT_WAIT);
+        // Nobody hears of a peer that a network has swallowed. Between two of its probes the system lets 75 s go by, so that an
+        // answer that was lost would be waited for long after the network works again.
         config
-            .tcp_user_timeout(Duration::from_secs(20))
-            .keepalives_idle(Duration::from_secs(10));
+            .tcp_user_timeout(SILENCE)
+            .keepalives_idle(SILENCE / 2)
+            .keepalives_interval(PROBED_EVERY)
+            .keepalives_retries(5);
         let tls = crate::tls::client()
             .map_err(|error| Error::Unusable(format!("no TLS to the catalogue: {error}")))?;
         Ok(Self {

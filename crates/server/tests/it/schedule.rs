@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use xtask::scratch::Scratch;
 
 use crate::service::{Caller, Service, wait};
+use crate::shared::times;
 
 const HOUR: i64 = 3_600_000;
 const DAY: i64 = 24 * HOUR;
@@ -18,6 +19,8 @@ pub struct Clock {
     file: PathBuf,
     wall_ms: i64,
     passed_ms: i64,
+    /// How much of the first is not true.
+    set_ms: i64,
 }
 
 impl Clock {
@@ -30,6 +33,7 @@ impl Clock {
             _folder: folder,
             wall_ms: wanted.as_millisecond() - jiff::Timestamp::now().as_millisecond(),
             passed_ms: 0,
+            set_ms: 0,
         };
         clock.write();
         clock
@@ -62,7 +66,13 @@ impl Clock {
     /// Somebody sets the wall clock.
     fn set(&mut self, ms: i64) {
         self.wall_ms += ms;
+        self.set_ms += ms;
         self.write();
+    }
+
+    /// What time it is in truth, whatever the wall clock says.
+    fn true_ms(&self) -> i64 {
+        jiff::Timestamp::now().as_millisecond() + self.wall_ms - self.set_ms
     }
 }
 
@@ -317,66 +327,130 @@ fn what_was_due_while_the_service_was_away_is_made_in_its_window_and_told_after_
     assert!(has_files(&folder(&service, &caller, &long, &rows[3])));
 }
 
-#[test]
-fn a_clock_that_is_set_and_set_back_runs_nothing_twice_and_expires_nothing_early() {
-    let leaps = if std::env::var_os("CACHEKEEP_TEST_LONG").is_some() {
-        100
-    } else {
-        4
-    };
-    let mut clock = Clock::at("2027-03-01T01:58:00Z");
-    let service = Service::start_with(&[], &[clock.variable()]);
-    let caller = service.logged_in();
-    let instance = caller.make_instance("leaping");
-    set_policy(&caller, &instance, &daily("02:00-03:00", 1));
-    clock.pass_to("2027-03-01T02:00:05Z");
-    wait_records(&service, &instance, 1);
-    service
-        .logged_in()
-        .make_backup(&instance, "a newer one, so that the first may expire");
-    let heard = |count: usize| {
-        wait("a word about the leap", || {
-            (service.log().matches("the clock was set").count() >= count).then_some(())
-        })
-    };
-    for leap in 0..leaps {
-        let by = [25, -25, 49, -1][leap % 4] * HOUR;
-        clock.set(by);
-        heard(leap + 1);
-        // A record that is made meanwhile keeps the order of the list.
-        if leap % 4 < 2 {
-            service.logged_in().make_backup(&instance, "");
-        }
-        clock.set(-by);
-        // Looked at again with the right clock.
-        std::thread::sleep(std::time::Duration::from_secs(6));
-    }
-    let rows = records(&service, &instance);
-    let runs: Vec<&Value> = rows.iter().filter(|row| !row["ext"]["run"].is_null()).collect();
-    assert_eq!(runs.len(), 1, "{runs:#?}");
-    assert!(rows.iter().all(|row| row["status"] == "succeed"), "{rows:#?}");
-    let times: Vec<&str> = rows
-        .iter()
-        .map(|row| row["created_at"].as_str().unwrap())
-        .collect();
+/// A moment of a record.
+fn moment(value: &Value) -> i64 {
+    let text = value.as_str().unwrap_or_else(|| panic!("no moment: {value}"));
+    text.parse::<jiff::Timestamp>().unwrap().as_millisecond()
+}
+
+/// Nothing has expired that had time left, and the list is in the order in which its records were made.
+fn check_order_and_expiry(rows: &[Value], now_ms: i64) {
+    let times: Vec<i64> = rows.iter().map(|row| moment(&row["created_at"])).collect();
     assert!(times.is_sorted(), "{times:?}");
     let ids: BTreeSet<&str> = rows
         .iter()
         .map(|row| row["backup_id"].as_str().unwrap())
         .collect();
     assert_eq!(ids.len(), rows.len());
+    for row in rows {
+        match row["status"].as_str().unwrap() {
+            "succeed" | "waiting" | "backuping" => {}
+            "expired" => assert!(
+                moment(&row["ext"]["run"]["due_at"]) + DAY <= now_ms,
+                "early: {row}"
+            ),
+            _ => panic!("{row}"),
+        }
+    }
+}
+
+#[test]
+fn a_clock_that_is_set_and_set_back_runs_nothing_twice_and_expires_nothing_early() {
+    let leaps = usize::try_from(times(2, 100)).unwrap();
+    let mut clock = Clock::at("2027-03-01T01:58:00Z");
+    let service = Service::start_with(&[], &[clock.variable()]);
+    let caller = service.logged_in();
+    let daily_one = caller.make_instance("daily");
+    let often = caller.make_instance("half-hourly");
+    let restored = caller.make_instance("restored");
+    let backup = caller.make_backup(&restored, "restored in each leap");
+    set_policy(&caller, &daily_one, &daily("02:00-03:00", 1));
+    clock.pass_to("2027-03-01T02:00:05Z");
+    wait_records(&service, &daily_one, 1);
+    service
+        .logged_in()
+        .make_backup(&daily_one, "a newer one, so that the first may expire");
+    let wish = json!({"name": "often", "cron": "15,45 * * * *", "zone": "Etc/UTC", "keep": {"last": 60}});
+    service
+        .logged_in()
+        .ck("POST", &format!("/instances/{often}/schedules"), Some(&wish))
+        .expect(200);
+    let heard = |count: usize| {
+        wait("a word about the leap", || {
+            (service.log().matches("the clock was set").count() >= count).then_some(())
+        })
+    };
+    // Everything that has its time looks at it.
+    let looked_at = || std::thread::sleep(std::time::Duration::from_secs(6));
+    let (mut restores, begun) = (0, clock.true_ms());
+    for leap in 0..leaps {
+        let by = [25, -25, 49, -1][leap % 4] * HOUR;
+        clock.set(by);
+        heard(leap + 1);
+        // A run is due meanwhile, and made once.
+        clock.pass(HOUR / 2);
+        let rows = wait_records(&service, &often, leap + 1);
+        check_order_and_expiry(&rows, clock.true_ms());
+        // A record that is made meanwhile keeps the order of the list.
+        if leap % 2 == 1 {
+            service
+                .logged_in()
+                .make_restore(&restored, &backup, "in the leap");
+            restores += 1;
+        } else {
+            looked_at();
+        }
+        check_order_and_expiry(&records(&service, &daily_one), clock.true_ms());
+        clock.set(-by);
+        if leap % 4 == 3 {
+            looked_at();
+        }
+    }
+    let first = moment(&json!("2027-03-01T02:15:00Z"));
+    let rows = wait_records(&service, &often, leaps);
+    check_order_and_expiry(&rows, clock.true_ms());
+    for (number, row) in (0..).zip(&rows) {
+        let run = &row["ext"]["run"];
+        assert_eq!(
+            (moment(&run["due_at"]), &run["try_number"]),
+            (first + number * HOUR / 2, &json!(1)),
+            "{row}"
+        );
+    }
+    // Of those that are made each day as many as days have begun in truth, and the one by hand.
+    let made = 2 + usize::try_from((clock.true_ms() - begun) / DAY).unwrap();
+    let rows = wait_records(&service, &daily_one, made);
+    check_order_and_expiry(&rows, clock.true_ms());
+    let listed = service
+        .logged_in()
+        .get(&format!("/instances/{restored}/restores?limit=1000"))
+        .expect(200)
+        .json();
+    let mut times: Vec<i64> = listed["restore_record_response"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| moment(&row["created_at"]))
+        .collect();
+    times.reverse();
+    assert!(times.is_sorted() && listed["total_num"] == restores, "{listed}");
     // What is due in truth is made, once, and what has expired in truth goes.
-    clock.pass_to("2027-03-02T02:00:10Z");
-    let rows = wait("the run of the next day", || {
-        let rows = records(&service, &instance);
-        (rows.last().unwrap()["ext"]["run"]["due_at"] == "2027-03-02T02:00:00.000Z").then_some(rows)
-    });
-    wait("the end of the first", || {
-        (records(&service, &instance)[0]["status"] == "expired").then_some(())
+    clock.pass(DAY);
+    let rows = wait_records(&service, &daily_one, made + 1);
+    let last = rows.last().unwrap();
+    assert_eq!(
+        (&last["status"], &last["ext"]["run"]["try_number"]),
+        (&json!("succeed"), &json!(1))
+    );
+    wait("the end of those before", || {
+        let rows = records(&service, &daily_one);
+        let is_over = |row: &Value| row["status"] == "expired" || row["ext"]["run"].is_null();
+        rows[..made].iter().all(is_over).then_some(())
     });
     println!(
-        "{leaps} leaps of the clock: {} records, 1 run a day, 0 early",
-        rows.len()
+        "{leaps} leaps of the clock and back, half an hour of each: {leaps} half-hourly runs made once, {} daily ones, {restores} \
+         restores in order, 0 expired early",
+        made - 1
     );
 }
 
