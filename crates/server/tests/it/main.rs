@@ -41,6 +41,7 @@ mod isolation;
 mod keys;
 mod layouts;
 mod metrics;
+mod migrate;
 mod migrations;
 mod old_copy;
 mod old_engine;
