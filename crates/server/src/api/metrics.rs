@@ -8,6 +8,7 @@ use axum::body::Body;
 use axum::http::{Response, StatusCode, header};
 
 use crate::app::App;
+use crate::backup::quota_record::Standing;
 use crate::catalog;
 use crate::ids::Moment;
 use crate::metrics::{self, record};
@@ -80,8 +81,13 @@ impl Page {
 /// # Errors
 /// The catalogue failed.
 fn tell(app: &App, now: Moment) -> Result<String, catalog::Error> {
-    let (instances, jobs, unsent) = app.catalog.read(|tx| {
-        Ok::<_, catalog::Error>((record::instances(tx)?, record::jobs(tx)?, record::unsent(tx)?))
+    let (instances, jobs, unsent, quotas) = app.catalog.read(|tx| {
+        Ok::<_, catalog::Error>((
+            record::instances(tx)?,
+            record::jobs(tx)?,
+            record::unsent(tx)?,
+            record::quotas(tx)?,
+        ))
     })?;
     let mut page = Page(String::new());
     page.family(
@@ -174,6 +180,30 @@ fn tell(app: &App, now: Moment) -> Result<String, catalog::Error> {
             &[("project_id", project.as_str())],
             rows,
         );
+    }
+
+    let per_project: [(&str, &str, fn(&Standing) -> u64); 3] = [
+        (
+            "cachekeep_project_quota_bytes",
+            "What the project's archives may take; absent without a quota.",
+            |standing| standing.limit.unwrap_or(0),
+        ),
+        (
+            "cachekeep_project_used_bytes",
+            "What its archives and their copies take; absent without a quota.",
+            |standing| standing.used,
+        ),
+        (
+            "cachekeep_project_reserved_bytes",
+            "What is reserved for those that are being made; absent without a quota.",
+            |standing| standing.reserved,
+        ),
+    ];
+    for (name, help, value) in per_project {
+        page.family(name, "gauge", help);
+        for (project, standing) in &quotas {
+            page.sample(name, &[("project_id", project.as_str())], value(standing));
+        }
     }
 
     let counters = app.counters.all();

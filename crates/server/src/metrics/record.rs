@@ -1,5 +1,6 @@
 //! What the catalogue says for metrics: point look-ups for each instance, and what is unfinished.
 
+use crate::backup::quota_record::{self, Standing};
 use crate::catalog::{Error, Tx};
 use crate::ids::{InstanceId, Moment, ProjectId};
 
@@ -74,6 +75,14 @@ pub fn jobs(tx: &Tx<'_>) -> Result<Vec<(String, String, u64, Moment)>, Error> {
         (),
         |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
     )
+}
+
+/// Projects that have a quota, and where they stand.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn quotas(tx: &Tx<'_>) -> Result<Vec<(ProjectId, Standing)>, Error> {
+    quota_record::limited(tx)
 }
 
 /// Rows that the mirror has not been told of, by project.

@@ -8,10 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::record::{self as schedules, Task};
 use super::{Plan, Try, command, decide};
 use crate::app::App;
-use crate::backup::expiry;
 use crate::backup::record::{FailureCode, Status as Ended};
 use crate::backup::run_record as runs;
 use crate::backup::verification_record::{self as verifications, Status as Verified};
+use crate::backup::{expiry, quota_record as quotas};
 use crate::catalog::{self, Tx};
 use crate::clock::{self, Leap, Steady};
 use crate::ids::{InstanceId, Moment};
@@ -248,6 +248,11 @@ fn begin(
         // It is begun when one of those has ended.
         return Ok(false);
     }
+    let bytes = quotas::estimate(tx, &instance.id, app.board.memory_of(&instance.id))?;
+    if let Err(exceeded) = quotas::check(tx, &instance.project_id, bytes)? {
+        skip(due, number, FailureCode::NoStore, &exceeded.to_string())?;
+        return Ok(false);
+    }
     let id = runs::insert(
         tx,
         &instance.project_id,
@@ -255,6 +260,8 @@ fn begin(
         &plan.run(due, number, now),
         now,
     )?;
+    // There is room: it was looked for in this transaction.
+    let _reserved = quotas::reserve(tx, &instance.project_id, &id, bytes)?;
     queue::insert(tx, &instance.id, JobKind::Backup, Some(id.as_str()))?;
     tracing::info!(instance.id = %instance.id, backup.id = %id, schedule = plan.schedule, due = due.iso(), number, "an automatic backup begins");
     Ok(true)

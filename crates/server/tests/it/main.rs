@@ -52,6 +52,7 @@ mod policy;
 mod polling;
 mod postgres;
 mod pressure;
+mod quota;
 mod readme;
 mod rebuild;
 mod rebuild_losses;
