@@ -106,7 +106,7 @@ fn tell(app: &App, now: Moment) -> Result<String, catalog::Error> {
         1,
     );
 
-    let per_instance: [(&str, &str, Told<'_>); 6] = [
+    let per_instance: [(&str, &str, Told<'_>); 8] = [
         (
             "cachekeep_instance_running",
             "Whether the instance serves.",
@@ -121,6 +121,20 @@ fn tell(app: &App, now: Moment) -> Result<String, catalog::Error> {
             "cachekeep_instance_newest_backup_timestamp_seconds",
             "When the newest backup that can be restored was accepted; absent without one.",
             &|seen| seen.newest_at.map(seconds),
+        ),
+        (
+            "cachekeep_instance_rpo_seconds",
+            "How old its newest backup may become; absent without an objective.",
+            &|seen| seen.objective.map(|wanted| seconds(Moment(wanted.rpo_ms))),
+        ),
+        (
+            "cachekeep_instance_rpo_age_seconds",
+            "How old its newest backup that can be restored is, without one its objective; absent without an objective.",
+            &|seen| {
+                let wanted = seen.objective?;
+                let since = seen.newest_at.unwrap_or(wanted.since);
+                Some((seconds(now) - seconds(since)).max(0.0))
+            },
         ),
         (
             "cachekeep_instance_newest_proven_timestamp_seconds",

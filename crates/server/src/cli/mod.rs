@@ -17,6 +17,7 @@ mod inspect;
 mod keys;
 mod migrate;
 mod nodes;
+mod objective;
 mod place;
 mod remote;
 mod replay;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::record::{self as schedules, Task};
-use super::{Plan, Try, command, decide};
+use super::{Plan, Try, command, decide, objective};
 use crate::app::App;
 use crate::backup::record::{FailureCode, Status as Ended};
 use crate::backup::run_record as runs;
@@ -31,7 +31,11 @@ pub fn run(app: &Arc<App>, closing: &AtomicBool) {
             continue;
         };
         // The one does not wait for the other: a schedule that cannot be read keeps nothing from expiring.
-        for done in [begin_due(app, up_since, now), expiry::take_expired(app, now)] {
+        for done in [
+            begin_due(app, up_since, now),
+            objective::begin_due(app, now),
+            expiry::take_expired(app, now),
+        ] {
             if let Err(error) = done {
                 tracing::error!(
                     error = engine::chain(&error),

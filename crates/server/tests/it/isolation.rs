@@ -271,6 +271,12 @@ const ROWS: [(&str, &str, Row, &str); 77] = [
     ("DELETE", "{ck}/attachments/{instance_id}", Row::Instance, ""),
     ("GET", "{ck}/instances/{instance_id}/schedules", Row::Instance, ""),
     (
+        "PUT",
+        "{ck}/instances/{instance_id}/rpo",
+        Row::Instance,
+        r#"{"objective_minutes": 60}"#,
+    ),
+    (
         "POST",
         "{ck}/instances/{instance_id}/schedules",
         Row::Instance,

@@ -63,6 +63,7 @@ mod replay_selected;
 mod resize;
 mod resize_nodes;
 mod rotation;
+mod rpo;
 mod schedule;
 mod schedules;
 mod service;
