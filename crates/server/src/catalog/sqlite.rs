@@ -206,7 +206,7 @@ pub fn migrate(path: &Path, is_dry: bool) -> Result<Migration, Error> {
             "has other tables than version {from} has: an unreleased version of this program made it, which is to be used on"
         )));
     }
-    let copy = path.with_extension(format!("version-{from}.sqlite"));
+    let copy = version::copy_of(path, from);
     done.copy = Some(copy.clone());
     if is_dry {
         return Ok(done);

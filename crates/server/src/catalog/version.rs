@@ -62,6 +62,40 @@ pub fn migrate_database(url: &str, is_dry: bool) -> Result<Migration, Error> {
     postgres::Database::migrate(url, is_dry)
 }
 
+/// Where the copy of a file is that had that version.
+pub fn copy_of(path: &Path, version: i64) -> PathBuf {
+    path.with_extension(format!("version-{version}.sqlite"))
+}
+
+/// Destroys the copies of a file: they hold sealed what has since been destroyed in it.
+///
+/// # Errors
+/// The first that is left, and why.
+pub fn forget_copies(path: &Path) -> Result<(), (PathBuf, std::io::Error)> {
+    for version in 1..SCHEMA_VERSION {
+        let copy = copy_of(path, version);
+        overwrite(&copy).map_err(|error| (copy, error))?;
+    }
+    Ok(())
+}
+
+fn overwrite(copy: &Path) -> std::io::Result<()> {
+    use std::io::Write as _;
+    let mut file = match std::fs::OpenOptions::new().write(true).open(copy) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        opened => opened?,
+    };
+    let nothing = [0; 65_536];
+    let mut left = file.metadata()?.len();
+    while left > 0 {
+        let part = nothing.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        file.write_all(&nothing[..part])?;
+        left -= part as u64;
+    }
+    file.sync_all()?;
+    std::fs::remove_file(copy)
+}
+
 /// The steps that lead from there to here; `None`: there are none from such a version.
 pub fn steps_from(version: i64) -> Option<&'static [Step]> {
     let at = STEPS.iter().position(|step| step.from == version)?;

@@ -85,7 +85,7 @@ pub fn decide(due: Moment, newest: Option<Newest>, tried: Option<Tried>, now: Mo
         Ended::Waiting | Ended::Running => None,
         Ended::Failed if newest.is_none_or(|newest| newest.at <= tried.at) => {
             let doublings = u32::try_from(tried.number - 1).unwrap_or(0).min(8);
-            let pause = (5 * MINUTE_MS << doublings).min(60 * MINUTE_MS);
+            let pause = ((5 * MINUTE_MS) << doublings).min(60 * MINUTE_MS);
             // One of the future was made by a clock that was wrong: it is not waited for.
             let is_paused = (tried.at.0..tried.at.0.saturating_add(pause)).contains(&now.0);
             (!is_paused).then_some(tried.number + 1)

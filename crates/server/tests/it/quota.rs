@@ -80,7 +80,7 @@ fn backups_that_begin_at_once_do_not_both_take_the_last_bytes() {
         let callers =
             nodes.map(|node| node.caller_with(main.admin("project_id"), Credential::Key(main.key())));
         let project = callers[0].project.clone();
-        let instances = ["one", "other"].map(|name| {
+        let instances = ["first-one", "second-one"].map(|name| {
             let instance = callers[0].make_instance(name);
             fill(&mut callers[0].engine(&instance), 1, true);
             callers[0].make_backup(&instance, "says how large the next one is");
@@ -251,7 +251,7 @@ fn copies_imports_schedules_and_safety_points_reserve_too_and_another_project_do
     let task = ended(&caller, &begin(&caller, &backup, &target));
     assert_eq!(task["status"], "FAILED", "{task}");
     assert_eq!(task["ext"]["target_state"], "untouched", "{task}");
-    let why = task["ext"]["failure"].as_str().unwrap();
+    let why = task["error_message"].as_str().unwrap();
     assert!(why.contains("has no room for"), "{task}");
 
     let other = service.second_project("other");
@@ -281,6 +281,8 @@ fn copies_imports_schedules_and_safety_points_reserve_too_and_another_project_do
         let rows = service.run_json(&["storage", "sweep", "--dry-run"]);
         rows.as_array().unwrap().is_empty().then_some(())
     });
+    // A file reserves its size and a tenth more.
+    set(&service, &project, 3 * used);
     service.run_json(&["import", &instance, file.to_str().unwrap()]);
     let now = quota(&service, &project, &[]);
     assert_eq!(number(&now, "used_bytes"), sizes(&caller, &instance));

@@ -79,6 +79,15 @@ fn a_file_of_version_1_is_refused_then_migrated_once_and_its_copy_is_as_it_was()
     assert!(matches!(Catalog::open(&path), Err(Error::Old(1))));
     assert_eq!(migrate_file(&path, false).unwrap(), expected);
     assert_eq!(signer(&Catalog::open(&path).unwrap()).as_deref(), Some("kept"));
+
+    // What is destroyed in the file is not to be found in its copy.
+    let also = folder.path().join("linked");
+    std::fs::hard_link(&copy, &also).unwrap();
+    for _again in 0..2 {
+        forget_copies(&path).unwrap();
+        assert!(!copy.exists());
+    }
+    assert!(std::fs::read(&also).unwrap().iter().all(|byte| *byte == 0));
 }
 
 #[test]
