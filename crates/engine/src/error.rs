@@ -39,6 +39,8 @@ pub enum Kind {
     StoreAccess,
     /// The object store or the spool has no room.
     StoreFull,
+    /// Whoever owns the objects may not have so many bytes stored.
+    Quota,
     /// An object that must exist does not.
     NotFound,
     /// An object is not the one that the signed manifest names: changed, cut or swapped.
@@ -77,6 +79,7 @@ impl Kind {
             Kind::Store => "store",
             Kind::StoreAccess => "store_access",
             Kind::StoreFull => "store_full",
+            Kind::Quota => "quota",
             Kind::NotFound => "not_found",
             Kind::Tampered => "tampered",
             Kind::Key => "key",

@@ -6,6 +6,7 @@
 //! the archive.
 
 mod folder;
+mod meter;
 mod patience;
 mod probe;
 mod remote;
@@ -18,6 +19,7 @@ use std::time::Duration;
 use crate::error::{Error, Kind};
 
 use folder::Folder;
+use meter::Meter;
 pub use patience::Patience;
 pub use probe::{Check, Finding};
 use remote::Remote;
@@ -34,7 +36,7 @@ pub type Wanted<'a> = &'a (dyn Fn() -> Result<(), Error> + 'a);
 
 /// A place that holds objects. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Store(Place);
+pub struct Store(Place, Option<Arc<Meter>>);
 
 #[derive(Debug, Clone)]
 enum Place {
@@ -48,7 +50,7 @@ impl Store {
     /// # Errors
     /// [`Kind::Store`], [`Kind::StoreFull`].
     pub fn open(root: impl Into<PathBuf>) -> Result<Self, Error> {
-        Ok(Self(Place::Folder(Folder::open(root)?)))
+        Ok(Self(Place::Folder(Folder::open(root)?), None))
     }
 
     /// Makes ready to talk to a remote store; nothing is sent yet.
@@ -56,10 +58,8 @@ impl Store {
     /// # Errors
     /// [`Kind::Store`] where the description cannot be right, with what to change.
     pub fn open_remote(spec: &RemoteSpec, patience: Patience) -> Result<Self, Error> {
-        Ok(Self(Place::Remote(
-            Arc::new(Remote::open(spec, &patience)?),
-            patience,
-        )))
+        let remote = Arc::new(Remote::open(spec, &patience)?);
+        Ok(Self(Place::Remote(remote, patience), None))
     }
 
     /// The same store for a caller who waits less (or longer) for a remote one.
@@ -67,16 +67,32 @@ impl Store {
     pub fn with_patience(&self, patience: Patience) -> Self {
         match &self.0 {
             Place::Folder(_) => self.clone(),
-            Place::Remote(remote, _) => Self(Place::Remote(remote.clone(), patience)),
+            Place::Remote(remote, _) => Self(Place::Remote(remote.clone(), patience), self.1.clone()),
         }
+    }
+
+    /// The same store for one who may put so many bytes into it. `ask` is told how many there would be with the next object, and
+    /// says how many there may be from now on, or why there may not be that one. Each put is counted before it is begun, and once.
+    #[must_use]
+    pub fn metered(
+        &self,
+        granted_bytes: u64,
+        ask: impl Fn(u64) -> Result<u64, Error> + Send + Sync + 'static,
+    ) -> Self {
+        let meter = Meter::new(granted_bytes, Box::new(ask));
+        Self(self.0.clone(), Some(Arc::new(meter)))
+    }
+
+    fn count(&self, bytes: usize) -> Result<(), Error> {
+        self.1.as_ref().map_or(Ok(()), |meter| meter.count(bytes as u64))
     }
 
     /// The same store with every put slowed down, where it is a folder: stands for a slow disk in tests.
     #[must_use]
     pub fn with_put_delay(self, put_delay: Duration) -> Self {
         match self.0 {
-            Place::Folder(folder) => Self(Place::Folder(folder.with_put_delay(put_delay))),
-            remote => Self(remote),
+            Place::Folder(folder) => Self(Place::Folder(folder.with_put_delay(put_delay)), self.1),
+            remote => Self(remote, self.1),
         }
     }
 
@@ -100,10 +116,14 @@ impl Store {
     /// # Errors
     /// [`Kind::StoreFull`] without room; [`Kind::StoreAccess`] where the store refuses our credentials;
     /// [`Kind::Store`] else, in a folder also where the name exists: the object that was there is untouched. After
-    /// an error the name does not exist in a folder, except where the last sync failed; a remote store may have it.
+    /// an error the name does not exist in a folder, except where the last sync failed; a remote store may have it. What
+    /// [`Store::metered`] is told, before anything is put.
     pub fn put(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
         match &self.0 {
-            Place::Folder(folder) => folder.put(name, bytes),
+            Place::Folder(folder) => {
+                self.count(bytes.len())?;
+                folder.put(name, bytes)
+            }
             Place::Remote(..) => self.put_buffer(name, bytes.to_vec(), &always).map(drop),
         }
     }
@@ -113,6 +133,7 @@ impl Store {
     /// # Errors
     /// As [`Store::put`], and what `wanted` returns.
     pub fn put_buffer(&self, name: &str, mut bytes: Vec<u8>, wanted: Wanted<'_>) -> Result<Vec<u8>, Error> {
+        self.count(bytes.len())?;
         match &self.0 {
             Place::Folder(folder) => {
                 folder.put(name, &bytes)?;

@@ -211,6 +211,14 @@ pub const SCHEDULED_AT_ONCE: usize = 3;
 pub fn scheduled_of(jobs_at_once: usize) -> usize {
     jobs_at_once.saturating_sub(1).max(1)
 }
+/// Shortest time that an objective may be: one that is looked at every few seconds and has a tenth of it as lead.
+pub const RPO_MS_MIN: i64 = 60_000;
+/// Longest one.
+pub const RPO_MS_MAX: i64 = 366 * 24 * 3_600_000;
+/// How long backups for an objective stay, where nobody says it.
+pub const RPO_KEEP_MS_DEFAULT: i64 = 7 * 24 * 3_600_000;
+/// And at most.
+pub const RPO_KEEP_MS_MAX: i64 = 3660 * 24 * 3_600_000;
 /// Schedules of an instance: more are a mistake, and each is looked at every few seconds.
 pub const SCHEDULES_MAX: usize = 32;
 /// Longest time that a run may begin late, where the service was away.

@@ -1,6 +1,7 @@
 //! Every way in which a command is refused: the client acts. One `match` in `api/error.rs` gives each its status
 //! and code.
 
+use crate::backup::quota_record::Exceeded;
 use crate::catalog;
 use crate::jobs::JobKind;
 
@@ -45,6 +46,8 @@ pub enum Refusal {
         /// The flavor's limit.
         limit_mb: u64,
     },
+    /// The project may not have so many bytes stored.
+    Quota(Exceeded),
     /// Nobody speaks TLS with the instance, so it has no certificate.
     NoTls,
     /// The backup has no file to hand out: it is a retired generation.

@@ -98,7 +98,7 @@ pub fn open_with(mut config: Config, catalog: &Path, begin: Begin) -> anyhow::Re
         Some(url) => connect(&config, url, begin)?,
         None => {
             make_private(catalog)?;
-            Catalog::open(catalog)
+            opened(&config, Catalog::open(catalog))
                 .with_context(|| format!("cannot open the catalogue {}", catalog.display()))?
         }
     };
@@ -128,6 +128,24 @@ pub fn open_with(mut config: Config, catalog: &Path, begin: Begin) -> anyhow::Re
     })
 }
 
+/// Says what to run where the catalogue is to be migrated first: that is done when somebody wants it, for there is no way back
+/// but that to a copy.
+fn opened(config: &Config, catalog: Result<Catalog, crate::catalog::Error>) -> anyhow::Result<Catalog> {
+    catalog.map_err(|error| match error {
+        crate::catalog::Error::Old(_) => {
+            let place = match &config.database {
+                // Else it is the one that the data directory knows.
+                Some(_) if !config.has_catalog() => " --catalog URL".to_owned(),
+                _ => format!(" --data-dir {}", config.data_dir.display()),
+            };
+            anyhow::anyhow!(
+                "{error}: run `cachekeep migrate{place}` first (with --dry-run it says what it would do)"
+            )
+        }
+        other => other.into(),
+    })
+}
+
 /// The catalogue in PostgreSQL. Where it is, is noted for the administrator's commands once it is known to be this data
 /// directory's.
 fn connect(config: &Config, url: &str, begin: Begin) -> anyhow::Result<Catalog> {
@@ -137,8 +155,8 @@ fn connect(config: &Config, url: &str, begin: Begin) -> anyhow::Result<Catalog> 
         config.data_dir.display(),
         config.catalog_file().display()
     );
-    let catalog = Catalog::connect(url, matches!(begin, Begin::New | Begin::Rebuild))
-        .context("cannot open the catalogue in PostgreSQL")?;
+    let connected = Catalog::connect(url, matches!(begin, Begin::New | Begin::Rebuild));
+    let catalog = opened(config, connected).context("cannot open the catalogue in PostgreSQL")?;
     let noted = crate::config::known_database(&config.data_dir)?;
     if noted.as_deref() != Some(url) {
         let file = config.database_file();

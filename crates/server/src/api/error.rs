@@ -355,6 +355,7 @@ fn describe(refusal: &Refusal) -> Answer {
             4087,
             format!("The backup lies in the local folder of another node ({host}), which this one cannot read: ask that node, or add a remote store (cachekeep storage add) for those to come."),
         ),
+        Refusal::Quota(exceeded) => (400, 4039, format!("No room for the backup: {exceeded}.")),
         Refusal::PortsExhausted => (400, 4039, "No port of the configured range is free.".to_owned()),
         Refusal::MemoryShort { needed_mb, free_mb } => (
             400,

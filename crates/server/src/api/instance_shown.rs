@@ -9,6 +9,7 @@ use super::error::Version;
 use super::failure;
 use super::instances::CREATED_BY;
 use super::request::Request;
+use super::schedules::ObjectiveShown;
 use crate::catalog::Tx;
 use crate::config::minor;
 use crate::instance::command;
@@ -203,6 +204,8 @@ pub struct InstanceDetails {
     pub is_attached: bool,
     /// Of an attached one: what is renamed, forbidden, hidden or out of reach, and what that means.
     pub notes: Vec<String>,
+    /// How old its newest backup may become, and is; null: nobody has said so.
+    pub rpo: Option<ObjectiveShown>,
     /// The newest change of its nodes; null: they have never been changed.
     pub resize: Option<ResizeShown>,
     /// Why the status is ERROR or CREATEFAILED.
@@ -279,6 +282,10 @@ impl InstanceShown {
                 .collect(),
         };
         let resize = ResizeShown::newest(request, tx, instance)?;
+        let rpo = match request.tells_more() {
+            true => ObjectiveShown::new(tx, instance, request.now)?,
+            false => None,
+        };
         let needs_password = match attached {
             Some(attached) => attached.reach.has_password,
             None => instance.client_password_sealed.is_some(),
@@ -388,6 +395,7 @@ impl InstanceShown {
                 notes: attached
                     .map(|attached| attached.found.notes.clone())
                     .unwrap_or_default(),
+                rpo,
                 resize,
                 failure: failure::shown(&request.app.config, instance.failure.as_deref()),
             }),

@@ -8,6 +8,7 @@ use axum::body::Body;
 use axum::http::{Response, StatusCode, header};
 
 use crate::app::App;
+use crate::backup::quota_record::Standing;
 use crate::catalog;
 use crate::ids::Moment;
 use crate::metrics::{self, record};
@@ -80,8 +81,13 @@ impl Page {
 /// # Errors
 /// The catalogue failed.
 fn tell(app: &App, now: Moment) -> Result<String, catalog::Error> {
-    let (instances, jobs, unsent) = app.catalog.read(|tx| {
-        Ok::<_, catalog::Error>((record::instances(tx)?, record::jobs(tx)?, record::unsent(tx)?))
+    let (instances, jobs, unsent, quotas) = app.catalog.read(|tx| {
+        Ok::<_, catalog::Error>((
+            record::instances(tx)?,
+            record::jobs(tx)?,
+            record::unsent(tx)?,
+            record::quotas(tx)?,
+        ))
     })?;
     let mut page = Page(String::new());
     page.family(
@@ -100,7 +106,7 @@ fn tell(app: &App, now: Moment) -> Result<String, catalog::Error> {
         1,
     );
 
-    let per_instance: [(&str, &str, Told<'_>); 6] = [
+    let per_instance: [(&str, &str, Told<'_>); 8] = [
         (
             "cachekeep_instance_running",
             "Whether the instance serves.",
@@ -115,6 +121,20 @@ fn tell(app: &App, now: Moment) -> Result<String, catalog::Error> {
             "cachekeep_instance_newest_backup_timestamp_seconds",
             "When the newest backup that can be restored was accepted; absent without one.",
             &|seen| seen.newest_at.map(seconds),
+        ),
+        (
+            "cachekeep_instance_rpo_seconds",
+            "How old its newest backup may become; absent without an objective.",
+            &|seen| seen.objective.map(|wanted| seconds(Moment(wanted.rpo_ms))),
+        ),
+        (
+            "cachekeep_instance_rpo_age_seconds",
+            "How old its newest backup that can be restored is, without one its objective; absent without an objective.",
+            &|seen| {
+                let wanted = seen.objective?;
+                let since = seen.newest_at.unwrap_or(wanted.since);
+                Some((seconds(now) - seconds(since)).max(0.0))
+            },
         ),
         (
             "cachekeep_instance_newest_proven_timestamp_seconds",
@@ -174,6 +194,30 @@ fn tell(app: &App, now: Moment) -> Result<String, catalog::Error> {
             &[("project_id", project.as_str())],
             rows,
         );
+    }
+
+    let per_project: [(&str, &str, fn(&Standing) -> u64); 3] = [
+        (
+            "cachekeep_project_quota_bytes",
+            "What the project's archives may take; absent without a quota.",
+            |standing| standing.limit.unwrap_or(0),
+        ),
+        (
+            "cachekeep_project_used_bytes",
+            "What its archives and their copies take; absent without a quota.",
+            |standing| standing.used,
+        ),
+        (
+            "cachekeep_project_reserved_bytes",
+            "What is reserved for those that are being made; absent without a quota.",
+            |standing| standing.reserved,
+        ),
+    ];
+    for (name, help, value) in per_project {
+        page.family(name, "gauge", help);
+        for (project, standing) in &quotas {
+            page.sample(name, &[("project_id", project.as_str())], value(standing));
+        }
     }
 
     let counters = app.counters.all();

@@ -115,6 +115,8 @@ pub enum Wish {
     Attach,
     /// Of a schedule.
     Schedule,
+    /// How old the newest backup may become.
+    Objective,
     /// Of a hold.
     Hold,
     /// Of ListBackupFileLinks.
@@ -224,6 +226,13 @@ impl Wish {
                     &["name", "cron"],
                 )
             }
+            Wish::Objective => named(
+                json!({"objective_minutes": {"type": ["integer", "null"], "minimum": 1,
+                            "description": "How old the newest backup may become; null: there is no objective any more"},
+                       "keep_days": {"type": ["integer", "null"], "minimum": 1,
+                            "description": "How long the backups that are made for it stay [default: 7]"}}),
+                &["objective_minutes"],
+            ),
             Wish::Hold => named(
                 json!({"reason": text("1 to 128 characters: why nobody may delete it")}),
                 &["reason"],
@@ -501,6 +510,7 @@ fn schemas() -> Value {
         proofs::VerificationStarted,
         proofs::VerificationList,
         attachments::AttachmentList,
+        schedules::ObjectiveShown,
         schedules::ScheduleList,
         schedules::ScheduleMade,
         schedules::RunBegun,

@@ -554,6 +554,15 @@ pub fn routes() -> Vec<Route> {
             schedules::run,
         ),
         (
+            "CkSetObjective",
+            "PUT",
+            &format!("{one}/rpo"),
+            Answer::Object,
+            Wish::Objective,
+            Work::Waits,
+            schedules::set_objective,
+        ),
+        (
             "CkListDrills",
             "GET",
             &format!("{one}/drills"),

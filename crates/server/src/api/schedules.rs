@@ -10,13 +10,15 @@ use super::proofs::{VerificationList, VerificationRecord};
 use super::request::{Fields, Request};
 use super::routes::Reply;
 use crate::backup::verification_record as verifications;
+use crate::catalog::{self, Tx};
 use crate::ids::{Moment, ScheduleId};
-use crate::instance::command as instances;
+use crate::instance::{Instance, command as instances};
 use crate::limits;
 use crate::refusal::Refusal;
 use crate::schedule::command::{self, Create};
 use crate::schedule::keep::{Archived, Keeps, Verdict};
 use crate::schedule::record::{Schedule, Task};
+use crate::schedule::{objective, objective_record};
 
 /// `POST /ck/v1/…/schedules`
 ///
@@ -193,6 +195,71 @@ pub fn release(request: &Request) -> Result<Reply, ApiError> {
     let (instance, backup) = (request.instance_id()?, request.backup_id()?);
     command::release(&request.app, request.project()?, &instance, &backup)?;
     Ok(json_response(200, &json!({})))
+}
+
+/// `PUT /ck/v1/…/rpo`
+///
+/// # Errors
+/// Fields that break their rule, unknown instance.
+pub fn set_objective(request: &Request) -> Result<Reply, ApiError> {
+    let (instance, fields) = (request.instance_id()?, request.body()?);
+    // Null takes it away; nothing said is a mistake.
+    if !fields.0.contains_key("objective_minutes") {
+        return Err(Refusal::Parameter("objective_minutes").into());
+    }
+    let days = fields.integer("keep_days")?;
+    let wish = fields.integer("objective_minutes")?.map(|minutes| {
+        let rpo_ms = minutes.saturating_mul(60_000);
+        let keep_ms = match days {
+            Some(days) => days.saturating_mul(24 * 3_600_000),
+            None => limits::RPO_KEEP_MS_DEFAULT.max(rpo_ms.saturating_mul(2).min(limits::RPO_KEEP_MS_MAX)),
+        };
+        (rpo_ms, keep_ms)
+    });
+    objective::set(&request.app, request.project()?, &instance, wish, request.now)?;
+    Ok(json_response(200, &json!({})))
+}
+
+/// How old the newest backup of an instance may become, and is.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ObjectiveShown {
+    /// So many minutes
+    pub objective_minutes: i64,
+    /// Since when
+    #[schema(value_type = String)]
+    pub since: Stamp,
+    /// How many days the backups that are made for it stay
+    pub keep_days: i64,
+    /// When the newest backup that can be restored was accepted; null: there is none
+    #[schema(value_type = Option<String>)]
+    pub newest_backup_at: Option<Stamp>,
+    /// When the next one is begun, unless the instance is busy or others are first
+    #[schema(value_type = String)]
+    pub next_at: Stamp,
+    /// Whether the newest one is young enough
+    pub is_met: bool,
+}
+
+impl ObjectiveShown {
+    /// Of an instance that has one.
+    ///
+    /// # Errors
+    /// The catalogue failed.
+    pub fn new(tx: &Tx<'_>, instance: &Instance, now: Moment) -> Result<Option<Self>, catalog::Error> {
+        let Some(wanted) = &instance.objective else {
+            return Ok(None);
+        };
+        let newest = objective_record::newest(tx, &instance.id)?;
+        let age_ms = now.0 - newest.map_or(wanted.since, |newest| newest.at).0;
+        Ok(Some(Self {
+            objective_minutes: wanted.rpo_ms / 60_000,
+            since: Stamp(wanted.since),
+            keep_days: wanted.keep_ms / (24 * 3_600_000),
+            newest_backup_at: newest.map(|newest| Stamp(newest.at)),
+            next_at: Stamp(objective::due(wanted, newest, &instance.id)),
+            is_met: newest.is_some() && age_ms <= wanted.rpo_ms,
+        }))
+    }
 }
 
 /// The answer to a schedule that was made.

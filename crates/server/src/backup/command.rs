@@ -2,8 +2,10 @@
 
 use engine::defect;
 
+use super::quota_record as quotas;
 use super::record::{self, Backup, Format, Kind, Status};
 use crate::app::App;
+use crate::catalog::Tx;
 use crate::idempotency::{self, Once};
 use crate::ids::{BackupId, InstanceId, Moment, ProjectId};
 use crate::instance::layout::Mode;
@@ -15,7 +17,7 @@ use crate::refusal::Refusal;
 /// Accepts a backup: record and job in one transaction, once for each `once`.
 ///
 /// # Errors
-/// Remark too long, unknown instance, busy, not running, key of another request.
+/// Remark too long, unknown instance, busy, not running, no room in the project's quota, key of another request.
 pub fn create(
     app: &App,
     project: &ProjectId,
@@ -35,6 +37,7 @@ pub fn create(
             instances::check_idle(tx, id)?;
             instances::check_running(&instance)?;
             let backup = record::insert_waiting(tx, project, id, Kind::Manual, format, remark, now)?;
+            reserve(app, tx, project, id, &backup)?;
             if !defect::is_planted("job-apart-from-record") {
                 queue::insert(tx, id, JobKind::Backup, Some(backup.as_str()))?;
             }
@@ -48,6 +51,21 @@ pub fn create(
     }
     app.board.wake();
     Ok(backup)
+}
+
+/// Reserves what a backup of the instance will take, in the transaction in which it is accepted.
+///
+/// # Errors
+/// [`Refusal::Quota`]: the transaction is to be given up.
+pub fn reserve(
+    app: &App,
+    tx: &Tx<'_>,
+    project: &ProjectId,
+    instance: &InstanceId,
+    backup: &BackupId,
+) -> Result<(), Refusal> {
+    let bytes = quotas::estimate(tx, instance, app.board.memory_of(instance))?;
+    quotas::reserve(tx, project, backup, bytes)?.map_err(Refusal::Quota)
 }
 
 /// The rule for remarks: at most 128 characters.

@@ -36,7 +36,7 @@ pub struct Wish {
 /// memory only, for its query may be a signature: an import that the end of the service interrupts has failed.
 ///
 /// # Errors
-/// Remark, URL, unknown instance, a cluster, too many at once, key of another request.
+/// Remark, URL, unknown instance, a cluster, too many at once, no room in the project's quota, key of another request.
 pub fn submit(
     app: &Arc<App>,
     project: &ProjectId,
@@ -69,6 +69,7 @@ pub fn submit(
                 project,
                 instance,
                 wish.remark.as_deref(),
+                0,
                 now,
             )?);
             Ok::<_, Refusal>(id.clone())

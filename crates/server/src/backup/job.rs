@@ -17,6 +17,8 @@ use engine::store::Store;
 use engine::{Control, Error, Kind, defect, failpoint};
 
 use super::place_record as places;
+use super::quota;
+use super::quota_record::{self as quotas, Exceeded};
 use super::record::{self, Backup, FailureCode, Finished};
 use crate::app::App;
 use crate::identity::record as identity;
@@ -93,13 +95,16 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
         Some(error) => Err(error),
         None => with_progress(control, report, || {
             let store = storage::open(app, storage.as_ref())?;
-            let into = Capture {
-                store: &store,
-                prefix: &prefix,
-                claim,
-                forked: None,
-            };
-            capture(app, &instance, &backup, &into, control)
+            let reserve = |bytes| reserve(app, claim, &instance, &id, bytes);
+            quota::metered(&store, backup.reserved_bytes, reserve, |store| {
+                let into = Capture {
+                    store,
+                    prefix: &prefix,
+                    claim,
+                    forked: None,
+                };
+                capture(app, &instance, &backup, &into, control)
+            })
         }),
     };
     if claim.lease.is_over()
@@ -139,6 +144,26 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
             fail(app, claim, &id, failure_code(&error, moved, false), why)
         }
     }
+}
+
+/// Reserves bytes of the project's quota for a record that a job works on.
+///
+/// # Errors
+/// The outer one: the claim is lost, or the catalogue failed. The inner one: there is no room.
+pub fn reserve(
+    app: &App,
+    claim: &Claim,
+    instance: &Instance,
+    id: &BackupId,
+    bytes: u64,
+) -> Result<Result<(), Exceeded>, Error> {
+    let reserved = step(app, claim, |tx| {
+        quotas::reserve(tx, &instance.project_id, id, bytes)
+    });
+    reserved.map_err(|stop| match stop {
+        Stop::Catalog(error) => instances::catalog_failed(error),
+        _ => Error::new(Kind::Cancelled, "reserve quota", "the claim is lost"),
+    })
 }
 
 /// Settles the record as failed. What is left in the store is swept later.

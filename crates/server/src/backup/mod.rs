@@ -9,6 +9,8 @@ pub mod place;
 pub mod place_record;
 pub mod proof;
 pub mod proof_record;
+pub mod quota;
+pub mod quota_record;
 pub mod record;
 pub mod run_record;
 pub mod verification_record;

@@ -223,6 +223,8 @@ pub struct Backup {
     pub held: Option<String>,
     /// What is going on now.
     pub phase: Option<String>,
+    /// Bytes of the project's quota that it has reserved, while it has not ended.
+    pub reserved_bytes: u64,
     /// Plain bytes expected while it runs; an estimate from the memory that the data takes.
     pub bytes_total: i64,
     /// Accepted.
@@ -265,7 +267,7 @@ macro_rules! columns {
          storage_id, (SELECT name FROM storage WHERE storage.id = storage_id), \
          proof_level, proof_at_ms, proof_engine, proof_load_ms, proof_failure, \
          copy_prefix, copy_storage_id, (SELECT name FROM storage WHERE storage.id = copy_storage_id), copy_at_ms, captured_from, \
-         schedule_id, due_at_ms, try_number, expires_at_ms, held, point_in_time, host_id, copy_host_id"
+         schedule_id, due_at_ms, try_number, expires_at_ms, held, point_in_time, host_id, copy_host_id, reserved_bytes"
     };
 }
 
@@ -306,6 +308,7 @@ fn row(row: &Row<'_>) -> Result<Backup, Error> {
         held: row.get(39)?,
         is_point_in_time: row.get(40)?,
         host: row.get(41)?,
+        reserved_bytes: row.get(43)?,
     })
 }
 

@@ -10,6 +10,7 @@ mod postgres;
 mod readers;
 mod sqlite;
 mod value;
+pub mod version;
 
 use std::path::Path;
 
@@ -19,6 +20,7 @@ use crate::ids::Moment;
 pub use sqlite::Seen;
 pub(crate) use value::params;
 pub use value::{FromSql, Params, Row, ToSql, Value};
+pub use version::SCHEMA_VERSION;
 
 /// The tables; and, by the edge that knows the words, how a restore record is told.
 const SCHEMA: &str = concat!(
@@ -26,10 +28,6 @@ const SCHEMA: &str = concat!(
     "\n",
     include_str!("../api/restores.sql")
 );
-/// Stored in `user_version`; a catalogue of a newer version is refused. Nothing is released yet: until then
-/// schema.sql changes in place, and a catalogue made before a change has to be made anew. From the first release on a
-/// change is a step from one version to the next.
-pub const SCHEMA_VERSION: i64 = 1;
 
 /// What the catalogue answers when it cannot do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +44,9 @@ pub enum Error {
     /// It belongs to another program, to a newer version or to another data directory.
     #[error("{0}")]
     Unusable(String),
+    /// It is of this older version, and has to be migrated first.
+    #[error("it has catalogue version {0}, and this program works with version {SCHEMA_VERSION}")]
+    Old(i64),
     /// It holds what no version of this program wrote.
     #[error("the catalogue holds what cannot be: {0}")]
     Unreadable(String),

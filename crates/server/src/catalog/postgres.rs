@@ -12,6 +12,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::error::Error as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ use postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
 use postgres::{Client, Config, SimpleQueryMessage, Statement};
 use tokio::task::block_in_place;
 
+use super::version::{self, Migration};
 use super::{Error, Params, SCHEMA, SCHEMA_VERSION, Value, dialect};
 
 /// Connections of this process, at most: the service's threads for requests and jobs are not many more.
@@ -48,6 +50,9 @@ const LOCK: &str = "1667328869, hashtext(current_schema())";
 const PATIENT: &str = "SET idle_in_transaction_session_timeout = '10min'";
 const PRELUDE: &str = include_str!("postgres.sql");
 
+/// See [`version`].
+const LEAST_PROGRAM: &str = "SELECT least_program FROM compatibility";
+
 /// An open database.
 pub struct Database {
     config: Config,
@@ -55,6 +60,8 @@ pub struct Database {
     idle: Mutex<Idle>,
     returned: Condvar,
     is_patient: bool,
+    /// Whether the catalogue has been migrated past what this program understands.
+    is_outgrown: AtomicBool,
     /// Who waits for the advisory lock waits here first, and holds no connection meanwhile.
     writer: Mutex<()>,
 }
@@ -74,7 +81,8 @@ pub struct Open {
 
 impl From<postgres::Error> for Error {
     fn from(error: postgres::Error) -> Self {
-        // Class 23: a rule was broken. 57P, 08, 53: the server ends, starts, or takes no more; 55P03, 57014: others keep it; 25P03: we kept it.
+        // Class 23: a rule was broken. 57P, 08, 53: the server ends, starts, or takes no more; 55P03, 57014, 40P01: others keep it, a
+        // migration for one; 25P03: we kept it.
         match error.as_db_error() {
             Some(refused) if refused.code().code().starts_with("23") => {
                 Error::Constraint(refused.constraint().map_or_else(
@@ -83,7 +91,7 @@ impl From<postgres::Error> for Error {
                 ))
             }
             Some(refused)
-                if ["57P", "08", "53", "55P03", "57014", "25P03"]
+                if ["57P", "08", "53", "55P03", "57014", "40P01", "25P03"]
                     .iter()
                     .any(|class| refused.code().code().starts_with(class)) =>
             {
@@ -150,6 +158,7 @@ impl Database {
             }),
             returned: Condvar::new(),
             is_patient: false,
+            is_outgrown: AtomicBool::new(false),
             writer: Mutex::new(()),
         })
     }
@@ -177,9 +186,7 @@ impl Database {
             )?
             .try_get(0)?;
         let form = dialect::schema(SCHEMA);
-        let digest = crate::secrets::hex(
-            ring::digest::digest(&ring::digest::SHA256, [PRELUDE, &form].concat().as_bytes()).as_ref(),
-        );
+        let digest = digest(PRELUDE, &form);
         if tables == 0 && !may_make {
             return unusable(
                 "is empty, and this data directory had a catalogue: put it back from your backup of the database, or make it \
@@ -204,10 +211,19 @@ impl Database {
         }
         let row = work.query_one("SELECT version, form FROM catalogue", &[])?;
         let (version, its) = (row.try_get::<_, i64>(0)?, row.try_get::<_, String>(1)?);
-        if version != SCHEMA_VERSION {
-            return unusable(&format!(
-                "has catalogue version {version}, this program knows version {SCHEMA_VERSION}: use the program that wrote it"
-            ));
+        if version > SCHEMA_VERSION {
+            // Other nodes are newer. What they have added is passed over here, if they say that this is well.
+            let least: i64 = work.query_one(LEAST_PROGRAM, &[])?.try_get(0)?;
+            return match least <= SCHEMA_VERSION {
+                true => Ok(()),
+                false => unusable(&version::unknown(version)),
+            };
+        }
+        if version < SCHEMA_VERSION {
+            return match version::steps_from(version) {
+                Some(_) => Err(Error::Old(version)),
+                None => unusable(&version::unknown(version)),
+            };
         }
         if its != digest {
             return unusable(
@@ -215,6 +231,51 @@ impl Database {
             );
         }
         Ok(())
+    }
+
+    /// See [`version::migrate_database`].
+    pub fn migrate(url: &str, is_dry: bool) -> Result<Migration, Error> {
+        let open = Self::of(url)?.connect()?;
+        let mut client = open.client.borrow_mut();
+        let unusable = |why: &str| Err(Error::Unusable(format!("the catalogue's database {why}")));
+        let ours = client.query_one("SELECT to_regclass('catalogue') IS NOT NULL", &[])?;
+        if !ours.try_get::<_, bool>(0)? {
+            return unusable("holds no catalogue");
+        }
+        // An index over many rows takes its time.
+        client.batch_execute("SET statement_timeout = 0")?;
+        let mut work = client.transaction()?;
+        work.batch_execute(&format!("SELECT pg_advisory_xact_lock({LOCK})"))?;
+        let row = work.query_one("SELECT version, form FROM catalogue", &[])?;
+        let (from, form) = (row.try_get::<_, i64>(0)?, row.try_get::<_, String>(1)?);
+        let done = Migration {
+            from,
+            to: SCHEMA_VERSION,
+            copy: None,
+        };
+        if from == SCHEMA_VERSION {
+            return Ok(done);
+        }
+        let Some(steps) = version::steps_from(from) else {
+            return unusable(&version::unknown(from));
+        };
+        if steps.first().is_none_or(|step| step.postgres_form != form) {
+            return unusable(&format!(
+                "has other tables than version {from} has: an unreleased version of this program made it, which is to be used on"
+            ));
+        }
+        if is_dry {
+            return Ok(done);
+        }
+        for step in steps {
+            work.batch_execute(&dialect::schema(step.sql))?;
+        }
+        work.execute(
+            "UPDATE catalogue SET version = $1, form = $2",
+            &[&SCHEMA_VERSION, &digest(PRELUDE, &dialect::schema(SCHEMA))],
+        )?;
+        work.commit()?;
+        Ok(done)
     }
 
     fn connect(&self) -> Result<Open, Error> {
@@ -292,6 +353,9 @@ impl Database {
     }
 
     fn read_here<T, E: From<Error>>(&self, work: impl FnOnce(&Open) -> Result<T, E>) -> Result<T, E> {
+        if self.is_outgrown.load(Ordering::SeqCst) {
+            return Err(outgrown().into());
+        }
         let (lent, _) = self.begin("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")?;
         let result = work(lent.get())?;
         lent.finish("COMMIT")?;
@@ -309,12 +373,23 @@ impl Database {
     fn write_here<T, E: From<Error>>(&self, work: impl FnOnce(&Open) -> Result<T, E>) -> Result<T, E> {
         let _alone = lock(&self.writer);
         let (lent, answer) = self.begin(&format!(
-            "BEGIN; SELECT pg_advisory_xact_lock({LOCK}); SELECT pg_current_xact_id()::text"
+            "BEGIN; SELECT pg_advisory_xact_lock({LOCK}); {LEAST_PROGRAM}; SELECT pg_current_xact_id()::text"
         ))?;
-        let number = answer.into_iter().rev().find_map(|message| match message {
+        let mut told = answer.into_iter().rev().filter_map(|message| match message {
             SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
             _ => None,
         });
+        let number = told.next();
+        let least: i64 = told
+            .next()
+            .and_then(|least| least.parse().ok())
+            .unwrap_or(i64::MAX);
+        // With the lock in hand: a migration takes it too.
+        let is_outgrown = least > SCHEMA_VERSION;
+        self.is_outgrown.store(is_outgrown, Ordering::SeqCst);
+        if is_outgrown {
+            return Err(outgrown().into());
+        }
         let result = work(lent.get())?;
         match lent.finish("COMMIT") {
             Ok(()) => Ok(result),
@@ -361,6 +436,19 @@ impl Database {
         client.batch_execute("VACUUM FULL project_old_key")?;
         Ok(())
     }
+}
+
+/// Asked again, another node may answer; this one has to be ended.
+fn outgrown() -> Error {
+    let why = format!(
+        "it was migrated past version {SCHEMA_VERSION}, which is the newest that this program knows: end it, and start a newer one"
+    );
+    Error::Away(why.into())
+}
+
+/// Names the text of a schema.
+pub fn digest(prelude: &str, schema: &str) -> String {
+    crate::secrets::hex(&crate::secrets::sha256([prelude, schema].concat().as_bytes()))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -514,6 +602,14 @@ impl Open {
         }
         let params: Vec<&(dyn ToSql + Sync)> = owned.iter().map(|value| value as _).collect();
         let done = run(&mut self.client.borrow_mut(), &statement, &params);
+        // `SELECT *`, prepared before a migration added a column: the next transaction prepares it anew.
+        if let Err(error) = &done
+            && error.code() == Some(&postgres::error::SqlState::FEATURE_NOT_SUPPORTED)
+        {
+            self.statements.borrow_mut().clear();
+            self.failed.set(true);
+            return Err(Error::Away("its tables were migrated meanwhile".into()));
+        }
         self.noted(done)
     }
 }

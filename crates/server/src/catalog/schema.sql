@@ -1,4 +1,10 @@
--- Version 1. Ids are TEXT, moments BIGINT milliseconds, states TEXT with a CHECK: the same on every database.
+-- Version 2. Ids are TEXT, moments BIGINT milliseconds, states TEXT with a CHECK: the same on every database.
+
+-- Which programs this catalogue is for: one row. See catalog/version.rs.
+CREATE TABLE compatibility (
+    least_program BIGINT NOT NULL           -- a program that knows only older versions than this one changes nothing here any more
+);
+INSERT INTO compatibility (least_program) VALUES (1);
 
 -- The services that share this catalogue, each with its data directory: nodes to people. A file is shared by nobody and has one.
 CREATE TABLE host (
@@ -43,6 +49,7 @@ CREATE TABLE project (
     escrow_recipient TEXT,                  -- the operator's age recipient, to which every key is sealed too; null: none
     printed_recipient TEXT,                 -- recipient when the keys were printed last: equal while they are the present ones
     shredded_at_ms BIGINT,                  -- since when the private keys are gone
+    quota_bytes BIGINT,                     -- that its archives may take in the stores; null: no limit
     created_at_ms BIGINT NOT NULL
 );
 
@@ -110,6 +117,9 @@ CREATE TABLE instance (
     attachment TEXT,                        -- JSON: how servers that somebody else runs are reached, and what was found there; null: managed
     attachment_sealed BLOB,                 -- their passwords and our key, sealed; set with attachment; empty: detached
     attachment_settings TEXT NOT NULL DEFAULT '[]', -- JSON: settings of theirs that a capture has changed or is about to
+    rpo_ms BIGINT,                          -- how old its newest backup may become; null: nobody has said so
+    rpo_since_ms BIGINT,                    -- since when; set with it
+    rpo_keep_ms BIGINT,                     -- how long the backups that are made for it stay; set with it
     failure TEXT,                           -- why the status is error or create_failed
     created_at_ms BIGINT NOT NULL,
     updated_at_ms BIGINT NOT NULL,
@@ -214,6 +224,7 @@ CREATE TABLE backup (
     try_number BIGINT,                      -- from 1 on
     held TEXT,                              -- why neither retention nor a person may take it; null: they may
     expires_at_ms BIGINT,                   -- retention may take it from then on; null: it stays until somebody deletes it
+    reserved_bytes BIGINT NOT NULL DEFAULT 0, -- of the project's quota, while it has not ended; then its size counts
     created_at_ms BIGINT NOT NULL,
     execution_at_ms BIGINT,
     updated_at_ms BIGINT NOT NULL,
@@ -229,6 +240,7 @@ CREATE UNIQUE INDEX backup_schedule_try_unique ON backup(schedule_id, due_at_ms,
 CREATE INDEX backup_safety_index ON backup(instance_id) WHERE kind = 'safety';
 CREATE INDEX backup_expires_index ON backup(expires_at_ms) WHERE status = 'succeeded';
 CREATE INDEX backup_unfinished_index ON backup(kind) WHERE status IN ('waiting', 'running');
+CREATE INDEX backup_project_index ON backup(project_id) WHERE status IN ('waiting', 'running', 'succeeded') AND generation_id IS NULL;
 CREATE INDEX backup_generation_index ON backup(generation_id) WHERE generation_id IS NOT NULL;
 CREATE TRIGGER backup_terminal_is_final BEFORE UPDATE OF status ON backup
 WHEN (OLD.status IN ('failed', 'expired') AND NEW.status NOT IN (OLD.status, 'deleted'))

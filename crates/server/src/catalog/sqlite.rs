@@ -15,6 +15,7 @@ use rusqlite::{CachedStatement, Connection, OpenFlags};
 
 use super::readers::Readers;
 pub use super::readers::Seen;
+use super::version::{self, Migration};
 use super::{Error, Params, Row, SCHEMA, SCHEMA_VERSION, Value};
 
 /// Another process (a backup program, an operator's shell) may hold the file for a moment.
@@ -63,14 +64,12 @@ impl Database {
                 format!("BEGIN IMMEDIATE;\n{SCHEMA}\nPRAGMA user_version = {SCHEMA_VERSION};\nCOMMIT;");
             writer.execute_batch(&script)?;
         } else if version != SCHEMA_VERSION {
-            return unusable(format!(
-                "has catalogue version {version}, this program knows version {SCHEMA_VERSION}: \
-                 use the program that wrote it"
-            ));
+            return match version::steps_from(version) {
+                Some(_) => Err(Error::Old(version)),
+                None => unusable(version::unknown(version)),
+            };
         }
-        let ours = Connection::open_in_memory()?;
-        ours.execute_batch(SCHEMA)?;
-        if form(&writer)? != form(&ours)? {
+        if form(&writer)? != our_form()? {
             return unusable(
                 "was made by an unreleased version of this program and has other tables: use that version, \
                  or choose another --data-dir"
@@ -180,6 +179,91 @@ impl Database {
     }
 }
 
+/// See [`version::migrate_file`].
+pub fn migrate(path: &Path, is_dry: bool) -> Result<Migration, Error> {
+    let unusable = |why: String| Error::Unusable(format!("{} {why}", path.display()));
+    // One that is not there is not made.
+    let file = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    file.pragma_update(None, "synchronous", "FULL")?;
+    let from: i64 = file.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    let mut done = Migration {
+        from,
+        to: SCHEMA_VERSION,
+        copy: None,
+    };
+    if from == SCHEMA_VERSION {
+        return Ok(done);
+    }
+    let Some(steps) = version::steps_from(from) else {
+        return Err(unusable(version::unknown(from)));
+    };
+    let found = form(&file)?;
+    let is_known = steps
+        .first()
+        .is_some_and(|step| digest(&found) == step.sqlite_form);
+    if !is_known {
+        return Err(unusable(format!(
+            "has other tables than version {from} has: an unreleased version of this program made it, which is to be used on"
+        )));
+    }
+    let copy = version::copy_of(path, from);
+    done.copy = Some(copy.clone());
+    if is_dry {
+        return Ok(done);
+    }
+    copy_into(&file, &copy)?;
+    begin(&file, "BEGIN IMMEDIATE")?;
+    let work = || -> Result<(), Error> {
+        for step in steps {
+            file.execute_batch(step.sql)?;
+        }
+        file.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+        if form(&file)? != our_form()? {
+            let why = format!("cannot be brought from version {from} to {SCHEMA_VERSION}: this is a bug");
+            return Err(unusable(why));
+        }
+        begin(&file, "COMMIT")
+    };
+    let worked = work();
+    roll_back(&file);
+    worked.map(|()| done)
+}
+
+/// Writes all that is committed into a file of its own, which only its owner reads and which a power cut leaves whole or absent.
+fn copy_into(file: &Connection, copy: &Path) -> Result<(), Error> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let failed = |error: std::io::Error| Error::Unusable(format!("cannot write {}: {error}", copy.display()));
+    let beside = copy.with_extension("part");
+    match std::fs::remove_file(&beside) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    // The database writes into a file that is there, as long as it is empty.
+    let made = std::fs::OpenOptions::new()
+        .create_new(true)
+        .write(true)
+        .mode(0o600)
+        .open(&beside)
+        .map_err(failed)?;
+    let name = beside
+        .to_str()
+        .ok_or_else(|| Error::Unusable(format!("{} is no name that SQLite takes", beside.display())))?;
+    file.execute("VACUUM INTO ?1", [name])?;
+    made.sync_all().map_err(failed)?;
+    std::fs::rename(&beside, copy).map_err(failed)?;
+    let folder = copy.parent().unwrap_or(Path::new("."));
+    std::fs::File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(failed)
+}
+
+/// The form of `schema.sql`.
+fn our_form() -> Result<Vec<String>, Error> {
+    let ours = Connection::open_in_memory()?;
+    ours.execute_batch(SCHEMA)?;
+    form(&ours)
+}
+
 /// Which transaction the defect of that name leaves open.
 fn has_waiting_backup(open: &Connection) -> bool {
     let sql = "SELECT EXISTS (SELECT 1 FROM backup WHERE status = 'waiting')";
@@ -260,13 +344,18 @@ pub fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
 }
 
 /// What lies in a database: `table backup prefix`, a line for each column, index and trigger; sorted.
-fn form(connection: &Connection) -> Result<Vec<String>, Error> {
+pub fn form(connection: &Connection) -> Result<Vec<String>, Error> {
     let mut statement = connection.prepare(
         "SELECT concat_ws(' ', item.type, item.name, part.name) FROM sqlite_schema AS item \
          LEFT JOIN pragma_table_info(item.name) AS part ORDER BY 1",
     )?;
     let lines = statement.query_map([], |row| row.get(0))?;
     Ok(lines.collect::<Result<_, _>>()?)
+}
+
+/// Names a form.
+pub fn digest(form: &[String]) -> String {
+    crate::secrets::hex(&crate::secrets::sha256(form.join("\n").as_bytes()))
 }
 
 /// A statement about the transaction.
@@ -306,10 +395,10 @@ mod tests {
             }
             assert_eq!(form(&file).unwrap(), before, "{changed}");
         };
-        refused("PRAGMA user_version = 2", "use the program that wrote it");
+        refused("PRAGMA user_version = 3", "use the program that wrote it");
         refused("PRAGMA user_version = 0", "use the program that wrote it");
         for changed in [
-            "PRAGMA user_version = 1; DROP TABLE backup_place",
+            "PRAGMA user_version = 2; DROP TABLE backup_place",
             "ALTER TABLE restore DROP COLUMN new_generation_id",
         ] {
             refused(changed, "unreleased version");

@@ -83,7 +83,7 @@ fn literal(source: &str) -> (String, &str) {
 fn statements() -> BTreeSet<String> {
     let mut files = Vec::new();
     sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
-    files.retain(|file| !file.parent().is_some_and(|folder| folder.ends_with("catalog")));
+    files.retain(|file| !file.iter().any(|part| part == "catalog"));
     let all = files
         .iter()
         .flat_map(|file| texts(&std::fs::read_to_string(file).unwrap()));

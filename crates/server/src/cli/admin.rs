@@ -7,6 +7,7 @@ use serde_json::json;
 use super::{Global, Output, keys};
 use crate::app::App;
 use crate::audit::{self, Act};
+use crate::backup::quota_record as quotas;
 use crate::config::Config;
 use crate::identity::record::{self, DOMAIN, Project};
 use crate::ids::{InstanceId, Moment};
@@ -58,6 +59,24 @@ pub(crate) enum ProjectVerb {
         cachekeep project shred team2\n  cachekeep project shred team2 --lose-all-backups-of team2"
     )]
     Shred(keys::Shred),
+    /// Say what the archives of a project take, and give it a limit: what would need more is not begun, or not gone on with
+    #[command(
+        after_help = "A backup reserves what it is expected to take when it is accepted, and more before it stores more; what it did not need \
+        it gives back at its end. A copy counts as another backup. What is stored already stays, also where it is more than the limit. \
+        Kept generations lie in memory and do not count.\n\n\
+        Examples:\n  cachekeep project quota team2 --bytes 50000000000\n  cachekeep project quota team2\n  \
+        cachekeep project quota team2 --unlimited"
+    )]
+    Quota {
+        /// Name or id of the project
+        project: String,
+        /// The limit
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
+        bytes: Option<u64>,
+        /// No limit
+        #[arg(long, conflicts_with = "bytes")]
+        unlimited: bool,
+    },
     /// Print the age identities that open every backup of a project, the present one first: with them age and zstd read
     /// the backups without cachekeep
     #[command(
@@ -299,6 +318,25 @@ pub(crate) fn project(global: &Global, verb: &ProjectVerb) -> anyhow::Result<()>
             let project = find_project(&app, project)?;
             print_identity(global, &app, &project)?;
             app.catalog.write(|tx| record::note_printed(tx, &project.id))?;
+        }
+        ProjectVerb::Quota {
+            project,
+            bytes,
+            unlimited,
+        } => {
+            let project = find_project(&app, project)?;
+            if bytes.is_some() || *unlimited {
+                app.catalog
+                    .write(|tx| quotas::set_limit(tx, &project.id, *bytes))?;
+            }
+            let standing = app.catalog.read(|tx| quotas::standing(tx, &project.id))?;
+            let taken = standing.used.saturating_add(standing.reserved);
+            print_one(
+                global,
+                &json!({"project": project.name, "project_id": project.id.as_str(), "limit_bytes": standing.limit,
+                        "used_bytes": standing.used, "reserved_bytes": standing.reserved,
+                        "free_bytes": standing.limit.map(|limit| limit.saturating_sub(taken))}),
+            );
         }
         ProjectVerb::Escrow(verb) => keys::escrow(global, &app, verb)?,
         ProjectVerb::Shred(verb) => keys::shred(global, &app, verb)?,

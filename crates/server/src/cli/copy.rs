@@ -16,7 +16,9 @@ use super::{Global, alone, storage as storages, verify};
 use crate::app::App;
 use crate::backup::copy_record as copies;
 use crate::backup::place::{open_at, places};
+use crate::backup::quota_record as quotas;
 use crate::backup::record::Backup;
+use crate::catalog;
 use crate::hosts::job::present;
 use crate::ids::{Moment, StorageId};
 use crate::instance::Instance;
@@ -120,9 +122,15 @@ fn make(
 ) -> anyhow::Result<(String, u64)> {
     let first = places(backup).into_iter().next().context("it has no archive")?;
     let prefix = format!("{}-copy-{}", first.prefix, secrets::random_hex(4));
-    let begun = app
-        .catalog
-        .write(|tx| copies::begin(tx, &backup.id, &prefix, (storage, &app.host)))?;
+    let begun = app.catalog.write(|tx| {
+        // While it is being made it counts as reserved, by its place on the record.
+        let size = u64::try_from(backup.size_bytes).unwrap_or(0);
+        if let Err(exceeded) = quotas::check(tx, &instance.project_id, size)? {
+            return Ok::<_, catalog::Error>(Err(exceeded));
+        }
+        Ok(Ok(copies::begin(tx, &backup.id, &prefix, (storage, &app.host))?))
+    })?;
+    let begun = begun.map_err(|exceeded| anyhow::anyhow!("{exceeded}"))?;
     if !begun {
         let there = backup.copy.as_ref();
         anyhow::bail!(

@@ -32,6 +32,7 @@ use crate::hosts::job::present;
 use crate::ids::{BackupId, Moment};
 use crate::instance::Instance;
 use crate::instance::layout::Mode;
+use crate::refusal::Refusal;
 
 /// Take files of another server as a backup of an instance: validated to their last byte, stored as any other backup,
 /// restorable as any other. Works on the data directory, while the service runs or not
@@ -267,6 +268,16 @@ impl Input {
         })
     }
 
+    /// The size of its files, 0 where that is not known.
+    fn bytes(&self) -> u64 {
+        let size = |path: &PathBuf| path.metadata().map_or(0, |about| about.len());
+        match self {
+            Self::Snapshot(_, _, bytes) => *bytes,
+            Self::Cluster(parts) => parts.iter().map(|part| size(&part.path)).sum(),
+            Self::Commands(files) => files.base.iter().chain(&files.increments).map(size).sum(),
+        }
+    }
+
     /// Its files, for people.
     fn name(&self) -> String {
         let names = |paths: &mut dyn Iterator<Item = &PathBuf>| {
@@ -331,6 +342,7 @@ fn import(
 ) -> anyhow::Result<engine::BackupReport> {
     let Fetched { input, name, _room } = fetched;
     let name = name.unwrap_or_else(|| input.name());
+    let bytes = input.bytes();
     let begun = app.catalog.write(|tx| {
         job::begin(
             tx,
@@ -339,8 +351,14 @@ fn import(
             &instance.project_id,
             &instance.id,
             verb.remark.as_deref(),
+            bytes,
             Moment::now(),
         )
+    });
+    let begun = begun.map_err(|refusal| match refusal {
+        Refusal::Quota(exceeded) => anyhow::anyhow!("{exceeded}"),
+        Refusal::Catalog(error) => error.into(),
+        other => anyhow::anyhow!("{other:?}"),
     })?;
     let control = Control::new(None);
     let make = |mut plan: ImportPlan, store: &engine::Store| match input {

@@ -12,6 +12,7 @@ use super::admin::{find_project, print_one};
 use super::alone::told;
 use crate::app::App;
 use crate::backup::record as backups;
+use crate::catalog::version;
 use crate::identity::record::{self, Project};
 use crate::ids::Moment;
 use crate::instance::record as instances;
@@ -127,6 +128,9 @@ pub(super) fn shred(global: &Global, app: &App, verb: &Shred) -> anyhow::Result<
         .iter()
         .filter(|row| row.project_id.as_ref().is_none_or(|only| *only == project.id));
     let mut left = Vec::new();
+    if let Err((copy, error)) = version::forget_copies(&app.config.catalog_file()) {
+        left.push(format!("{} ({error})", copy.display()));
+    }
     for storage in std::iter::once(None).chain(stores.map(Some)) {
         let removed = storage::open(app, storage.map(|row| &row.id))
             .and_then(|store| escrow::destroy(app, &store.with_patience(Patience::SHORT), &project.id));

@@ -15,7 +15,9 @@ mod hook;
 mod import;
 mod inspect;
 mod keys;
+mod migrate;
 mod nodes;
+mod objective;
 mod place;
 mod remote;
 mod replay;
@@ -107,6 +109,8 @@ enum Verb {
     /// Say how far the catalogue's mirror is; make a lost catalogue anew from a store
     #[command(subcommand)]
     Catalog(catalog::CatalogVerb),
+    /// Bring the catalogue of an older version of this program to the present one
+    Migrate(migrate::Migrate),
     /// List the nodes that share a catalogue; give one up that is gone
     #[command(subcommand)]
     Node(nodes::NodeVerb),
@@ -382,6 +386,7 @@ fn run() -> ExitCode {
         Verb::Key(verb) => admin::key(&global, &verb).map(|()| ExitCode::SUCCESS),
         Verb::Storage(verb) => storage::storage(&global, &verb).map(|()| ExitCode::SUCCESS),
         Verb::Catalog(verb) => catalog::catalog(&global, &verb).map(|()| ExitCode::SUCCESS),
+        Verb::Migrate(verb) => migrate::run(&global, &verb).map(|()| ExitCode::SUCCESS),
         Verb::Node(verb) => nodes::node(&global, &verb).map(|()| ExitCode::SUCCESS),
         Verb::Instance(verb) => remote::instance(&global, &verb),
         Verb::Backup(noun) => match &noun.verb {

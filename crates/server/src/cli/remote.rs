@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::client::Client;
 use super::target::{Target, plain, print_one, print_rows};
-use super::{Global, Output, attach, copy, schedule, verify};
+use super::{Global, Output, attach, copy, objective, schedule, verify};
 use crate::api::system::Flavor;
 use crate::instance::layout::{Layout, Mode};
 use crate::secrets;
@@ -128,6 +128,13 @@ pub(crate) enum InstanceVerb {
         #[arg(long, conflicts_with_all = ["capacity", "shards", "replicas"])]
         cancel: bool,
     },
+    /// Say how old the newest backup may become: one is made whenever it would become older
+    #[command(
+        after_help = "Backups of people and of schedules count: where they come often enough none is made. `instance show` tells whether the \
+        objective is met, and cachekeep_instance_rpo_age_seconds its alarm.\n\nExamples:\n  cachekeep instance rpo cache1 6h\n  \
+        cachekeep instance rpo cache1 30m --keep-days 2\n  cachekeep instance rpo cache1\n  cachekeep instance rpo cache1 --none"
+    )]
+    Rpo(objective::Objective),
     /// Remove all keys
     #[command(
         after_help = "Example:\n  cachekeep backup create cache1 --wait && cachekeep instance flush cache1"
@@ -373,6 +380,7 @@ pub(crate) fn instance(global: &Global, verb: &InstanceVerb) -> anyhow::Result<E
                 &Target::find(global, instance)?.call("GET", "", "", None)?,
             );
         }
+        InstanceVerb::Rpo(verb) => objective::run(global, verb)?,
         InstanceVerb::Restart { instance } => act(global, instance, "restart")?,
         InstanceVerb::Resize {
             instance,

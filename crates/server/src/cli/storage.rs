@@ -11,11 +11,12 @@ use super::Global;
 use super::admin::{find_project, open, print, print_one};
 use super::place::{check_endpoint, secret_key};
 use crate::app::App;
+use crate::backup::place_record as places;
 use crate::identity::record as identity;
 use crate::ids::{Moment, StorageId};
 use crate::secrets;
 use crate::storage::record::{self, Storage};
-use crate::storage::{self, LOCAL};
+use crate::storage::{self, LOCAL, sweep};
 
 /// Verbs on object stores.
 #[derive(Subcommand)]
@@ -38,6 +39,17 @@ pub(crate) enum StorageVerb {
     Probe {
         /// The store's name
         name: String,
+    },
+    /// Say which objects of backups that nobody needs any more lie in the stores: the service removes them by itself
+    #[command(
+        after_help = "They are of attempts that failed, and of backups that were deleted or have expired, known by the places that \
+        the catalogue has noted; what it does not know is not touched. Which backups are to expire says `cachekeep retention plan`.\n\n\
+        Example:\n  cachekeep storage sweep --dry-run"
+    )]
+    Sweep {
+        /// Say it, and remove nothing: that is the running service's
+        #[arg(long, required = true)]
+        dry_run: bool,
     },
     /// Choose where new backups go; backups that exist stay where they are
     #[command(after_help = "Examples:\n  \
@@ -96,6 +108,46 @@ pub(crate) struct Add {
     no_probe: bool,
 }
 
+/// What the sweeper would remove now, and what lies there; of a store that does not answer that it does not.
+fn tell_useless(global: &Global, app: &App) -> anyhow::Result<()> {
+    let (places, stores) = app
+        .catalog
+        .read(|tx| Ok::<_, crate::catalog::Error>((places::useless(tx, &app.host)?, record::all(tx)?)))?;
+    let mut rows = Vec::new();
+    let mut tell = |storage: &str, prefix: &str, store: Result<Store, engine::Error>| {
+        let found = store.and_then(|store| {
+            let names = store.list(prefix)?;
+            let sizes: Vec<u64> = names
+                .iter()
+                .map(|name| store.size(name))
+                .collect::<Result<_, _>>()?;
+            Ok((sizes.len(), sizes.iter().sum::<u64>()))
+        });
+        rows.push(match found {
+            Ok((objects, bytes)) => {
+                json!({"storage": storage, "prefix": prefix, "objects": objects, "bytes": bytes, "error": null})
+            }
+            Err(error) => {
+                json!({"storage": storage, "prefix": prefix, "objects": null, "bytes": null, "error": engine::chain(&error)})
+            }
+        });
+    };
+    for prefix in sweep::useless(app)? {
+        tell(LOCAL, &prefix, Ok(app.vault.store.clone()));
+    }
+    for place in places {
+        let name = stores.iter().find(|row| row.id == place.storage_id);
+        let store = storage::open(app, Some(&place.storage_id));
+        tell(
+            name.map_or("", |row| &row.name),
+            &place.prefix,
+            store.map(|store| store.with_patience(Patience::SHORT)),
+        );
+    }
+    print(global, &["storage", "prefix", "objects", "bytes", "error"], &rows);
+    Ok(())
+}
+
 /// `cachekeep storage ...`
 ///
 /// # Errors
@@ -117,6 +169,7 @@ pub(crate) fn storage(global: &Global, verb: &StorageVerb) -> anyhow::Result<()>
             );
             Ok(())
         }
+        StorageVerb::Sweep { .. } => tell_useless(global, &app),
         StorageVerb::Default { name, project } => choose(global, &app, name, project.as_deref()),
     }
 }

@@ -195,6 +195,7 @@ fn insert_one(
         authority,
         attributes: wish.attributes.clone(),
         backup_policy: policy,
+        objective: None,
         attachment: None,
         failure: None,
         created_at: now,

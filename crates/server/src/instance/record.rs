@@ -10,6 +10,8 @@ use super::layout::{self, Layout, Place};
 use crate::catalog::{Error, FromSql, Row, Tx, Value, params};
 use crate::ids::{HostId, InstanceId, Moment, ProjectId};
 use crate::resize::record::Wanted;
+use crate::schedule::objective::Objective;
+use crate::schedule::objective_record;
 
 /// What an instance is, apart from what is being done to it: that is the kind of its unsettled job.
 ///
@@ -134,6 +136,8 @@ pub struct Instance {
     pub attributes: String,
     /// JSON: the backup policy as shown.
     pub backup_policy: Option<String>,
+    /// How old its newest backup may become; `None`: nobody has said so.
+    pub objective: Option<Objective>,
     /// How its servers are reached, where somebody else runs them.
     pub attachment: Option<Attachment>,
     /// Why the status is `Error` or `CreateFailed`.
@@ -173,7 +177,7 @@ macro_rules! columns {
         "id, project_id, name, description, status, engine_version, capacity_mb, spec_code, bind, port, persistence, \
          admin_password_sealed, client_password_sealed, attributes, backup_policy, failure, created_at_ms, updated_at_ms, \
          cache_mode, shards, replicas, sentinels, engine, tls_authority, tls_authority_key_sealed, \
-         attachment, attachment_sealed, attachment_settings, client_user, host_id"
+         attachment, attachment_sealed, attachment_settings, client_user, host_id, rpo_ms, rpo_since_ms, rpo_keep_ms"
     };
 }
 
@@ -229,6 +233,7 @@ fn row(row: &Row<'_>) -> Result<Instance, Error> {
             _ => None,
         },
         attachment,
+        objective: objective_record::read(row, 30)?,
     })
 }
 

@@ -650,6 +650,8 @@ pub fn failure_code(error: &engine::Error, moved: bool, restoring: bool) -> back
     match error.kind {
         Kind::Idle | Kind::Deadline => FailureCode::TimedOut,
         Kind::Key | Kind::StoreAccess => FailureCode::NoCredentials,
+        // Of a restore too: it is its safety backup that finds no room.
+        Kind::Quota => FailureCode::NoStore,
         Kind::NotFound => FailureCode::NotReadable,
         Kind::Cancelled | Kind::EngineStart | Kind::Auth => FailureCode::NotStarted,
         Kind::Store | Kind::StoreFull if !restoring => FailureCode::NoStore,

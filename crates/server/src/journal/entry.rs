@@ -178,9 +178,10 @@ pub fn open(
 ) -> Result<Entry, Error> {
     let tampered = |what: &str| Error::new(Kind::Tampered, "read journal", format!("{name}: {what}"));
     let text: EntryText = check(name, bytes, key)?;
-    if text.journal_version != VERSION || text.catalog_version != SCHEMA_VERSION {
+    // Rows of older versions get the defaults of what has been added since.
+    if text.journal_version != VERSION || !(1..=SCHEMA_VERSION).contains(&text.catalog_version) {
         let context = format!(
-            "{name}: written by another version ({}.{}), this program reads {VERSION}.{SCHEMA_VERSION}",
+            "{name}: written by a newer version ({}.{}), this program reads {VERSION}.{SCHEMA_VERSION} and older ones",
             text.journal_version, text.catalog_version
         );
         return Err(Error::new(Kind::Store, "read journal", context));

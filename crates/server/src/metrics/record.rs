@@ -1,7 +1,10 @@
 //! What the catalogue says for metrics: point look-ups for each instance, and what is unfinished.
 
+use crate::backup::quota_record::{self, Standing};
 use crate::catalog::{Error, Tx};
 use crate::ids::{InstanceId, Moment, ProjectId};
+use crate::schedule::objective::Objective;
+use crate::schedule::objective_record;
 
 /// What is told of an instance.
 #[derive(Debug)]
@@ -22,6 +25,8 @@ pub struct Seen {
     pub drilled_at: Option<Moment>,
     /// Whether that found that the backup holds.
     pub drill_holds: Option<bool>,
+    /// How old the newest backup may become.
+    pub objective: Option<Objective>,
 }
 
 /// All instances that are not deleted.
@@ -34,8 +39,8 @@ pub fn instances(tx: &Tx<'_>) -> Result<Vec<Seen>, Error> {
          (SELECT created_at_ms FROM backup WHERE instance_id = instance.id AND status = 'succeeded' AND phase IS NULL \
          AND kind IN ('manual', 'auto') AND proof_failure IS NULL ORDER BY ordinal DESC LIMIT 1), \
          (SELECT created_at_ms FROM backup WHERE instance_id = instance.id AND status = 'succeeded' AND phase IS NULL \
-         AND kind IN ('manual', 'auto') AND proof_failure IS NULL AND proof_level = 'proven' ORDER BY ordinal DESC LIMIT 1) \
-         FROM instance WHERE status NOT IN ('deleting', 'deleted') ORDER BY id",
+         AND kind IN ('manual', 'auto') AND proof_failure IS NULL AND proof_level = 'proven' ORDER BY ordinal DESC LIMIT 1), \
+         rpo_ms, rpo_since_ms, rpo_keep_ms FROM instance WHERE status NOT IN ('deleting', 'deleted') ORDER BY id",
         (),
         |row| {
             Ok(Seen {
@@ -47,6 +52,7 @@ pub fn instances(tx: &Tx<'_>) -> Result<Vec<Seen>, Error> {
                 newest_proven_at: row.get(5)?,
                 drilled_at: None,
                 drill_holds: None,
+                objective: objective_record::read(row, 6)?,
             })
         },
     )?;
@@ -74,6 +80,14 @@ pub fn jobs(tx: &Tx<'_>) -> Result<Vec<(String, String, u64, Moment)>, Error> {
         (),
         |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
     )
+}
+
+/// Projects that have a quota, and where they stand.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn quotas(tx: &Tx<'_>) -> Result<Vec<(ProjectId, Standing)>, Error> {
+    quota_record::limited(tx)
 }
 
 /// Rows that the mirror has not been told of, by project.

@@ -9,6 +9,7 @@ use super::cron::Cron;
 use super::keep::{self, Archived, Keeps, Rules, Verdict};
 use super::record::{self, Schedule, Task};
 use crate::app::App;
+use crate::backup::command as backups;
 use crate::backup::run_record::{self as runs, Run};
 use crate::backup::verification_record as verifications;
 use crate::catalog::{self, Tx};
@@ -134,7 +135,7 @@ pub fn delete(
 /// Makes a run of a schedule now, besides those that are due.
 ///
 /// # Errors
-/// Unknown instance or schedule, busy, not running, nothing to prove.
+/// Unknown instance or schedule, busy, not running, no room in the project's quota, nothing to prove.
 pub fn run(
     app: &App,
     project: &ProjectId,
@@ -152,6 +153,7 @@ pub fn run(
                 instances::check_running(&owned)?;
                 let run = plan.run(now, 1, now);
                 let backup = runs::insert(tx, project, instance, &run, now)?;
+                backups::reserve(app, tx, project, instance, &backup)?;
                 queue::insert(tx, instance, JobKind::Backup, Some(backup.as_str()))?;
                 Ok(backup.to_string())
             }

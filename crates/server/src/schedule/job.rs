@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::record::{self as schedules, Task};
-use super::{Plan, Try, command, decide};
+use super::{Plan, Try, command, decide, objective};
 use crate::app::App;
-use crate::backup::expiry;
 use crate::backup::record::{FailureCode, Status as Ended};
 use crate::backup::run_record as runs;
 use crate::backup::verification_record::{self as verifications, Status as Verified};
+use crate::backup::{expiry, quota_record as quotas};
 use crate::catalog::{self, Tx};
 use crate::clock::{self, Leap, Steady};
 use crate::ids::{InstanceId, Moment};
@@ -31,7 +31,11 @@ pub fn run(app: &Arc<App>, closing: &AtomicBool) {
             continue;
         };
         // The one does not wait for the other: a schedule that cannot be read keeps nothing from expiring.
-        for done in [begin_due(app, up_since, now), expiry::take_expired(app, now)] {
+        for done in [
+            begin_due(app, up_since, now),
+            objective::begin_due(app, now),
+            expiry::take_expired(app, now),
+        ] {
             if let Err(error) = done {
                 tracing::error!(
                     error = engine::chain(&error),
@@ -248,6 +252,11 @@ fn begin(
         // It is begun when one of those has ended.
         return Ok(false);
     }
+    let bytes = quotas::estimate(tx, &instance.id, app.board.memory_of(&instance.id))?;
+    if let Err(exceeded) = quotas::check(tx, &instance.project_id, bytes)? {
+        skip(due, number, FailureCode::NoStore, &exceeded.to_string())?;
+        return Ok(false);
+    }
     let id = runs::insert(
         tx,
         &instance.project_id,
@@ -255,6 +264,8 @@ fn begin(
         &plan.run(due, number, now),
         now,
     )?;
+    // There is room: it was looked for in this transaction.
+    let _reserved = quotas::reserve(tx, &instance.project_id, &id, bytes)?;
     queue::insert(tx, &instance.id, JobKind::Backup, Some(id.as_str()))?;
     tracing::info!(instance.id = %instance.id, backup.id = %id, schedule = plan.schedule, due = due.iso(), number, "an automatic backup begins");
     Ok(true)

@@ -10,6 +10,8 @@ pub mod command;
 pub mod cron;
 pub mod job;
 pub mod keep;
+pub mod objective;
+pub mod objective_record;
 pub mod record;
 
 use crate::backup::record::Status;

@@ -81,21 +81,8 @@ fn remote(
 /// # Errors
 /// The catalogue failed.
 pub fn local(app: &App) -> Result<(), catalog::Error> {
-    // An object's name is project/instance/backup/attempt/...
-    let prefixes = match app.vault.store.directories(4) {
-        Ok(prefixes) => prefixes,
-        Err(error) => {
-            tracing::error!(error = engine::chain(&error), "cannot look into the store");
-            return Ok(());
-        }
-    };
-    for prefix in prefixes {
-        let Some(id) = prefix.split('/').nth(2).and_then(BackupId::parse) else {
-            continue;
-        };
-        let keeps = app.catalog.read(|tx| backups::keeps(tx, &id, &prefix))?;
-        let useless = keeps == Some(false) || (keeps.is_none() && defect::is_planted("deleted-by-list"));
-        if useless && let Err(error) = engine::archive::delete(&app.vault.store, &prefix) {
+    for prefix in useless(app)? {
+        if let Err(error) = engine::archive::delete(&app.vault.store, &prefix) {
             tracing::warn!(
                 prefix,
                 error = engine::chain(&error),
@@ -104,4 +91,30 @@ pub fn local(app: &App) -> Result<(), catalog::Error> {
         }
     }
     Ok(())
+}
+
+/// What [`local`] would remove.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn useless(app: &App) -> Result<Vec<String>, catalog::Error> {
+    // An object's name is project/instance/backup/attempt/...
+    let prefixes = match app.vault.store.directories(4) {
+        Ok(prefixes) => prefixes,
+        Err(error) => {
+            tracing::error!(error = engine::chain(&error), "cannot look into the store");
+            return Ok(Vec::new());
+        }
+    };
+    let mut useless = Vec::new();
+    for prefix in prefixes {
+        let Some(id) = prefix.split('/').nth(2).and_then(BackupId::parse) else {
+            continue;
+        };
+        let keeps = app.catalog.read(|tx| backups::keeps(tx, &id, &prefix))?;
+        if keeps == Some(false) || (keeps.is_none() && defect::is_planted("deleted-by-list")) {
+            useless.push(prefix);
+        }
+    }
+    Ok(useless)
 }

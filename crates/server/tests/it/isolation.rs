@@ -36,7 +36,7 @@ enum Row {
 }
 
 /// Every route: method, path behind the prefix of the version, what it takes, a legal body.
-const ROWS: [(&str, &str, Row, &str); 77] = [
+const ROWS: [(&str, &str, Row, &str); 78] = [
     ("GET", "/", Row::Open, ""),
     ("GET", "/v2", Row::Open, ""),
     ("GET", "/v2/", Row::Open, ""),
@@ -270,6 +270,12 @@ const ROWS: [(&str, &str, Row, &str); 77] = [
     ("GET", "{ck}/attachments/{instance_id}", Row::Instance, ""),
     ("DELETE", "{ck}/attachments/{instance_id}", Row::Instance, ""),
     ("GET", "{ck}/instances/{instance_id}/schedules", Row::Instance, ""),
+    (
+        "PUT",
+        "{ck}/instances/{instance_id}/rpo",
+        Row::Instance,
+        r#"{"objective_minutes": 60}"#,
+    ),
     (
         "POST",
         "{ck}/instances/{instance_id}/schedules",

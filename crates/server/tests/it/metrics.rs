@@ -32,7 +32,7 @@ fn promtool(words: &[&str], input: &str) {
 }
 
 /// The page of a service that tells its metrics.
-fn page(service: &Service) -> String {
+pub fn page(service: &Service) -> String {
     let log = service.log();
     let (_, rest) = log.split_once("metrics: http://").expect("it says where");
     let address = rest.split('/').next().unwrap();

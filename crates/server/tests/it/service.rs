@@ -19,6 +19,9 @@ use crate::signer::Key;
 /// Longest wait for anything; the machine may be busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Among the variables of a service: which program it is.
+pub const PROGRAM: &str = "CACHEKEEP_TEST_PROGRAM";
+
 /// Looks until `look` finds something.
 #[track_caller]
 pub fn wait<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
@@ -63,7 +66,9 @@ fn catalog_of(folder: &Scratch) -> Option<(&'static str, String)> {
 
 fn spawn(folder: &Scratch, words: &[&str], variables: &[(&str, &str)]) -> Child {
     let log = File::create(folder.path().join("log")).unwrap();
-    Command::new(env!("CARGO_BIN_EXE_cachekeep"))
+    // Of another version, where a test says so.
+    let program = variables.iter().find(|(name, _)| *name == PROGRAM);
+    Command::new(program.map_or(env!("CARGO_BIN_EXE_cachekeep"), |(_, path)| path))
         .args(["serve", "--engine-ports", &engine_ports()])
         .env("CACHEKEEP_LISTEN", "127.0.0.1:0")
         .arg("--data-dir")

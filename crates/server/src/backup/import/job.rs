@@ -9,12 +9,15 @@ use engine::{Control, Error, Kind, Store, failpoint};
 
 use super::url::{Opened, Target};
 use crate::app::App;
+use crate::backup::quota;
+use crate::backup::quota_record as quotas;
 use crate::backup::record::{self, Finished};
 use crate::catalog::{self, Tx};
 use crate::egress::Rules;
 use crate::identity::record as identity;
 use crate::ids::{BackupId, HostId, InstanceId, Moment, ProjectId, StorageId};
 use crate::jobs::worker::{failure_code, panic_text, with_progress};
+use crate::refusal::Refusal;
 use crate::storage::{self, record as storages};
 
 const IMPORT: &str = "import file";
@@ -53,13 +56,14 @@ pub struct Begun {
     prefix: String,
     storage: Option<StorageId>,
     recipient: String,
+    reserved: u64,
     created_at: Moment,
 }
 
-/// Adds the record, which runs from then on.
+/// Adds the record, which runs from then on, with what a file of so many bytes (0: not known) will take reserved.
 ///
 /// # Errors
-/// The catalogue failed.
+/// [`Refusal::Quota`]: the transaction is to be given up. The catalogue failed.
 pub fn begin(
     tx: &Tx<'_>,
     host: &HostId,
@@ -67,13 +71,17 @@ pub fn begin(
     project: &ProjectId,
     instance: &InstanceId,
     remark: Option<&str>,
+    bytes: u64,
     now: Moment,
-) -> Result<Begun, catalog::Error> {
+) -> Result<Begun, Refusal> {
     let prefix = format!("{project}/{instance}/{id}/1");
     let storage = storages::default_of(tx, project)?;
     record::insert_import(tx, id, project, instance, remark, now)?;
     record::begin(tx, id, &prefix, (storage.as_ref(), host), now)?;
+    let reserved = quotas::for_file(bytes);
+    quotas::reserve(tx, project, id, reserved)?.map_err(Refusal::Quota)?;
     Ok(Begun {
+        reserved,
         id: id.clone(),
         project: project.clone(),
         instance: instance.clone(),
@@ -126,7 +134,14 @@ pub fn run(
             accept_functions,
         };
         failpoint::hit("import.begun")?;
-        let made = make(plan, &storage::open(app, begun.storage.as_ref())?)?;
+        let store = storage::open(app, begun.storage.as_ref())?;
+        let reserve = |bytes| {
+            let reserved = app
+                .catalog
+                .write(|tx| quotas::reserve(tx, &begun.project, id, bytes));
+            reserved.map_err(|error: catalog::Error| Error::new(Kind::Io, IMPORT, engine::chain(&error)))
+        };
+        let made = quota::metered(&store, begun.reserved, reserve, |store| make(plan, store))?;
         failpoint::hit("import.before_settle")?;
         Ok(made)
     });

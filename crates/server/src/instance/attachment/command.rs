@@ -87,6 +87,7 @@ pub fn attach(
                 attributes: wish.attributes.clone(),
                 backup_policy: None,
                 authority: None,
+                objective: None,
                 attachment: Some(Attachment {
                     reach: wish.reach.clone(),
                     found: found.clone(),

@@ -7,9 +7,10 @@ use engine::verify::VerifyLevel;
 use engine::{Control, Error, Kind, failpoint};
 
 use crate::app::App;
-use crate::backup::job::{Capture, capture};
-use crate::backup::place;
+use crate::backup::job::{Capture, capture, reserve};
+use crate::backup::quota_record as quotas;
 use crate::backup::record::{self as backups, Backup};
+use crate::backup::{place, quota};
 use crate::catalog::{self, Tx};
 use crate::ids::{BackupId, GenerationId, Moment, StorageId};
 use crate::instance::generation::{self, State};
@@ -138,8 +139,8 @@ pub(crate) fn safety_backup(
         made: also,
     } = safety;
     let now = Moment::now();
-    let id = step(app, claim, |tx| {
-        backups::insert_waiting(
+    let (id, reserved) = step(app, claim, |tx| {
+        let id = backups::insert_waiting(
             tx,
             &instance.project_id,
             &instance.id,
@@ -147,8 +148,17 @@ pub(crate) fn safety_backup(
             backups::Format::Rdb,
             Some(remark),
             now,
-        )
+        )?;
+        let bytes = quotas::estimate(tx, &instance.id, app.board.memory_of(&instance.id))?;
+        let reserved = quotas::reserve(tx, &instance.project_id, &id, bytes)?;
+        if let Err(exceeded) = &reserved {
+            backups::fail(tx, &id, backups::FailureCode::NoStore, &exceeded.to_string(), now)?;
+        }
+        Ok((id, reserved))
     })?;
+    if let Err(exceeded) = reserved {
+        return Err(Halt::Failed(quota::refused(&exceeded)));
+    }
     let prefix = format!("{}/{}/{}/{}", instance.project_id, instance.id, id, claim.fence);
     let load = |tx: &Tx<'_>| backups::load(tx, &id);
     let missing = || Stop::Broken("a safety backup has no row".to_owned());
@@ -158,13 +168,16 @@ pub(crate) fn safety_backup(
     })?
     .ok_or_else(missing)?;
     let made = storage::open(app, backup.storage_id.as_ref()).and_then(|store| {
-        let into = Capture {
-            store: &store,
-            prefix: &prefix,
-            claim,
-            forked,
-        };
-        capture(app, instance, &backup, &into, control)
+        let reserve = |bytes| reserve(app, claim, instance, &id, bytes);
+        quota::metered(&store, backup.reserved_bytes, reserve, |store| {
+            let into = Capture {
+                store,
+                prefix: &prefix,
+                claim,
+                forked,
+            };
+            capture(app, instance, &backup, &into, control)
+        })
     });
     let now = Moment::now();
     let backup = step(app, claim, |tx| {
