@@ -150,7 +150,6 @@ pub fn begin_due(app: &App, now: Moment) -> Result<(), catalog::Error> {
         match app.catalog.write(|tx| begin(app, tx, &instance, now))? {
             Begun::Yes => is_begun = true,
             Begun::No => {}
-            Begun::Full => break,
         }
     }
     if is_begun {
@@ -179,8 +178,6 @@ fn decided(
 enum Begun {
     Yes,
     No,
-    /// No other one begins now either.
-    Full,
 }
 
 /// Decided anew, of what the catalogue says now.
@@ -224,7 +221,8 @@ fn begin(app: &App, tx: &Tx<'_>, id: &InstanceId, now: Moment) -> Result<Begun, 
         return Ok(Begun::No);
     }
     if runs::unfinished(tx, instance.host.as_ref())? >= limits::SCHEDULED_AT_ONCE {
-        return Ok(Begun::Full);
+        // It is begun when one of those of its host has ended.
+        return Ok(Begun::No);
     }
     let backup = runs::insert(tx, &instance.project_id, id, &run, now)?;
     // There is room: it was looked for in this transaction.
