@@ -147,10 +147,7 @@ pub fn begin_due(app: &App, now: Moment) -> Result<(), catalog::Error> {
     })?;
     let mut is_begun = false;
     for (_, instance) in due {
-        match app.catalog.write(|tx| begin(app, tx, &instance, now))? {
-            Begun::Yes => is_begun = true,
-            Begun::No => {}
-        }
+        is_begun |= app.catalog.write(|tx| begin(app, tx, &instance, now))?;
     }
     if is_begun {
         app.board.wake();
@@ -174,28 +171,22 @@ fn decided(
     Ok(decide(due, newest, tried, now).map(|number| (due, number)))
 }
 
-/// What came of a try.
-enum Begun {
-    Yes,
-    No,
-}
-
-/// Decided anew, of what the catalogue says now.
-fn begin(app: &App, tx: &Tx<'_>, id: &InstanceId, now: Moment) -> Result<Begun, catalog::Error> {
+/// Decided anew, of what the catalogue says now. `true`: a job was added.
+fn begin(app: &App, tx: &Tx<'_>, id: &InstanceId, now: Moment) -> Result<bool, catalog::Error> {
     let Some(instance) =
         rows::load(tx, id)?.filter(|found| !matches!(found.status, Status::Deleting | Status::Deleted))
     else {
-        return Ok(Begun::No);
+        return Ok(false);
     };
     let Some(objective) = instance.objective else {
-        return Ok(Begun::No);
+        return Ok(false);
     };
     let Some((due, number)) = decided(tx, id, &objective, now)? else {
-        return Ok(Begun::No);
+        return Ok(false);
     };
     // Not even with a record: whatever has the instance may be the backup that is wanted, and ends.
     if queue::active(tx, id)?.is_some() {
-        return Ok(Begun::No);
+        return Ok(false);
     }
     let schedule = schedule_of(id);
     let run = Run {
@@ -218,18 +209,18 @@ fn begin(app: &App, tx: &Tx<'_>, id: &InstanceId, now: Moment) -> Result<Begun, 
         app.counters.add(metrics::SKIPPED, &[("code", &code.text())]);
         tracing::warn!(instance.id = %id, due = due.iso(), number, why, "no backup is made for the objective");
         runs::insert_skipped(tx, &instance.project_id, id, &run, code, &why, now)?;
-        return Ok(Begun::No);
+        return Ok(false);
     }
     if runs::unfinished(tx, instance.host.as_ref())? >= limits::SCHEDULED_AT_ONCE {
         // It is begun when one of those of its host has ended.
-        return Ok(Begun::No);
+        return Ok(false);
     }
     let backup = runs::insert(tx, &instance.project_id, id, &run, now)?;
     // There is room: it was looked for in this transaction.
     let _reserved = quotas::reserve(tx, &instance.project_id, &backup, bytes)?;
     queue::insert(tx, id, JobKind::Backup, Some(backup.as_str()))?;
     tracing::info!(instance.id = %id, backup.id = %backup, due = due.iso(), number, "a backup for the objective begins");
-    Ok(Begun::Yes)
+    Ok(true)
 }
 
 #[cfg(test)]
