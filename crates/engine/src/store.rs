@@ -83,6 +83,11 @@ impl Store {
         Self(self.0.clone(), Some(Arc::new(meter)))
     }
 
+    /// What was put, or begun to be, since it is metered.
+    pub fn metered_bytes(&self) -> u64 {
+        self.1.as_ref().map_or(0, |meter| meter.put_bytes())
+    }
+
     fn count(&self, bytes: usize) -> Result<(), Error> {
         self.1.as_ref().map_or(Ok(()), |meter| meter.count(bytes as u64))
     }

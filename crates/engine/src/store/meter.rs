@@ -34,6 +34,13 @@ impl Meter {
         Self { counted, ask }
     }
 
+    pub(super) fn put_bytes(&self) -> u64 {
+        self.counted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .put_bytes
+    }
+
     /// Counts an object that is about to be put. Others wait while it is asked for: they would have to ask too.
     pub(super) fn count(&self, bytes: u64) -> Result<(), Error> {
         let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
@@ -79,6 +86,7 @@ mod tests {
             assert_eq!(refused.kind, Kind::StoreFull);
             assert!(crate::chain(&refused).contains("26 bytes"));
         }
+        assert_eq!((metered.metered_bytes(), store.metered_bytes()), (25, 0));
         assert_eq!(store.list("").unwrap(), ["a", "b", "c"]);
         std::fs::remove_dir_all(&folder).unwrap();
     }

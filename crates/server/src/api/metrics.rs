@@ -49,6 +49,9 @@ pub fn build(app: Arc<App>) -> Router {
 /// A number of an instance; absent where there is none.
 type Told<'a> = &'a dyn Fn(&record::Seen) -> Option<f64>;
 
+/// A number of a project that has a quota.
+type OfProject = fn(&Standing) -> u64;
+
 /// Writes families one after the other: each has its help and type before its samples.
 struct Page(String);
 
@@ -132,7 +135,9 @@ fn tell(app: &App, now: Moment) -> Result<String, catalog::Error> {
             "How old its newest backup that can be restored is, without one its objective; absent without an objective.",
             &|seen| {
                 let wanted = seen.objective?;
-                let since = seen.newest_at.unwrap_or(wanted.since);
+                // One of the future was made by a clock that was ahead: it says nothing.
+                let newest = seen.newest_at.filter(|at| *at <= now);
+                let since = newest.unwrap_or(wanted.since);
                 Some((seconds(now) - seconds(since)).max(0.0))
             },
         ),
@@ -196,7 +201,7 @@ fn tell(app: &App, now: Moment) -> Result<String, catalog::Error> {
         );
     }
 
-    let per_project: [(&str, &str, fn(&Standing) -> u64); 3] = [
+    let per_project: [(&str, &str, OfProject); 3] = [
         (
             "cachekeep_project_quota_bytes",
             "What the project's archives may take; absent without a quota.",

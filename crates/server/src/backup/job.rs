@@ -21,6 +21,7 @@ use super::quota;
 use super::quota_record::{self as quotas, Exceeded};
 use super::record::{self, Backup, FailureCode, Finished};
 use crate::app::App;
+use crate::catalog;
 use crate::identity::record as identity;
 use crate::ids::{BackupId, Moment};
 use crate::instance::attachment::servers;
@@ -64,10 +65,17 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
         false => claim.fence,
     };
     let prefix = format!("{}/{}/{}/{fence}", instance.project_id, instance.id, backup.id);
-    let storage = step(app, claim, |tx| {
+    let (storage, granted) = step(app, claim, |tx| {
         let storage = storages::default_of(tx, &instance.project_id)?;
         record::begin(tx, &id, &prefix, (storage.as_ref(), &app.host), Moment::now())?;
-        Ok(storage)
+        // Whoever accepted it may not know how much the data is. Where there is no room for it, it is seen when it is needed.
+        let bytes = quotas::estimate(tx, &instance.id, app.board.memory_of(&instance.id))?;
+        let wanted = bytes.max(backup.reserved_bytes);
+        let granted = match quotas::reserve(tx, &instance.project_id, &id, wanted)? {
+            Ok(()) => wanted,
+            Err(_) => backup.reserved_bytes,
+        };
+        Ok((storage, granted))
     })?;
     failpoint::hit("backup.begun")?;
 
@@ -96,7 +104,7 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
         None => with_progress(control, report, || {
             let store = storage::open(app, storage.as_ref())?;
             let reserve = |bytes| reserve(app, claim, &instance, &id, bytes);
-            quota::metered(&store, backup.reserved_bytes, reserve, |store| {
+            quota::metered(&store, granted, reserve, |store| {
                 let into = Capture {
                     store,
                     prefix: &prefix,
@@ -157,9 +165,16 @@ pub fn reserve(
     id: &BackupId,
     bytes: u64,
 ) -> Result<Result<(), Exceeded>, Error> {
-    let reserved = step(app, claim, |tx| {
-        quotas::reserve(tx, &instance.project_id, id, bytes)
-    });
+    // A database that is away for a moment is waited for, as long as the claim is ours.
+    let reserved = loop {
+        let reserved = step(app, claim, |tx| {
+            quotas::reserve(tx, &instance.project_id, id, bytes)
+        });
+        match reserved {
+            Err(Stop::Catalog(catalog::Error::Away(_))) => std::thread::sleep(limits::PROGRESS_EVERY),
+            other => break other,
+        }
+    };
     reserved.map_err(|stop| match stop {
         Stop::Catalog(error) => instances::catalog_failed(error),
         _ => Error::new(Kind::Cancelled, "reserve quota", "the claim is lost"),
@@ -209,6 +224,7 @@ pub fn capture(
     } = sources(app, instance)?;
     let finished = |made: BackupReport| Finished {
         size_bytes: made.stored_bytes,
+        put_bytes: store.metered_bytes(),
         plain_bytes: made.plain_bytes,
         keys: made.keys,
         used_memory_bytes: made.used_memory_bytes,

@@ -10,7 +10,7 @@ use super::quota_record::Exceeded;
 
 const RESERVE: &str = "reserve quota";
 
-/// More than is needed now is reserved at once, as long as there is room for it: each time is a transaction.
+/// So much more than is needed now is reserved at once, or a quarter, as long as there is room for it: each time is a transaction.
 const AHEAD_BYTES: u64 = 64 * 1024 * 1024;
 
 /// One question: so many bytes, and where the answer goes.
@@ -48,14 +48,16 @@ pub fn metered<T>(
 }
 
 fn grow(bytes: u64, write: &impl Fn(u64) -> Result<Result<(), Exceeded>, Error>) -> Result<u64, Error> {
-    for wanted in [bytes.saturating_add(AHEAD_BYTES), bytes] {
+    let mut ahead = AHEAD_BYTES.max(bytes / 4);
+    loop {
+        let wanted = bytes.saturating_add(ahead);
         match write(wanted)? {
             Ok(()) => return Ok(wanted),
-            Err(exceeded) if wanted == bytes => return Err(refused(&exceeded)),
-            Err(_) => {}
+            Err(exceeded) if ahead == 0 => return Err(refused(&exceeded)),
+            Err(_) if ahead > AHEAD_BYTES => ahead /= 2,
+            Err(_) => ahead = 0,
         }
     }
-    Ok(bytes)
 }
 
 /// What a job or an import says that finds no room.

@@ -1,12 +1,13 @@
 //! How many bytes of stores a project may take, takes and has reserved, and the SQL of it (ADR 85).
 //!
-//! Nothing is counted up or down: what is taken is what the records say. An archive that is kept counts with its size, and once
-//! more where it has a copy; one that is being made counts with what is reserved for it. So a record that ends, whatever way, gives
+//! Nothing is counted up or down: what is taken is what the records say. An archive that is kept counts with all that was put for
+//! it, its index and manifest too, and once more where it has a copy; one that is being made counts with what is reserved for it. So a record that ends, whatever way, gives
 //! back what it does not keep, in the transaction in which it ends. Kept generations lie in memory and do not count; nor do the
 //! objects of an attempt that failed, which are swept.
 
 use std::fmt;
 
+use super::record::Backup;
 use crate::catalog::{Error, Tx};
 use crate::ids::{BackupId, InstanceId, ProjectId};
 
@@ -92,11 +93,12 @@ pub fn standing(tx: &Tx<'_>, project: &ProjectId) -> Result<Standing, Error> {
         |row| row.get(0),
     )?;
     let sums = tx.one(
-        "SELECT CAST(coalesce(sum(CASE WHEN status <> 'succeeded' THEN 0 WHEN copy_at_ms IS NULL THEN size_bytes \
-         ELSE 2 * size_bytes END), 0) AS BIGINT), \
-         CAST(coalesce(sum(CASE WHEN status <> 'succeeded' THEN reserved_bytes \
-         WHEN copy_prefix IS NOT NULL AND copy_at_ms IS NULL THEN size_bytes ELSE 0 END), 0) AS BIGINT) \
-         FROM backup WHERE status IN ('waiting', 'running', 'succeeded') AND generation_id IS NULL AND project_id = ?1",
+        "SELECT CAST(coalesce(sum(CASE WHEN status <> 'succeeded' THEN 0 WHEN copy_at_ms IS NULL THEN stored ELSE 2 * stored END), 0) \
+         AS BIGINT), CAST(coalesce(sum(CASE WHEN status <> 'succeeded' THEN reserved_bytes \
+         WHEN copy_prefix IS NOT NULL AND copy_at_ms IS NULL THEN stored ELSE 0 END), 0) AS BIGINT) \
+         FROM (SELECT status, reserved_bytes, copy_at_ms, copy_prefix, \
+         CASE WHEN reserved_bytes > 0 THEN reserved_bytes ELSE size_bytes END AS stored \
+         FROM backup WHERE status IN ('waiting', 'running', 'succeeded') AND generation_id IS NULL AND project_id = ?1) AS counted",
         (project,),
         |row| Ok((row.get(0)?, row.get(1)?)),
     )?;
@@ -157,7 +159,8 @@ pub fn reserve(
 /// The catalogue failed.
 pub fn estimate(tx: &Tx<'_>, instance: &InstanceId, used_memory: u64) -> Result<u64, Error> {
     let newest: Option<(u64, u64)> = tx.one(
-        "SELECT size_bytes, used_memory_bytes FROM backup WHERE instance_id = ?1 AND status = 'succeeded' \
+        "SELECT CASE WHEN reserved_bytes > 0 THEN reserved_bytes ELSE size_bytes END, used_memory_bytes \
+         FROM backup WHERE instance_id = ?1 AND status = 'succeeded' \
          AND kind IN ('manual', 'auto', 'safety') ORDER BY ordinal DESC LIMIT 1",
         (instance,),
         |row| Ok((row.get(0)?, row.get(1)?)),
@@ -176,6 +179,14 @@ pub fn estimate(tx: &Tx<'_>, instance: &InstanceId, used_memory: u64) -> Result<
 /// What is reserved for a file of so many bytes (0: not known).
 pub fn for_file(bytes: u64) -> u64 {
     (bytes.saturating_add(bytes / 10)).max(RESERVED_BYTES_MIN)
+}
+
+/// What a backup's archive takes in a store.
+pub fn stored_bytes(backup: &Backup) -> u64 {
+    match backup.reserved_bytes {
+        0 => u64::try_from(backup.size_bytes).unwrap_or(0),
+        put => put,
+    }
 }
 
 /// Gives a project a limit, or takes it away. What is stored stays, also where it is more.
@@ -317,8 +328,8 @@ mod tests {
         let id = accepted(&file, &of, 1).unwrap();
         file.write(|tx| {
             tx.execute(
-                "UPDATE backup SET status = 'succeeded', prefix = 'p', manifest_blake3 = 'm', size_bytes = 1000000, \
-                 used_memory_bytes = 4000000 WHERE id = ?1",
+                "UPDATE backup SET status = 'succeeded', prefix = 'p', manifest_blake3 = 'm', size_bytes = 900000, \
+                 reserved_bytes = 1000000, used_memory_bytes = 4000000 WHERE id = ?1",
                 (&id,),
             )
         })

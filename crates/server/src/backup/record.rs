@@ -223,7 +223,7 @@ pub struct Backup {
     pub held: Option<String>,
     /// What is going on now.
     pub phase: Option<String>,
-    /// Bytes of the project's quota that it has reserved, while it has not ended.
+    /// Bytes of the project's quota that it has reserved; once it has succeeded what was put for it.
     pub reserved_bytes: u64,
     /// Plain bytes expected while it runs; an estimate from the memory that the data takes.
     pub bytes_total: i64,
@@ -597,6 +597,8 @@ pub fn progress(
 pub struct Finished {
     /// See [`Backup::size_bytes`].
     pub size_bytes: u64,
+    /// All that was put for it: see [`Backup::reserved_bytes`].
+    pub put_bytes: u64,
     /// See [`Backup::plain_bytes`].
     pub plain_bytes: u64,
     /// See [`Backup::keys`].
@@ -618,7 +620,8 @@ pub struct Finished {
 pub fn succeed(tx: &Tx<'_>, id: &BackupId, finished: &Finished, now: Moment) -> Result<bool, Error> {
     let changed = tx.execute(
         "UPDATE backup SET status = 'succeeded', progress_bp = 10000, phase = NULL, size_bytes = ?2, plain_bytes = ?3, keys = ?4, \
-         used_memory_bytes = ?5, manifest_blake3 = ?6, updated_at_ms = ?7, captured_from = ?8, point_in_time = ?9 WHERE id = ?1 AND status = 'running'",
+         used_memory_bytes = ?5, manifest_blake3 = ?6, updated_at_ms = ?7, captured_from = ?8, point_in_time = ?9, \
+         reserved_bytes = ?10 WHERE id = ?1 AND status = 'running'",
         (
             id,
             finished.size_bytes,
@@ -629,6 +632,7 @@ pub fn succeed(tx: &Tx<'_>, id: &BackupId, finished: &Finished, now: Moment) -> 
             now,
             &finished.captured_from,
             finished.is_point_in_time,
+            finished.put_bytes,
         ),
     )?;
     Ok(changed == 1)

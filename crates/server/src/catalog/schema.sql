@@ -224,7 +224,7 @@ CREATE TABLE backup (
     try_number BIGINT,                      -- from 1 on
     held TEXT,                              -- why neither retention nor a person may take it; null: they may
     expires_at_ms BIGINT,                   -- retention may take it from then on; null: it stays until somebody deletes it
-    reserved_bytes BIGINT NOT NULL DEFAULT 0, -- of the project's quota, while it has not ended; then its size counts
+    reserved_bytes BIGINT NOT NULL DEFAULT 0, -- of the project's quota; once it has ended all that was put for it; 0: its size counts
     created_at_ms BIGINT NOT NULL,
     execution_at_ms BIGINT,
     updated_at_ms BIGINT NOT NULL,
@@ -240,7 +240,9 @@ CREATE UNIQUE INDEX backup_schedule_try_unique ON backup(schedule_id, due_at_ms,
 CREATE INDEX backup_safety_index ON backup(instance_id) WHERE kind = 'safety';
 CREATE INDEX backup_expires_index ON backup(expires_at_ms) WHERE status = 'succeeded';
 CREATE INDEX backup_unfinished_index ON backup(kind) WHERE status IN ('waiting', 'running');
-CREATE INDEX backup_project_index ON backup(project_id) WHERE status IN ('waiting', 'running', 'succeeded') AND generation_id IS NULL;
+-- All that a quota is summed from: it is read while nobody else writes.
+CREATE INDEX backup_project_index ON backup(project_id, status, size_bytes, reserved_bytes, copy_at_ms, copy_prefix)
+    WHERE status IN ('waiting', 'running', 'succeeded') AND generation_id IS NULL;
 CREATE INDEX backup_generation_index ON backup(generation_id) WHERE generation_id IS NOT NULL;
 CREATE TRIGGER backup_terminal_is_final BEFORE UPDATE OF status ON backup
 WHEN (OLD.status IN ('failed', 'expired') AND NEW.status NOT IN (OLD.status, 'deleted'))

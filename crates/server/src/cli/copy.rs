@@ -18,7 +18,6 @@ use crate::backup::copy_record as copies;
 use crate::backup::place::{open_at, places};
 use crate::backup::quota_record as quotas;
 use crate::backup::record::Backup;
-use crate::catalog;
 use crate::hosts::job::present;
 use crate::ids::{Moment, StorageId};
 use crate::instance::Instance;
@@ -123,14 +122,18 @@ fn make(
     let first = places(backup).into_iter().next().context("it has no archive")?;
     let prefix = format!("{}-copy-{}", first.prefix, secrets::random_hex(4));
     let begun = app.catalog.write(|tx| {
-        // While it is being made it counts as reserved, by its place on the record.
-        let size = u64::try_from(backup.size_bytes).unwrap_or(0);
-        if let Err(exceeded) = quotas::check(tx, &instance.project_id, size)? {
-            return Ok::<_, catalog::Error>(Err(exceeded));
+        let begun = copies::begin(tx, &backup.id, &prefix, (storage, &app.host))?;
+        // By its place on the record it counts as reserved from here on; where it is given up it does not.
+        let standing = quotas::standing(tx, &instance.project_id)?;
+        match standing.room_for(0) {
+            Err(mut exceeded) if begun => {
+                exceeded.asked = quotas::stored_bytes(backup);
+                exceeded.reserved = exceeded.reserved.saturating_sub(exceeded.asked);
+                Err(anyhow::anyhow!("{exceeded}"))
+            }
+            _ => Ok(begun),
         }
-        Ok(Ok(copies::begin(tx, &backup.id, &prefix, (storage, &app.host))?))
     })?;
-    let begun = begun.map_err(|exceeded| anyhow::anyhow!("{exceeded}"))?;
     if !begun {
         let there = backup.copy.as_ref();
         anyhow::bail!(

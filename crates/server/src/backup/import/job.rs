@@ -64,6 +64,10 @@ pub struct Begun {
 ///
 /// # Errors
 /// [`Refusal::Quota`]: the transaction is to be given up. The catalogue failed.
+#[allow(
+    clippy::too_many_arguments,
+    reason = "one row, two callers; a struct would repeat the names"
+)]
 pub fn begin(
     tx: &Tx<'_>,
     host: &HostId,
@@ -141,15 +145,18 @@ pub fn run(
                 .write(|tx| quotas::reserve(tx, &begun.project, id, bytes));
             reserved.map_err(|error: catalog::Error| Error::new(Kind::Io, IMPORT, engine::chain(&error)))
         };
-        let made = quota::metered(&store, begun.reserved, reserve, |store| make(plan, store))?;
+        let (made, put_bytes) = quota::metered(&store, begun.reserved, reserve, |store| {
+            make(plan, store).map(|made| (made, store.metered_bytes()))
+        })?;
         failpoint::hit("import.before_settle")?;
-        Ok(made)
+        Ok((made, put_bytes))
     });
     let unwritten = |error: catalog::Error| Error::new(Kind::Io, IMPORT, engine::chain(&error));
     match imported {
-        Ok(made) => {
+        Ok((made, put_bytes)) => {
             let finished = Finished {
                 size_bytes: made.stored_bytes,
+                put_bytes,
                 plain_bytes: made.plain_bytes,
                 keys: made.keys,
                 used_memory_bytes: made.used_memory_bytes,

@@ -8,4 +8,5 @@ ALTER TABLE instance ADD COLUMN rpo_ms BIGINT;
 ALTER TABLE instance ADD COLUMN rpo_since_ms BIGINT;
 ALTER TABLE instance ADD COLUMN rpo_keep_ms BIGINT;
 ALTER TABLE backup ADD COLUMN reserved_bytes BIGINT NOT NULL DEFAULT 0;
-CREATE INDEX backup_project_index ON backup(project_id) WHERE status IN ('waiting', 'running', 'succeeded') AND generation_id IS NULL;
+CREATE INDEX backup_project_index ON backup(project_id, status, size_bytes, reserved_bytes, copy_at_ms, copy_prefix)
+    WHERE status IN ('waiting', 'running', 'succeeded') AND generation_id IS NULL;
