@@ -135,7 +135,9 @@ fn opened(config: &Config, catalog: Result<Catalog, crate::catalog::Error>) -> a
         crate::catalog::Error::Old(_) => {
             let place = match &config.database {
                 // Else it is the one that the data directory knows.
-                Some(_) if !config.has_catalog() => " --catalog URL".to_owned(),
+                Some(_) if !config.has_catalog() => {
+                    " --catalog URL` with the same URL, or on another node `cachekeep migrate".to_owned()
+                }
                 _ => format!(" --data-dir {}", config.data_dir.display()),
             };
             anyhow::anyhow!(

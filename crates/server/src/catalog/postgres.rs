@@ -275,6 +275,12 @@ impl Database {
             &[&SCHEMA_VERSION, &digest(PRELUDE, &dialect::schema(SCHEMA))],
         )?;
         work.commit()?;
+        // What programs that go on have prepared with `SELECT *` fails from now on, and those of version 1 would go on with it.
+        // They connect anew; of a commit whose answer they miss they ask what became of it.
+        client.batch_execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() \
+             AND usename = current_user AND application_name = 'cachekeep' AND pid <> pg_backend_pid()",
+        )?;
         Ok(done)
     }
 

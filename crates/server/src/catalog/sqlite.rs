@@ -211,9 +211,15 @@ pub fn migrate(path: &Path, is_dry: bool) -> Result<Migration, Error> {
     if is_dry {
         return Ok(done);
     }
+    // Verbs of the operator open the file without the service's lock: what they change has to be in the copy.
+    let changes = || file.query_row("PRAGMA data_version", [], |row| row.get::<_, i64>(0));
+    let copied = changes()?;
     copy_into(&file, &copy)?;
     begin(&file, "BEGIN IMMEDIATE")?;
     let work = || -> Result<(), Error> {
+        if changes()? != copied {
+            return Err(unusable("was changed meanwhile: run it again".to_owned()));
+        }
         for step in steps {
             file.execute_batch(step.sql)?;
         }

@@ -74,7 +74,9 @@ pub fn copy_of(path: &Path, version: i64) -> PathBuf {
 pub fn forget_copies(path: &Path) -> Result<(), (PathBuf, std::io::Error)> {
     for version in 1..SCHEMA_VERSION {
         let copy = copy_of(path, version);
-        overwrite(&copy).map_err(|error| (copy, error))?;
+        for file in [copy.with_extension("part"), copy] {
+            overwrite(&file).map_err(|error| (file, error))?;
+        }
     }
     Ok(())
 }

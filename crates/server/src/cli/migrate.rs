@@ -11,8 +11,9 @@ use crate::serve;
 #[derive(Args)]
 #[command(
     after_help = "All or nothing of it is done. What it is done to in a file is copied first, to catalog.version-N.sqlite beside it: to go back, \
-    stop the service and put that in place of catalog.sqlite (and remove catalog.sqlite-wal and -shm). For a catalogue in PostgreSQL \
-    make a dump of the database first (pg_dump): that is the way back.\n\n\
+    stop the service, put that in place of catalog.sqlite, and remove catalog.sqlite-wal and catalog.sqlite-shm. For a catalogue in \
+    PostgreSQL make a dump of the database first (pg_dump): that is the way back. What has happened since is lost then, as with any old \
+    copy: once the service has run on the new catalogue, the old program starts after `cachekeep catalog keep-older --yes` only.\n\n\
     The service must not run on a catalogue in a file. Nodes that share one may run on: those of the version before go on with what \
     they know until they are ended; started again they have to be of the new version.\n\n\
     Examples:\n  cachekeep migrate --dry-run\n  cachekeep migrate --data-dir /srv/cachekeep"
@@ -41,11 +42,11 @@ pub(crate) fn run(global: &Global, verb: &Migrate) -> anyhow::Result<()> {
                 "{} has no catalogue: name the data directory with --data-dir",
                 config.data_dir.display()
             );
-            let lock = serve::lock(&config.data_dir)?;
-            (
-                version::migrate_file(&config.catalog_file(), verb.dry_run)?,
-                Some(lock),
-            )
+            let lock = match verb.dry_run {
+                true => None,
+                false => Some(serve::lock(&config.data_dir)?),
+            };
+            (version::migrate_file(&config.catalog_file(), verb.dry_run)?, lock)
         }
     };
     let is_old = done.from != done.to;
@@ -69,9 +70,10 @@ pub(crate) fn run(global: &Global, verb: &Migrate) -> anyhow::Result<()> {
                 done.from, done.to
             ),
             (true, false, Some(copy)) => format!(
-                "done. To go back, stop the service and put {} in place of {}",
+                "done. To go back, stop the service, remove {file}-wal and {file}-shm, and put {} in place of {file}; what has happened \
+                 since is lost then (`cachekeep migrate --help`)",
                 copy.display(),
-                config.catalog_file().display()
+                file = config.catalog_file().display()
             ),
             (true, false, None) => {
                 "done. Nodes of the version before go on until they are ended; start new ones".to_owned()

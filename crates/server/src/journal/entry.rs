@@ -181,7 +181,7 @@ pub fn open(
     // Rows of older versions get the defaults of what has been added since.
     if text.journal_version != VERSION || !(1..=SCHEMA_VERSION).contains(&text.catalog_version) {
         let context = format!(
-            "{name}: written by a newer version ({}.{}), this program reads {VERSION}.{SCHEMA_VERSION} and older ones",
+            "{name}: written by another version ({}.{}), this program reads {VERSION}.1 to {VERSION}.{SCHEMA_VERSION}",
             text.journal_version, text.catalog_version
         );
         return Err(Error::new(Kind::Store, "read journal", context));

@@ -83,9 +83,11 @@ fn a_file_of_version_1_is_refused_then_migrated_once_and_its_copy_is_as_it_was()
     // What is destroyed in the file is not to be found in its copy.
     let also = folder.path().join("linked");
     std::fs::hard_link(&copy, &also).unwrap();
+    let part = copy.with_extension("part");
+    std::fs::write(&part, "left by a crash").unwrap();
     for _again in 0..2 {
         forget_copies(&path).unwrap();
-        assert!(!copy.exists());
+        assert!(!copy.exists() && !part.exists());
     }
     assert!(std::fs::read(&also).unwrap().iter().all(|byte| *byte == 0));
 }
