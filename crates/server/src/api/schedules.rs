@@ -210,11 +210,7 @@ pub fn set_objective(request: &Request) -> Result<Reply, ApiError> {
     let days = fields.integer("keep_days")?;
     let wish = fields.integer("objective_minutes")?.map(|minutes| {
         let rpo_ms = minutes.saturating_mul(60_000);
-        let keep_ms = match days {
-            Some(days) => days.saturating_mul(24 * 3_600_000),
-            None => limits::RPO_KEEP_MS_DEFAULT.max(rpo_ms.saturating_mul(2).min(limits::RPO_KEEP_MS_MAX)),
-        };
-        (rpo_ms, keep_ms)
+        (rpo_ms, days.map(|days| days.saturating_mul(24 * 3_600_000)))
     });
     objective::set(&request.app, request.project()?, &instance, wish, request.now)?;
     Ok(json_response(200, &json!({})))
@@ -249,7 +245,9 @@ impl ObjectiveShown {
         let Some(wanted) = &instance.objective else {
             return Ok(None);
         };
-        let newest = objective_record::newest(tx, &instance.id)?;
+        let schedule = objective::schedule_of(&instance.id);
+        let tried = objective_record::tried(tx, &instance.id, &schedule)?;
+        let newest = objective::believed(objective_record::newest(tx, &instance.id)?, tried, now);
         let age_ms = now.0 - newest.map_or(wanted.since, |newest| newest.at).0;
         Ok(Some(Self {
             objective_minutes: wanted.rpo_ms / 60_000,

@@ -47,6 +47,22 @@ pub struct Tried {
     pub status: Ended,
     /// When it last changed.
     pub at: Moment,
+    /// When it was begun, by the clock that the scheduler goes by.
+    pub begun: Moment,
+}
+
+/// The newest one as far as its moment can be believed. One of the future was made by a clock that was ahead, and would put the next
+/// one off for as long; what has been made for the objective since tells by the scheduler's own clock how old it is.
+pub fn believed(newest: Option<Newest>, tried: Option<Tried>, now: Moment) -> Option<Newest> {
+    match newest {
+        Some(found) if found.at > now => tried
+            .filter(|tried| tried.status == Ended::Succeeded && tried.begun <= now)
+            .map(|tried| Newest {
+                at: tried.begun,
+                took_ms: found.took_ms,
+            }),
+        found => found,
+    }
 }
 
 /// Whose runs they are, on their records.
@@ -94,7 +110,8 @@ pub fn decide(due: Moment, newest: Option<Newest>, tried: Option<Tried>, now: Mo
     }
 }
 
-/// Gives an instance an objective, or takes it away.
+/// Gives an instance an objective: how old, and how long what is made for it stays, which is as before where it is not said. Or takes
+/// it away.
 ///
 /// # Errors
 /// Out of bounds, unknown instance; [`Refusal::SingleNode`] in strict mode.
@@ -102,25 +119,30 @@ pub fn set(
     app: &App,
     project: &ProjectId,
     id: &InstanceId,
-    wish: Option<(i64, i64)>,
+    wish: Option<(i64, Option<i64>)>,
     now: Moment,
 ) -> Result<(), Refusal> {
-    let objective = wish.map(|(rpo_ms, keep_ms)| Objective {
-        rpo_ms,
-        since: now,
-        keep_ms,
-    });
-    if let Some(objective) = &objective {
-        if !(limits::RPO_MS_MIN..=limits::RPO_MS_MAX).contains(&objective.rpo_ms) {
-            return Err(Refusal::Parameter("objective_minutes"));
-        }
-        // What is made for it has to be there until the next one is.
-        if !(objective.rpo_ms..=limits::RPO_KEEP_MS_MAX).contains(&objective.keep_ms) {
-            return Err(Refusal::Parameter("keep_days"));
-        }
-    }
     app.catalog.write(|tx| {
         let owned = instances::find(tx, project, id)?;
+        // Said again it goes on as it was: who waits for the first backup waits since then.
+        let before = owned.objective;
+        let objective = wish.map(|(rpo_ms, keep_ms)| Objective {
+            rpo_ms,
+            since: before.map_or(now, |before| before.since),
+            keep_ms: keep_ms
+                .or(before.map(|before| before.keep_ms))
+                .unwrap_or(limits::RPO_KEEP_MS_DEFAULT)
+                .max(if keep_ms.is_none() { rpo_ms } else { 0 }),
+        });
+        if let Some(objective) = &objective {
+            if !(limits::RPO_MS_MIN..=limits::RPO_MS_MAX).contains(&objective.rpo_ms) {
+                return Err(Refusal::Parameter("objective_minutes"));
+            }
+            // What is made for it has to be there until the next one is.
+            if !(objective.rpo_ms..=limits::RPO_KEEP_MS_MAX).contains(&objective.keep_ms) {
+                return Err(Refusal::Parameter("keep_days"));
+            }
+        }
         if app.config.strict_dcs && owned.layout.mode == Mode::Single && objective.is_some() {
             return Err(Refusal::SingleNode);
         }
@@ -162,12 +184,18 @@ fn decided(
     objective: &Objective,
     now: Moment,
 ) -> Result<Option<(Moment, i64)>, catalog::Error> {
-    let newest = record::newest(tx, instance)?;
-    let due = due(objective, newest, instance);
-    if now < due {
+    let found = record::newest(tx, instance)?;
+    let at = due(objective, found, instance);
+    // What most looks end with: of one that is to be believed.
+    if now < at && found.is_none_or(|newest| newest.at <= now) {
         return Ok(None);
     }
     let tried = record::tried(tx, instance, &schedule_of(instance))?;
+    let newest = believed(found, tried, now);
+    let due = match newest {
+        Some(_) => due(objective, newest, instance),
+        None => Moment(objective.since.0.min(now.0)),
+    };
     Ok(decide(due, newest, tried, now).map(|number| (due, number)))
 }
 
@@ -184,8 +212,9 @@ fn begin(app: &App, tx: &Tx<'_>, id: &InstanceId, now: Moment) -> Result<bool, c
     let Some((due, number)) = decided(tx, id, &objective, now)? else {
         return Ok(false);
     };
-    // Not even with a record: whatever has the instance may be the backup that is wanted, and ends.
-    if queue::active(tx, id)?.is_some() {
+    // Not even with a record: whatever has the instance may be the backup that is wanted, and ends. One that is not running may not
+    // run for months: its status and its age tell that, and a record each hour would tell nothing else.
+    if instance.status != Status::Running || queue::active(tx, id)?.is_some() {
         return Ok(false);
     }
     let schedule = schedule_of(id);
@@ -198,14 +227,8 @@ fn begin(app: &App, tx: &Tx<'_>, id: &InstanceId, now: Moment) -> Result<bool, c
         expires: Some(Moment(now.0.saturating_add(objective.keep_ms))),
     };
     let bytes = quotas::estimate(tx, id, app.board.memory_of(id))?;
-    let hindered = match quotas::check(tx, &instance.project_id, bytes)? {
-        _ if instance.status != Status::Running => {
-            Some((FailureCode::NotStarted, "the instance was not running".to_owned()))
-        }
-        Err(exceeded) => Some((FailureCode::NoStore, exceeded.to_string())),
-        Ok(()) => None,
-    };
-    if let Some((code, why)) = hindered {
+    if let Err(exceeded) = quotas::check(tx, &instance.project_id, bytes)? {
+        let (code, why) = (FailureCode::NoStore, exceeded.to_string());
         app.counters.add(metrics::SKIPPED, &[("code", &code.text())]);
         tracing::warn!(instance.id = %id, due = due.iso(), number, why, "no backup is made for the objective");
         runs::insert_skipped(tx, &instance.project_id, id, &run, code, &why, now)?;
@@ -283,6 +306,7 @@ mod tests {
                 number,
                 status: Ended::Failed,
                 at: Moment(at),
+                begun: Moment(at),
             })
         };
         let due = Moment(0);
@@ -303,8 +327,37 @@ mod tests {
             number: 1,
             status: Ended::Running,
             at: Moment(0),
+            begun: Moment(0),
         };
         assert_eq!(decide(due, None, Some(running), Moment(99 * HOUR)), None);
+    }
+
+    #[test]
+    fn a_newest_one_of_the_future_is_not_believed_and_makes_one_backup_and_no_storm() {
+        let ahead = newest(30 * 24 * HOUR, MINUTE_MS);
+        let now = Moment(HOUR);
+        assert_eq!(believed(ahead, None, now), None);
+        assert_eq!(believed(newest(0, MINUTE_MS), None, now), newest(0, MINUTE_MS));
+        let tried = |status, begun| {
+            Some(Tried {
+                number: 1,
+                status,
+                at: Moment(40 * 24 * HOUR),
+                begun: Moment(begun),
+            })
+        };
+        // Its own record may be of the future too: what the scheduler's clock said of it counts.
+        assert_eq!(
+            believed(ahead, tried(Ended::Succeeded, HOUR), now),
+            newest(HOUR, MINUTE_MS)
+        );
+        for (status, begun) in [
+            (Ended::Succeeded, 2 * HOUR),
+            (Ended::Failed, 0),
+            (Ended::Deleted, 0),
+        ] {
+            assert_eq!(believed(ahead, tried(status, begun), now), None);
+        }
     }
 
     #[test]

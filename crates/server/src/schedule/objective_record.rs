@@ -60,12 +60,14 @@ pub fn set(tx: &Tx<'_>, of: &OwnedInstance, objective: Option<&Objective>) -> Re
 /// The catalogue failed.
 pub fn newest(tx: &Tx<'_>, instance: &InstanceId) -> Result<Option<Newest>, Error> {
     tx.one(
-        "SELECT created_at_ms, updated_at_ms - created_at_ms FROM backup WHERE instance_id = ?1 AND status = 'succeeded' \
+        "SELECT created_at_ms, updated_at_ms - created_at_ms, coalesce(execution_at_ms, created_at_ms) FROM backup WHERE instance_id = ?1 AND status = 'succeeded' \
          AND phase IS NULL AND kind IN ('manual', 'auto') AND proof_failure IS NULL ORDER BY ordinal DESC LIMIT 1",
         (instance,),
         |row| {
             Ok(Newest {
-                at: row.get(0)?,
+                // A record is never older than the one before it, which a clock that was ahead may have made: when its job began is
+                // told by the clock alone.
+                at: row.get::<Moment>(0)?.min(row.get(2)?),
                 took_ms: row.get::<i64>(1)?.max(0),
             })
         },
@@ -78,14 +80,15 @@ pub fn newest(tx: &Tx<'_>, instance: &InstanceId) -> Result<Option<Newest>, Erro
 /// The catalogue failed.
 pub fn tried(tx: &Tx<'_>, instance: &InstanceId, schedule: &str) -> Result<Option<Tried>, Error> {
     tx.one(
-        "SELECT try_number, status, updated_at_ms FROM backup WHERE instance_id = ?1 AND schedule_id = ?2 \
+        "SELECT try_number, status, updated_at_ms, due_at_ms FROM backup WHERE instance_id = ?1 AND schedule_id = ?2 \
          ORDER BY ordinal DESC LIMIT 1",
         (instance, schedule),
         |row| {
             Ok(Tried {
                 number: row.get(0)?,
                 status: row.get(1)?,
-                at: row.get::<Moment>(2)?,
+                at: row.get(2)?,
+                begun: row.get(3)?,
             })
         },
     )
