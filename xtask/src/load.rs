@@ -317,7 +317,7 @@ pub fn lost(base: &Base<'_>, report: &Value) -> Result<Vec<String>, Stop> {
             let (description, policy) = now.get(&id(tenant, 0, 3)).cloned().unwrap_or_default();
             let held = match kind {
                 "UpdateInstance" => description,
-                _ => save_days(&policy),
+                _ => schedule(&policy),
             };
             let newest_begin = changes
                 .iter()
@@ -354,12 +354,13 @@ pub fn lost(base: &Base<'_>, report: &Value) -> Result<Vec<String>, Stop> {
     Ok(lost)
 }
 
-fn save_days(policy: &str) -> String {
+/// Days and hour of a policy, as the generator names them.
+fn schedule(policy: &str) -> String {
     let policy: Value = serde_json::from_str(policy).unwrap_or_default();
-    policy["policy"]["save_days"]
-        .to_string()
-        .trim_matches('"')
-        .to_owned()
+    let days = policy["policy"]["save_days"].to_string();
+    let begin = policy["policy"]["periodical_backup_plan"]["begin_at"].as_str();
+    let hour = begin.and_then(|begin| begin.get(..2)).unwrap_or_default();
+    format!("{} {hour}", days.trim_matches('"'))
 }
 
 /// Processor time of a process so far, user and system, in seconds; 0 where it is gone.

@@ -232,10 +232,10 @@ impl Writer {
     }
 }
 
-/// What a write leaves behind: a description, a number of days, a remark.
+/// What a write leaves behind: a description, a number of days and an hour, a remark.
 pub fn value(wish: Wish) -> String {
     match wish.kind {
-        Kind::UpdateSchedule => (1 + wish.number % 7).to_string(),
+        Kind::UpdateSchedule => format!("{} {:02}", 1 + wish.number % 7, wish.number / 7 % 23),
         _ => format!("written-{}", wish.number),
     }
 }
@@ -247,10 +247,11 @@ fn policy(wish: Wish) -> String {
         .map_or(0, |since| since.as_secs());
     // 1970-01-01 was a Thursday, which is 4.
     let day = (now / 86_400 + 3 + 3) % 7 + 1;
+    let (days, hour) = (1 + wish.number % 7, wish.number / 7 % 23);
     format!(
-        "{{\"instance_backup_policy\":{{\"backup_type\":\"auto\",\"save_days\":{},\"periodical_backup_plan\":\
-         {{\"period_type\":\"weekly\",\"backup_at\":[{day}],\"begin_at\":\"00:00-01:00\"}}}}}}",
-        value(wish)
+        "{{\"instance_backup_policy\":{{\"backup_type\":\"auto\",\"save_days\":{days},\"periodical_backup_plan\":\
+         {{\"period_type\":\"weekly\",\"backup_at\":[{day}],\"begin_at\":\"{hour:02}:00-{:02}:00\"}}}}}}",
+        hour + 1
     )
 }
 

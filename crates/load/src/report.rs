@@ -108,6 +108,8 @@ pub struct Written {
 pub struct Report {
     /// Requests that became due.
     pub due: u64,
+    /// Of these sent: for the others there was no connection.
+    pub sent: u64,
     /// Of these answered, in whatever way.
     pub answered: u64,
     /// Requests due in a second.

@@ -172,6 +172,7 @@ async fn serve(
             while connection.open().await.is_err() {
                 sleep(DIAL_PAUSE).await;
             }
+            shared.borrow_mut().tally.report.sent += 1;
             let sent = Instant::now();
             let answer = connection.ask(&bytes).await;
             let done = Instant::now();

@@ -185,7 +185,15 @@ fn own_dependencies(manifest: &str) -> Vec<String> {
     let names = section
         .lines()
         .filter_map(|line| line.split(['.', ' ', '=']).next());
-    let own = ["rdb", "engine", "signature", "cachekeep", "fuzzing", "load", "xtask"];
+    let own = [
+        "rdb",
+        "engine",
+        "signature",
+        "cachekeep",
+        "fuzzing",
+        "load",
+        "xtask",
+    ];
     names
         .filter(|name| own.contains(name))
         .map(str::to_owned)
