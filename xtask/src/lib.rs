@@ -10,6 +10,7 @@ pub mod fault_proxy;
 pub mod fill;
 pub mod foreign;
 pub mod fuzz;
+pub mod load;
 pub mod object_server;
 pub mod plain_cluster;
 pub mod plain_engine;

@@ -141,6 +141,43 @@ impl Postgres {
         Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
     }
 
+    /// As [`Postgres::sql`], of a text that may be longer than a word of a command line.
+    ///
+    /// # Errors
+    /// What `psql` says.
+    pub fn script(&self, text: &str) -> Result<String, Stop> {
+        let mut psql = Command::new(program("psql")?)
+            .args([
+                "-qtAX",
+                "-v",
+                "ON_ERROR_STOP=1",
+                "-h",
+                "127.0.0.1",
+                "-U",
+                "cachekeep",
+                "-d",
+            ])
+            .args(["postgres", "-p", &self.port.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        if let Some(mut input) = psql.stdin.take() {
+            input.write_all(text.as_bytes())?;
+        }
+        let output = psql.wait_with_output()?;
+        if !output.status.success() {
+            let errors = String::from_utf8_lossy(&output.stderr);
+            return Err(Stop::new(format!("psql: {errors}")));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
+    }
+
+    /// Where it keeps its data: the working folder of all its processes.
+    pub fn data_folder(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
     /// Kills every process of the server at once, as a crash of the machine would.
     ///
     /// # Errors

@@ -66,6 +66,21 @@ impl Service {
         Ok(service)
     }
 
+    /// One with a copy of the data of another one that is not running; it is started by [`Service::run`].
+    ///
+    /// # Errors
+    /// The data cannot be copied.
+    pub fn beside(other: &Self, settings: &[&str]) -> Result<Self, Stop> {
+        let folder = Scratch::new("service")?;
+        crate::load::copy(&other.data_folder(), &folder.path().join("data"))?;
+        Ok(Self {
+            child: None,
+            scheme: other.scheme,
+            settings: settings.iter().map(|word| (*word).to_owned()).collect(),
+            folder,
+        })
+    }
+
     /// Starts the service on the data it had.
     ///
     /// # Errors

@@ -39,8 +39,33 @@ pub const LOGIN_WAIT_MAX: Duration = Duration::from_secs(2);
 pub const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
 /// A client gets this long to send its request head: a slow one must not hold a connection.
 pub const HEADER_TIME_MAX: Duration = Duration::from_secs(10);
-/// Open connections at once; one more waits in the listen queue.
+/// Open connections at once; for one more another one makes room, if it asks for nothing.
 pub const CONNECTIONS_MAX: usize = 4096;
+/// The same of those that ask for metrics.
+pub const METRICS_CONNECTIONS_MAX: usize = 64;
+/// Descriptors that are kept for all that is not a connection: files of jobs, engines, the catalogue.
+pub const DESCRIPTORS_KEPT: u64 = 1024;
+/// A connection that never had a whole request makes room after this time: the first packet of a client that wants something has its
+/// head.
+pub const FRESH_CONNECTION_MIN: Duration = Duration::from_millis(50);
+/// One that had makes room where it has been without a request for so long: a client that goes on asking is not hit.
+pub const UNUSED_CONNECTION_MIN: Duration = Duration::from_secs(1);
+/// Connections that are told at once that there is no place for them: what comes beside is closed without a word.
+pub const FAREWELLS_AT_ONCE: usize = 64;
+/// How long such a one may take to read that.
+pub const FAREWELL_TIME_MAX: Duration = Duration::from_millis(200);
+/// Calls that wait for the disk, at once: each holds a thread. Writes come one after the other anyway; more of them would only take
+/// threads, of which there must be some left.
+pub const WAITING_CALLS_AT_ONCE: usize = 64;
+/// Of these so many are one project's: its slow calls are not to keep all others waiting.
+pub const WAITING_CALLS_OF_A_PROJECT: usize = 32;
+/// How long a call waits for its turn before it is told to come again: some hundred writes are before it then.
+pub const CALL_WAIT_MAX: Duration = Duration::from_secs(2);
+/// Calls that read a catalogue in PostgreSQL at once: fewer than this process has connections to it, so that jobs and the
+/// service's own health find one.
+pub const READS_AT_ONCE: usize = 12;
+/// How long a read waits for its turn before it is told to come again: health is told within a second however many wait.
+pub const READ_WAIT_MAX: Duration = Duration::from_secs(1);
 /// Instances named in one batch call (DCS.4100 beyond).
 pub const BATCH_INSTANCES_MAX: usize = 50;
 /// An Idempotency-Key counts this long: a client that still tries after a day has lost more than an answer, and the

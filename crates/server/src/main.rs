@@ -1,5 +1,6 @@
 //! cachekeep: a self-hosted Distributed Cache Service. Read ARCHITECTURE.md first.
 
+mod accept;
 mod api;
 mod app;
 mod audit;
@@ -8,6 +9,7 @@ mod catalog;
 mod cli;
 mod clock;
 mod config;
+mod connections;
 mod egress;
 mod hook;
 mod hosts;

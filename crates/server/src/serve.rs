@@ -7,11 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
-use tokio_rustls::TlsAcceptor;
 
 use crate::api::{metrics, router};
 use crate::app::{App, Vault};
@@ -23,8 +19,7 @@ use crate::jobs::aside::Aside;
 use crate::jobs::worker::{self, Board};
 use crate::metrics::Counters;
 use crate::secrets::{self, MasterKey};
-use crate::stall::Unstalled;
-use crate::{audit, backup, hook, hosts, journal, limits, reconcile, schedule, storage};
+use crate::{accept, audit, backup, hook, hosts, journal, limits, reconcile, schedule, storage};
 
 /// Opens everything below the data directory. Used by `serve` and by the administrator's commands.
 ///
@@ -542,9 +537,10 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     tracing::info!(%address, data_dir = %app.config.data_dir.display(), engines = engines.join(", "), "serving");
     if let Some(listener) = metrics_listener {
         let page = metrics::build(app.clone());
-        runtime.spawn(accept(page, listener, None));
+        runtime.spawn(accept::run(page, listener, None, limits::METRICS_CONNECTIONS_MAX));
     }
-    runtime.block_on(accept(router::build(app.clone(), roles.api), listener, tls))?;
+    let service = router::build(app.clone(), roles.api);
+    runtime.block_on(accept::run(service, listener, tls, accept::connections_max()))?;
     closing.store(true, Ordering::SeqCst);
     app.board.close();
     tracing::info!("stopping: engines stay up");
@@ -645,61 +641,6 @@ pub fn lock(data_dir: &Path) -> anyhow::Result<std::fs::File> {
         )
     })?;
     Ok(file)
-}
-
-/// Serves connections until the service is told to stop.
-async fn accept(
-    service: axum::Router,
-    listener: TcpListener,
-    tls: Option<TlsAcceptor>,
-) -> anyhow::Result<()> {
-    let connections = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
-    let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    loop {
-        let next = async {
-            // Not accepted before there is a place: it waits in the listen queue.
-            let permit = connections.clone().acquire_owned().await?;
-            Ok::<_, anyhow::Error>((permit, listener.accept().await))
-        };
-        let (permit, accepted) = tokio::select! {
-            next = next => next?,
-            _ = tokio::signal::ctrl_c() => return Ok(()),
-            _ = term.recv() => return Ok(()),
-        };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                // Out of descriptors: connections will close.
-                tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
-            }
-        };
-        let (service, tls) = (TowerToHyperService::new(service.clone()), tls.clone());
-        tokio::spawn(async move {
-            let _held = permit;
-            // Small answers go out at once.
-            let _unsupported_is_fine = stream.set_nodelay(true);
-            let stream = Unstalled::new(stream, limits::WRITE_STALL_MAX);
-            let mut http = hyper::server::conn::http1::Builder::new();
-            http.timer(TokioTimer::new())
-                .header_read_timeout(limits::HEADER_TIME_MAX)
-                .max_buf_size(limits::HEAD_BYTES_MAX)
-                .keep_alive(true);
-            let ended = match tls {
-                None => http.serve_connection(TokioIo::new(stream), service).await,
-                Some(acceptor) => {
-                    match tokio::time::timeout(limits::HEADER_TIME_MAX, acceptor.accept(stream)).await {
-                        Ok(Ok(stream)) => http.serve_connection(TokioIo::new(stream), service).await,
-                        _ => return,
-                    }
-                }
-            };
-            if let Err(error) = ended {
-                tracing::debug!(%error, "a connection ended early");
-            }
-        });
-    }
 }
 
 /// Makes the first project with its credentials, once; writes where the service listens, at every start.

@@ -3,11 +3,14 @@
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
+
+use crate::connections::Use;
 
 /// A stream that fails where a write makes no progress for `limit`. Reads may wait as long as they like.
 pub struct Unstalled<S> {
@@ -15,6 +18,8 @@ pub struct Unstalled<S> {
     limit: Duration,
     /// Since the first write that had to wait.
     waiting: Option<Pin<Box<Sleep>>>,
+    /// Told of each write that its peer takes.
+    used: Option<Arc<Use>>,
 }
 
 impl<S: Unpin> Unstalled<S> {
@@ -24,7 +29,15 @@ impl<S: Unpin> Unstalled<S> {
             stream,
             limit,
             waiting: None,
+            used: None,
         }
+    }
+
+    /// Tells of what the peer takes.
+    #[must_use]
+    pub fn telling(mut self, used: Arc<Use>) -> Self {
+        self.used = Some(used);
+        self
     }
 
     /// Lets `step` try; what has to wait too long becomes [`io::ErrorKind::TimedOut`].
@@ -35,6 +48,9 @@ impl<S: Unpin> Unstalled<S> {
     ) -> Poll<io::Result<T>> {
         if let Poll::Ready(done) = step(Pin::new(&mut self.stream), context) {
             self.waiting = None;
+            if let Some(used) = &self.used {
+                used.moved();
+            }
             return Poll::Ready(done);
         }
         let limit = self.limit;

@@ -6,7 +6,9 @@ mod clients;
 mod cluster;
 mod data;
 mod failover;
+mod generator;
 mod listing;
+mod load;
 mod parse;
 mod replay;
 mod report;
@@ -21,13 +23,15 @@ use report::Section;
 /// `cargo xtask bench --help`.
 pub const HELP: &str = "\
 Measures backup, restore, the restore list and the reading of RDB files beside the engine's own tools, a bare HTTP
-route and other readers.
+route and other readers; and the API under load.
 
   cargo xtask bench [--quick] [NAME...]
 
   --quick   one pair of small data: shows that the measurement works, says nothing about speed
   NAME      some of: backup, small-backup, restore, cluster, failover, replay, attached, switch, listing, parse; without
-            any: all
+            any: all of these; or load, which takes 40 minutes more and is run by its name only.
+            CACHEKEEP_BENCH_CATALOG=sqlite or postgres: only that one; CACHEKEEP_BENCH_SECONDS: its ten minutes;
+            CACHEKEEP_BENCH_GO=FILE: it waits for that file once all is seeded
 
 A full run of all takes about 20 minutes on 2 cores, needs 6 GiB of memory and 5 GiB of disk, and writes
 docs/benchmarks.md. Nothing else should run on the machine meanwhile.
@@ -46,8 +50,11 @@ const NAMES: [&str; 10] = [
     "parse",
 ];
 
+/// What is run by its name only.
+const BY_NAME: [&str; 1] = ["load"];
+
 /// Those whose sections stand alone: measured alone they replace what is written of them.
-const SECTIONS: [&str; 5] = ["attached", "cluster", "failover", "parse", "replay"];
+const SECTIONS: [&str; 6] = ["attached", "cluster", "failover", "load", "parse", "replay"];
 
 /// How much is measured.
 #[derive(Debug, Clone, Copy)]
@@ -62,6 +69,8 @@ struct Scale {
     requests: u32,
     /// Time of one run of wrk.
     load: Duration,
+    /// How many people's requests.
+    crowd: load::Amount,
 }
 
 const FULL: Scale = Scale {
@@ -70,6 +79,7 @@ const FULL: Scale = Scale {
     records: 1_000_000,
     requests: 500,
     load: Duration::from_secs(8),
+    crowd: load::FULL,
 };
 const QUICK: Scale = Scale {
     pairs: 1,
@@ -77,6 +87,7 @@ const QUICK: Scale = Scale {
     records: 20_000,
     requests: 50,
     load: Duration::from_secs(1),
+    crowd: load::QUICK,
 };
 
 /// Runs the measurements.
@@ -86,12 +97,16 @@ const QUICK: Scale = Scale {
 pub fn command(mut args: Args) -> Result<(), Stop> {
     let quick = args.flag("--quick");
     let chosen = args.names()?;
-    if let Some(unknown) = chosen.iter().find(|name| !NAMES.contains(&name.as_str())) {
+    if let Some(unknown) = chosen
+        .iter()
+        .find(|name| !NAMES.contains(&name.as_str()) && !BY_NAME.contains(&name.as_str()))
+    {
         return Err(
             Stop::new(format!("no measurement is called {unknown}")).advice("cargo xtask bench --help")
         );
     }
     let wants = |name: &str| chosen.is_empty() || chosen.iter().any(|chosen| chosen == name);
+    let is_named = |name: &str| chosen.iter().any(|chosen| chosen == name);
     let only_parse = chosen == ["parse"];
     let only_sections = !chosen.is_empty() && chosen.iter().all(|name| SECTIONS.contains(&name.as_str()));
     prepare(if only_parse { Purpose::Run } else { Purpose::Bench })?;
@@ -126,6 +141,11 @@ pub fn command(mut args: Args) -> Result<(), Stop> {
     if wants("parse") {
         sections.extend(parse::measure(&scale)?);
     }
+    if is_named("load") {
+        sections.extend(load::measure(&scale)?);
+    }
+    // A shortened run shows that it works, as a quick one does.
+    let quick = quick || std::env::var_os("CACHEKEEP_BENCH_SECONDS").is_some();
     if only_sections && !quick {
         return report::replace(&sections);
     }

@@ -51,7 +51,9 @@ pub fn before_the_body(app: &App, presented: &Presented<'_>) -> Result<Known, Ap
     if let Some(given) = signed_by(presented)? {
         check_date(presented, &given)?;
         // The id of a key is no secret: every request shows it.
-        let key = app.catalog.read(|tx| record::access_key(tx, given.access))?;
+        let key = app
+            .catalog
+            .look(presented.seen, |tx| record::access_key(tx, given.access))?;
         let usable = key.filter(|key| key.revoked_at.is_none());
         return usable.map(Known::Key).ok_or_else(wrong_signature);
     }
@@ -99,9 +101,7 @@ fn check_date<'a>(presented: &Presented<'a>, given: &Authorization<'_>) -> Resul
 
 fn check_token(app: &App, presented: &Presented<'_>, token: &[u8]) -> Result<Caller, ApiError> {
     let hash = sha256(token);
-    let scope = app
-        .catalog
-        .read_since(presented.seen, |tx| record::token(tx, &hash))?;
+    let scope = app.catalog.look(presented.seen, |tx| record::token(tx, &hash))?;
     let Some(scope) = scope else {
         return Err(ApiError::unauthenticated(
             "Incorrect IAM authentication information: unknown token.",

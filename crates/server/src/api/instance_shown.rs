@@ -25,7 +25,12 @@ use crate::resize::record as resize;
 /// # Errors
 /// The catalogue failed.
 pub fn status_word(tx: &Tx<'_>, instance: &Instance) -> Result<&'static str, Refusal> {
-    Ok(match (instance.status, command::activity(tx, &instance.id)?) {
+    Ok(word_of(instance, command::activity(tx, &instance.id)?))
+}
+
+/// As [`status_word`], where it is known what is being done.
+fn word_of(instance: &Instance, activity: Option<JobKind>) -> &'static str {
+    match (instance.status, activity) {
         (Status::Creating, _) => "CREATING",
         (Status::CreateFailed, _) => "CREATEFAILED",
         (_, Some(JobKind::Restore)) => "RESTORING",
@@ -38,7 +43,7 @@ pub fn status_word(tx: &Tx<'_>, instance: &Instance) -> Result<&'static str, Ref
         // Shown only where deleted ones are asked for.
         (Status::Deleting, _) => "DELETING",
         (Status::Deleted, _) => "DELETED",
-    })
+    }
 }
 
 /// An instance as lists and ShowInstance give it.
@@ -294,7 +299,7 @@ impl InstanceShown {
             instance_id: instance.id.to_string(),
             name: instance.name.clone(),
             description: instance.description.clone(),
-            status: status_word(tx, instance)?,
+            status: word_of(instance, activity),
             sub_status: "normal",
             engine: "Redis",
             engine_version: minor(&instance.engine_version),

@@ -271,7 +271,10 @@ pub fn list(request: &Request) -> Result<Reply, ApiError> {
             false => record::list(tx, project)?,
         };
         for instance in all {
-            let shown_status = status_word(tx, &instance)?;
+            let has_status = match &status {
+                None => true,
+                Some(status) => status == status_word(tx, &instance)?,
+            };
             let named = match &name {
                 None => true,
                 Some(name) if exact => instance.name == *name,
@@ -282,7 +285,7 @@ pub fn list(request: &Request) -> Result<Reply, ApiError> {
                     .as_ref()
                     .is_none_or(|id| instance.id.as_str().eq_ignore_ascii_case(id))
                 && named
-                && status.as_ref().is_none_or(|status| status == shown_status)
+                && has_status
                 && ip.as_ref().is_none_or(|ip| instance.bind.contains(ip.as_str()))
                 && capacity_mb.is_none_or(|wanted| (wanted - instance.capacity_mb as f64).abs() < 1.0)
                 && has_tags(&instance, &tags);

@@ -1,9 +1,10 @@
 //! The one path that each request takes: authenticate, read the body within limits, check the project, handle.
 
+use std::collections::HashMap;
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use axum::Router;
@@ -14,7 +15,7 @@ use axum::http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use axum::http::request::Parts;
 use axum::routing::any;
 use engine::defect;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use super::auth::{self, Caller, Known, Presented};
 use super::error::{ApiError, Shape, Version};
@@ -23,6 +24,7 @@ use super::routes::{Access, Reply, Route, Work, routes};
 use crate::app::App;
 use crate::audit::{self, Act};
 use crate::catalog::Seen;
+use crate::connections::Use;
 use crate::ids::{Moment, ProjectId};
 use crate::limits;
 use crate::refusal::Refusal;
@@ -41,14 +43,43 @@ struct Edge {
     requests: AtomicU64,
     /// KiB of bodies that are read for a signature that nothing has proven yet.
     unproven: Semaphore,
+    /// Of a catalogue that takes few readers at once; `None`: it takes as many as come.
+    reads: Option<Semaphore>,
+    calls: Arc<Semaphore>,
+    projects: ByProject,
     logins: Arc<Semaphore>,
     downloads: Arc<Semaphore>,
     watchers: Arc<Semaphore>,
 }
 
+/// Places for the calls of each project that has some at work or waiting.
+#[derive(Default)]
+struct ByProject(Mutex<HashMap<String, Weak<Semaphore>>>);
+
+impl ByProject {
+    fn places(&self, project: Option<&ProjectId>) -> Arc<Semaphore> {
+        let mut all = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let name = project.map_or("", ProjectId::as_str);
+        if let Some(places) = all.get(name).and_then(Weak::upgrade) {
+            return places;
+        }
+        // Those of whom nobody waits any more.
+        all.retain(|_, places| places.strong_count() > 0);
+        let places = Arc::new(Semaphore::new(limits::WAITING_CALLS_OF_A_PROJECT));
+        all.insert(name.to_owned(), Arc::downgrade(&places));
+        places
+    }
+}
+
 /// The whole service as an axum router; where it is not `whole`, what tells of its health.
 pub fn build(app: Arc<App>, is_whole: bool) -> Router {
     let edge = Arc::new(Edge {
+        reads: app
+            .catalog
+            .is_shared()
+            .then(|| Semaphore::new(limits::READS_AT_ONCE)),
+        calls: Arc::new(Semaphore::new(limits::WAITING_CALLS_AT_ONCE)),
+        projects: ByProject::default(),
         app,
         run: uuid::Uuid::new_v4().as_u64_pair().1,
         requests: AtomicU64::new(1),
@@ -160,6 +191,10 @@ async fn handle(
         let (caller, body) = identify(edge, &head, body, now, seen).await?;
         (Some(caller), body)
     };
+    // Not before: whoever keeps us waiting for a body must not hold a place by that.
+    if let Some(used) = head.extensions.get::<Arc<Use>>() {
+        used.begin();
+    }
     let at = at.ok_or_else(|| ApiError::Service {
         status: 405,
         code: 5001,
@@ -192,8 +227,14 @@ async fn handle(
         (Some(caller), Access::Credential) => Some(caller.project.clone()),
         _ => None,
     };
+    let mut of_project = None;
     let slot = match route.work {
-        Work::Quick | Work::Waits => None,
+        Work::Quick => None,
+        Work::Waits => {
+            let places = edge.projects.places(project.as_ref());
+            of_project = Some(slot(&places, limits::CALL_WAIT_MAX).await?);
+            Some(slot(&edge.calls, limits::CALL_WAIT_MAX).await?)
+        }
         Work::Hashes => Some(slot(&edge.logins, limits::LOGIN_WAIT_MAX).await?),
         Work::Streams => Some(slot(&edge.downloads, limits::DOWNLOAD_WAIT_MAX).await?),
         Work::Watches => Some(slot(&edge.watchers, limits::DOWNLOAD_WAIT_MAX).await?),
@@ -215,6 +256,11 @@ async fn handle(
     };
     let handler = route.handler;
     if route.work == Work::Quick {
+        // Health is asked for when all else waits.
+        let _reads = match open {
+            true => None,
+            false => turn(edge).await?,
+        };
         return handler(&request);
     }
     let act = request.project.as_ref().map(|project| Act {
@@ -224,9 +270,12 @@ async fn handle(
         what: route.name.to_owned(),
         subject: named_in(&request),
     });
-    let handle = move || match act {
-        Some(act) => audit::acting(act, || handler(&request)),
-        None => handler(&request),
+    let handle = move || {
+        let _held = of_project;
+        match act {
+            Some(act) => audit::acting(act, || handler(&request)),
+            None => handler(&request),
+        }
     };
     match tokio::task::spawn_blocking(handle).await {
         Ok(reply) => reply,
@@ -259,7 +308,16 @@ async fn identify(
         now,
         seen,
     };
-    let key = match auth::before_the_body(&edge.app, &presented) {
+    let reads = match turn(edge).await {
+        Ok(reads) => reads,
+        Err(error) => {
+            discard(body).await;
+            return Err(error);
+        }
+    };
+    let known = auth::before_the_body(&edge.app, &presented);
+    drop(reads);
+    let key = match known {
         Ok(Known::Caller(caller)) => return Ok((caller, read(body, head, limits::BODY_BYTES_MAX).await?)),
         Ok(Known::Key(key)) => key,
         Err(error) => {
@@ -328,6 +386,17 @@ async fn discard(mut body: Body) {
         }
     };
     let _given_up = tokio::time::timeout(limits::BODY_WAIT_MAX, taken).await;
+}
+
+/// A turn at the catalogue, waited for a while: without a thread, so that the runtime keeps its own.
+async fn turn(edge: &Edge) -> Result<Option<SemaphorePermit<'_>>, ApiError> {
+    let Some(reads) = &edge.reads else {
+        return Ok(None);
+    };
+    match tokio::time::timeout(limits::READ_WAIT_MAX, reads.acquire()).await {
+        Ok(Ok(turn)) => Ok(Some(turn)),
+        _ => Err(too_many()),
+    }
 }
 
 /// One of the few places for this kind of work, waited for a while.

@@ -166,6 +166,22 @@ impl Catalog {
         }
     }
 
+    /// As [`Self::read_since`], for one statement, which sees one state by itself: over a network a transaction around it would triple
+    /// what it takes. `work` may be run again.
+    ///
+    /// # Errors
+    /// What `work` returns, or [`Error::Database`].
+    pub fn look<T, E: From<Error>>(
+        &self,
+        seen: Seen,
+        work: impl Fn(&Tx<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        match &self.backend {
+            Backend::Sqlite(database) => database.read(seen, |open| work(&Tx(Session::Sqlite(open)))),
+            Backend::Postgres(database) => database.look(|open| work(&Tx(Session::Postgres(open)))),
+        }
+    }
+
     /// Runs `work` alone; what it did is durable when this returns `Ok`, and undone where it returns `Err`.
     ///
     /// # Errors
@@ -227,8 +243,12 @@ impl Catalog {
 
     /// Whether the database answers at all.
     pub fn is_readable(&self) -> bool {
-        self.read(|tx| tx.one("SELECT count(*) FROM project", (), |_| Ok(())))
-            .is_ok()
+        match &self.backend {
+            Backend::Sqlite(_) => self
+                .read(|tx| tx.one("SELECT count(*) FROM project", (), |_| Ok(())))
+                .is_ok(),
+            Backend::Postgres(database) => database.answers(),
+        }
     }
 }
 

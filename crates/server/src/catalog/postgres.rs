@@ -64,6 +64,8 @@ pub struct Database {
     is_outgrown: AtomicBool,
     /// Who waits for the advisory lock waits here first, and holds no connection meanwhile.
     writer: Mutex<()>,
+    /// For the question whether it answers: all others may be in use.
+    health: Mutex<Option<Open>>,
 }
 
 struct Idle {
@@ -160,6 +162,7 @@ impl Database {
             is_patient: false,
             is_outgrown: AtomicBool::new(false),
             writer: Mutex::new(()),
+            health: Mutex::default(),
         })
     }
 
@@ -350,6 +353,25 @@ impl Database {
         }
     }
 
+    /// Whether it answers, and soon.
+    pub fn answers(&self) -> bool {
+        block_in_place(|| {
+            let mut kept = lock(&self.health);
+            let ask = |open: Result<Open, Error>| {
+                let open = open.ok()?;
+                let sql = "SET statement_timeout = '1s'; SELECT count(*) FROM project";
+                let asked = open.client.borrow_mut().batch_execute(sql);
+                asked.ok().map(|()| open)
+            };
+            // One that broke since the last question is made anew.
+            *kept = kept
+                .take()
+                .and_then(|open| ask(Ok(open)))
+                .or_else(|| ask(self.connect()));
+            kept.is_some()
+        })
+    }
+
     /// Runs `work` on one state.
     ///
     /// # Errors
@@ -366,6 +388,28 @@ impl Database {
         let result = work(lent.get())?;
         lent.finish("COMMIT")?;
         Ok(result)
+    }
+
+    /// Runs `work`, which is one statement, outside of a transaction; on a connection that turns out to be broken since it was used
+    /// last, again on another one.
+    ///
+    /// # Errors
+    /// What `work` returns, [`Error::Away`], [`Error::Database`].
+    pub fn look<T, E: From<Error>>(&self, work: impl Fn(&Open) -> Result<T, E>) -> Result<T, E> {
+        block_in_place(|| {
+            loop {
+                let lent = self.borrow()?;
+                let is_fresh = lent.get().statements.borrow().is_empty();
+                let result = work(lent.get());
+                if result.is_ok() {
+                    lent.put_back();
+                    return result;
+                }
+                if is_fresh || !lent.get().client.borrow().is_closed() {
+                    return result;
+                }
+            }
+        })
     }
 
     /// Runs `work` alone.
@@ -474,6 +518,13 @@ impl Lent<'_> {
     )]
     fn get(&self) -> &Open {
         self.open.as_ref().expect("a connection until the guard ends")
+    }
+
+    /// No transaction was begun on it.
+    fn put_back(mut self) {
+        if let Some(open) = self.open.take() {
+            lock(&self.of.idle).sessions.push(open);
+        }
     }
 
     fn finish(mut self, sql: &str) -> Result<(), Error> {

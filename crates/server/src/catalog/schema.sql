@@ -235,6 +235,8 @@ CREATE TABLE backup (
 CREATE UNIQUE INDEX backup_instance_ordinal_unique ON backup(instance_id, ordinal);
 -- After the one above: of equal ones SQLite takes the later one.
 CREATE INDEX backup_succeeded_index ON backup(instance_id, ordinal) WHERE status = 'succeeded';
+-- What lists count, without the rows.
+CREATE INDEX backup_listed_index ON backup(instance_id, ordinal, created_at_ms) WHERE status <> 'deleted';
 -- A run is made once, whatever the clock says: see schedule/mod.rs.
 CREATE UNIQUE INDEX backup_schedule_try_unique ON backup(schedule_id, due_at_ms, try_number) WHERE schedule_id IS NOT NULL;
 CREATE INDEX backup_safety_index ON backup(instance_id) WHERE kind = 'safety';

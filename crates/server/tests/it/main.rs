@@ -40,6 +40,7 @@ mod instances;
 mod isolation;
 mod keys;
 mod layouts;
+mod load;
 mod metrics;
 mod migrate;
 mod migrations;

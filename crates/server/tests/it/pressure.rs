@@ -1,13 +1,17 @@
 //! What a crowd of strangers can do to the service: little.
 
+use std::collections::VecDeque;
 use std::io::Write;
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
+use xtask::postgres::Postgres;
 
 use crate::http::Request;
-use crate::service::{Caller, Credential, Service};
+use crate::service::{Caller, Credential, Service, wait};
 
 /// Resident memory of the service, in KiB.
 fn resident(service: &Service) -> u64 {
@@ -165,4 +169,128 @@ fn a_log_in_needs_no_more_than_sixteen_kibibytes() {
     stranger.send(long).refused("413 413");
     let fits = Request::new("POST", "/v3/auth/tokens").body(&vec![b' '; 16 * 1024]);
     stranger.send(fits).refused("400 400");
+}
+
+/// Dials as fast as the service takes it until all is over, and asks for nothing.
+fn dial_again_and_again(service: &Service, is_over: &AtomicBool) {
+    let mut held = VecDeque::new();
+    while !is_over.load(Ordering::SeqCst) {
+        if let Ok(mut stream) = TcpStream::connect(service.address()) {
+            let _ended_already = stream.write_all(b"GET /healthz HTTP/1.1\r\nX-Slow: ");
+            held.push_back(stream);
+        }
+        if held.len() > 200 {
+            held.pop_front();
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn who_holds_every_connection_and_asks_for_nothing_makes_room_for_who_asks() {
+    /// As many as the service has places, or more of them where it has fewer.
+    const HELD: usize = 4096;
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    setrlimit(Resource::Nofile, raised).unwrap();
+    let service = Service::start();
+    let caller = service.caller();
+    // One that is in use stays.
+    let mut kept = service.connect();
+    let health = Request::new("GET", "/healthz");
+    let log_in = b"POST /v3/auth/tokens HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n";
+    let held: Vec<TcpStream> = (0..HELD)
+        .map(|number| {
+            let mut stream = TcpStream::connect(service.address()).unwrap();
+            // Nothing, half a head, a head whose body never comes.
+            let _ended_already = match number % 3 {
+                0 => stream.write_all(b"GET /healthz HTTP/1.1\r\nX-Slow: "),
+                1 => stream.write_all(log_in),
+                _ => Ok(()),
+            };
+            if number % 64 == 0 {
+                assert_eq!(kept.send(&health).status, 200);
+            }
+            stream
+        })
+        .collect();
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| dial_again_and_again(&service, &is_over));
+        let asked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for _ in 0..20 {
+                let began = Instant::now();
+                assert_eq!(service.connect().send(&health).status, 200);
+                assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+                assert_eq!(kept.send(&health).status, 200);
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            caller.get("/instances").expect(200);
+        }));
+        is_over.store(true, Ordering::SeqCst);
+        asked.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+    let resident = resident(&service) / 1024;
+    assert!(resident < 512, "{resident} MiB");
+    drop(held);
+}
+
+#[test]
+fn while_the_catalogue_keeps_its_readers_waiting_others_are_told_to_come_again_and_health_is_told_at_once() {
+    let server = Postgres::start().unwrap();
+    let url = server.make_schema("stuck").unwrap();
+    let service = Service::start_with(&[], &[("CACHEKEEP_CATALOG", &url)]);
+    let token = service.logged_in();
+    let Credential::Token(text) = token.credential() else {
+        unreachable!("it has just logged in")
+    };
+    // What all reads need, and then what only handlers read, behind the bound for reads.
+    for (table, least_refused) in [("token", 20), ("instance", 0)] {
+        std::thread::scope(|scope| {
+            let stuck =
+                format!("BEGIN; LOCK TABLE stuck.{table} IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(30)");
+            scope.spawn(|| server.sql(&stuck).unwrap_err());
+            let holder = format!(
+                "SELECT pid FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND granted \
+                 AND relation = 'stuck.{table}'::regclass"
+            );
+            let holder = wait("a lock", || {
+                Some(server.sql(&holder).unwrap()).filter(|pid| !pid.is_empty())
+            });
+            let crowd: Vec<_> = (0..40)
+                .map(|number| {
+                    let caller = service.caller_with(&token.project, Credential::Token(text.clone()));
+                    scope.spawn(move || match number % 2 {
+                        0 => caller.get("/instances"),
+                        _ => caller.get("/instances-logical-nodes"),
+                    })
+                })
+                .collect();
+            std::thread::sleep(Duration::from_millis(500));
+            for path in ["/healthz", "/readyz"] {
+                let began = Instant::now();
+                assert_eq!(service.connect().send(&Request::new("GET", path)).status, 200);
+                assert!(
+                    began.elapsed() < Duration::from_secs(1),
+                    "{path}: {:?}",
+                    began.elapsed()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(1000));
+            server
+                .sql(&format!("SELECT pg_terminate_backend({holder})"))
+                .unwrap();
+            let answers: Vec<_> = crowd.into_iter().map(|one| one.join().unwrap()).collect();
+            let refused: Vec<_> = answers.iter().filter(|answer| answer.status != 200).collect();
+            for answer in &refused {
+                assert_eq!(answer.verdict(), "429 APIGW.0308");
+                assert_eq!(answer.header("retry-after"), Some("1"));
+            }
+            assert!(refused.len() >= least_refused, "{table}: {}", refused.len());
+        });
+    }
+    token.get("/instances").expect(200);
 }

@@ -409,6 +409,10 @@ pub struct Caller {
 }
 
 impl Caller {
+    pub fn credential(&self) -> &Credential {
+        &self.credential
+    }
+
     pub fn send(&self, request: Request) -> Answer {
         let request = self.credential.put_on(request);
         self.connection.lock().unwrap().send(&request)
