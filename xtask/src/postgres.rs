@@ -147,17 +147,9 @@ impl Postgres {
     /// What `psql` says.
     pub fn script(&self, text: &str) -> Result<String, Stop> {
         let mut psql = Command::new(program("psql")?)
-            .args([
-                "-qtAX",
-                "-v",
-                "ON_ERROR_STOP=1",
-                "-h",
-                "127.0.0.1",
-                "-U",
-                "cachekeep",
-                "-d",
-            ])
-            .args(["postgres", "-p", &self.port.to_string()])
+            .args(["-qtAX", "-v", "ON_ERROR_STOP=1", "-U", "cachekeep", "-d", "postgres"])
+            .args(["-h", &self.address.ip().to_string()])
+            .args(["-p", &self.address.port().to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
