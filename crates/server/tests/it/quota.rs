@@ -10,7 +10,7 @@ use xtask::resp;
 
 use crate::migrations::{begin, ended};
 use crate::schedule::{daily, has_files, set_policy, wait_records};
-use crate::service::{Caller, Credential, Service, wait};
+use crate::service::{Credential, Service, wait};
 use crate::storage::{BUCKET, add};
 
 const MIB: usize = 1 << 20;

@@ -350,6 +350,8 @@ impl Work<'_> {
         });
         Finished {
             size_bytes: manifest.stored_bytes,
+            // But for the manifest itself.
+            put_bytes: manifest.objects().map(|object| object.stored_bytes).sum(),
             plain_bytes: manifest.plain_bytes,
             keys: manifest.keys,
             used_memory_bytes: used.unwrap_or(0),

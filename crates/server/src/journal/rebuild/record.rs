@@ -153,9 +153,9 @@ pub(super) fn insert_found(tx: &Tx<'_>, found: &FoundBackup<'_>, finished: &Fini
     }
     tx.execute(
         "INSERT INTO backup (id, instance_id, project_id, ordinal, name, kind, format, status, progress_bp, size_bytes, \
-         plain_bytes, keys, used_memory_bytes, prefix, storage_id, manifest_blake3, created_at_ms, execution_at_ms, updated_at_ms) \
+         plain_bytes, keys, used_memory_bytes, prefix, storage_id, manifest_blake3, created_at_ms, execution_at_ms, updated_at_ms, reserved_bytes) \
          VALUES (?1, ?2, ?3, (SELECT coalesce(max(ordinal), 0) + 1 FROM backup WHERE instance_id = ?2), ?4, 'manual', 'rdb', \
-         'succeeded', 10000, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?12, ?12)",
+         'succeeded', 10000, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?12, ?12, ?13)",
         params![
             found.id,
             instance,
@@ -169,6 +169,7 @@ pub(super) fn insert_found(tx: &Tx<'_>, found: &FoundBackup<'_>, finished: &Fini
             found.storage,
             finished.manifest_blake3,
             found.created_at,
+            finished.put_bytes,
         ],
     )?;
     Ok(true)
