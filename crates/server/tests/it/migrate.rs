@@ -11,7 +11,7 @@ use crate::service::{Caller, PROGRAM, Service, wait};
 use crate::storage::{BUCKET, add};
 
 /// Takes out what the step to version 2 has put in.
-const BACK_TO_1: &str = "DROP INDEX backup_project_index; ALTER TABLE backup DROP COLUMN reserved_bytes; \
+const BACK_TO_1: &str = "DROP INDEX backup_project_index; DROP INDEX backup_listed_index; ALTER TABLE backup DROP COLUMN reserved_bytes; \
     ALTER TABLE instance DROP COLUMN rpo_ms; ALTER TABLE instance DROP COLUMN rpo_since_ms; \
     ALTER TABLE instance DROP COLUMN rpo_keep_ms; ALTER TABLE project DROP COLUMN quota_bytes; DROP TABLE compatibility; ";
 
