@@ -147,7 +147,15 @@ impl Postgres {
     /// What `psql` says.
     pub fn script(&self, text: &str) -> Result<String, Stop> {
         let mut psql = Command::new(program("psql")?)
-            .args(["-qtAX", "-v", "ON_ERROR_STOP=1", "-U", "cachekeep", "-d", "postgres"])
+            .args([
+                "-qtAX",
+                "-v",
+                "ON_ERROR_STOP=1",
+                "-U",
+                "cachekeep",
+                "-d",
+                "postgres",
+            ])
             .args(["-h", &self.address.ip().to_string()])
             .args(["-p", &self.address.port().to_string()])
             .stdin(Stdio::piped())
