@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 
-use crate::connections::{Answered, Connections, Patience, Place};
+use crate::connections::{Answered, Connections, Patience, Place, Shared};
 use crate::limits;
 use crate::stall::Unstalled;
 
@@ -38,7 +38,7 @@ pub async fn run(
             _ = term.recv() => return Ok(()),
         };
         let stream = match accepted {
-            Ok((stream, _)) => stream,
+            Ok((stream, _)) => Arc::new(stream),
             Err(error) => {
                 // Out of descriptors: connections will close.
                 tracing::warn!(%error, "cannot accept a connection");
@@ -46,8 +46,9 @@ pub async fn run(
                 continue;
             }
         };
-        let Some(place) = connections.enter() else {
+        let Some(place) = connections.enter(&stream) else {
             if tls.is_none()
+                && let Some(stream) = Arc::into_inner(stream)
                 && let Ok(turn) = farewells.clone().try_acquire_owned()
             {
                 tokio::spawn(refuse(stream, turn));
@@ -58,7 +59,7 @@ pub async fn run(
         tokio::spawn(async move {
             // Small answers go out at once.
             let _unsupported_is_fine = stream.set_nodelay(true);
-            let stream = Unstalled::new(stream, limits::WRITE_STALL_MAX).telling(place.used());
+            let stream = Unstalled::new(Shared(stream), limits::WRITE_STALL_MAX).telling(place.used());
             let served = async {
                 match tls {
                     None => talk(stream, service, &place).await,
@@ -107,7 +108,8 @@ where
     let service = TowerToHyperService::new(service);
     let answer = hyper::service::service_fn(|mut request: hyper::Request<hyper::body::Incoming>| {
         let (used, service) = (place.used(), service.clone());
-        // Whoever works on it says when it is there whole.
+        used.begin();
+        // For whoever has to wait for its body.
         request.extensions_mut().insert(used.clone());
         async move {
             let answer = hyper::service::Service::call(&service, request).await;

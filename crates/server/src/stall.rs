@@ -18,7 +18,7 @@ pub struct Unstalled<S> {
     limit: Duration,
     /// Since the first write that had to wait.
     waiting: Option<Pin<Box<Sleep>>>,
-    /// Told of each write that its peer takes.
+    /// Told of each write that its peer takes, and of what it sends.
     used: Option<Arc<Use>>,
 }
 
@@ -33,7 +33,7 @@ impl<S: Unpin> Unstalled<S> {
         }
     }
 
-    /// Tells of what the peer takes.
+    /// Tells of what the peer takes and sends.
     #[must_use]
     pub fn telling(mut self, used: Arc<Use>) -> Self {
         self.used = Some(used);
@@ -70,7 +70,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Unstalled<S> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if read.is_ready()
+            && let Some(used) = &self.used
+        {
+            used.moved();
+        }
+        read
     }
 }
 

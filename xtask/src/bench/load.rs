@@ -270,7 +270,7 @@ fn of_postgres(amount: &Amount, prepared: Prepared) -> Result<Section, Stop> {
         title: "Load, the catalogue in PostgreSQL",
         how: how(
             amount,
-            "PostgreSQL is on the same machine, with fsync. A node with the role api answers; a worker made the idle instances \
+            "PostgreSQL is on the same machine, with fsync and synchronous_commit; the short catalogue is another database of it. A node with the role api answers; a worker made the idle instances \
              before, is away during the load, and makes their backups afterwards.",
         ),
         rows,

@@ -191,10 +191,6 @@ async fn handle(
         let (caller, body) = identify(edge, &head, body, now, seen).await?;
         (Some(caller), body)
     };
-    // Not before: whoever keeps us waiting for a body must not hold a place by that.
-    if let Some(used) = head.extensions.get::<Arc<Use>>() {
-        used.begin();
-    }
     let at = at.ok_or_else(|| ApiError::Service {
         status: 405,
         code: 5001,
@@ -311,7 +307,7 @@ async fn identify(
     let reads = match turn(edge).await {
         Ok(reads) => reads,
         Err(error) => {
-            discard(body).await;
+            discard(body, head).await;
             return Err(error);
         }
     };
@@ -321,7 +317,7 @@ async fn identify(
         Ok(Known::Caller(caller)) => return Ok((caller, read(body, head, limits::BODY_BYTES_MAX).await?)),
         Ok(Known::Key(key)) => key,
         Err(error) => {
-            discard(body).await;
+            discard(body, head).await;
             return Err(error);
         }
     };
@@ -359,10 +355,15 @@ async fn read(body: Body, head: &Parts, limit: usize) -> Result<Bytes, ApiError>
         .get(CONTENT_LENGTH)
         .and_then(|text| text.to_str().ok()?.parse::<u64>().ok());
     if length.is_some_and(|length| length > limit as u64) {
-        discard(body).await;
+        discard(body, head).await;
         return Err(too_large());
     }
-    match tokio::time::timeout(limits::REQUEST_TIME_MAX, axum::body::to_bytes(body, limit)).await {
+    wait_for(&body, head);
+    let body = tokio::time::timeout(limits::REQUEST_TIME_MAX, axum::body::to_bytes(body, limit)).await;
+    if let Some(used) = head.extensions.get::<Arc<Use>>() {
+        used.begin();
+    }
+    match body {
         Ok(Ok(body)) => Ok(body),
         Ok(Err(_)) => Err(too_large()),
         Err(_) => Err(ApiError::Gateway {
@@ -373,8 +374,18 @@ async fn read(body: Body, head: &Parts, limit: usize) -> Result<Bytes, ApiError>
     }
 }
 
+/// Says of the connection that it is its peer who keeps us waiting, where more of the body is to come.
+fn wait_for(body: &Body, head: &Parts) {
+    if !body.is_end_stream()
+        && let Some(used) = head.extensions.get::<Arc<Use>>()
+    {
+        used.wait();
+    }
+}
+
 /// Takes a body that nobody wants off the connection, so that its sender reads our answer; keeps nothing of it.
-async fn discard(mut body: Body) {
+async fn discard(mut body: Body, head: &Parts) {
+    wait_for(&body, head);
     let mut left = limits::BODY_BYTES_MAX;
     let taken = async {
         while let Some(Ok(frame)) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
