@@ -249,9 +249,8 @@ fn while_the_catalogue_keeps_its_readers_waiting_others_are_told_to_come_again_a
     };
     // What all reads need, and then what only handlers read, behind the bound for reads.
     for (table, least_refused) in [("token", 20), ("instance", 0)] {
+        let stuck = format!("BEGIN; LOCK TABLE stuck.{table} IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(30)");
         std::thread::scope(|scope| {
-            let stuck =
-                format!("BEGIN; LOCK TABLE stuck.{table} IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(30)");
             scope.spawn(|| server.sql(&stuck).unwrap_err());
             let holder = format!(
                 "SELECT pid FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND granted \
