@@ -170,8 +170,8 @@ mod tests {
     fn of_few_descriptors_half_are_connections_and_of_many_as_many_as_may_be() {
         let of = connections_of;
         assert_eq!(
-            [of(256), of(1024), of(4096), of(5120), of(20_000)],
-            [128, 512, 3072, 4096, 4096]
+            [of(256), of(1024), of(4096), of(9216), of(20_000)],
+            [128, 512, 3072, 8192, 8192]
         );
     }
 }

@@ -22,7 +22,7 @@ pub const UNPROVEN_BODIES_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// How long a body waits for its share of that, and how long an unwanted one is taken off the connection.
 pub const BODY_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Bytes of a request's head with its headers: tokens and signatures have a few hundred.
-pub const HEAD_BYTES_MAX: usize = 64 * 1024;
+pub const HEAD_BYTES_MAX: usize = 32 * 1024;
 /// A peer that takes nothing of an answer for this long loses its connection.
 pub const WRITE_STALL_MAX: Duration = Duration::from_secs(60);
 /// Downloads at once: each holds a thread, a segment of 8 MiB as stored and as decoded, and 2 MiB for its client.
@@ -39,8 +39,9 @@ pub const LOGIN_WAIT_MAX: Duration = Duration::from_secs(2);
 pub const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
 /// A client gets this long to send its request head: a slow one must not hold a connection.
 pub const HEADER_TIME_MAX: Duration = Duration::from_secs(10);
-/// Open connections at once; for one more another one makes room, if it asks for nothing.
-pub const CONNECTIONS_MAX: usize = 4096;
+/// Open connections at once; for one more another one makes room, if it asks for nothing. Each has some 25 KiB; with heads of
+/// [`HEAD_BYTES_MAX`] they have 256 MiB together.
+pub const CONNECTIONS_MAX: usize = 8192;
 /// The same of those that ask for metrics.
 pub const METRICS_CONNECTIONS_MAX: usize = 64;
 /// Descriptors that are kept for all that is not a connection: files of jobs, engines, the catalogue.

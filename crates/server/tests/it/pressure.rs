@@ -189,7 +189,7 @@ fn dial_again_and_again(service: &Service, is_over: &AtomicBool) {
 #[test]
 fn who_holds_every_connection_and_asks_for_nothing_makes_room_for_who_asks() {
     /// As many as the service has places, or more of them where it has fewer.
-    const HELD: usize = 4096;
+    const HELD: usize = 8192;
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
@@ -224,7 +224,8 @@ fn who_holds_every_connection_and_asks_for_nothing_makes_room_for_who_asks() {
             for _ in 0..20 {
                 let began = Instant::now();
                 assert_eq!(service.connect().send(&health).status, 200);
-                assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+                // A connection that dials while the queue is full dials again after a second.
+                assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
                 assert_eq!(kept.send(&health).status, 200);
                 std::thread::sleep(Duration::from_millis(50));
             }
