@@ -135,13 +135,13 @@ fn a_cluster_is_restored_and_undone_under_clients_that_see_one_change_and_no_gap
     let all = ports(&caller.wait_idle(&instance));
     let mut client = Client::new(&all);
     client.fill(500);
-    // One is due before it is restored, the other is not.
-    client.call(&["SET", "soon", "v", "PX", "1500"]);
     client.call(&["SET", "late", "v", "PXAT", "4102444800000"]);
     // A replica loads it for so long that it is asked meanwhile.
     let big = "x".repeat(32 * 1024 * 1024);
     client.call(&["SET", "big", &big]);
     set_era(&mut client, "backup");
+    // Due before it is restored, as the other one is not.
+    client.call(&["SET", "soon", "v", "PX", "1500"]);
     let backup = caller.make_backup(&instance, "three shards");
     set_era(&mut client, "now");
     client.call(&["SET", "key:1", "changed"]);

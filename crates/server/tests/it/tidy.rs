@@ -91,7 +91,14 @@ fn sql_is_written_only_beside_the_records_it_moves() {
 
 #[test]
 fn only_the_edge_speaks_http_and_the_words_of_dcs() {
-    let edge = ["api/", "cli/", "serve.rs", "tls.rs"];
+    let edge = [
+        "api/",
+        "cli/",
+        "serve.rs",
+        "accept.rs",
+        "connections.rs",
+        "tls.rs",
+    ];
     let words = [
         "axum",
         "hyper",
