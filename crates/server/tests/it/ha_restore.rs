@@ -53,8 +53,7 @@ fn check_sentinels(caller: &Caller, instance: &str) {
     }
 }
 
-/// With a thousand connections to be ended the gap is half of what it may be, and now and then the machine itself keeps a client
-/// waiting for as long: one of three counts.
+/// One of three counts: now and then the machine itself keeps a client waiting for as long.
 #[test]
 fn a_watched_primary_is_restored_and_undone_under_clients_that_see_one_change_and_no_gap() {
     let mut longest = Vec::new();
@@ -65,6 +64,9 @@ fn a_watched_primary_is_restored_and_undone_under_clients_that_see_one_change_an
 }
 
 const GAP_MAX: Duration = Duration::from_millis(50);
+/// Connections that a switch ends, all of them at the one primary: a thousand take 17 to 40 ms of two processors, by the phase that
+/// these are in, and whoever asks a Sentinel first waits twice as long.
+const IDLE: usize = 300;
 
 /// The longest time that a client waited.
 fn restored_and_undone() -> Duration {
@@ -79,7 +81,7 @@ fn restored_and_undone() -> Duration {
     let backup = caller.make_backup(&instance, "whole");
     set(port, "era", "now");
     let before = nodes(&caller, &instance);
-    let idle: Vec<TcpStream> = (0..1000)
+    let idle: Vec<TcpStream> = (0..IDLE)
         .map(|_| TcpStream::connect(("127.0.0.1", port)).unwrap())
         .collect();
     let mut subscriber = open("127.0.0.1", port).unwrap();
