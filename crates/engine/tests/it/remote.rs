@@ -183,7 +183,12 @@ fn a_long_listing_comes_whole_part_by_part_through_a_network_that_breaks() {
     });
     let proxy = FaultProxy::start(server.address(), 3, Duration::from_millis(500)).unwrap();
     proxy.set_percent(20);
-    let far = Store::open_remote(&spec(proxy.address()), QUICK).unwrap();
+    // The server takes a third of a second for a thousand names before it says anything.
+    let patience = Patience {
+        silence: Duration::from_secs(3),
+        ..QUICK
+    };
+    let far = Store::open_remote(&spec(proxy.address()), patience).unwrap();
     let mut seen = std::collections::BTreeSet::new();
     far.list_each("many", |name| {
         seen.insert(name.to_owned());
