@@ -130,7 +130,7 @@ def test_refusals(document, filled):
             malformed = {"instance_id": "no-uuid", "backup_id": "no-uuid", "restore_id": "no-uuid"}
             unknown = {"instance_id": UNKNOWN, "backup_id": UNKNOWN, "restore_id": UNKNOWN}
             if "{instance_id}" in path:
-                body = {"json": {"backup_id": UNKNOWN, "expiration": 300, "name": "renamed-1", "url": "https://example.invalid/dump.rdb", "new_password": "Abcdef-12", "new_capacity": 0.25, "cron": "0 2 * * *", "reason": "case 1234"}}
+                body = {"json": {"backup_id": UNKNOWN, "expiration": 300, "name": "renamed-1", "url": "https://example.invalid/dump.rdb", "new_password": "Abcdef-12", "new_capacity": 0.25, "cron": "0 2 * * *", "reason": "case 1234", "objective_minutes": 360}}
                 more = body if method in ("post", "put") else {}
                 answer = call(method, filled.path(path, **malformed), **more)
                 checks.same(f"{claim}: malformed instance", answer.status_code, 400)
