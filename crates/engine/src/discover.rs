@@ -184,63 +184,36 @@ impl Found {
     }
 }
 
-/// Finds out what `seeds` are part of, of which one that answers is enough. Of several primaries that a Sentinel watches,
-/// `name` says which is meant.
+/// Finds out what `seeds` are part of, of which one that leads there is enough: another one may not have heard yet of a failover.
+/// Of several primaries that a Sentinel watches, `name` says which is meant.
 ///
 /// # Errors
 /// [`Kind::Connection`], [`Kind::Idle`], [`Kind::Auth`], [`Kind::Protocol`] where no seed, or a primary, can be used;
 /// [`Kind::Refused`] with what is not as it must be: slots without a shard, a failover under way.
 pub fn discover(seeds: &[HostPort], name: Option<&str>, dial: Dial<'_>) -> Result<Found, Error> {
-    let (at, mut node) = first(seeds, dial)?;
-    let server = node.info("server")?;
-    match mode(&server) {
-        Some("sentinel") => {
-            let (primary, sentinels) = ask_sentinel(&at, &mut node, name)?;
-            let mut node = dial(&primary, As::Node)?;
-            if field(&node.info("replication")?, "role") != Some("master") {
-                let what = format!(
-                    "Sentinels call {primary} the primary, and it is none: a failover is under way, try again"
-                );
-                return Err(refused(what));
-            }
-            let mut found = by_replication(primary, node, dial)?;
-            found.sentinels = sentinels;
-            Ok(found)
-        }
-        Some("cluster") => by_cluster(&at, node, dial),
-        Some("standalone") => by_replication(at, node, dial),
-        _ => Err(Error::new(
-            Kind::Protocol,
-            "discover",
-            format!("{at} does not say what it is (INFO server has no mode)"),
-        )),
-    }
-}
-
-/// The first seed that answers as an engine or a Sentinel.
-fn first(seeds: &[HostPort], dial: Dial<'_>) -> Result<(HostPort, Node), Error> {
-    let mut why = None;
+    let (mut why, mut is_watched) = (None, false);
     for seed in seeds {
-        let dialled = match dial(seed, As::Node) {
-            // A Sentinel has users of its own, and often none.
-            Err(error) if error.kind == Kind::Auth => sentinel(seed, dial).ok_or(error),
-            other => other,
-        };
-        let answered = dialled.and_then(|mut node| match node.ask(&[b"INFO", b"server"])? {
-            Reply::Error(text) if text.starts_with("NOAUTH") => sentinel(seed, dial)
-                .ok_or_else(|| Error::new(Kind::Auth, "discover", format!("{seed} wants a password"))),
-            Reply::Error(text) if text.starts_with("NOPERM") => Err(refused(format!(
-                "{seed} does not tell what it is: the user needs +info"
-            ))),
-            Reply::Bulk(_) | Reply::Simple(_) => Ok(node),
-            _ => Err(Error::new(
-                Kind::Protocol,
-                "discover",
-                format!("{seed} does not answer INFO as an engine does"),
-            )),
+        let found = greet(seed, dial).and_then(|mut node| {
+            let server = node.info("server")?;
+            match mode(&server) {
+                Some("sentinel") => {
+                    is_watched = true;
+                    by_sentinel(seed, &mut node, name, dial).map(Some)
+                }
+                // Where Sentinels say who the primary is, a node that takes itself for it is not asked: it may have been succeeded.
+                _ if is_watched => Ok(None),
+                Some("cluster") => by_cluster(seed, node, dial).map(Some),
+                Some("standalone") => by_replication(seed.clone(), node, dial).map(Some),
+                _ => Err(Error::new(
+                    Kind::Protocol,
+                    "discover",
+                    format!("{seed} does not say what it is (INFO server has no mode)"),
+                )),
+            }
         });
-        match answered {
-            Ok(node) => return Ok((seed.clone(), node)),
+        match found {
+            Ok(Some(found)) => return Ok(found),
+            Ok(None) => {}
             // What says most: a server that is there and does not let us in.
             Err(error) => {
                 let says_less = |known: &Error| !matches!(known.kind, Kind::Auth | Kind::Refused);
@@ -251,6 +224,43 @@ fn first(seeds: &[HostPort], dial: Dial<'_>) -> Result<(HostPort, Node), Error> 
         }
     }
     Err(why.unwrap_or_else(|| Error::new(Kind::Connection, "discover", "no server is named")))
+}
+
+/// What a Sentinel leads to.
+fn by_sentinel(at: &HostPort, node: &mut Node, name: Option<&str>, dial: Dial<'_>) -> Result<Found, Error> {
+    let (primary, sentinels) = ask_sentinel(at, node, name)?;
+    let mut node = dial(&primary, As::Node)?;
+    if field(&node.info("replication")?, "role") != Some("master") {
+        let what = format!(
+            "Sentinels call {primary} the primary, and it is none: a failover is under way, try again"
+        );
+        return Err(refused(what));
+    }
+    let mut found = by_replication(primary, node, dial)?;
+    found.sentinels = sentinels;
+    Ok(found)
+}
+
+/// A connection to a seed that answers as an engine or a Sentinel.
+fn greet(seed: &HostPort, dial: Dial<'_>) -> Result<Node, Error> {
+    let mut node = match dial(seed, As::Node) {
+        // A Sentinel has users of its own, and often none.
+        Err(error) if error.kind == Kind::Auth => return sentinel(seed, dial).ok_or(error),
+        other => other?,
+    };
+    match node.ask(&[b"INFO", b"server"])? {
+        Reply::Error(text) if text.starts_with("NOAUTH") => sentinel(seed, dial)
+            .ok_or_else(|| Error::new(Kind::Auth, "discover", format!("{seed} wants a password"))),
+        Reply::Error(text) if text.starts_with("NOPERM") => Err(refused(format!(
+            "{seed} does not tell what it is: the user needs +info"
+        ))),
+        Reply::Bulk(_) | Reply::Simple(_) => Ok(node),
+        _ => Err(Error::new(
+            Kind::Protocol,
+            "discover",
+            format!("{seed} does not answer INFO as an engine does"),
+        )),
+    }
 }
 
 fn sentinel(seed: &HostPort, dial: Dial<'_>) -> Option<Node> {

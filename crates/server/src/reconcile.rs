@@ -412,7 +412,8 @@ fn look_after(app: &App, instance: &Instance, attached: &Attachment) -> Result<(
     let now = Moment::now();
     let every = match instance.status {
         Status::Running => limits::ATTACHED_LOOK_EVERY,
-        Status::Error => limits::RECONCILE_EVERY,
+        // Each pass that nothing woke: they do not come to the millisecond, and one that came early would count for nothing.
+        Status::Error => limits::RECONCILE_EVERY / 2,
         _ => return Ok(()),
     };
     if attached.settings.is_empty() && !app.board.is_due(&instance.id, every) {
