@@ -5,8 +5,10 @@
 
 use std::cell::RefCell;
 use std::fs::File;
+use std::num::NonZero;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
 use rdb::Report;
 
@@ -20,6 +22,10 @@ const VALIDATE: &str = "validate backup";
 const READ: &str = "read backup";
 /// Bytes of a file that are read and remembered as one piece.
 const PIECE_BYTES: usize = 1024 * 1024;
+/// Smaller files are validated before other threads have begun.
+const SHARED_BYTES_MIN: u64 = 8 * 1024 * 1024;
+/// Threads that validate parts of a file: more wait for the one that finds the parts.
+const READERS_MAX: usize = 4;
 /// Threads that decode a backup: its segments take 8 MiB each, twice.
 const WORKERS: usize = 1;
 
@@ -74,43 +80,36 @@ impl Input {
     /// # Errors
     /// [`Kind::Malformed`] with number and offset; what cannot be read; those of [`Control::check`].
     pub fn validate(self, spill: &Path, control: &Control) -> Result<Valid, Error> {
-        let mut validator = SpillFile::validator(spill)?.accept_trailing_bytes();
-        let (mut pieces, mut identity) = (Vec::new(), blake3::Hasher::new());
-        let mut take = |piece: &[u8]| {
-            validator
-                .feed(piece, &mut ())
-                .map_err(|e| invalid(VALIDATE, &e))?;
-            control
-                .bytes_done
-                .fetch_add(piece.len() as u64, std::sync::atomic::Ordering::Relaxed);
-            control.check(VALIDATE)
-        };
-        let named = match &self {
+        let (report, identity, pieces) = match &self {
             Self::Archive(reader, identity) => {
                 // No target hears of a backup that is not whole.
                 reader.check_details()?;
-                reader.read_once(control, WORKERS, take)?;
-                Some(identity.clone())
+                let mut validator = SpillFile::validator(spill)?.accept_trailing_bytes();
+                reader.read_once(control, WORKERS, |piece| {
+                    validator
+                        .feed(piece, &mut ())
+                        .map_err(|e| invalid(VALIDATE, &e))?;
+                    control
+                        .bytes_done
+                        .fetch_add(piece.len() as u64, Ordering::Relaxed);
+                    control.check(VALIDATE)
+                })?;
+                let report = validator.finish().map_err(|e| invalid(VALIDATE, &e))?;
+                (report, identity.clone(), Vec::new())
             }
             Self::File(file) => {
-                let mut piece = vec![0; PIECE_BYTES];
-                loop {
-                    let count = fill(file, pieces.len() as u64 * PIECE_BYTES as u64, &mut piece)?;
-                    let digest = *blake3::hash(&piece[..count]).as_bytes();
-                    identity.update(&digest);
-                    pieces.push(digest);
-                    take(&piece[..count])?;
-                    if count < PIECE_BYTES {
-                        break None;
-                    }
+                let (report, pieces) = validate_file(file, spill, control)?;
+                let mut identity = blake3::Hasher::new();
+                for digest in &pieces {
+                    identity.update(digest);
                 }
+                (report, identity.finalize().to_string(), pieces)
             }
         };
-        let report = validator.finish().map_err(|e| invalid(VALIDATE, &e))?;
         Ok(Valid {
             input: self,
             written_ms: report.written_ms(),
-            identity: named.unwrap_or_else(|| identity.finalize().to_string()),
+            identity,
             report,
             pieces,
             delivered: RefCell::default(),
@@ -205,6 +204,114 @@ impl Valid {
         into.bytes.clear();
         let context = format!("the file changed after it was validated, in its piece {number} of 1 MiB");
         Err(Error::new(Kind::Tampered, READ, context))
+    }
+}
+
+/// A file that is read from its start to its end, and remembered.
+struct Remembered<'a> {
+    file: &'a File,
+    control: &'a Control,
+    at: u64,
+    hasher: blake3::Hasher,
+    pieces: Vec<[u8; 32]>,
+}
+
+impl<'a> Remembered<'a> {
+    fn new(file: &'a File, control: &'a Control) -> Self {
+        Self {
+            file,
+            control,
+            at: 0,
+            hasher: blake3::Hasher::new(),
+            pieces: Vec::new(),
+        }
+    }
+
+    /// Some bytes, none of the next piece. 0: the end.
+    fn read(&mut self, into: &mut [u8]) -> Result<usize, Error> {
+        self.control.check(VALIDATE)?;
+        let left = PIECE_BYTES - (self.at % PIECE_BYTES as u64) as usize;
+        let wanted = left.min(into.len());
+        let count = fill(self.file, self.at, &mut into[..wanted])?;
+        self.hasher.update(&into[..count]);
+        self.at += count as u64;
+        if count == left {
+            self.end_piece();
+        }
+        self.control
+            .bytes_done
+            .fetch_add(count as u64, Ordering::Relaxed);
+        Ok(count)
+    }
+
+    fn end_piece(&mut self) {
+        self.pieces.push(*self.hasher.finalize().as_bytes());
+        self.hasher.reset();
+    }
+
+    /// Of each piece, the last of which is not whole, and may be empty.
+    fn pieces(mut self) -> Vec<[u8; 32]> {
+        self.end_piece();
+        self.pieces
+    }
+}
+
+/// Validates a file, and returns what its pieces were meanwhile: by several threads where it is large and valid.
+fn validate_file(file: &File, spill: &Path, control: &Control) -> Result<(Report, Vec<[u8; 32]>), Error> {
+    let threads = std::thread::available_parallelism()
+        .map_or(1, NonZero::get)
+        .min(READERS_MAX);
+    let bytes = file.metadata().map_err(cannot_read)?.len();
+    if threads > 1 && bytes >= SHARED_BYTES_MIN {
+        if let Some(valid) = validate_by_threads(file, threads, spill, control)? {
+            return Ok(valid);
+        }
+    }
+    let mut reading = Remembered::new(file, control);
+    let mut validator = SpillFile::validator(spill)?.accept_trailing_bytes();
+    let mut piece = vec![0; PIECE_BYTES];
+    loop {
+        match reading.read(&mut piece)? {
+            0 => break,
+            count => validator
+                .feed(&piece[..count], &mut ())
+                .map_err(|e| invalid(VALIDATE, &e))?,
+        }
+    }
+    let report = validator.finish().map_err(|e| invalid(VALIDATE, &e))?;
+    Ok((report, reading.pieces()))
+}
+
+/// `None`: one thread has to read it, to say what is wrong with it.
+fn validate_by_threads(
+    file: &File,
+    threads: usize,
+    spill: &Path,
+    control: &Control,
+) -> Result<Option<(Report, Vec<[u8; 32]>)>, Error> {
+    let spills = rdb::parallel::Spills {
+        keys: Box::new(SpillFile::create(spill)?),
+        members: || -> std::io::Result<Box<dyn rdb::Spill + Send>> {
+            Ok(Box::new(SpillFile::create(spill).map_err(std::io::Error::other)?))
+        },
+    };
+    let mut reading = Remembered::new(file, control);
+    let mut failure = None;
+    let read = |into: &mut [u8]| {
+        reading.read(into).map_err(|error| {
+            failure = Some(error);
+            std::io::Error::other("told by itself")
+        })
+    };
+    let done = rdb::parallel::validate(vec![(); threads + 1], Some(spills), read);
+    match (failure, done) {
+        (Some(error), _) => Err(error),
+        (None, Err(error)) => Err(cannot_read(error)),
+        (None, Ok(Some((report, _sinks)))) => Ok(Some((report, reading.pieces()))),
+        (None, Ok(None)) => {
+            control.bytes_done.fetch_sub(reading.at, Ordering::Relaxed);
+            Ok(None)
+        }
     }
 }
 
