@@ -221,7 +221,7 @@ def choice(dice, known, server, written_ms, kinds):
             taken = [key for key in taken
                      if (least is None or known.sizes[key] >= least) and (most is None or known.sizes[key] <= most)]
         elif kind == "ttl":
-            seconds = dice.randint(3000, 100_000)
+            seconds = dice.randint(60_000, 3_000_000)
             left = known.expires
             word, holds = dice.choice([
                 ("none", lambda key: left[key] < 0),

@@ -25,7 +25,7 @@ Fills an engine with data of every type, the same for the same seed.
   --dbs N          databases 0 to N-1, most keys in 0 (default 2)
   --seed N         default 1
   --profile P      mixed, tiny or blobs (default mixed)
-  --ttl-share F    share of the keys that expire, an hour from now at the earliest (default 0.2)
+  --ttl-share F    share of the keys that expire, a day from now at the earliest (default 0.2)
   --near-ttl-s N   one in ten of those expires N to 10N seconds from now
   --giant-mb N     one more key of N MiB
   --no-functions   loads no function libraries

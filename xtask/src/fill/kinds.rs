@@ -132,10 +132,10 @@ impl Generator {
         const HOUR_MS: u64 = 3_600_000;
         match self.near_ttl_ms {
             Some(near_ms) if random.chance(100) => random.between(near_ms, near_ms * 10),
-            // From an hour to two days, to a month, to ten years.
+            // From a day, so that none goes while a long test runs, to two days, to a month, to ten years.
             _ => {
                 let longest = [48, 720, 87_600][random.below(3) as usize];
-                random.between(HOUR_MS, longest * HOUR_MS)
+                random.between(24 * HOUR_MS, longest * HOUR_MS)
             }
         }
     }

@@ -46,7 +46,7 @@ pub struct Options {
     /// Share of the keys that expire, 0.0 to 1.0.
     pub ttl_share: f64,
     /// Of the keys that expire one in ten does so after this time or up to ten times as long; `None`: all expire in
-    /// an hour or later, so that nothing changes under a comparison.
+    /// a day or later, so that nothing changes under a comparison.
     pub near_ttl: Option<Duration>,
     /// Expiry times count from here (Unix milliseconds), so that a second engine can get the same ones.
     pub now_ms: u64,
