@@ -13,6 +13,7 @@ mod parse;
 mod replay;
 mod report;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::Stop;
@@ -32,6 +33,8 @@ route and other readers; and the API under load.
             any: all of these; or load, which takes 40 minutes more and is run by its name only.
             CACHEKEEP_BENCH_CATALOG=sqlite or postgres: only that one; CACHEKEEP_BENCH_SECONDS: its ten minutes;
             CACHEKEEP_BENCH_GO=FILE: it waits for that file once all is seeded
+            CACHEKEEP_LIBRDB=FILE: librdb's rdb-cli, which no system has as a package, is one of the peers of parse and
+            replay (make in a clone of it with its submodules)
 
 A full run of all takes about 20 minutes on 2 cores, needs 6 GiB of memory and 5 GiB of disk, and writes
 docs/benchmarks.md. Nothing else should run on the machine meanwhile.
@@ -89,6 +92,11 @@ const QUICK: Scale = Scale {
     load: Duration::from_secs(1),
     crowd: load::QUICK,
 };
+
+/// librdb's `rdb-cli`, where somebody has built it.
+fn librdb() -> Option<PathBuf> {
+    std::env::var_os("CACHEKEEP_LIBRDB").map(PathBuf::from)
+}
 
 /// Runs the measurements.
 ///

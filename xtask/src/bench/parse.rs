@@ -103,7 +103,13 @@ fn peers(scale: &Scale, ours: &str, rdb_crate: &str, file: &str) -> Vec<Reader> 
         predicted,
     };
     let of_crate = format!("the crate rdb {RDB_CRATE_VERSION}, `--format nil`");
-    vec![
+    let librdb = super::librdb().map(|path| path.display().to_string());
+    let of_librdb = librdb.as_deref().map(|rdb_cli| {
+        let words = [rdb_cli, file, "-l", "/dev/null", "print", "-o", "/dev/null", "-k", ""];
+        reader("librdb's `rdb-cli FILE print -k \"\"`", &words, GOAL, "0.25x")
+    });
+    let mut peers: Vec<Reader> = of_librdb.into_iter().collect();
+    peers.extend([
         reader("redis-check-rdb", &["redis-check-rdb", file], GOAL, "0.25x"),
         reader(&of_crate, &[rdb_crate, "--format", "nil", file], GOAL, "0.3x"),
         reader("floor: `cat` into a pipe", &["cat", file], "shown", "8x"),
@@ -132,7 +138,8 @@ fn peers(scale: &Scale, ours: &str, rdb_crate: &str, file: &str) -> Vec<Reader> 
             "shown",
             "0.8x",
         ),
-    ]
+    ]);
+    peers
 }
 
 fn section(

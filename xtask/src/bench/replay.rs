@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -102,11 +102,6 @@ fn take(targets: &[u32], start: impl FnOnce() -> Result<Child, Stop>) -> Result<
     })
 }
 
-/// librdb's `rdb-cli`, which no system has as a package: where somebody has built it.
-fn librdb() -> Option<PathBuf> {
-    std::env::var_os("CACHEKEEP_LIBRDB").map(PathBuf::from)
-}
-
 fn free_port() -> Result<String, Stop> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port().to_string())
 }
@@ -122,8 +117,8 @@ fn beside_librdb(rdb_cli: &Path, dump: &Path, pairs: usize) -> Result<Vec<(Durat
             if (round + turn) % 2 == 0 {
                 let run = || {
                     let mut command = Command::new(rdb_cli);
-                    command.args(["-l", "/dev/null"]).arg(dump);
-                    command.args(["redis", "-r", "-h", "127.0.0.1", "-p", &port]);
+                    command.arg(dump).args(["-l", "/dev/null", "redis", "-r", "-l", "1000"]);
+                    command.args(["-h", "127.0.0.1", "-p", &port]);
                     Ok(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?)
                 };
                 peer = take(&[target.pid()], run)?.wall;
@@ -228,9 +223,9 @@ fn into_one(scale: &Scale) -> Result<Section, Stop> {
         }
     }
     let mut rows = vec![Row::of_pairs("beside `redis-cli --pipe`", &pairs, "<= 0.87x", "0.75x").shown()];
-    if let Some(rdb_cli) = librdb() {
+    if let Some(rdb_cli) = super::librdb() {
         let pairs = beside_librdb(&rdb_cli, &dump, scale.pairs)?;
-        rows.push(Row::of_pairs("beside `rdb-cli ... redis -r` of librdb, over TCP", &pairs, "<= 0.87x", "0.6x").shown());
+        rows.push(Row::of_pairs("beside `rdb-cli FILE redis -r -l 1000` of librdb, over TCP", &pairs, "<= 0.87x", "0.6x").shown());
     }
     let seconds = |taken: &Taken| taken.wall.as_secs_f64();
     rows.extend([
