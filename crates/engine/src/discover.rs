@@ -3,6 +3,10 @@
 //! Nothing that is learnt is trusted to lead anywhere: every address, given or learnt, goes through the caller's `dial`, which
 //! looks at it before it connects. A primary that cannot be reached is an error; a replica that cannot is told and left out.
 
+mod dialled;
+mod seeds;
+mod sentinels;
+
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -13,14 +17,15 @@ use crate::cluster::{self, Seen};
 use crate::error::{Error, Kind};
 use crate::node::{Node, Reply};
 
+use dialled::Dialled;
+pub use seeds::{Aim, NO_SENTINEL, Wanted, discover};
+
 /// Where engines listen by default, and where Sentinels do. Source: redis.conf, sentinel.conf.
 const PORT: u16 = 6379;
 /// Replicas of replicas are followed so far up to their primary.
 const HOPS_MAX: u32 = 4;
 /// Nodes that are looked at: the most that the cluster specification recommends.
 const NODES_MAX: usize = 1000;
-/// Names of primaries that are told where one of them must be chosen.
-const NAMES_MAX: usize = 32;
 
 /// Where a node is said to be.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -105,8 +110,8 @@ pub enum As {
     Sentinel,
 }
 
-/// Connects and authenticates; what must not be connected to is refused as what does not answer.
-pub type Dial<'a> = &'a dyn Fn(&HostPort, As) -> Result<Node, Error>;
+/// Connects and authenticates; what must not be connected to is refused as what does not answer. Called by several threads at once.
+pub type Dial<'a> = &'a (dyn Fn(&HostPort, As) -> Result<Node, Error> + Sync);
 
 /// How the nodes belong together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -184,145 +189,6 @@ impl Found {
     }
 }
 
-/// Finds out what `seeds` are part of, of which one that leads there is enough: another one may not have heard yet of a failover.
-/// Of several primaries that a Sentinel watches, `name` says which is meant.
-///
-/// # Errors
-/// [`Kind::Connection`], [`Kind::Idle`], [`Kind::Auth`], [`Kind::Protocol`] where no seed, or a primary, can be used;
-/// [`Kind::Refused`] with what is not as it must be: slots without a shard, a failover under way.
-pub fn discover(seeds: &[HostPort], name: Option<&str>, dial: Dial<'_>) -> Result<Found, Error> {
-    let (mut why, mut is_watched) = (None, false);
-    for seed in seeds {
-        let found = greet(seed, dial).and_then(|mut node| {
-            let server = node.info("server")?;
-            match mode(&server) {
-                Some("sentinel") => {
-                    is_watched = true;
-                    by_sentinel(seed, &mut node, name, dial).map(Some)
-                }
-                // Where Sentinels say who the primary is, a node that takes itself for it is not asked: it may have been succeeded.
-                _ if is_watched => Ok(None),
-                Some("cluster") => by_cluster(seed, node, dial).map(Some),
-                Some("standalone") => by_replication(seed.clone(), node, dial).map(Some),
-                _ => Err(Error::new(
-                    Kind::Protocol,
-                    "discover",
-                    format!("{seed} does not say what it is (INFO server has no mode)"),
-                )),
-            }
-        });
-        match found {
-            Ok(Some(found)) => return Ok(found),
-            Ok(None) => {}
-            // What says most: a server that is there and does not let us in.
-            Err(error) => {
-                let says_less = |known: &Error| !matches!(known.kind, Kind::Auth | Kind::Refused);
-                if why.as_ref().is_none_or(says_less) {
-                    why = Some(error);
-                }
-            }
-        }
-    }
-    Err(why.unwrap_or_else(|| Error::new(Kind::Connection, "discover", "no server is named")))
-}
-
-/// What a Sentinel leads to.
-fn by_sentinel(at: &HostPort, node: &mut Node, name: Option<&str>, dial: Dial<'_>) -> Result<Found, Error> {
-    let (primary, sentinels) = ask_sentinel(at, node, name)?;
-    let mut node = dial(&primary, As::Node)?;
-    if field(&node.info("replication")?, "role") != Some("master") {
-        let what = format!(
-            "Sentinels call {primary} the primary, and it is none: a failover is under way, try again"
-        );
-        return Err(refused(what));
-    }
-    let mut found = by_replication(primary, node, dial)?;
-    found.sentinels = sentinels;
-    Ok(found)
-}
-
-/// A connection to a seed that answers as an engine or a Sentinel.
-fn greet(seed: &HostPort, dial: Dial<'_>) -> Result<Node, Error> {
-    let mut node = match dial(seed, As::Node) {
-        // A Sentinel has users of its own, and often none.
-        Err(error) if error.kind == Kind::Auth => return sentinel(seed, dial).ok_or(error),
-        other => other?,
-    };
-    match node.ask(&[b"INFO", b"server"])? {
-        Reply::Error(text) if text.starts_with("NOAUTH") => sentinel(seed, dial)
-            .ok_or_else(|| Error::new(Kind::Auth, "discover", format!("{seed} wants a password"))),
-        Reply::Error(text) if text.starts_with("NOPERM") => Err(refused(format!(
-            "{seed} does not tell what it is: the user needs +info"
-        ))),
-        Reply::Bulk(_) | Reply::Simple(_) => Ok(node),
-        _ => Err(Error::new(
-            Kind::Protocol,
-            "discover",
-            format!("{seed} does not answer INFO as an engine does"),
-        )),
-    }
-}
-
-fn sentinel(seed: &HostPort, dial: Dial<'_>) -> Option<Node> {
-    let mut node = dial(seed, As::Sentinel).ok()?;
-    let server = node.info("server").ok()?;
-    (mode(&server) == Some("sentinel")).then_some(node)
-}
-
-/// The primary that a Sentinel names, and it and the others that watch that.
-fn ask_sentinel(
-    at: &HostPort,
-    node: &mut Node,
-    name: Option<&str>,
-) -> Result<(HostPort, Vec<HostPort>), Error> {
-    let watched = maps(&node.run(&["SENTINEL", "MASTERS"])?);
-    let named = |map: &Vec<(String, String)>| field(map, "name").unwrap_or_default().to_owned();
-    let all: Vec<String> = watched
-        .iter()
-        .take(NAMES_MAX)
-        .map(|map| shown(&named(map)).to_owned())
-        .collect();
-    let chosen = match (name, watched.as_slice()) {
-        (None, [one]) => one,
-        (None, []) => return Err(refused(format!("the Sentinel {at} watches nothing"))),
-        (None, _) => {
-            let what = format!(
-                "the Sentinel {at} watches several primaries, say which is meant: {}",
-                all.join(", ")
-            );
-            return Err(refused(what));
-        }
-        (Some(wanted), several) => several.iter().find(|map| named(map) == wanted).ok_or_else(|| {
-            refused(format!(
-                "the Sentinel {at} does not watch {wanted}, but {}",
-                all.join(", ")
-            ))
-        })?,
-    };
-    let primary = spot(chosen, "ip", "port")
-        .ok_or_else(|| refused(format!("the Sentinel {at} does not say where the primary is")))?;
-    let peers = node.ask(&[b"SENTINEL", b"SENTINELS", named(chosen).as_bytes()])?;
-    let mut sentinels = vec![at.clone()];
-    sentinels.extend(maps(&peers).iter().filter_map(|map| spot(map, "ip", "port")));
-    sentinels.dedup();
-    Ok((primary, sentinels))
-}
-
-/// Replies of Sentinels are lists of lists of names and values.
-fn maps(reply: &Reply) -> Vec<Vec<(String, String)>> {
-    let Reply::Array(maps) = reply else {
-        return Vec::new();
-    };
-    let pairs = |map: &Reply| match map {
-        Reply::Array(items) => items
-            .chunks_exact(2)
-            .filter_map(|pair| Some((pair[0].text()?, pair[1].text()?)))
-            .collect(),
-        _ => Vec::new(),
-    };
-    maps.iter().map(pairs).collect()
-}
-
 fn spot(fields: &[(String, String)], host: &str, port: &str) -> Option<HostPort> {
     let port = field(fields, port)?.parse().ok().filter(|port| *port > 0)?;
     let host = field(fields, host).filter(|host| is_host(host))?;
@@ -330,16 +196,15 @@ fn spot(fields: &[(String, String)], host: &str, port: &str) -> Option<HostPort>
 }
 
 /// A node and those that it follows or that follow it.
-fn by_replication(mut at: HostPort, mut node: Node, dial: Dial<'_>) -> Result<Found, Error> {
+fn by_replication(mut at: HostPort, mut node: Node, dialled: &Dialled<'_>) -> Result<Found, Error> {
     let mut fields = node.info("replication")?;
     let mut hops = 0;
     while field(&fields, "role") == Some("slave") {
         hops += 1;
         let above = spot(&fields, "master_host", "master_port").filter(|_| hops <= HOPS_MAX);
         let above = above.ok_or_else(|| refused(format!("{at} is a replica of nobody that can be found")))?;
-        node = dial(&above, As::Node)?;
+        (node, fields) = dialled.open(&above, As::Node, |node| node.info("replication"))?;
         at = above;
-        fields = node.info("replication")?;
     }
     let replicas = fields
         .iter()
@@ -353,7 +218,7 @@ fn by_replication(mut at: HostPort, mut node: Node, dial: Dial<'_>) -> Result<Fo
         });
     let replicas = replicas.take(NODES_MAX).collect();
     let shard = (Vec::new(), at, replicas);
-    describe(Form::Whole, vec![(shard, Some(node))], Vec::new(), dial)
+    describe(Form::Whole, vec![(shard, Some(node))], Vec::new(), dialled)
 }
 
 /// `slave0`, `slave1`
@@ -363,7 +228,7 @@ fn is_replica_line(name: &str) -> bool {
 }
 
 /// All shards of a node's cluster.
-fn by_cluster(at: &HostPort, mut node: Node, dial: Dial<'_>) -> Result<Found, Error> {
+fn by_cluster(at: &HostPort, mut node: Node, dialled: &Dialled<'_>) -> Result<Found, Error> {
     let view = match cluster::view(&mut node) {
         Err(error) if error.kind == Kind::Refused => {
             return Err(refused(format!(
@@ -412,7 +277,7 @@ fn by_cluster(at: &HostPort, mut node: Node, dial: Dial<'_>) -> Result<Found, Er
         }
         shards.push(((shard.slots, place(primary), replicas), None));
     }
-    describe(Form::Cluster, shards, notes, dial)
+    describe(Form::Cluster, shards, notes, dialled)
 }
 
 type Places = (Vec<(u16, u16)>, HostPort, Vec<HostPort>);
@@ -422,17 +287,19 @@ fn describe(
     form: Form,
     shards: Vec<(Places, Option<Node>)>,
     mut notes: Vec<String>,
-    dial: Dial<'_>,
+    dialled: &Dialled<'_>,
 ) -> Result<Found, Error> {
     let mut about = None;
     let (mut used_bytes, mut limit_bytes, mut is_limited) = (0u64, 0u64, true);
     let mut found = Vec::new();
     for ((slots, primary, replicas), node) in shards {
-        let mut node = match node {
-            Some(node) => node,
-            None => dial(&primary, As::Node)?,
+        let (mut node, memory) = match node {
+            Some(mut node) => {
+                let memory = node.info("memory")?;
+                (node, memory)
+            }
+            None => dialled.open(&primary, As::Node, |node| node.info("memory"))?,
         };
-        let memory = node.info("memory")?;
         used_bytes = used_bytes.saturating_add(number(&memory, "used_memory"));
         let limit = number(&memory, "maxmemory");
         is_limited &= limit > 0;
@@ -441,8 +308,8 @@ fn describe(
             about = Some(look_at(&mut node, &mut notes)?);
         }
         let replicas = replicas.into_iter().map(|at| {
-            let amiss = match dial(&at, As::Node).and_then(|mut node| node.info("replication")) {
-                Ok(fields) if field(&fields, "master_link_status") == Some("up") => None,
+            let amiss = match dialled.open(&at, As::Node, |node| node.info("replication")) {
+                Ok((_, fields)) if field(&fields, "master_link_status") == Some("up") => None,
                 Ok(_) => Some("it is not in sync with its primary".to_owned()),
                 Err(error) => Some(
                     match error.kind {

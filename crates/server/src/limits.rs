@@ -77,7 +77,7 @@ pub const IDEMPOTENCY_KEY_CHARS_MAX: usize = 255;
 /// Imports from URLs that callers of the API may have at work at once: each has the memory of a backup, and may take hours.
 pub const IMPORTS_AT_ONCE: usize = 2;
 /// Servers that are looked at at once because somebody wants them attached: each may keep a thread for all of
-/// [`DISCOVERY_TIME_MAX`].
+/// [`DISCOVERY_TIME_MAX`], and one for each of its addresses meanwhile.
 pub const ATTACHMENTS_AT_ONCE: usize = 4;
 /// Plans of restores key by key that count at once: each reads a whole backup, and may ask for every key of its target.
 pub const PLANS_AT_ONCE: usize = 4;

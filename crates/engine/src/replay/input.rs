@@ -289,10 +289,17 @@ fn validate_by_threads(
     spill: &Path,
     control: &Control,
 ) -> Result<Option<(Report, Vec<[u8; 32]>)>, Error> {
+    let mut unmade = None;
     let spills = rdb::parallel::Spills {
         keys: Box::new(SpillFile::create(spill)?),
         members: || -> std::io::Result<Box<dyn rdb::Spill + Send>> {
-            Ok(Box::new(SpillFile::create(spill).map_err(std::io::Error::other)?))
+            match SpillFile::create(spill) {
+                Ok(made) => Ok(Box::new(made)),
+                Err(error) => {
+                    unmade = Some(error);
+                    Err(std::io::Error::other("told by itself"))
+                }
+            }
         },
     };
     let mut reading = Remembered::new(file, control);
@@ -304,7 +311,7 @@ fn validate_by_threads(
         })
     };
     let done = rdb::parallel::validate(vec![(); threads + 1], Some(spills), read);
-    match (failure, done) {
+    match (failure.or(unmade), done) {
         (Some(error), _) => Err(error),
         (None, Err(error)) => Err(cannot_read(error)),
         (None, Ok(Some((report, _sinks)))) => Ok(Some((report, reading.pieces()))),

@@ -1,7 +1,7 @@
 //! What the target is: its version, its layout, its limits.
 
 use super::reach::Reach;
-use crate::discover::mode;
+use crate::discover::{field, mode};
 use crate::error::{Error, Kind};
 use crate::node::{Address, Node, Reply};
 
@@ -46,14 +46,8 @@ impl<'a> Target<'a> {
     pub(super) fn look(reach: &'a dyn Reach) -> Result<Self, Error> {
         let mut node = reach.connect(&reach.entry()?)?;
         let server = node.info("server")?;
-        let field = |name: &str| {
-            server
-                .iter()
-                .find(|(field, _)| field == name)
-                .map(|(_, value)| value.as_str())
-        };
-        let valkey = field("valkey_version");
-        let (family, number) = match (valkey, field("redis_version")) {
+        let valkey = field(&server, "valkey_version");
+        let (family, number) = match (valkey, field(&server, "redis_version")) {
             (Some(number), _) => ("valkey", number),
             (None, Some(number)) => ("redis", number),
             (None, None) => {
@@ -62,7 +56,7 @@ impl<'a> Target<'a> {
             }
         };
         let is_cluster = mode(&server) == Some("cluster");
-        if !is_cluster && field_of(&mut node, "replication", "role")?.as_deref() == Some("slave") {
+        if !is_cluster && field(&node.info("replication")?, "role") == Some("slave") {
             let context = format!(
                 "{}: it is a replica, which takes no writes: name its primary",
                 node.label()
@@ -85,11 +79,13 @@ impl<'a> Target<'a> {
     /// Which nodes take writes now.
     ///
     /// # Errors
-    /// As [`Reach`] and [`Node::command`]; [`Kind::Connection`] where a slot is served by nobody.
+    /// As [`Reach`] and [`Node::command`]; [`Kind::Connection`] where a slot is served by nobody, or the one node is no primary.
     pub(super) fn nodes(&self, known: &[Primary]) -> Result<Nodes, Error> {
         let mut last = None;
-        // The node that was named may be the one that is gone.
-        let others = known.iter().map(|primary| Ok(primary.address.clone()));
+        // Of a cluster any node says who has the slots now, and the one that was named may be gone. One without slots may have been
+        // succeeded while it was away, and says nothing of that: only who is to be found again as the entry is written to.
+        let known = known.iter().filter(|_| self.is_cluster);
+        let others = known.map(|primary| Ok(primary.address.clone()));
         for address in std::iter::once_with(|| self.reach.entry()).chain(others) {
             match address.and_then(|address| self.nodes_as_seen_by(&address)) {
                 Ok(nodes) => return Ok(nodes),
@@ -107,10 +103,18 @@ impl<'a> Target<'a> {
                 .ok_or_else(|| Error::new(Kind::Protocol, LOOK, format!("{address}: CLUSTER SLOTS is none")))
                 .and_then(Nodes::whole);
         }
+        let replication = node.info("replication")?;
+        if field(&replication, "role").is_some_and(|role| role != "master") {
+            let context = format!(
+                "{}: it is no primary: a failover is under way, or it was succeeded",
+                node.label()
+            );
+            return Err(Error::new(Kind::Connection, LOOK, context));
+        }
         Ok(Nodes {
             primaries: vec![Primary {
                 address: address.clone(),
-                has_replicas: has_replicas(&mut node)?,
+                has_replicas: counts_replicas(&replication),
             }],
             owners: Vec::new(),
         })
@@ -239,17 +243,11 @@ pub fn check_answers(reach: &dyn Reach) -> Result<(), Error> {
 /// # Errors
 /// As [`Node::command`].
 pub(super) fn has_replicas(node: &mut Node) -> Result<bool, Error> {
-    let replicas = field_of(node, "replication", "connected_slaves")?;
-    Ok(replicas.is_some_and(|count| count != "0"))
+    Ok(counts_replicas(&node.info("replication")?))
 }
 
-/// One field of `INFO <section>`.
-fn field_of(node: &mut Node, section: &str, name: &str) -> Result<Option<String>, Error> {
-    let fields = node.info(section)?;
-    Ok(fields
-        .into_iter()
-        .find(|(field, _)| field == name)
-        .map(|(_, value)| value))
+fn counts_replicas(replication: &[(String, String)]) -> bool {
+    field(replication, "connected_slaves").is_some_and(|count| count != "0")
 }
 
 /// What an engine of this version reads: as the last known one before it. `None` before all known ones.
@@ -280,6 +278,10 @@ pub(super) fn named_by(text: &str, asked: &Address) -> Option<Address> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+    use std::os::unix::net::UnixStream;
+    use std::sync::Mutex;
+
     use super::*;
 
     #[test]
@@ -294,6 +296,64 @@ mod tests {
         same("valkey", "9.7.1", "valkey-9.1");
         assert_eq!(form_of("redis", "4.0.14"), None);
         assert_eq!(form_of("redis", "unstable"), None);
+    }
+
+    /// Servers of which one is to be written to, if anyone is, and which all are this.
+    struct Servers {
+        entry: Option<Address>,
+        role: &'static str,
+        peers: Mutex<Vec<UnixStream>>,
+    }
+
+    impl Reach for Servers {
+        fn name(&self) -> String {
+            String::new()
+        }
+
+        fn entry(&self) -> Result<Address, Error> {
+            let nobody = || Error::new(Kind::Connection, LOOK, "a failover is under way");
+            self.entry.clone().ok_or_else(nobody)
+        }
+
+        fn connect(&self, at: &Address) -> Result<Node, Error> {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            let text = format!("role:{}\r\nconnected_slaves:1\r\n", self.role);
+            write!(theirs, "${}\r\n{text}\r\n", text.len()).unwrap();
+            self.peers.lock().unwrap().push(theirs);
+            Ok(Node::over(ours, &at.to_string()))
+        }
+    }
+
+    #[test]
+    fn a_primary_that_may_have_been_succeeded_is_not_written_to_though_it_answers() {
+        let at = |host: &str| Address::Tcp(host.to_owned(), 6379);
+        let known = [Primary {
+            address: at("old"),
+            has_replicas: false,
+        }];
+        for (entry, role, expected) in [
+            (None, "master", None),
+            (Some(at("new")), "slave", None),
+            (Some(at("new")), "master", Some(at("new"))),
+        ] {
+            let servers = Servers {
+                entry,
+                role,
+                peers: Mutex::default(),
+            };
+            let target = Target {
+                reach: &servers,
+                version: String::new(),
+                form: None,
+                is_cluster: false,
+                bulk_bytes_max: 0,
+            };
+            match (target.nodes(&known), expected) {
+                (Ok(nodes), Some(expected)) => assert_eq!(nodes.primaries[0].address, expected),
+                (Err(error), None) => assert_eq!(error.kind, Kind::Connection, "{error}"),
+                (found, expected) => panic!("{:?} instead of {expected:?}", found.map(|_| ())),
+            }
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use engine::discover::{As, HostPort};
+use engine::discover::{Aim, As, HostPort};
 use engine::node::{Address, Endpoint, Node, Reply};
 use engine::process::Engine;
 use engine::replay::Reach;
@@ -146,7 +146,7 @@ impl Reach for Attached<'_> {
     fn entry(&self) -> Result<Address, Error> {
         let found = self
             .servers()?
-            .discover(Some(&self.attachment.found))
+            .discover(Some(&self.attachment.found), Aim::Write)
             .map_err(|error| match error.kind {
                 // A failover or a cluster in disorder: it passes, or the time is over.
                 Kind::Refused => {

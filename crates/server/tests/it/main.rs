@@ -73,6 +73,7 @@ mod service;
 mod shared;
 mod signatures;
 mod signer;
+mod stale_sentinel;
 mod storage;
 mod tidy;
 mod tls;

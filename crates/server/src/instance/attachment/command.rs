@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use engine::discover::Found;
+use engine::discover::{Aim, Found};
 use engine::{Control, Error, Kind};
 
 use super::servers::Servers;
@@ -43,7 +43,9 @@ pub fn discover(app: &Arc<App>, wish: &Attach) -> Result<Found, Refusal> {
     let control = Arc::new(Control::new(None));
     let _seat = Seat::take(app, Task::Attach, &control).ok_or(Refusal::TooManyAttachments)?;
     let servers = Servers::new(app, &wish.reach, wish.secrets.clone(), limits::DISCOVERY_TIME_MAX);
-    servers.and_then(|servers| servers.discover(None)).map_err(told)
+    servers
+        .and_then(|servers| servers.discover(None, Aim::Read))
+        .map_err(told)
 }
 
 /// Attaches what was found: the instance is there when this returns, once for each `once`.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use engine::backup::Shard;
-use engine::discover::{self, As, Found, HostPort, ShardFound, Way};
+use engine::discover::{self, Aim, As, Found, HostPort, ShardFound, Wanted, Way};
 use engine::node::{Address, Bounds, Endpoint, Node, Tls};
 use engine::psync::{Entry, Setting};
 use engine::{Error, Kind, Secret};
@@ -142,18 +142,14 @@ impl<'a> Servers<'a> {
     ///
     /// # Errors
     /// As [`discover::discover`]; [`Kind::Refused`] where they say that they have more than may be read of them.
-    pub fn discover(&self, before: Option<&Found>) -> Result<Found, Error> {
-        let mut seeds = self.reach.seeds.clone();
-        if let Some(before) = before {
-            let known = before.sentinels.iter().chain(before.nodes());
-            for node in known {
-                if !seeds.contains(node) {
-                    seeds.push(node.clone());
-                }
-            }
-        }
-        let name = self.reach.primary_name.as_deref();
-        let found = discover::discover(&seeds, name, &|at, role| self.dial(at, role))?;
+    pub fn discover(&self, before: Option<&Found>, aim: Aim) -> Result<Found, Error> {
+        let wanted = Wanted {
+            seeds: &self.reach.seeds,
+            name: self.reach.primary_name.as_deref(),
+            before,
+            aim,
+        };
+        let found = discover::discover(&wanted, &|at, role| self.dial(at, role))?;
         // What they say later bounds what is read and spooled as well.
         if found.used_bytes > limits::ATTACHED_BYTES_MAX {
             let what = "its servers say that their data takes more than a terabyte";
@@ -294,6 +290,10 @@ pub fn told(instance: &Instance, error: &Error) -> String {
         return engine::chain(error);
     }
     tracing::warn!(instance.id = %instance.id, error = engine::chain(error), "what attached servers answered");
+    // Our own words, and of no address.
+    if error.operation == discover::NO_SENTINEL {
+        return error.context.clone();
+    }
     let has_begun = matches!(error.operation, "ask for snapshot" | "read keys" | "apply backup");
     // What is no engine is told like what is not there, as when servers are attached.
     if matches!(error.kind, Kind::Connection | Kind::Idle) || (error.kind == Kind::Protocol && !has_begun) {
@@ -402,7 +402,7 @@ fn find_again(
     servers: &Servers<'_>,
     now: Moment,
 ) -> Result<Found, Error> {
-    let found = servers.discover(Some(&attachment.found))?;
+    let found = servers.discover(Some(&attachment.found), Aim::Read)?;
     if found.form != attachment.found.form {
         let context =
             "one of a cluster and one without are not the same instance: detach it, and attach it again";
