@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::{self, Seen};
 use crate::error::{Error, Kind};
+use crate::hindrance::{RESTORE, SCAN, SELECT, SET, UNLINK, hindrance, hindrance_of_command};
 use crate::node::{Node, Reply};
 
 use dialled::Dialled;
@@ -385,6 +386,7 @@ fn look_at(node: &mut Node, notes: &mut Vec<String>) -> Result<About, Error> {
             }
         }
     }
+    look_at_writing(node, mode(&server) == Some("cluster"), notes)?;
     let value = |node: &mut Node, name: &str| match node.config_get(name) {
         Ok(value) => Ok(value),
         Err(error) if error.kind == Kind::Refused => Ok(None),
@@ -411,42 +413,27 @@ fn look_at(node: &mut Node, notes: &mut Vec<String>) -> Result<About, Error> {
 const TUNES: &[&str] = &["CONFIG", "SET", "repl-diskless-sync-delay", "0"];
 const SLOW: &str = ": a snapshot begins repl-diskless-sync-delay later (5 s where nobody has changed it)";
 
-/// Why a command cannot be used, in words; `None`: it can, as far as that is told.
-fn hindrance(node: &mut Node, command: &[&str]) -> Result<Option<String>, Error> {
-    let name = command.first().copied().unwrap_or_default();
-    if is_missing(node, name)? {
-        return Ok(Some(format!("{name} is renamed or taken away")));
+/// What of a restore into it cannot be.
+fn look_at_writing(node: &mut Node, is_cluster: bool, notes: &mut Vec<String>) -> Result<(), Error> {
+    if let Some(hindrance) = hindrance_of_command(node, RESTORE)? {
+        let by_commands = hindrance_of_command(node, SET)?.is_none();
+        let but = if by_commands { " but by commands" } else { "" };
+        notes.push(format!("{hindrance}: nothing can be restored into it{but}"));
+        if !by_commands {
+            return Ok(());
+        }
     }
-    let (shown, rule) = match command {
-        ["CONFIG", "SET", ..] => ("CONFIG SET", "config|set".to_owned()),
-        _ => (name, name.to_lowercase()),
-    };
-    let is_forbidden = is_forbidden(node, command)?;
-    Ok(is_forbidden.then(|| format!("the user may not {shown} (+{rule})")))
-}
-
-/// Whether the engine knows no such command; where it may not be asked, it is taken to.
-fn is_missing(node: &mut Node, name: &str) -> Result<bool, Error> {
-    let answer = node.ask(&[b"COMMAND", b"INFO", name.as_bytes()])?;
-    // A null array, which is read as an empty one.
-    Ok(
-        matches!(answer, Reply::Array(found) if found.iter().all(|one| matches!(one, Reply::Array(about) if about.is_empty()) || *one == Reply::Bulk(None))),
-    )
-}
-
-/// Whether the user may not do that, as the engine says without doing it (engine 7.0 and later); where it does not say, the
-/// first backup finds out.
-fn is_forbidden(node: &mut Node, command: &[&str]) -> Result<bool, Error> {
-    let Reply::Bulk(Some(user)) = node.ask(&[b"ACL", b"WHOAMI"])? else {
-        return Ok(false);
-    };
-    let mut words: Vec<&[u8]> = vec![b"ACL", b"DRYRUN", &user];
-    words.extend(command.iter().map(|word| word.as_bytes()));
-    Ok(match node.ask(&words)? {
-        // Valkey and Redis say so in a bulk, and in an error only that they will not tell.
-        Reply::Bulk(Some(text)) => String::from_utf8_lossy(&text).contains("no permissions"),
-        _ => false,
-    })
+    let of_others = [
+        (SCAN, "no restore can remove other keys"),
+        (UNLINK, "no restore but one by commands can remove other keys"),
+    ];
+    let of_dbs = (!is_cluster).then_some((SELECT, "nothing can be restored into other databases than 0"));
+    for (command, what) in of_others.into_iter().chain(of_dbs) {
+        if let Some(hindrance) = hindrance_of_command(node, command)? {
+            notes.push(format!("{hindrance}: {what}"));
+        }
+    }
+    Ok(())
 }
 
 /// Whether a source can give a snapshot without suffering: it has loaded, and there is memory for the pages that change while

@@ -18,6 +18,7 @@ pub mod follow;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod guard;
+mod hindrance;
 pub mod key_index;
 pub mod keys;
 pub mod lease;

@@ -19,6 +19,9 @@ use crate::error::{Error, Kind};
 use crate::failpoint;
 use crate::node::{Address, Bounds, Endpoint, Node, Reply};
 
+const ASK: &str = "ask for snapshot";
+/// What is said where the user may not.
+const NEEDS: &str = " (the user needs +psync and +replconf)";
 /// Longest silence of the socket before the operation's control is asked again.
 const SLICE: Duration = Duration::from_millis(100);
 /// A source must have answered everything by then that is asked before the snapshot.
@@ -497,29 +500,26 @@ fn read_patiently(
     }
 }
 
+/// Whether a source refused a snapshot because the user may not ask for one: what an engine before 7.0 does not say before.
+pub fn is_forbidden(error: &Error) -> bool {
+    error.kind == Kind::Refused && error.operation == ASK && error.context.ends_with(NEEDS)
+}
+
 fn refusal(node: &Node, text: &str) -> Error {
     let kind = if text.starts_with("NOAUTH") || text.starts_with("WRONGPASS") {
         Kind::Auth
     } else {
         Kind::Refused
     };
-    let hint = if text.starts_with("NOPERM") {
-        " (the user needs +psync and +replconf)"
-    } else {
-        ""
-    };
-    Error::new(
-        kind,
-        "ask for snapshot",
-        format!("{}: {text}{hint}", node.label()),
-    )
+    let hint = if text.starts_with("NOPERM") { NEEDS } else { "" };
+    Error::new(kind, ASK, format!("{}: {text}{hint}", node.label()))
 }
 
 fn garbage(node: &Node, what: &str, line: &str) -> Error {
     let shown: String = line.chars().take(80).collect();
     Error::new(
         Kind::Protocol,
-        "ask for snapshot",
+        ASK,
         format!("{}: unexpected {what}: {shown:?}", node.label()),
     )
 }

@@ -21,6 +21,7 @@ mod journal;
 mod lane;
 mod ledger;
 mod making;
+mod needs;
 mod others;
 mod pace;
 mod reach;
@@ -47,7 +48,7 @@ use feeder::{Feeder, Pass, Written};
 pub use input::{Input, Valid};
 pub use journal::Stage;
 use journal::{Journal, State};
-use lane::{APPLY, Bits, Budget, Lane, Shared};
+use lane::{APPLY, Bits, Budget, Lane, Shared, WRITE};
 use ledger::Ledger;
 pub use ledger::Position;
 use pace::Pace;
@@ -138,6 +139,8 @@ pub struct Plan {
     /// Whether a target is refused that can never have as much in memory as the backup takes. Not where it is to be put back as far as it
     /// takes that.
     pub needs_room: bool,
+    /// Whether a target is refused that has not, or forbids, a command that this takes. Not where it is to be put back as far as it lets us.
+    pub needs_commands: bool,
     /// Connections to each node that takes writes; at least 1.
     pub connections: usize,
     /// Keys in a second.
@@ -324,6 +327,9 @@ impl<'a> Ready<'a> {
                 "{DATABASE_0_ONLY} (keys would go to database {})",
                 sources.keys().max().unwrap_or(&0)
             ));
+        }
+        if plan.needs_commands && !is_resumed {
+            needs::check(&target, &files, plan, &sources)?;
         }
         Ok(Self {
             sources,
@@ -622,6 +628,7 @@ impl Run<'_> {
         if pass.writes() {
             self.write()?;
         }
+        let was_touched = self.is_touched;
         self.is_touched |= pass.writes();
         let addresses: Vec<_> = self
             .primaries
@@ -641,6 +648,7 @@ impl Run<'_> {
             is_stopped: AtomicBool::new(false),
             is_stale: AtomicBool::new(false),
             is_unconfirmed: AtomicBool::new(false),
+            is_cut: AtomicBool::new(false),
             is_named: AtomicBool::new(self.state.account.applied.first.len() >= NAMED_MAX),
         };
         self.control
@@ -687,6 +695,7 @@ impl Run<'_> {
             ledger,
             failure,
             is_unconfirmed,
+            is_cut,
             ..
         } = shared;
         let mut ledger = ledger
@@ -699,6 +708,9 @@ impl Run<'_> {
         let first = failure
             .into_inner()
             .unwrap_or_else(|poisoned| poisoned.into_inner());
+        // Of what the feeder has sent itself.
+        let breaks = |error: &Error| matches!(error.kind, Kind::Connection | Kind::Idle | Kind::Protocol);
+        let is_cut = is_cut.into_inner() || fed.as_ref().is_err_and(breaks);
         let ended = match (first, fed) {
             (None, fed) => fed,
             (Some(error), _) => Err(error),
@@ -708,7 +720,32 @@ impl Run<'_> {
             self.state.sent_below = self.state.sent_below.max(sent_below);
             self.write()?;
         }
+        let is_refused =
+            |error: &Error| error.operation == WRITE && matches!(error.kind, Kind::Auth | Kind::Refused);
+        if ended.as_ref().is_err_and(is_refused) && !is_cut && self.has_left_no_trace() {
+            self.is_touched = was_touched;
+        }
         ended
+    }
+
+    /// Whether what is known says that nothing was changed, where every answer has come. What is made by commands may have been
+    /// changed by a command before the one that was refused.
+    fn has_left_no_trace(&self) -> bool {
+        let has_functions = self.files.iter().any(|file| !file.report.functions.is_empty());
+        let changes_functions = match self.plan.functions {
+            Functions::Stay => false,
+            Functions::Load => has_functions,
+            Functions::Exact => true,
+        };
+        let is_by_payloads = self.plan.form == Form::Payloads && self.target.form.is_some();
+        let Account {
+            applied, removed, ..
+        } = &self.known;
+        is_by_payloads
+            && !changes_functions
+            && applied.count == 0
+            && removed.count == 0
+            && self.state.unfinished.is_empty()
     }
 }
 

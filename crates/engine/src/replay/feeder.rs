@@ -276,9 +276,10 @@ impl<'f, 's, 'a> Feeder<'f, 's, 'a> {
     /// # Errors
     /// As [`Feeder::feed`].
     pub(super) fn feed_list(&mut self, list: &std::fs::File) -> Result<(), Error> {
-        let verb: &[u8] = match self.shared.plan.form {
-            Form::Payloads => b"UNLINK",
-            Form::Commands => b"DEL",
+        // Who is older than 4.0 knows DEL only.
+        let verb: &[u8] = match (self.shared.plan.form, self.shared.target.form) {
+            (Form::Payloads, Some(_)) => b"UNLINK",
+            (Form::Payloads, None) | (Form::Commands, _) => b"DEL",
         };
         Run::listed(list, self.position.offset, |db, name, bytes| {
             self.append(Verb::Remove, db, name, 0, |out| {

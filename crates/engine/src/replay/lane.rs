@@ -29,6 +29,12 @@ const REDIRECTIONS_MAX: usize = 16;
 /// A replica is waited for so long, in milliseconds; where none confirms, that is told.
 const REPLICA_WAIT_MS: &str = "5000";
 
+/// Commands that keys of every type take: where the target knows no such command no key will fare better. Others are of some types only,
+/// which an old engine does not have.
+const OF_EVERY_KEY: [&str; 9] = [
+    "RESTORE", "EXISTS", "UNLINK", "DEL", "SELECT", "MULTI", "EXEC", "RENAME", "RENAMENX",
+];
+
 /// What a command asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verb {
@@ -151,6 +157,8 @@ pub(super) struct Shared<'a> {
     pub(super) is_stale: AtomicBool,
     /// A replica did not confirm in time.
     pub(super) is_unconfirmed: AtomicBool,
+    /// A connection broke with something under way: nobody knows whether that was done.
+    pub(super) is_cut: AtomicBool,
     /// What is committed names as many applied keys as are named: the others are only counted, which costs a fraction of that.
     pub(super) is_named: AtomicBool,
 }
@@ -273,6 +281,7 @@ impl<'s, 'a> Lane<'s, 'a> {
             self.shared.stop(error);
         }
         for flying in self.flying {
+            self.shared.is_cut.store(true, Ordering::Relaxed);
             flying.batch.chunk.spoil(Account::default());
             self.shared.budget.give_back(flying.room);
         }
@@ -387,6 +396,7 @@ impl<'s, 'a> Lane<'s, 'a> {
                 self.shared.stop(error);
             }
             Err(error) => {
+                self.shared.is_cut.store(true, Ordering::Relaxed);
                 self.settle(&batch, Err(account));
                 return Err(error);
             }
@@ -626,8 +636,17 @@ pub(super) fn judge(text: &str) -> Judgement {
         "MISCONF" => Kind::StoreFull,
         "NOPERM" | "NOAUTH" | "WRONGPASS" => Kind::Auth,
         "UNKILLABLE" => Kind::Refused,
+        "ERR" if unknown_command(text).is_some_and(|name| OF_EVERY_KEY.contains(&name)) => Kind::Refused,
         _ => return Judgement::OfTheKey,
     })
+}
+
+/// The command that a server says that it does not know; what it was given with it follows there.
+fn unknown_command(text: &str) -> Option<&str> {
+    let named = text.strip_prefix("ERR unknown command ")?;
+    named
+        .split(|letter: char| !letter.is_ascii_alphanumeric())
+        .find(|word| !word.is_empty())
 }
 
 /// The second word of the command, or of the last of several: the key.
@@ -661,5 +680,24 @@ mod tests {
         assert_eq!(budget.try_take(500), None);
         budget.give_back(40);
         assert_eq!(budget.try_take(500), Some(100));
+    }
+
+    #[test]
+    fn a_command_that_every_key_takes_and_the_target_does_not_know_is_of_all_keys() {
+        let is_of_all = |text: &str| matches!(judge(text), Judgement::OfAll(Kind::Refused));
+        for text in [
+            "ERR unknown command 'RESTORE', with args beginning with: 'key' '0' ",
+            "ERR unknown command `RESTORE`, with args beginning with: `key`, `0`, ",
+            "ERR unknown command 'DEL'",
+        ] {
+            assert!(is_of_all(text), "{text}");
+        }
+        for text in [
+            "ERR unknown command 'XADD', with args beginning with: 'RESTORE' ",
+            "ERR unknown command",
+            "ERR DUMP payload version or checksum are wrong",
+        ] {
+            assert!(matches!(judge(text), Judgement::OfTheKey), "{text}");
+        }
     }
 }

@@ -397,7 +397,7 @@ impl Run<'_> {
 }
 
 /// The databases that have keys, and how many.
-fn dbs_of(node: &mut Node) -> Result<Vec<(u32, u64)>, Error> {
+pub(super) fn dbs_of(node: &mut Node) -> Result<Vec<(u32, u64)>, Error> {
     let dbs = node.info("keyspace")?;
     Ok(dbs
         .iter()

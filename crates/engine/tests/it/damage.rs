@@ -67,6 +67,7 @@ fn apply(bench: &Bench, manifest_blake3: &str, target: &Endpoint) -> Error {
         is_whole: false,
         removes_first: false,
         needs_room: false,
+        needs_commands: false,
         connections: 1,
         ops_max: None,
         latency_max: None,

@@ -11,7 +11,7 @@ use engine::guard::{self, Guardrails};
 use engine::keys::Recipient;
 use engine::node::Endpoint;
 use engine::process::Engine;
-use engine::psync::{Forked, Ledger, Tuning};
+use engine::psync::{self, Forked, Ledger, Tuning};
 use engine::scan::KeyByKey;
 use engine::store::Store;
 use engine::{Control, Error, Kind, defect, failpoint};
@@ -24,7 +24,7 @@ use crate::app::App;
 use crate::catalog;
 use crate::identity::record as identity;
 use crate::ids::{BackupId, Moment};
-use crate::instance::attachment::servers;
+use crate::instance::attachment::{Attachment, servers};
 use crate::instance::layout::Mode;
 use crate::instance::record::Instance;
 use crate::instance::{self, job as instances, nodes, watched};
@@ -215,13 +215,38 @@ pub fn capture(
     into: &Capture<'_>,
     control: &Control,
 ) -> Result<Finished, Error> {
+    let made = capture_from(app, instance, backup, into, sources(app, instance)?, control);
+    let (Err(error), Some(attached)) = (&made, &instance.attachment) else {
+        return made;
+    };
+    if !psync::is_forbidden(error) {
+        return made;
+    }
+    // An engine of 7.0 and later says so when it is looked at.
+    tracing::warn!(instance.id = %instance.id, error = engine::chain(error), "no snapshot may be had, so keys are read one by one");
+    let by_key = attached_sources(app, instance, attached, Some(Way::Scan))?;
+    capture_from(app, instance, backup, into, by_key, control).or_else(|later| match later.kind {
+        // It may not do that either.
+        Kind::Refused => made,
+        _ => Err(later),
+    })
+}
+
+fn capture_from(
+    app: &App,
+    instance: &Instance,
+    backup: &Backup,
+    into: &Capture<'_>,
+    sources_now: Sources,
+    control: &Control,
+) -> Result<Finished, Error> {
     let store = into.store;
     let Sources {
         shards,
         used_bytes: used,
         captured_from,
         is_point_in_time,
-    } = sources(app, instance)?;
+    } = sources_now;
     let finished = |made: BackupReport| Finished {
         size_bytes: made.stored_bytes,
         put_bytes: store.metered_bytes(),
@@ -387,19 +412,29 @@ pub struct Sources {
     is_point_in_time: bool,
 }
 
+/// Those of an attached instance, to be captured in this way where it is given.
+fn attached_sources(
+    app: &App,
+    instance: &Instance,
+    attached: &Attachment,
+    way: Option<Way>,
+) -> Result<Sources, Error> {
+    let chosen = servers::choose(app, instance, attached, way, Moment::now())?;
+    Ok(Sources {
+        shards: chosen.shards,
+        used_bytes: chosen.found.used_bytes,
+        captured_from: chosen.captured_from,
+        is_point_in_time: way.unwrap_or(chosen.found.way) == Way::Psync,
+    })
+}
+
 /// The nodes to capture. A replica that has caught up spares the primary the fork.
 ///
 /// # Errors
 /// What the engines say, or why they cannot be asked.
 pub fn sources(app: &App, instance: &Instance) -> Result<Sources, Error> {
     if let Some(attached) = &instance.attachment {
-        let chosen = servers::choose(app, instance, attached, Moment::now())?;
-        return Ok(Sources {
-            shards: chosen.shards,
-            used_bytes: chosen.found.used_bytes,
-            captured_from: chosen.captured_from,
-            is_point_in_time: chosen.found.way == Way::Psync,
-        });
+        return attached_sources(app, instance, attached, None);
     }
     let endpoint = |engine: &Engine| {
         let mut source = engine.endpoint();

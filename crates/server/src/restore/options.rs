@@ -246,6 +246,7 @@ impl Options {
             is_whole: false,
             removes_first: false,
             needs_room: true,
+            needs_commands: true,
             connections: 1,
             ops_max: self.max_ops,
             latency_max: self.max_latency_ms.map(Duration::from_millis),

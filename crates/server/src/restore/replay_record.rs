@@ -96,6 +96,18 @@ pub fn enter(
     Ok(changed == 1)
 }
 
+/// Writes that nothing was written, of a running record that has said that it was about to be.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn left_untouched(tx: &Tx<'_>, id: &RestoreId, now: Moment) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE restore SET target_state = 'untouched', dbs = NULL, updated_at_ms = ?2 WHERE id = ?1 AND status = 'running'",
+        (id, now),
+    )?;
+    Ok(())
+}
+
 /// Writes what became of the keys.
 ///
 /// # Errors

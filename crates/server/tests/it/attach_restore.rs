@@ -12,7 +12,7 @@ use crate::cluster::Client;
 use crate::service::{Caller, Service, wait};
 
 /// Fills some databases of a node without a cluster; `seed` tells what is there from what was there.
-fn fill(foreign: &Deployment, seed: u64, keys: u64) {
+pub fn fill(foreign: &Deployment, seed: u64, keys: u64) {
     let mut link = foreign.nodes[0].open().unwrap();
     for db in ["0", "3"] {
         link.ask(&["SELECT", db]).unwrap();
@@ -35,7 +35,7 @@ fn fill(foreign: &Deployment, seed: u64, keys: u64) {
     link.ask(&["RPUSH", "list", "a", "b"]).unwrap();
 }
 
-fn ask(caller: &Caller, instance: &str, wish: &Value) -> String {
+pub fn ask(caller: &Caller, instance: &str, wish: &Value) -> String {
     let path = format!("/instances/{instance}/restores");
     let started = caller.v2("POST", &path, Some(wish)).expect(200).json();
     started["restore_id"].as_str().unwrap().to_owned()
@@ -46,7 +46,7 @@ fn shown(caller: &Caller, instance: &str, restore: &str) -> Value {
     caller.ck("GET", &path, None).expect(200).json()
 }
 
-fn ended(caller: &Caller, instance: &str, restore: &str) -> Value {
+pub fn ended(caller: &Caller, instance: &str, restore: &str) -> Value {
     caller.wait_end(instance, "restores", restore);
     shown(caller, instance, restore)
 }

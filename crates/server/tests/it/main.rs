@@ -6,6 +6,7 @@ mod alone;
 mod attach;
 mod attach_announced;
 mod attach_functions;
+mod attach_hindered;
 mod attach_hostile;
 mod attach_matrix;
 mod attach_restore;

@@ -212,11 +212,17 @@ pub struct Chosen {
     pub captured_from: Option<String>,
 }
 
-/// Finds the instance's servers again and chooses those to capture.
+/// Finds the instance's servers again and chooses those to capture, in this way where it is given, else as was found.
 ///
 /// # Errors
 /// As [`look`]; [`Kind::Refused`] where no snapshot can be had, [`Kind::SourceAtRisk`].
-pub fn choose(app: &App, instance: &Instance, attachment: &Attachment, now: Moment) -> Result<Chosen, Error> {
+pub fn choose(
+    app: &App,
+    instance: &Instance,
+    attachment: &Attachment,
+    way: Option<Way>,
+    now: Moment,
+) -> Result<Chosen, Error> {
     let servers = Servers::of(app, &instance.id, attachment, capture_limit(attachment))?;
     let found = find_again(app, instance, attachment, &servers, now)?;
     if found.way == Way::None {
@@ -226,7 +232,7 @@ pub fn choose(app: &App, instance: &Instance, attachment: &Attachment, now: Mome
     let mut shards = Vec::new();
     let mut captured_from = None;
     for shard in &found.shards {
-        let (source, at) = servers.choose(shard, found.way)?;
+        let (source, at) = servers.choose(shard, way.unwrap_or(found.way))?;
         let role = if at == shard.primary { "primary" } else { "replica" };
         captured_from = Some(format!("{role} {at}"));
         shards.push(Shard {
@@ -307,11 +313,19 @@ pub fn told(instance: &Instance, error: &Error) -> String {
             "{}: the server does not answer as an engine does",
             error.operation
         ),
+        (_, Some("NOPERM")) if error.operation == "ask for snapshot" => format!(
+            "{}: the server refuses it (NOPERM): the user needs +psync and +replconf",
+            error.operation
+        ),
         (_, Some("NOPERM")) => format!(
             "{}: the server refuses it (NOPERM): the user lacks a permission, `cachekeep instance attach --print-acl` prints which it needs",
             error.operation
         ),
         (_, Some(code)) => format!("{}: the server refuses it ({code})", error.operation),
+        (_, None) if error.context.contains("ERR unknown command") => format!(
+            "{}: the server knows no such command: a provider has renamed it or taken it away",
+            error.operation
+        ),
         (_, None) => format!("{}: the server refuses it", error.operation),
     }
 }

@@ -129,6 +129,7 @@ impl Work<'_> {
         if known.options.safety_point && known.dbs.is_none() {
             self.take_safety_backup()?;
         }
+        let is_first = known.dbs.is_none();
         let dbs = known.dbs.unwrap_or_else(|| {
             let is_all = known.options.mode == Mode::Replace && known.options.select.db.is_empty();
             match is_all {
@@ -155,7 +156,15 @@ impl Work<'_> {
         if let Some(stop) = stopped.into_inner() {
             return Err(stop.into());
         }
-        step(self.app, self.claim, |tx| self.counted(tx, &outcome))?;
+        // It was refused with the first key: there is nothing to be put back.
+        let is_untouched = outcome.failure.is_some() && outcome.state == replay::TargetState::Untouched;
+        step(self.app, self.claim, |tx| {
+            self.counted(tx, &outcome)?;
+            match is_first && is_untouched {
+                true => self.left_untouched(tx),
+                false => Ok(()),
+            }
+        })?;
         all_of(outcome)?;
         self.enter_state(TargetState::Verifying, &dbs)
     }
@@ -352,6 +361,7 @@ impl Work<'_> {
             let plan = Plan {
                 removes_first: is_full,
                 needs_room: false,
+                needs_commands: false,
                 ..self.replay_plan(options, if is_full { BACK_OF_FULL } else { BACK })?
             };
             let is_of_the_place =
@@ -431,6 +441,14 @@ impl Work<'_> {
         match self.is_import {
             true => migrations::counted(tx, &self.restore.id, &outcome.account),
             false => replay_record::counted(tx, &self.restore.id, outcome),
+        }
+    }
+
+    /// Takes back that the target was about to be written to.
+    fn left_untouched(&self, tx: &Tx<'_>) -> Result<(), catalog::Error> {
+        match self.is_import {
+            true => migrations::left_untouched(tx, &self.restore.id, Moment::now()),
+            false => replay_record::left_untouched(tx, &self.restore.id, Moment::now()),
         }
     }
 

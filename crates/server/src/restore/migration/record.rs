@@ -290,6 +290,18 @@ pub fn enter(
     Ok(changed == 1)
 }
 
+/// See [`crate::restore::replay_record::left_untouched`].
+///
+/// # Errors
+/// The catalogue failed.
+pub fn left_untouched(tx: &Tx<'_>, id: &RestoreId, now: Moment) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE migration SET target_state = 'untouched', dbs = NULL, updated_at_ms = ?2 WHERE id = ?1 AND status = 'running'",
+        (id, now),
+    )?;
+    Ok(())
+}
+
 /// See [`crate::restore::replay_record::counted`]; keys are not named.
 ///
 /// # Errors
