@@ -27,6 +27,7 @@ use crate::control::Control;
 use crate::duplicate::SpillFile;
 use crate::error::{Error, Kind};
 use crate::failpoint;
+use crate::guard;
 use crate::keys::{Recipient, SigningKey};
 use crate::node::{Endpoint, Node};
 use crate::priority;
@@ -250,10 +251,14 @@ fn conclude(
 /// Asks for the snapshot with the source tuned for it, and puts its settings back as soon as it has forked.
 fn begin_snapshot(
     plan: &BackupPlan<'_>,
-    node: Node,
+    mut node: Node,
     shard: usize,
     control: &Control,
 ) -> Result<Started, Error> {
+    if let Tuning::Noted(_) = plan.tuning {
+        // A server of somebody else's: by its name the guard tells this from its replicas. Who may not is judged by all of them.
+        let _named_or_not = node.ask(&[b"CLIENT", b"SETNAME", guard::CAPTURE.as_bytes()])?;
+    }
     // Dropped on every way out, which puts the settings back.
     let _tuned = Tuned::apply(&plan.source, &plan.tuning)?;
     let handshake = Handshake::begin(node, plan.idle_timeout)?;

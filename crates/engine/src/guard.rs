@@ -7,13 +7,15 @@ use std::time::{Duration, Instant};
 use crate::control::Control;
 use crate::discover::number;
 use crate::error::{Error, Kind};
-use crate::node::{Endpoint, Node};
+use crate::node::{Endpoint, Node, Reply};
 use crate::psync;
 
 /// Between two looks at a source.
 const EVERY: Duration = Duration::from_millis(200);
 /// Memory is asked for each so many looks: that answer is longer.
 const LOOKS_PER_MEMORY: u32 = 5;
+/// What the connection of a capture is called in its source, where the user may name it.
+pub(crate) const CAPTURE: &str = "cachekeep-capture";
 /// So many answers in a row may be too slow: a fork makes one so, however large the source is.
 const SLOW_ANSWERS_MAX: u32 = 3;
 
@@ -22,7 +24,8 @@ const SLOW_ANSWERS_MAX: u32 = 3;
 pub struct Guardrails {
     /// A `PING` takes longer than this, several times in a row.
     pub latency_max: Duration,
-    /// The buffers of its replicas, ours among them, grow by more than this, in bytes.
+    /// More than this waits for the capture, in bytes; of a source that does not tell captures from its replicas: the buffers of all of
+    /// them grow by more than this.
     pub buffers_max: u64,
 }
 
@@ -31,8 +34,10 @@ struct Watched {
     endpoint: Endpoint,
     node: Option<Node>,
     slow_answers: u32,
-    /// Buffers at the first look.
+    /// Buffers of all replicas at the first look.
     buffers_before: Option<u64>,
+    /// Whether it tells what waits for the capture: it is not asked again where it does not.
+    tells_ours: bool,
 }
 
 /// Looks after the sources until `is_done`, and aborts `control` where one of them is at risk. A source that does not answer
@@ -48,6 +53,7 @@ pub fn watch(sources: &[Endpoint], rails: &Guardrails, control: &Control, is_don
             node: None,
             slow_answers: 0,
             buffers_before: None,
+            tells_ours: true,
         })
         .collect();
     let mut look = 0;
@@ -110,16 +116,27 @@ impl Watched {
             return Ok(());
         };
         node.bound(until);
+        let ours = match self.tells_ours {
+            true => waiting_for_captures(node)?,
+            false => None,
+        };
+        self.tells_ours = ours.is_some();
         let memory = node.info("memory")?;
-        // The first name is of engine 7.0 and later.
-        let buffers =
-            number(&memory, "mem_total_replication_buffers").max(number(&memory, "mem_clients_slaves"));
-        let before = *self.buffers_before.get_or_insert(buffers);
-        if buffers.saturating_sub(before) > rails.buffers_max {
+        let (buffers, of) = match ours {
+            Some(bytes) => (bytes, "the buffer of the capture in"),
+            // Of all replicas: the first name is of engine 7.0 and later.
+            None => {
+                let buffers = number(&memory, "mem_total_replication_buffers")
+                    .max(number(&memory, "mem_clients_slaves"));
+                let before = *self.buffers_before.get_or_insert(buffers);
+                (buffers.saturating_sub(before), "the buffers of replicas of")
+            }
+        };
+        if buffers > rails.buffers_max {
             let context = format!(
-                "the buffers of replicas of {} grew by {} MB, more than {} MB",
+                "{of} {} grew by {} MB, more than {} MB",
                 self.endpoint.address,
-                (buffers - before) >> 20,
+                buffers >> 20,
                 rails.buffers_max >> 20
             );
             return Err(at_risk(context));
@@ -142,6 +159,48 @@ impl Watched {
     }
 }
 
+/// Bytes that wait in a source for captures of ours. `None`: it does not tell them from its replicas, or the user may not ask.
+fn waiting_for_captures(node: &mut Node) -> Result<Option<u64>, Error> {
+    // Who may not name this connection has not named that of the capture either.
+    let named = node.ask(&[b"CLIENT", b"SETNAME", CAPTURE.as_bytes()])?;
+    if matches!(named, Reply::Error(_)) {
+        return Ok(None);
+    }
+    Ok(match node.ask(&[b"CLIENT", b"LIST", b"TYPE", b"replica"])? {
+        Reply::Bulk(Some(list)) => Some(buffers_of_captures(&String::from_utf8_lossy(&list))),
+        _ => None,
+    })
+}
+
+/// The output buffers of captures in what `CLIENT LIST` answers, in bytes.
+fn buffers_of_captures(list: &str) -> u64 {
+    let field = |line: &str, wanted: &str| -> Option<String> {
+        let mut fields = line.split(' ').filter_map(|field| field.split_once('='));
+        fields
+            .find(|(name, _)| *name == wanted)
+            .map(|(_, value)| value.to_owned())
+    };
+    list.lines()
+        .filter(|line| field(line, "name").as_deref() == Some(CAPTURE))
+        .filter_map(|line| field(line, "omem")?.parse::<u64>().ok())
+        .fold(0, u64::saturating_add)
+}
+
 fn at_risk(context: String) -> Error {
     Error::new(Kind::SourceAtRisk, "watch source", context)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_for_a_capture_is_told_from_what_waits_for_replicas() {
+        let list = "id=3 addr=127.0.0.1:1 name= age=1 obl=0 oll=9 omem=900000000 tot-mem=900000100 cmd=replconf\n\
+                    id=4 addr=127.0.0.1:2 name=cachekeep-capture age=1 oll=3 omem=5000 cmd=psync\n\
+                    id=5 addr=127.0.0.1:3 name=cachekeep-capture-of-others omem=70\n\
+                    id=6 addr=127.0.0.1:4 name=cachekeep-capture omem=secret\n";
+        assert_eq!(buffers_of_captures(list), 5000);
+        assert_eq!(buffers_of_captures(""), 0);
+    }
 }

@@ -120,7 +120,7 @@ pub const ATTACHED_LOOK_EVERY: Duration = Duration::from_secs(30);
 pub const ATTACHED_SNAPSHOT_SLACK: u64 = 64 << 20;
 /// A capture is given up where its source answers `PING` later than this, several times in a row.
 pub const ATTACHED_LATENCY_MAX: Duration = Duration::from_secs(1);
-/// A capture is given up where the buffers of the source's replicas grow by more than this: half of what engines allow one
+/// A capture is given up where its buffer in the source, or those of all replicas, grow by more than this: half of what engines allow one
 /// of them by default before they end it.
 pub const ATTACHED_BUFFERS_MAX: u64 = 128 << 20;
 /// Verifies that the service works on at once; the others wait. Each may start an engine with the memory of a whole backup.

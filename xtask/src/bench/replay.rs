@@ -9,9 +9,11 @@ use std::time::{Duration, Instant};
 use super::Scale;
 use super::report::{Row, Section, median};
 use crate::Stop;
+use crate::fill::damage::databases;
 use crate::fill::{Options, Profile, fill};
 use crate::plain_cluster::PlainCluster;
 use crate::plain_engine::PlainEngine;
+use crate::resp::Connection;
 use crate::scratch::Scratch;
 use crate::setup::service_program;
 
@@ -106,15 +108,34 @@ fn free_port() -> Result<String, Stop> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port().to_string())
 }
 
+/// How many keys a server has in all its databases.
+fn keys_of(mut link: Connection) -> Result<u64, Stop> {
+    Ok(databases(&mut link)?.iter().map(|(_, keys)| keys).sum())
+}
+
+/// Who has loaded a part was not fast. None of the keys expires within a day.
+fn check_whole(who: &str, loaded: u64, wanted: u64) -> Result<(), Stop> {
+    match loaded == wanted {
+        true => Ok(()),
+        false => Err(Stop::new(format!("{who} loaded {loaded} keys of {wanted}"))),
+    }
+}
+
 /// Ours and librdb's in turn, over TCP, which is all that it knows.
-fn beside_librdb(rdb_cli: &Path, dump: &Path, pairs: usize) -> Result<Vec<(Duration, Duration)>, Stop> {
+fn beside_librdb(
+    rdb_cli: &Path,
+    dump: &Path,
+    keys: u64,
+    pairs: usize,
+) -> Result<Vec<(Duration, Duration)>, Stop> {
     let mut all = Vec::new();
     for round in 0..pairs {
         let (mut peer, mut own) = (Duration::ZERO, Duration::ZERO);
         for turn in 0..2 {
             let port = free_port()?;
             let target = PlainEngine::start(&[("port", &port)])?;
-            if (round + turn) % 2 == 0 {
+            let is_peer = (round + turn) % 2 == 0;
+            if is_peer {
                 let run = || {
                     let mut command = Command::new(rdb_cli);
                     command.arg(dump).args(["-l", "/dev/null", "redis", "-r", "-l", "1000"]);
@@ -125,6 +146,8 @@ fn beside_librdb(rdb_cli: &Path, dump: &Path, pairs: usize) -> Result<Vec<(Durat
             } else {
                 own = take(&[target.pid()], || ours(dump, &format!("redis://127.0.0.1:{port}")))?.wall;
             }
+            let who = if is_peer { "librdb" } else { "cachekeep" };
+            check_whole(who, keys_of(Connection::open(&target.target())?)?, keys)?;
         }
         all.push((peer, own));
     }
@@ -180,7 +203,7 @@ fn into_one(scale: &Scale) -> Result<Section, Stop> {
     println!("replay into one server, {} MiB in memory", scale.size_mb);
     let folder = Scratch::new("replay")?;
     let (dump, commands) = (folder.path().join("dump.rdb"), folder.path().join("commands"));
-    {
+    let keys = {
         let source = PlainEngine::start(&[])?;
         let options = Options {
             size_mb: Some(scale.size_mb),
@@ -188,10 +211,11 @@ fn into_one(scale: &Scale) -> Result<Section, Stop> {
             ..Options::default()
         };
         fill(&source.target(), &options)?;
-        crate::resp::Connection::open(&source.target())?.ask(&["SAVE"])?;
+        Connection::open(&source.target())?.ask(&["SAVE"])?;
         let made = source.folder().join("dump.rdb");
         std::fs::rename(&made, &dump).map_err(|e| Stop::file("move", &made, &e))?;
-    }
+        keys_of(Connection::open(&source.target())?)?
+    };
     let exported = Command::new(service_program())
         .args(["export", "--format", "aof", "--to"])
         .arg(&commands)
@@ -207,7 +231,8 @@ fn into_one(scale: &Scale) -> Result<Section, Stop> {
         for turn in 0..2 {
             let target = PlainEngine::start(&[])?;
             let socket = target.socket().display().to_string();
-            if (round + turn) % 2 == 0 {
+            let is_peer = (round + turn) % 2 == 0;
+            if is_peer {
                 peers.push(take(&[target.pid()], || {
                     let input = File::open(&commands).map_err(|e| Stop::file("open", &commands, &e))?;
                     let mut command = Command::new("redis-cli");
@@ -217,6 +242,8 @@ fn into_one(scale: &Scale) -> Result<Section, Stop> {
             } else {
                 own.push(take(&[target.pid()], || ours(&dump, &format!("unix:{socket}")))?);
             }
+            let who = if is_peer { "redis-cli --pipe" } else { "cachekeep" };
+            check_whole(who, keys_of(Connection::open(&target.target())?)?, keys)?;
         }
         if let (Some(peer), Some(own)) = (peers.last(), own.last()) {
             pairs.push((peer.wall, own.wall));
@@ -224,7 +251,7 @@ fn into_one(scale: &Scale) -> Result<Section, Stop> {
     }
     let mut rows = vec![Row::of_pairs("beside `redis-cli --pipe`", &pairs, "<= 0.87x", "0.75x").shown()];
     if let Some(rdb_cli) = super::librdb() {
-        let pairs = beside_librdb(&rdb_cli, &dump, scale.pairs)?;
+        let pairs = beside_librdb(&rdb_cli, &dump, keys, scale.pairs)?;
         rows.push(Row::of_pairs("beside `rdb-cli FILE redis -r -l 1000` of librdb, over TCP", &pairs, "<= 0.87x", "0.6x").shown());
     }
     let seconds = |taken: &Taken| taken.wall.as_secs_f64();
@@ -283,7 +310,7 @@ fn into_cluster(scale: &Scale) -> Result<Section, Stop> {
     println!("replay into a cluster of {SHARDS}, {keys} keys");
     let folder = Scratch::new("replay")?;
     let dump = folder.path().join("dump.rdb");
-    {
+    let held = {
         let source = PlainEngine::start(&[])?;
         let options = Options {
             keys,
@@ -294,10 +321,11 @@ fn into_cluster(scale: &Scale) -> Result<Section, Stop> {
             ..Options::default()
         };
         fill(&source.target(), &options)?;
-        crate::resp::Connection::open(&source.target())?.ask(&["SAVE"])?;
+        Connection::open(&source.target())?.ask(&["SAVE"])?;
         let made = source.folder().join("dump.rdb");
         std::fs::rename(&made, &dump).map_err(|e| Stop::file("move", &made, &e))?;
-    }
+        keys_of(Connection::open(&source.target())?)?
+    };
     let (mut pairs, mut peers, mut own) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..scale.pairs {
         for turn in 0..2 {
@@ -324,6 +352,12 @@ fn into_cluster(scale: &Scale) -> Result<Section, Stop> {
                 })?);
             } else {
                 own.push(take(&pids, || ours(&dump, &format!("redis://127.0.0.1:{port}")))?);
+                // What redis-benchmark makes has random names, some of them twice.
+                let mut loaded = 0;
+                for node in 0..SHARDS {
+                    loaded += keys_of(cluster.connect(node)?)?;
+                }
+                check_whole("cachekeep", loaded, held)?;
             }
         }
         if let (Some(peer), Some(own)) = (peers.last(), own.last()) {

@@ -17,6 +17,8 @@ const NEEDED: &str = "+ping +info +role +psync +replconf +command|info +acl|whoa
 const NEEDED_OF_CLUSTER: &str = "+cluster|nodes";
 /// Saves the five seconds of repl-diskless-sync-delay, and tells what survives a crash.
 const WISHED: &str = "+config|get +config|set";
+/// Tells what waits for a capture from what waits for replicas.
+const WISHED_BY_GUARD: &str = "+client|setname +client|list";
 /// Where `PSYNC` is not to be had: all keys are read.
 const NEEDED_WITHOUT_PSYNC: &str = "~* +scan +dump +pttl +time +select";
 /// What a restore into them needs besides; of a cluster the next line too. The last names the commands that make values which are too
@@ -138,6 +140,8 @@ fn print_acl(user: &str) {
         "# Where a capture may begin at once (else repl-diskless-sync-delay later); it lets the user change any setting:"
     );
     println!("ACL SETUSER {user} {WISHED}");
+    println!("# Where a capture is not to be given up for the buffers of other replicas:");
+    println!("ACL SETUSER {user} {WISHED_BY_GUARD}");
     println!(
         "# Instead of +psync and +replconf, where those are not to be had (a backup is of no single moment then):"
     );

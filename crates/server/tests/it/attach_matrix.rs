@@ -27,28 +27,37 @@ const ACCESSES: [(Access, &str); 3] = [
     (Access::User, "ACL user"),
     (Access::Tls, "TLS, both sides"),
 ];
+/// Of all kinds together.
 const KEYS: u64 = 300;
 
-/// Keys of each plain type on whichever primary takes them; `seed` tells the data of one from that of another.
+/// Keys of each plain type and a large one in database 0, on whichever primary takes them; `seed` tells the data of one from that of
+/// another.
 pub fn fill(foreign: &Deployment, seed: usize) {
     let primaries = foreign.primaries().unwrap();
     let mut open: Vec<Connection> = primaries.iter().map(|node| node.open().unwrap()).collect();
+    let mut take = |key: &str, command: &[&str]| {
+        let taken = open
+            .iter_mut()
+            .any(|node| !matches!(node.call(command).unwrap(), Reply::Refused(_)));
+        assert!(taken, "{key} is taken by nobody");
+    };
     for number in 0..KEYS {
         let (key, word) = (format!("key:{seed}:{number}"), format!("{seed} {number}"));
-        let score = number.to_string();
-        let command: Vec<&str> = match number % 6 {
+        let (score, id) = (number.to_string(), format!("{}-1", number + 1));
+        let command: Vec<&str> = match number % 7 {
             0 => vec!["SET", &key, &word],
             1 => vec!["HSET", &key, "field", &word, "other", "value"],
             2 => vec!["RPUSH", &key, &word, "b", "c"],
             3 => vec!["SADD", &key, &word, "member"],
             4 => vec!["ZADD", &key, &score, &word, "2", "other"],
+            5 => vec!["XADD", &key, &id, "field", &word, "other", "value"],
             _ => vec!["SET", &key, &word, "EX", "100000"],
         };
-        let taken = open
-            .iter_mut()
-            .any(|node| !matches!(node.call(&command).unwrap(), Reply::Refused(_)));
-        assert!(taken, "{key} is taken by nobody");
+        take(&key, &command);
     }
+    let key = format!("key:{seed}:large");
+    let value = format!("{seed:010}").repeat(100_000);
+    take(&key, &["SET", &key, &value]);
     foreign.wait_in_sync().unwrap();
 }
 
@@ -225,7 +234,8 @@ fn deployments_of_every_form_and_way_in_are_captured_and_restored_into_each_othe
 }
 
 const HEAD: &str = "# Which deployments of others are captured and restored into each other\n\n\
-    Made by `crates/server/tests/it/attach_matrix.rs`: 300 keys of each plain type in deployments that cachekeep does not run, each attached by one \
+    Made by `crates/server/tests/it/attach_matrix.rs`: 300 keys in database 0 (strings with and without an \
+    expiry, hashes, lists, sets, sorted sets, streams) and a string of a megabyte, in deployments that cachekeep does not run, each attached by one \
     node or its Sentinels and captured, then each backup restored into every other deployment that is let in the same way, and undone. *equal*: the \
     engines' own `DEBUG DIGEST`, all primaries together, is that of the deployment that was captured; after the undo it is that of the target before. The ACL user is the \
     one that `cachekeep instance attach --print-acl` prints. Each run tries redis 7.0, each form into the next; `CACHEKEEP_TEST_LONG=1` all pairs (by other ways in than the default user a ring) of \
