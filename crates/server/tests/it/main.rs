@@ -14,6 +14,7 @@ mod beside_api;
 mod broken_engine;
 mod busy;
 mod by_hand;
+mod cancel_backup;
 mod cli;
 mod cli_help;
 mod cluster;
