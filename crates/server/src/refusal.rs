@@ -143,7 +143,7 @@ pub enum Refusal {
     PlanOutdated,
     /// The stored objects of the backup cannot be read now.
     Unreadable(engine::Error),
-    /// The restore cannot be given up any more, and why.
+    /// The restore, backup or change of nodes cannot be given up any more, and why.
     NotCancellable(&'static str),
     /// No such import task of the project.
     MigrationUnknown,

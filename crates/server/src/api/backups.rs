@@ -97,6 +97,21 @@ pub fn show(request: &Request) -> Result<Reply, ApiError> {
     Ok(json_response(200, &shown))
 }
 
+/// `POST /ck/v1/…/backups/{backup_id}/cancel`
+///
+/// # Errors
+/// Unknown instance or backup; it has ended, or is made for a restore.
+pub fn cancel(request: &Request) -> Result<Reply, ApiError> {
+    let (instance, id) = (request.instance_id()?, request.backup_id()?);
+    command::cancel(&request.app, request.project()?, &instance, &id, request.now)?;
+    Ok(json_response(
+        200,
+        &BackupStarted {
+            backup_id: id.to_string(),
+        },
+    ))
+}
+
 /// `DELETE …/instances/{instance_id}/backups/{backup_id}`
 ///
 /// # Errors

@@ -181,7 +181,7 @@ fn internal_code(operation: &str) -> u32 {
         | "CkListVerifications"
         | "ListBackupFileLinks"
         | "DownloadBackupFile" => 5078,
-        "CopyInstance" | "CkVerifyBackup" | "CkImportBackup" => 5090,
+        "CopyInstance" | "CkVerifyBackup" | "CkCancelBackup" | "CkImportBackup" => 5090,
         "ListRestoreRecords" | "CkShowRestore" => 5079,
         "RestoreInstance" | "CkRestoreInstance" | "CkPlanRestore" | "CkUndoRestore" | "CkCancelRestore" => {
             5092
@@ -374,7 +374,7 @@ fn describe(refusal: &Refusal) -> Answer {
         Refusal::NothingToUndo(why) => (400, 4087, format!("There is nothing to undo: {why}. A backup from before can be restored instead.")),
         Refusal::PlanOutdated => (400, 4026, "The plan does not hold any more: the instance, the backup or the engine is another one than when it was made. Make another plan.".to_owned()),
         Refusal::Unreadable(_) => (500, 5078, "The backup cannot be read where it is stored: try again; the log has the cause under this request's id, and `cachekeep backup verify` tells what is stored.".to_owned()),
-        Refusal::NotCancellable(why) => (400, 4026, format!("The restore cannot be cancelled: {why}.")),
+        Refusal::NotCancellable(why) => (400, 4026, format!("It cannot be cancelled: {why}.")),
         Refusal::NotForClusters => (400, 4086, "An instance of several nodes is not restored in place: two generations of it must fit in memory.".to_owned()),
         Refusal::AddressOpen => (400, 4063, "A cluster tells its clients the addresses of its nodes: run the service with --engine-bind of one address.".to_owned()),
         Refusal::NotAttachable(why) => (400, 4063, match why {
@@ -445,6 +445,7 @@ mod tests {
             "CopyInstance",
             "CkVerifyBackup",
             "CkListVerifications",
+            "CkCancelBackup",
             "CkImportBackup",
             "ListRestoreRecords",
             "CkShowRestore",

@@ -503,6 +503,17 @@ pub fn routes() -> Vec<Route> {
         proofs::list,
     );
     add(
+        "CkCancelBackup",
+        "POST",
+        &format!("{one}/backups/{{backup_id}}/cancel"),
+        project,
+        Answer::BackupStarted,
+        &[],
+        Wish::Nothing,
+        Work::Waits,
+        backups::cancel,
+    );
+    add(
         "CkImportBackup",
         "POST",
         &format!("{one}/imports"),

@@ -2,6 +2,7 @@
 
 use engine::defect;
 
+use super::cancel_record as cancels;
 use super::quota_record as quotas;
 use super::record::{self, Backup, Format, Kind, Status};
 use crate::app::App;
@@ -88,6 +89,41 @@ pub fn find(app: &App, project: &ProjectId, instance: &InstanceId, id: &BackupId
         let instance = instances::find_with_deleted(tx, project, instance)?;
         record::find(tx, &instance, id)?.ok_or(Refusal::BackupUnknown)
     })
+}
+
+/// Gives a backup or an import up that has not ended: nothing is stored of it, and the record fails. One that waits has ended when
+/// this returns; what is at work finds it at its next check.
+///
+/// # Errors
+/// Unknown instance, unknown backup; [`Refusal::NotCancellable`].
+pub fn cancel(
+    app: &App,
+    project: &ProjectId,
+    instance_id: &InstanceId,
+    id: &BackupId,
+    now: Moment,
+) -> Result<(), Refusal> {
+    app.catalog.write(|tx| {
+        let instance = instances::find_with_deleted(tx, project, instance_id)?;
+        let backup = record::find(tx, &instance, id)?.ok_or(Refusal::BackupUnknown)?;
+        if !matches!(backup.status, Status::Waiting | Status::Running) {
+            return Err(Refusal::NotCancellable("it has ended"));
+        }
+        if backup.kind == Kind::Safety {
+            return Err(Refusal::NotCancellable("it is made for a restore; cancel that"));
+        }
+        // The job before its record, as whoever settles them.
+        if queue::end_unbegun(tx, instance_id, id.as_str(), now)? {
+            cancels::fail(tx, id, now)?;
+            return Ok(());
+        }
+        match cancels::ask(tx, id, now)? {
+            true => Ok(()),
+            false => Err(Refusal::NotCancellable("it has ended")),
+        }
+    })?;
+    app.board.cancel_subject(id.as_str());
+    Ok(())
 }
 
 /// Deletes a backup: the intent is written, its files go, then the record is hidden. What a crash leaves half done is

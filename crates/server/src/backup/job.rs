@@ -16,6 +16,7 @@ use engine::scan::KeyByKey;
 use engine::store::Store;
 use engine::{Control, Error, Kind, defect, failpoint};
 
+use super::cancel_record as cancels;
 use super::place_record as places;
 use super::quota;
 use super::quota_record::{self as quotas, Exceeded};
@@ -29,7 +30,7 @@ use crate::instance::layout::Mode;
 use crate::instance::record::Instance;
 use crate::instance::{self, job as instances, nodes, watched};
 use crate::jobs::Claim;
-use crate::jobs::worker::{Ended, Stop, begun_too_often, failure_code, settle, step, with_progress};
+use crate::jobs::worker::{Ended, Stop, begun_too_often, failure_code, settle, step, with_progress_while};
 use crate::storage::{self, record as storages};
 use crate::{limits, metrics};
 
@@ -65,9 +66,11 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
         false => claim.fence,
     };
     let prefix = format!("{}/{}/{}/{fence}", instance.project_id, instance.id, backup.id);
-    let (storage, granted) = step(app, claim, |tx| {
+    let begun = step(app, claim, |tx| {
         let storage = storages::default_of(tx, &instance.project_id)?;
-        record::begin(tx, &id, &prefix, (storage.as_ref(), &app.host), Moment::now())?;
+        if !record::begin(tx, &id, &prefix, (storage.as_ref(), &app.host), Moment::now())? {
+            return Ok(None);
+        }
         // Whoever accepted it may not know how much the data is. Where there is no room for it, it is seen when it is needed.
         let bytes = quotas::estimate(tx, &instance.id, app.board.memory_of(&instance.id))?;
         let wanted = bytes.max(backup.reserved_bytes);
@@ -75,8 +78,13 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
             Ok(()) => wanted,
             Err(_) => backup.reserved_bytes,
         };
-        Ok((storage, granted))
+        Ok(Some((storage, granted)))
     })?;
+    // Somebody has cancelled it before it began, or before a crash.
+    let given_up = begun
+        .is_none()
+        .then(|| Error::new(Kind::Cancelled, "backup", cancels::CANCELLED));
+    let (storage, granted) = begun.unwrap_or_default();
     failpoint::hit("backup.begun")?;
 
     let report = |seen: &engine::Progress| {
@@ -91,17 +99,21 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
             control.cancel();
         }
     };
+    let is_asked = || app.catalog.read(|tx| cancels::is_asked(tx, &id));
+    // The board tells what is asked of this process; others write it down only.
+    let may_be_told = || app.catalog.is_shared() && !claim.lease.is_over();
+    let is_wanted = || !may_be_told() || !matches!(is_asked(), Ok(true));
     let settings_back = match &instance.attachment {
         Some(attached) => servers::put_settings_back(app, &instance, attached, Some(claim), Moment::now()),
         None => Ok(()),
     };
-    let hindered = control.check("backup").err();
+    let hindered = given_up.or_else(|| control.check("backup").err());
     let made = match hindered
         .or_else(|| begun_too_often(claim))
         .or(settings_back.err())
     {
         Some(error) => Err(error),
-        None => with_progress(control, report, || {
+        None => with_progress_while(control, report, is_wanted, || {
             let store = storage::open(app, storage.as_ref())?;
             let reserve = |bytes| reserve(app, claim, &instance, &id, bytes);
             quota::metered(&store, granted, reserve, |store| {
@@ -125,23 +137,32 @@ pub fn run(app: &App, claim: &Claim, control: &Control) -> Result<Ended, Stop> {
     match made {
         Ok(finished) => {
             failpoint::hit("backup.before_settle")?;
+            let mut has_succeeded = true;
             let settled = settle(app, claim, |tx| {
-                record::succeed(tx, &id, &finished, Moment::now()).map(drop)
+                has_succeeded = cancels::succeed(tx, &id, &finished, Moment::now())?;
+                Ok(())
             });
             // In a remote store they are the sweeper's: their place is written down.
-            if let Err(Stop::ClaimLost) = settled
+            if (!has_succeeded || matches!(settled, Err(Stop::ClaimLost)))
                 && storage.is_none()
                 && let Err(error) = engine::archive::delete(&app.vault.store, &prefix)
             {
                 tracing::warn!(
                     prefix,
                     error = engine::chain(&error),
-                    "objects of a backup that was ended from outside do not go; they are swept later"
+                    "objects of a backup that was ended from outside or cancelled do not go; they are swept later"
                 );
             }
             settled?;
             failpoint::hit("backup.settled")?;
-            Ok(Ended::Done)
+            match has_succeeded {
+                true => Ok(Ended::Done),
+                false => Ok(Ended::Failed(cancels::CANCELLED.to_owned())),
+            }
+        }
+        Err(error) if error.kind == Kind::Cancelled && !claim.lease.is_over() && is_asked()? => {
+            let why = cancels::CANCELLED.to_owned();
+            fail(app, claim, &id, FailureCode::NotStarted, why)
         }
         Err(error) => {
             let moved = control.progress().bytes_done > 0;

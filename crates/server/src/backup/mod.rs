@@ -1,5 +1,6 @@
 //! Backups: the command that accepts one, the record that tells the truth about it, the job that makes it.
 
+pub mod cancel_record;
 pub mod command;
 pub mod copy_record;
 pub mod expiry;

@@ -540,7 +540,7 @@ pub fn list(
 }
 
 /// Waiting → Running, or Running again after a crash: the new attempt's prefix and store replace the old one's, whose
-/// place is useless from then on. `false`: the record has ended, and the caller must stop.
+/// place is useless from then on. `false`: the record has ended or is to be given up, and the caller must stop.
 ///
 /// # Errors
 /// The catalogue failed.
@@ -553,7 +553,7 @@ pub fn begin(
 ) -> Result<bool, Error> {
     let changed = tx.execute(
         "UPDATE backup SET status = 'running', prefix = ?2, storage_id = ?4, host_id = ?5, execution_at_ms = coalesce(execution_at_ms, ?3), updated_at_ms = ?3, \
-         progress_bp = 0, phase = 'connecting' WHERE id = ?1 AND status IN ('waiting', 'running')",
+         progress_bp = 0, phase = 'connecting' WHERE id = ?1 AND status IN ('waiting', 'running') AND coalesce(phase, '') <> 'cancelling'",
         (id, prefix, now, storage, host),
     )?;
     if changed == 1 && storage.is_some() {
@@ -565,7 +565,7 @@ pub fn begin(
     Ok(changed == 1)
 }
 
-/// Writes how far a running record is.
+/// Writes how far a running record is, unless it is to be given up.
 ///
 /// # Errors
 /// The catalogue failed.
@@ -578,7 +578,7 @@ pub fn progress(
 ) -> Result<(), Error> {
     tx.execute(
         "UPDATE backup SET phase = ?2, progress_bp = max(progress_bp, ?3), plain_bytes = ?4, keys = ?5, bytes_total = ?6, \
-         updated_at_ms = ?7 WHERE id = ?1 AND status = 'running'",
+         updated_at_ms = ?7 WHERE id = ?1 AND status = 'running' AND coalesce(phase, '') <> 'cancelling'",
         (
             id,
             seen.phase,
@@ -613,7 +613,7 @@ pub struct Finished {
     pub is_point_in_time: bool,
 }
 
-/// Running → Succeeded. `false`: the record has ended otherwise.
+/// Running → Succeeded. `false`: the record has ended otherwise, or is to be given up.
 ///
 /// # Errors
 /// The catalogue failed.
@@ -621,7 +621,7 @@ pub fn succeed(tx: &Tx<'_>, id: &BackupId, finished: &Finished, now: Moment) -> 
     let changed = tx.execute(
         "UPDATE backup SET status = 'succeeded', progress_bp = 10000, phase = NULL, size_bytes = ?2, plain_bytes = ?3, keys = ?4, \
          used_memory_bytes = ?5, manifest_blake3 = ?6, updated_at_ms = ?7, captured_from = ?8, point_in_time = ?9, \
-         reserved_bytes = ?10 WHERE id = ?1 AND status = 'running'",
+         reserved_bytes = ?10 WHERE id = ?1 AND status = 'running' AND coalesce(phase, '') <> 'cancelling'",
         (
             id,
             finished.size_bytes,

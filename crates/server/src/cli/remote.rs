@@ -10,8 +10,8 @@ use clap::{Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
 use super::client::Client;
-use super::target::{Target, plain, print_one, print_rows};
-use super::{Global, Output, attach, copy, objective, schedule, verify};
+use super::target::{Target, UNENDED, plain, print_one, print_rows};
+use super::{Global, Output, attach, copy, objective, schedule, verify, watch};
 use crate::api::system::Flavor;
 use crate::instance::layout::{Layout, Mode};
 use crate::secrets;
@@ -219,6 +219,22 @@ pub(crate) enum BackupVerb {
         cachekeep backup copy cache1 latest --remove"
     )]
     Copy(copy::Copy),
+    /// Give up a backup or an import that waits or is at work: nothing is stored of it, and the record says failed
+    #[command(
+        after_help = "The instance serves on, and can be backed up again at once; settings of servers that somebody else runs are what they \
+        were. A cancelled run of a schedule is tried again like one that failed. The backup that a restore takes first ends with \
+        `cachekeep restore cancel`.\n\n\
+        Examples:\n  cachekeep backup cancel cache1\n  cachekeep backup cancel cache1 backup_20260102030405 --wait"
+    )]
+    Cancel {
+        /// Name or id of the instance
+        instance: String,
+        /// Id or name of the backup [default: the newest that has not ended]
+        backup: Option<String>,
+        /// Return when it has ended
+        #[arg(long)]
+        wait: bool,
+    },
     /// Delete a backup; records of restores that used it stay
     #[command(after_help = "Example:\n  cachekeep backup delete cache1 backup_20260102030405")]
     Delete {
@@ -609,6 +625,11 @@ pub(crate) fn backup(global: &Global, verb: &BackupVerb) -> anyhow::Result<ExitC
         }
         BackupVerb::Verify(verb) => return verify::run(global, verb),
         BackupVerb::Copy(verb) => copy::run(global, verb)?,
+        BackupVerb::Cancel {
+            instance,
+            backup,
+            wait,
+        } => return cancel(global, instance, backup.as_deref(), *wait),
         BackupVerb::Delete { instance, backup } => {
             let target = Target::find(global, instance)?;
             let id = target.backup(backup)?;
@@ -664,6 +685,22 @@ pub(crate) fn backup(global: &Global, verb: &BackupVerb) -> anyhow::Result<ExitC
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn cancel(global: &Global, instance: &str, backup: Option<&str>, wait: bool) -> anyhow::Result<ExitCode> {
+    let target = Target::find(global, instance)?;
+    let id = target.backup(backup.unwrap_or(UNENDED))?;
+    let path = format!("/backups/{id}");
+    let asked = target.ours("POST", &format!("{path}/cancel"), None)?;
+    if !wait {
+        return target.finish(global, "backup", &asked, false);
+    }
+    let record = watch::follow(global, "backup", || target.ours("GET", &path, None))?;
+    print_one(global, &record);
+    Ok(match record["status"] == "failed" {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
 }
 
 /// Writes the file under another name first: what has the wanted name is whole. Of a download that fails nothing is left.

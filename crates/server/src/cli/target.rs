@@ -79,6 +79,8 @@ pub(crate) fn print_one(global: &Global, value: &Value) {
 
 /// What `latest` means to an undo. No name of a record has a blank.
 pub(crate) const UNDOABLE: &str = "latest undoable";
+/// The backup that waits or is at work, as far as a person can cancel it.
+pub(crate) const UNENDED: &str = "latest unended";
 
 /// A service, and an instance of it found by name or id.
 pub(crate) struct Target {
@@ -181,6 +183,10 @@ impl Target {
                     !row["ext"]["undo_until"].is_null()
                         || row["status"] == "succeed" && row["ext"]["undone_by"].is_null()
                 }
+                UNENDED => {
+                    matches!(row["status"].as_str(), Some("waiting" | "backuping"))
+                        && row["ext"]["kind"] != "safety"
+                }
                 _ => row[name] == given,
             });
             if let Some(row) = found {
@@ -190,6 +196,11 @@ impl Target {
             anyhow::ensure!(
                 !rows.is_empty() || given != UNDOABLE,
                 "no restore of this instance succeeded and is not undone: there is nothing to undo"
+            );
+            anyhow::ensure!(
+                !rows.is_empty() || given != UNENDED,
+                "no backup of {} waits or is at work: there is nothing to cancel",
+                self.called
             );
             anyhow::ensure!(
                 !rows.is_empty() || given != "latest" || key != "backup",
@@ -208,7 +219,7 @@ impl Target {
         }
     }
 
-    /// The id of a backup given by id, by name, or as `latest`.
+    /// The id of a backup given by id, by name, as `latest`, or as [`UNENDED`].
     ///
     /// # Errors
     /// The service does not answer, or what it refused and why.

@@ -327,6 +327,20 @@ pub fn revoke_active(tx: &Tx<'_>, instance: &InstanceId, now: Moment) -> Result<
     Ok(())
 }
 
+/// Ends the job of a record that nobody has begun yet, in the transaction that ends the record. `false`: there is none, or somebody
+/// has begun it.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn end_unbegun(tx: &Tx<'_>, instance: &InstanceId, subject: &str, now: Moment) -> Result<bool, Error> {
+    let changed = tx.execute(
+        "UPDATE job SET state = 'done', settled_at_ms = ?3 WHERE instance_id = ?1 AND subject_id = ?2 \
+         AND state = 'waiting' AND fence = 0",
+        (instance, subject, now),
+    )?;
+    Ok(changed == 1)
+}
+
 /// Gives back every job of an earlier process of the host: only one process runs on a data directory, so at its start every
 /// running job of the host is such a one.
 ///

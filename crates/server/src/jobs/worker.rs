@@ -112,6 +112,19 @@ pub fn with_progress<T>(
     report: impl Fn(&engine::Progress) + Sync,
     work: impl FnOnce() -> T,
 ) -> T {
+    with_progress_while(control, report, || true, work)
+}
+
+/// As [`with_progress`], and cancels `control` when `is_wanted` says no. It is asked as often, whether there is progress or not.
+///
+/// # Errors
+/// What `work` returns.
+pub fn with_progress_while<T>(
+    control: &Control,
+    report: impl Fn(&engine::Progress) + Sync,
+    is_wanted: impl Fn() -> bool + Sync,
+    work: impl FnOnce() -> T,
+) -> T {
     let done = (Mutex::new(false), Condvar::new());
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -126,6 +139,9 @@ pub fn with_progress<T>(
                 if !*finished && now != last {
                     report(&now);
                     last = now;
+                }
+                if !*finished && !is_wanted() {
+                    control.cancel();
                 }
             }
         });
@@ -198,6 +214,15 @@ impl Board {
     pub fn cancel(&self, instance: &InstanceId) {
         for (claim, control) in lock(&self.running).values() {
             if claim.instance_id == *instance {
+                control.cancel();
+            }
+        }
+    }
+
+    /// Asks the job that works on this record to stop, and no other one that the instance may have by now.
+    pub fn cancel_subject(&self, subject: &str) {
+        for (claim, control) in lock(&self.running).values() {
+            if claim.subject_id.as_deref() == Some(subject) {
                 control.cancel();
             }
         }

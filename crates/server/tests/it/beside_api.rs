@@ -13,6 +13,7 @@ use xtask::plain_engine::PlainEngine;
 use xtask::resp;
 use xtask::scratch::Scratch;
 use xtask::service::processes_in;
+use xtask::throttle::Throttle;
 
 use crate::http::Request;
 use crate::service::{Caller, Service, wait};
@@ -317,6 +318,29 @@ fn an_import_by_the_api_becomes_a_backup_that_can_be_restored() {
         let found = bytes.windows(14).any(|window| window == b"not-to-be-kept");
         assert!(!found, "the query of the URL is on disk");
     }
+}
+
+#[test]
+fn an_import_that_is_cancelled_stops_reading_and_is_no_backup() {
+    let outside = Scratch::new("far").unwrap();
+    let server = FileServer::start(&dump(outside.path()));
+    let slow = Throttle::start(([127, 0, 0, 1], server.port).into(), 20_000).unwrap();
+    let service = Service::start_with(&["--import-allow", "127.0.0.0/8"], &[]);
+    let caller = service.caller();
+    let instance = caller.make_instance("importing");
+    let url = format!("http://{}/dump.rdb", slow.address());
+    let backup = import(&caller, &instance, &url);
+    wait("the file to be read", || (slow.connections() > 0).then_some(()));
+    let path = format!("/instances/{instance}/backups/{backup}/cancel");
+    caller.ck("POST", &path, None).expect(200);
+    let record = caller.wait_end(&instance, "backups", &backup);
+    let failure = record["ext"]["failure"].as_str().unwrap();
+    assert!(failure.contains("it was cancelled"), "{record}");
+    wait("the file to be let go", || {
+        (slow.connections() == 0).then_some(())
+    });
+    caller.ck("POST", &path, None).refused("400 DCS.4026");
+    caller.make_backup(&instance, "after it");
 }
 
 #[test]

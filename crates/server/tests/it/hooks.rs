@@ -9,7 +9,9 @@ use base64::Engine as _;
 use serde_json::Value;
 use xtask::scratch::Scratch;
 
+use crate::attach::LOOPBACK;
 use crate::service::{Service, wait};
+use crate::shared::Source;
 
 /// A request as it arrived, and what to answer it by.
 struct Told {
@@ -163,6 +165,24 @@ fn a_hook_is_told_of_every_end_signed_and_another_one_only_of_what_it_asked_for(
     });
     assert_eq!(counts, [(4, 0), (1, 0)]);
     assert!(picky.try_recv().is_err());
+}
+
+#[test]
+fn a_backup_that_is_cancelled_is_told_as_one_that_failed() {
+    let service = Service::start_with(&LOOPBACK, &[]);
+    let (url, told) = receiver();
+    add(&service, &told, &["all", "--url", &url]);
+    let source = Source::start(8, 400_000);
+    let caller = service.caller();
+    let instance = source.attach(&caller, "throttled");
+    let backup = caller.start_backup(&instance, "");
+    let path = format!("/instances/{instance}/backups/{backup}/cancel");
+    caller.ck("POST", &path, None).expect(200);
+    let one = next(&told);
+    let json = one.json();
+    assert_eq!(json["type"], "backup.failed", "{json}");
+    assert_eq!(json["data"]["backup_id"], backup, "{json}");
+    one.answer("204 No Content");
 }
 
 #[test]

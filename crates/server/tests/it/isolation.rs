@@ -249,6 +249,12 @@ const ROWS: [(&str, &str, Row, &str); 78] = [
         r#"{"level":"stored"}"#,
     ),
     (
+        "POST",
+        "{ck}/instances/{instance_id}/backups/{backup_id}/cancel",
+        Row::Backup,
+        "",
+    ),
+    (
         "GET",
         "{ck}/instances/{instance_id}/backups/{backup_id}/verifications",
         Row::Backup,

@@ -18,6 +18,7 @@ mod beside_api;
 mod broken_engine;
 mod busy;
 mod by_hand;
+mod cancel_backup;
 mod cli;
 mod cli_help;
 mod cluster;

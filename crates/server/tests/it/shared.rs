@@ -141,14 +141,14 @@ impl Shared {
 }
 
 /// A server of somebody else's that sends slowly.
-struct Source {
-    throttle: Throttle,
-    server: Deployment,
+pub struct Source {
+    pub throttle: Throttle,
+    pub server: Deployment,
 }
 
 impl Source {
     /// With so many thousand keys of a kilobyte.
-    fn start(thousands: u32, bytes_per_second: u32) -> Self {
+    pub fn start(thousands: u32, bytes_per_second: u32) -> Self {
         let settings = [
             ("enable-debug-command", "local"),
             ("rdbcompression", "no"),
@@ -168,7 +168,7 @@ impl Source {
         }
     }
 
-    fn attach(&self, caller: &Caller, name: &str) -> String {
+    pub fn attach(&self, caller: &Caller, name: &str) -> String {
         attach(caller, name, &self.throttle)
     }
 }
@@ -369,6 +369,37 @@ fn a_node_that_is_told_to_stop_gives_its_jobs_back_at_once() {
     println!(
         "a job of a node that was told to stop was taken up after {took:?}, with a lease of 60 s and a drain of 1 s"
     );
+}
+
+#[test]
+fn a_backup_that_another_node_makes_is_cancelled_and_no_object_of_it_stays() {
+    let mut shared = Shared::start("api", &["--role", "api,scheduler"], &[]);
+    shared.join("first", &["--role", "worker"], &[]);
+    let source = Source::start(24, 4_000_000);
+    let caller = shared.nodes["api"].caller();
+    let instance = source.attach(&caller, "throttled");
+    let backup = caller.start_backup(&instance, "given up");
+    capturing(&shared, &instance, &backup, "");
+    wait("a stored segment", || {
+        (!shared.attempts(&backup).0.is_empty()).then_some(())
+    });
+    let path = format!("/instances/{instance}/backups/{backup}/cancel");
+    let since = Instant::now();
+    caller.ck("POST", &path, None).expect(200);
+    let record = caller.wait_end(&instance, "backups", &backup);
+    let took = since.elapsed();
+    assert_eq!(record["status"], "failed", "{record}");
+    assert_eq!(record["ext"]["failure"], "it was cancelled", "{record}");
+    // Whoever holds the job looks at its record each half second.
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    wait("what it has stored to be gone", || {
+        let left = shared.sql(&format!(
+            "SELECT count(*) FROM backup_place WHERE backup_id = '{backup}'"
+        ));
+        (left == "0" && shared.attempts(&backup).0.is_empty()).then_some(())
+    });
+    caller.make_backup(&instance, "after it");
+    println!("a backup that another node makes had ended {took:?} after it was cancelled");
 }
 
 #[test]

@@ -9,6 +9,7 @@ use engine::{Control, Error, Kind, Store, failpoint};
 
 use super::url::{Opened, Target};
 use crate::app::App;
+use crate::backup::cancel_record as cancels;
 use crate::backup::quota;
 use crate::backup::quota_record as quotas;
 use crate::backup::record::{self, Finished};
@@ -16,7 +17,7 @@ use crate::catalog::{self, Tx};
 use crate::egress::Rules;
 use crate::identity::record as identity;
 use crate::ids::{BackupId, HostId, InstanceId, Moment, ProjectId, StorageId};
-use crate::jobs::worker::{failure_code, panic_text, with_progress};
+use crate::jobs::worker::{failure_code, panic_text, with_progress_while};
 use crate::refusal::Refusal;
 use crate::storage::{self, record as storages};
 
@@ -121,7 +122,8 @@ pub fn run(
             tracing::warn!(error = engine::chain(&error), "the progress is not written");
         }
     };
-    let imported = with_progress(control, report, || {
+    let is_wanted = || !matches!(app.catalog.read(|tx| cancels::is_asked(tx, id)), Ok(true));
+    let imported = with_progress_while(control, report, &is_wanted, || {
         let plan = ImportPlan {
             prefix: prefix.clone(),
             labels: Labels {
@@ -164,7 +166,7 @@ pub fn run(
                 captured_from: None,
                 is_point_in_time: true,
             };
-            let write = |tx: &Tx<'_>| record::succeed(tx, id, &finished, Moment::now());
+            let write = |tx: &Tx<'_>| cancels::succeed(tx, id, &finished, Moment::now());
             if app.catalog.write(write).map_err(unwritten)? {
                 failpoint::hit("import.settled")?;
                 return Ok(made);
@@ -173,6 +175,10 @@ pub fn run(
             Err(Error::new(Kind::Cancelled, IMPORT, context))
         }
         Err(error) => {
+            let error = match is_wanted() {
+                true => error,
+                false => Error::new(Kind::Cancelled, IMPORT, cancels::CANCELLED),
+            };
             let code = failure_code(&error, false, false);
             let why = engine::chain(&error);
             app.catalog
