@@ -14,6 +14,7 @@ mod beside_api;
 mod broken_engine;
 mod busy;
 mod by_hand;
+mod catalog_copies;
 mod cli;
 mod cli_help;
 mod cluster;
