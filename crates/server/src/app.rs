@@ -1,6 +1,7 @@
 //! What every request and every job may use.
 
 use std::sync::OnceLock;
+use std::sync::atomic::AtomicI64;
 
 use crate::catalog::Catalog;
 use crate::config::Config;
@@ -29,6 +30,8 @@ pub struct App {
     pub aside: Aside,
     /// What is counted since the start.
     pub counters: Counters,
+    /// When the newest copy of the catalogue was made, in milliseconds since 1970; 0: it is not known.
+    pub copied_at_ms: AtomicI64,
     /// The port of the API, once it listens.
     pub listens_on: OnceLock<u16>,
 }

@@ -259,6 +259,12 @@ pub const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 pub const JOURNAL_ROWS_MAX: u64 = 1000;
 /// Bytes of rows after which an entry of the journal takes no more.
 pub const JOURNAL_ENTRY_BYTES: usize = 4 * 1024 * 1024;
+/// How old the newest copy of the catalogue becomes.
+pub const CATALOG_COPY_EVERY: Duration = Duration::from_secs(24 * 3600);
+/// How often it is looked how old that is: also how soon a copy that failed is tried again.
+pub const CATALOG_COPY_LOOK_EVERY: Duration = Duration::from_secs(3600);
+/// Copies of the catalogue that are kept, the newest ones: a week.
+pub const CATALOG_COPIES_KEPT: usize = 7;
 /// Tries of a delivery to a hook: with the pauses between them that is a little more than three days, a weekend.
 pub const DELIVERY_TRIES: i64 = 80;
 /// Pause after the first try that failed; each is three times the one before it.

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -84,10 +84,7 @@ pub fn open_with(mut config: Config, catalog: &Path, begin: Begin) -> anyhow::Re
     if begin == Begin::Join {
         check_keys_are_there(&keys)?;
     }
-    let master = MasterKey::load(&keys.join("master.key"), begin == Begin::New)
-        .context("cannot load the master key")?;
-    let signer =
-        load_signer(&keys.join("signing.key"), begin == Begin::New).context("cannot load the signing key")?;
+    let (master, signer) = load_keys(&keys, begin == Begin::New)?;
     let store = engine::store::Store::open(config.store_dir())?;
     let catalog = match &config.database {
         Some(url) => connect(&config, url, begin)?,
@@ -119,6 +116,7 @@ pub fn open_with(mut config: Config, catalog: &Path, begin: Begin) -> anyhow::Re
         board: Board::new(),
         aside: Aside::default(),
         counters: Counters::default(),
+        copied_at_ms: AtomicI64::new(0),
         listens_on: std::sync::OnceLock::new(),
     })
 }
@@ -211,6 +209,16 @@ fn make_private(catalog: &Path) -> std::io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The master key and the signing key of a folder; they are made where they are missing and `may_make` says so.
+///
+/// # Errors
+/// One is missing, cannot be read, or is none.
+pub fn load_keys(keys: &Path, may_make: bool) -> anyhow::Result<(MasterKey, engine::keys::SigningKey)> {
+    let master = MasterKey::load(&keys.join("master.key"), may_make).context("cannot load the master key")?;
+    let signer = load_signer(&keys.join("signing.key"), may_make).context("cannot load the signing key")?;
+    Ok((master, signer))
 }
 
 fn load_signer(path: &Path, may_make: bool) -> anyhow::Result<engine::keys::SigningKey> {
@@ -519,6 +527,12 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         let (app, closing) = (app.clone(), closing.clone());
         move || journal::mirror::run(&app, &closing)
     })?;
+    if !app.catalog.is_shared() {
+        std::thread::Builder::new().name("copies".to_owned()).spawn({
+            let (app, closing) = (app.clone(), closing.clone());
+            move || journal::copies::job::run(&app, &closing)
+        })?;
+    }
     std::thread::Builder::new().name("scheduler".to_owned()).spawn({
         let (app, closing) = (app.clone(), closing.clone());
         move || schedule::job::run(&app, &closing)
@@ -614,8 +628,8 @@ fn check_not_lost(config: &Config) -> anyhow::Result<()> {
     };
     anyhow::ensure!(
         !config.admin_file().exists() && !is_used(config.instances_dir()) && !is_used(config.store_dir()),
-        "{} is missing, and {} was in use: put it back, or make it anew with `cachekeep catalog rebuild --from-store \
-         local`; to begin with nothing, choose an empty --data-dir",
+        "{} is missing, and {} was in use: put it back, or bring its newest copy back with `cachekeep catalog restore-copy`, or make \
+         it anew with `cachekeep catalog rebuild --from-store local`; to begin with nothing, choose an empty --data-dir",
         catalog.display(),
         config.data_dir.display()
     );

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use axum::Router;
 use axum::body::Body;
@@ -199,6 +200,17 @@ fn tell(app: &App, now: Moment) -> Result<String, catalog::Error> {
             &[("project_id", project.as_str())],
             rows,
         );
+    }
+
+    let name = "cachekeep_catalog_copy_timestamp_seconds";
+    page.family(
+        name,
+        "gauge",
+        "When the newest copy of the catalogue was made; absent where that is not known, and with PostgreSQL.",
+    );
+    let copied_at = Moment(app.copied_at_ms.load(Ordering::SeqCst));
+    if copied_at.0 != 0 {
+        page.sample(name, &[], seconds(copied_at));
     }
 
     let per_project: [(&str, &str, OfProject); 3] = [

@@ -241,6 +241,20 @@ impl Catalog {
         }
     }
 
+    /// Writes all that is committed, of a catalogue in a file, into a file of its own, which is whole or absent afterwards; what was
+    /// there is replaced. Nobody waits for that.
+    ///
+    /// # Errors
+    /// [`Error::Unusable`] where the file cannot be written, or the catalogue is in PostgreSQL; [`Error::Database`].
+    pub fn copy_to(&self, file: &Path) -> Result<(), Error> {
+        match &self.backend {
+            Backend::Sqlite(database) => database.copy_to(file),
+            Backend::Postgres(_) => Err(Error::Unusable(
+                "a catalogue in PostgreSQL is copied by PostgreSQL's own tools".to_owned(),
+            )),
+        }
+    }
+
     /// Whether the database answers at all.
     pub fn is_readable(&self) -> bool {
         match &self.backend {

@@ -169,6 +169,15 @@ impl Database {
         }
     }
 
+    /// Writes all that is committed into a file of its own. Nobody waits for that: it has a connection of its own.
+    ///
+    /// # Errors
+    /// [`Error::Unusable`] where the file cannot be written; [`Error::Database`].
+    pub fn copy_to(&self, copy: &Path) -> Result<(), Error> {
+        let file = connect(&self.path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        copy_into(&file, copy)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Connection> {
         // A panic inside `work` left the transaction open; it is rolled back here.
         self.writer.lock().unwrap_or_else(|poisoned| {
@@ -233,6 +242,21 @@ pub fn migrate(path: &Path, is_dry: bool) -> Result<Migration, Error> {
     let worked = work();
     roll_back(&file);
     worked.map(|()| done)
+}
+
+/// See [`version::check_file`].
+pub fn check(path: &Path) -> Result<i64, Error> {
+    let unusable = |why: String| Error::Unusable(format!("{} {why}", path.display()));
+    let file = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    let found: String = file.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
+    if found != "ok" {
+        return Err(unusable(format!("is damaged: {found}")));
+    }
+    let version: i64 = file.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    if version != SCHEMA_VERSION && version::steps_from(version).is_none() {
+        return Err(unusable(version::unknown(version)));
+    }
+    Ok(version)
 }
 
 /// Writes all that is committed into a file of its own, which only its owner reads and which a power cut leaves whole or absent.

@@ -67,6 +67,19 @@ pub fn copy_of(path: &Path, version: i64) -> PathBuf {
     path.with_extension(format!("version-{version}.sqlite"))
 }
 
+/// Where a copy of a file lies while it is put into the store.
+pub fn copy_of_now(path: &Path) -> PathBuf {
+    path.with_extension("copy.sqlite")
+}
+
+/// The version of a file that is whole, and that this program opens or migrates.
+///
+/// # Errors
+/// [`Error::Unusable`] where it is damaged, none of ours, or newer.
+pub fn check_file(path: &Path) -> Result<i64, Error> {
+    sqlite::check(path)
+}
+
 /// Destroys the copies of a file: they hold sealed what has since been destroyed in it.
 ///
 /// # Errors
@@ -81,7 +94,11 @@ pub fn forget_copies(path: &Path) -> Result<(), (PathBuf, std::io::Error)> {
     Ok(())
 }
 
-fn overwrite(copy: &Path) -> std::io::Result<()> {
+/// Overwrites a file on the disk and removes it; one that is not there is removed already.
+///
+/// # Errors
+/// It cannot be written or removed.
+pub fn overwrite(copy: &Path) -> std::io::Result<()> {
     use std::io::Write as _;
     let mut file = match std::fs::OpenOptions::new().write(true).open(copy) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),

@@ -1,12 +1,17 @@
 //! Verbs on the catalogue: how far its mirror is, and making it anew from a store.
 
+use std::path::{Path, PathBuf};
+
 use clap::{Args, Subcommand};
 use engine::store::{Patience, Store};
 use serde_json::{Value, json};
 
 use super::admin::{administer, open, print, print_one};
+use super::alone::told;
+use super::catalog_copies::{self as copies, RestoreCopy};
 use super::place::{Place, Reach};
 use super::{Global, Output};
+use crate::config::Config;
 use crate::identity::record as identity;
 use crate::ids::Moment;
 use crate::journal::guard::{self, Behind};
@@ -34,6 +39,29 @@ pub(crate) enum CatalogVerb {
             --region eu-central-1 --access-key AKIA... --secret-key-file secret.txt"
     )]
     Rebuild(Rebuild),
+    /// Copy the catalogue into the store now, all of it, as is done every day by itself where it is a file
+    #[command(
+        after_help = "The copy is encrypted to a key that only keys/master.key opens, and signed. It lies in the store where backups go of \
+        projects that have no choice of their own (`storage default`); the newest 7 are kept. A catalogue in PostgreSQL is copied by \
+        PostgreSQL's own tools.\n\n\
+        Example:\n  cachekeep catalog copy"
+    )]
+    Copy,
+    /// List the copies of the catalogue in that store, newest first
+    #[command(after_help = "Example:\n  cachekeep catalog copies")]
+    Copies,
+    /// Bring a lost catalog.sqlite back from its newest copy, with users, access keys, hooks, schedules and the audit log
+    #[command(
+        after_help = "Needed are <data-dir>/keys/ (master.key and signing.key) and the store; no service may run. The copy does not know \
+        what has happened since it was made. Where the store's mirror does, `serve` refuses it and says so: `catalog keep-older --yes` \
+        goes on with it and loses the records of that time; `catalog rebuild`, in the place of this file, has them, and none of what \
+        is listed above.\n\n\
+        Examples:\n  \
+        cachekeep catalog restore-copy\n  \
+        cachekeep catalog restore-copy --from-store s3://my-backups/cachekeep --endpoint https://s3.eu-central-1.amazonaws.com \\\n    \
+            --region eu-central-1 --access-key AKIA... --secret-key-file secret.txt"
+    )]
+    RestoreCopy(RestoreCopy),
     /// Go on with a catalogue that is older than its mirror: `serve` refuses it, for what happened since its copy was made is lost
     #[command(
         after_help = "A catalogue that was put back from an old copy does not know the instances, backups and restores of the time since. \
@@ -74,6 +102,9 @@ pub(crate) fn catalog(global: &Global, verb: &CatalogVerb) -> anyhow::Result<()>
     match verb {
         CatalogVerb::Status => status(global),
         CatalogVerb::Rebuild(verb) => make_anew(global, verb),
+        CatalogVerb::Copy => copies::make(global),
+        CatalogVerb::Copies => copies::list(global),
+        CatalogVerb::RestoreCopy(verb) => copies::restore(global, verb),
         CatalogVerb::KeepOlder { yes } => keep_older(global, *yes),
     }
 }
@@ -139,23 +170,7 @@ fn make_anew(global: &Global, verb: &Rebuild) -> anyhow::Result<()> {
     config.database = verb.catalog.clone().or(config.database);
     let _lock = serve::lock(&config.data_dir)?;
     let catalog = config.catalog_file();
-    anyhow::ensure!(
-        !catalog.exists(),
-        "{} is there: a rebuild takes the place of a lost one only. Move it away if you mean it",
-        catalog.display()
-    );
-    for ending in ["-wal", "-shm"] {
-        let mut left = catalog.clone().into_os_string();
-        left.push(ending);
-        let left = std::path::PathBuf::from(left);
-        anyhow::ensure!(
-            !left.exists(),
-            "{} is there: it holds the last changes of the lost catalogue, and would be applied to the new one. Put \
-             {} back beside it if you have it, else move it away",
-            left.display(),
-            catalog.display()
-        );
-    }
+    check_is_lost(&catalog, "a rebuild")?;
     // Under its own name only when it is whole.
     let beside = catalog.with_extension("rebuilt");
     remove(&beside)?;
@@ -169,24 +184,7 @@ fn make_anew(global: &Global, verb: &Rebuild) -> anyhow::Result<()> {
                 "the catalogue's database is not empty: a rebuild takes the place of a lost one only. Name an empty database or \
                  schema with --catalog"
             );
-            let source = match verb.from_store.as_str() {
-                LOCAL => Source {
-                    store: app.vault.store.clone(),
-                    spec: None,
-                },
-                text => match Place::read(text, &verb.reach)? {
-                    Place::Folder(folder) => anyhow::bail!(
-                        "--from-store takes `{LOCAL}`, s3:// or obs://: copy {} to {} and say `{LOCAL}`",
-                        folder.display(),
-                        app.config.store_dir().display()
-                    ),
-                    Place::Bucket(spec) => Source {
-                        store: Store::open_remote(&spec, Patience::JOB)
-                            .map_err(|error| anyhow::anyhow!(engine::chain(&error)))?,
-                        spec: Some(spec),
-                    },
-                },
-            };
+            let source = source(&app.config, &verb.from_store, &verb.reach)?;
             let wish = Wish {
                 prove_all: verb.prove_all,
                 skip_unreachable: verb.skip_unreachable,
@@ -230,6 +228,55 @@ fn make_anew(global: &Global, verb: &Rebuild) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Refuses what would take the place of a catalogue that is there, or mix with what is left of it.
+///
+/// # Errors
+/// Which file is there, and what to do.
+pub(super) fn check_is_lost(catalog: &Path, what: &str) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        !catalog.exists(),
+        "{} is there: {what} takes the place of a lost one only. Move it away if you mean it",
+        catalog.display()
+    );
+    for ending in ["-wal", "-shm"] {
+        let mut left = catalog.as_os_str().to_owned();
+        left.push(ending);
+        let left = PathBuf::from(left);
+        anyhow::ensure!(
+            !left.exists(),
+            "{} is there: it holds the last changes of the lost catalogue, and would be applied to the new one. Put \
+             {} back beside it if you have it, else move it away",
+            left.display(),
+            catalog.display()
+        );
+    }
+    Ok(())
+}
+
+/// What `--from-store` names.
+///
+/// # Errors
+/// It is no store, or is described wrongly.
+pub(super) fn source(config: &Config, named: &str, reach: &Reach) -> anyhow::Result<Source> {
+    if named == LOCAL {
+        return Ok(Source {
+            store: Store::open(config.store_dir()).map_err(told)?,
+            spec: None,
+        });
+    }
+    match Place::read(named, reach)? {
+        Place::Folder(folder) => anyhow::bail!(
+            "--from-store takes `{LOCAL}`, s3:// or obs://: copy {} to {} and say `{LOCAL}`",
+            folder.display(),
+            config.store_dir().display()
+        ),
+        Place::Bucket(spec) => Ok(Source {
+            store: Store::open_remote(&spec, Patience::JOB).map_err(told)?,
+            spec: Some(spec),
+        }),
+    }
+}
+
 /// Lists as lines of their own.
 fn print_report(global: &Global, report: &Value) {
     let mut short = serde_json::Map::new();
@@ -259,7 +306,10 @@ fn print_report(global: &Global, report: &Value) {
 }
 
 /// Removes a catalogue that was not finished.
-fn remove(file: &std::path::Path) -> anyhow::Result<()> {
+///
+/// # Errors
+/// It is there and does not go.
+pub(super) fn remove(file: &Path) -> anyhow::Result<()> {
     for ending in ["", "-wal", "-shm"] {
         let mut name = file.as_os_str().to_owned();
         name.push(ending);

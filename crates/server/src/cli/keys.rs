@@ -16,8 +16,8 @@ use crate::catalog::version;
 use crate::identity::record::{self, Project};
 use crate::ids::Moment;
 use crate::instance::record as instances;
-use crate::journal::escrow;
 use crate::journal::record as journal;
+use crate::journal::{copies, escrow};
 use crate::storage::{self, record as storages};
 
 #[derive(Args)]
@@ -132,8 +132,11 @@ pub(super) fn shred(global: &Global, app: &App, verb: &Shred) -> anyhow::Result<
         left.push(format!("{} ({error})", copy.display()));
     }
     for storage in std::iter::once(None).chain(stores.map(Some)) {
-        let removed = storage::open(app, storage.map(|row| &row.id))
-            .and_then(|store| escrow::destroy(app, &store.with_patience(Patience::SHORT), &project.id));
+        let removed = storage::open(app, storage.map(|row| &row.id)).and_then(|store| {
+            let store = store.with_patience(Patience::SHORT);
+            escrow::destroy(app, &store, &project.id)?;
+            copies::remove_all(app, &store)
+        });
         if let Err(error) = removed {
             let name = storage.map_or(storage::LOCAL, |row| row.name.as_str());
             left.push(format!("{name} ({})", engine::chain(&error)));

@@ -6,6 +6,7 @@ mod alone;
 mod attach;
 mod audit;
 mod catalog;
+mod catalog_copies;
 mod client;
 mod closed_pipe;
 mod copy;

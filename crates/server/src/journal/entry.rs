@@ -252,7 +252,11 @@ pub fn open_key(
     })
 }
 
-fn sign(text: &impl Serialize, signer: &SigningKey) -> Result<Vec<u8>, Error> {
+/// The bytes of an object that is a signed text.
+///
+/// # Errors
+/// None in practice: the text is JSON.
+pub(super) fn sign(text: &impl Serialize, signer: &SigningKey) -> Result<Vec<u8>, Error> {
     let text = serde_json::to_string(text).map_err(unwritable)?;
     let signed = SignedText {
         signature: hex(&signer.sign(text.as_bytes())),
@@ -262,7 +266,15 @@ fn sign(text: &impl Serialize, signer: &SigningKey) -> Result<Vec<u8>, Error> {
     serde_json::to_vec(&signed).map_err(unwritable)
 }
 
-fn check<T: for<'a> Deserialize<'a>>(name: &str, bytes: &[u8], key: &VerifyingKey) -> Result<T, Error> {
+/// What an object says that was found under `name` and is a signed text.
+///
+/// # Errors
+/// [`Kind::Tampered`] where it is not signed by `key`.
+pub(super) fn check<T: for<'a> Deserialize<'a>>(
+    name: &str,
+    bytes: &[u8],
+    key: &VerifyingKey,
+) -> Result<T, Error> {
     let tampered = |what: &str| Error::new(Kind::Tampered, "read journal", format!("{name}: {what}"));
     let signed: SignedText =
         serde_json::from_slice(bytes).map_err(|e| tampered("it is no signed text").because(e))?;

@@ -11,8 +11,10 @@
 //! the catalogue held. A later entry's row takes the place of an earlier one's. Each entry names the one before it, so
 //! that one which is lost is missed.
 //!
-//! Not mirrored: users, tokens, access keys, jobs, and how far something is that has not ended.
+//! Not mirrored: users, tokens, access keys, jobs, and how far something is that has not ended. [`copies`] of the whole
+//! catalogue, which lag by a day, have those too.
 
+pub mod copies;
 pub mod entry;
 pub mod escrow;
 pub mod guard;

@@ -400,7 +400,7 @@ fn check_store(world: &World, catalogue: &Catalogue, label: &str) {
 pub fn check_archives(store: &Path, catalogue: &Catalogue, label: &str) -> BTreeSet<String> {
     let mut objects = BTreeSet::new();
     collect(store, store, &mut objects);
-    objects.retain(|name| !name.starts_with("journal/"));
+    objects.retain(|name| !name.starts_with("journal/") && !name.starts_with("catalog/"));
     for backup in catalogue.backups() {
         if backup.kind == "generation" || backup.status != "succeeded" {
             continue;

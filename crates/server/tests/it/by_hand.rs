@@ -14,7 +14,7 @@ fn archive(service: &Service) -> PathBuf {
     for _ in 0..4 {
         let inside = std::fs::read_dir(&folder).unwrap();
         let mut inside: Vec<PathBuf> = inside.map(|entry| entry.unwrap().path()).collect();
-        inside.retain(|path| !path.ends_with("journal"));
+        inside.retain(|path| !path.ends_with("journal") && !path.ends_with("catalog"));
         assert_eq!(inside.len(), 1, "more than one backup is stored");
         folder = inside.remove(0);
     }

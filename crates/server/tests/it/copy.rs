@@ -57,7 +57,7 @@ impl World {
     /// Objects of backups in the bucket.
     fn objects(&self) -> Vec<String> {
         let mut names = self.server.names(BUCKET).unwrap();
-        names.retain(|name| !name.contains("journal/"));
+        names.retain(|name| !name.contains("journal/") && !name.contains("catalog/"));
         names
     }
 

@@ -19,6 +19,7 @@ mod broken_engine;
 mod busy;
 mod by_hand;
 mod cancel_backup;
+mod catalog_copies;
 mod cli;
 mod cli_help;
 mod cluster;
