@@ -12,6 +12,7 @@ use crate::backup::quota_record::Standing;
 use crate::catalog;
 use crate::ids::Moment;
 use crate::metrics::{self, record};
+use crate::schedule::overdue;
 
 /// What answers on that address: `/metrics`, and nothing else.
 pub fn build(app: Arc<App>) -> Router {
@@ -84,9 +85,10 @@ impl Page {
 /// # Errors
 /// The catalogue failed.
 fn tell(app: &App, now: Moment) -> Result<String, catalog::Error> {
-    let (instances, jobs, unsent, quotas) = app.catalog.read(|tx| {
+    let (instances, overdue, jobs, unsent, quotas) = app.catalog.read(|tx| {
         Ok::<_, catalog::Error>((
             record::instances(tx)?,
+            overdue::all(tx, now)?,
             record::jobs(tx)?,
             record::unsent(tx)?,
             record::quotas(tx)?,
@@ -109,7 +111,7 @@ fn tell(app: &App, now: Moment) -> Result<String, catalog::Error> {
         1,
     );
 
-    let per_instance: [(&str, &str, Told<'_>); 8] = [
+    let per_instance: [(&str, &str, Told<'_>); 9] = [
         (
             "cachekeep_instance_running",
             "Whether the instance serves.",
@@ -155,6 +157,11 @@ fn tell(app: &App, now: Moment) -> Result<String, catalog::Error> {
             "cachekeep_instance_last_drill_holds",
             "Whether the last drill found that the backup holds; absent without one.",
             &|seen| seen.drill_holds.map(|holds| f64::from(u8::from(holds))),
+        ),
+        (
+            "cachekeep_instance_drill_overdue_seconds",
+            "How long ago the first drill was due since which none has held, 0 within four hours of that; absent without a drill schedule.",
+            &|seen| overdue.get(&seen.id).map(|ms| seconds(Moment(*ms))),
         ),
     ];
     for (name, help, value) in per_instance {
