@@ -85,11 +85,12 @@ impl Page {
 /// # Errors
 /// The catalogue failed.
 fn tell(app: &App, now: Moment) -> Result<String, catalog::Error> {
-    let (instances, overdue, jobs, unsent, quotas) = app.catalog.read(|tx| {
+    let (instances, overdue, jobs, nodes, unsent, quotas) = app.catalog.read(|tx| {
         Ok::<_, catalog::Error>((
             record::instances(tx)?,
             overdue::all(tx, now)?,
             record::jobs(tx)?,
+            record::nodes(tx, app.catalog.is_shared())?,
             record::unsent(tx)?,
             record::quotas(tx)?,
         ))
@@ -196,6 +197,14 @@ fn tell(app: &App, now: Moment) -> Result<String, catalog::Error> {
         );
     }
     page.family(
+        "cachekeep_nodes",
+        "gauge",
+        "Nodes that share the catalogue: alive, or lost because they were not seen for longer than a lease.",
+    );
+    for (state, count) in nodes {
+        page.sample("cachekeep_nodes", &[("state", state)], count);
+    }
+    page.family(
         "cachekeep_mirror_unsent_rows",
         "gauge",
         "Rows of the catalogue that its mirror in the store has not been told of.",
@@ -232,9 +241,33 @@ fn tell(app: &App, now: Moment) -> Result<String, catalog::Error> {
         }
     }
 
+    let moved = app.board.moved();
+    for (name, help, bytes) in [
+        (
+            "cachekeep_backup_bytes_total",
+            "Plain bytes that jobs have captured, those of safety points and changes of nodes included.",
+            moved.captured,
+        ),
+        (
+            "cachekeep_restore_bytes_total",
+            "Plain bytes that jobs have loaded or applied, those of changes of nodes included.",
+            moved.restored,
+        ),
+    ] {
+        page.family(name, "counter", help);
+        page.sample(name, &[], bytes);
+    }
     let counters = app.counters.all();
     for (name, help) in [
         (metrics::JOBS_ENDED, "Jobs that ended, by outcome."),
+        (
+            metrics::TAKEN_OVER,
+            "Claims of jobs that had been claimed before: by a node that is gone, or by an earlier start.",
+        ),
+        (
+            metrics::CLAIMS_LOST,
+            "Jobs that stopped because their lease was over or another claim had them, or that were ended from outside.",
+        ),
         (metrics::FAILURES, "Backups and restores that failed, by code."),
         (
             metrics::VERIFIES_ENDED,
