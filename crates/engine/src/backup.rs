@@ -341,10 +341,9 @@ fn cut(
         })?;
         std::thread::yield_now();
         control.keys_done.store(cutter.keys(), Ordering::Relaxed);
-        let done = control
-            .bytes_done
-            .fetch_add(chunk.len() as u64, Ordering::Relaxed)
-            + chunk.len() as u64;
+        let count = chunk.len() as u64;
+        let done = control.bytes_done.fetch_add(count, Ordering::Relaxed) + count;
+        control.captured_bytes.fetch_add(count, Ordering::Relaxed);
         if cutter.segments() >= 2 || done >= control.bytes_total.load(Ordering::Relaxed) / 2 {
             failpoint::hit("backup.mid_capture")?;
         }

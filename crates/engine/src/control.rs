@@ -21,6 +21,10 @@ pub struct Control {
     pub bytes_total: AtomicU64,
     /// Keys seen or applied.
     pub keys_done: AtomicU64,
+    /// Plain bytes that were captured, in all phases together.
+    pub captured_bytes: AtomicU64,
+    /// Plain bytes that were loaded or applied, in all phases together.
+    pub restored_bytes: AtomicU64,
 }
 
 /// The phase that is under way and the time that earlier ones took.
@@ -60,6 +64,8 @@ impl Control {
             bytes_done: AtomicU64::new(0),
             bytes_total: AtomicU64::new(0),
             keys_done: AtomicU64::new(0),
+            captured_bytes: AtomicU64::new(0),
+            restored_bytes: AtomicU64::new(0),
         }
     }
 

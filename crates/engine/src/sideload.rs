@@ -298,6 +298,7 @@ fn receive(
                 pipe.write(part, control)?;
             }
             control.bytes_done.fetch_add(part.len() as u64, Ordering::Relaxed);
+            control.restored_bytes.fetch_add(part.len() as u64, Ordering::Relaxed);
         }
         // Others may load at the same time.
         let keys = sampler.keys();

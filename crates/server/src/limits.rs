@@ -228,6 +228,9 @@ pub const TRIES_OF_A_RUN: i64 = 3;
 pub const MISSED_RUNS_LOOKED_BACK_MS: i64 = 31 * 24 * 3_600_000;
 /// Nor are drills that were missed further back than this, or than their window where that is longer.
 pub const MISSED_DRILLS_LOOKED_BACK_MS: i64 = 24 * 3_600_000;
+/// A drill is overdue once so long has passed since it was due without one that held, in milliseconds: its tries are begun within two
+/// hours, and the last one needs time for its data.
+pub const DRILL_GRACE_MS: i64 = 4 * 3_600_000;
 /// Of the runs of a schedule that were missed so many get a record, the newest ones.
 pub const MISSED_RUNS_TOLD: usize = 7;
 /// Scheduled backups that have not ended at any time, of the instances of one host, and of attached instances: the instances of others are free

@@ -198,6 +198,7 @@ fn take(
             })?;
             control.keys_done.store(cutter.keys(), Ordering::Relaxed);
             control.bytes_done.fetch_add(count as u64, Ordering::Relaxed);
+            control.captured_bytes.fetch_add(count as u64, Ordering::Relaxed);
         }
         let (mut captured, jobs) = cutter.finish()?;
         check_loadable(&captured.report, plan)?;

@@ -484,6 +484,10 @@ impl<'f, 's, 'a> Feeder<'f, 's, 'a> {
             self.chunk = ledger.open();
             (ledger.position, ledger.account.clone())
         };
+        if self.pass == Pass::Apply {
+            let restored = &self.shared.control.restored_bytes;
+            restored.fetch_add(self.chunk_bytes, Ordering::Relaxed);
+        }
         (self.chunk_bytes, self.chunk_keys, self.chunk_since) = (0, 0, Instant::now());
         let done = self.bytes_before + committed.offset;
         let done = if committed.file == self.position.file {

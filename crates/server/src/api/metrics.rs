@@ -13,6 +13,7 @@ use crate::backup::quota_record::Standing;
 use crate::catalog;
 use crate::ids::Moment;
 use crate::metrics::{self, record};
+use crate::schedule::overdue;
 
 /// What answers on that address: `/metrics`, and nothing else.
 pub fn build(app: Arc<App>) -> Router {
@@ -85,10 +86,12 @@ impl Page {
 /// # Errors
 /// The catalogue failed.
 fn tell(app: &App, now: Moment) -> Result<String, catalog::Error> {
-    let (instances, jobs, unsent, quotas) = app.catalog.read(|tx| {
+    let (instances, overdue, jobs, nodes, unsent, quotas) = app.catalog.read(|tx| {
         Ok::<_, catalog::Error>((
             record::instances(tx)?,
+            overdue::all(tx, now)?,
             record::jobs(tx)?,
+            record::nodes(tx, app.catalog.is_shared())?,
             record::unsent(tx)?,
             record::quotas(tx)?,
         ))
@@ -110,7 +113,7 @@ fn tell(app: &App, now: Moment) -> Result<String, catalog::Error> {
         1,
     );
 
-    let per_instance: [(&str, &str, Told<'_>); 8] = [
+    let per_instance: [(&str, &str, Told<'_>); 9] = [
         (
             "cachekeep_instance_running",
             "Whether the instance serves.",
@@ -157,6 +160,11 @@ fn tell(app: &App, now: Moment) -> Result<String, catalog::Error> {
             "Whether the last drill found that the backup holds; absent without one.",
             &|seen| seen.drill_holds.map(|holds| f64::from(u8::from(holds))),
         ),
+        (
+            "cachekeep_instance_drill_overdue_seconds",
+            "How long ago the first drill was due since which none has held, 0 within four hours of that; absent without a drill schedule.",
+            &|seen| overdue.get(&seen.id).map(|ms| seconds(Moment(*ms))),
+        ),
     ];
     for (name, help, value) in per_instance {
         page.family(name, "gauge", help);
@@ -188,6 +196,14 @@ fn tell(app: &App, now: Moment) -> Result<String, catalog::Error> {
             &[("kind", kind), ("state", state)],
             age.max(0.0),
         );
+    }
+    page.family(
+        "cachekeep_nodes",
+        "gauge",
+        "Nodes that share the catalogue: alive, or lost because they were not seen for longer than a lease.",
+    );
+    for (state, count) in nodes {
+        page.sample("cachekeep_nodes", &[("state", state)], count);
     }
     page.family(
         "cachekeep_mirror_unsent_rows",
@@ -237,9 +253,33 @@ fn tell(app: &App, now: Moment) -> Result<String, catalog::Error> {
         }
     }
 
+    let moved = app.board.moved();
+    for (name, help, bytes) in [
+        (
+            "cachekeep_backup_bytes_total",
+            "Plain bytes that jobs have captured, those of safety points and changes of nodes included.",
+            moved.captured,
+        ),
+        (
+            "cachekeep_restore_bytes_total",
+            "Plain bytes that jobs have loaded or applied, those of changes of nodes included.",
+            moved.restored,
+        ),
+    ] {
+        page.family(name, "counter", help);
+        page.sample(name, &[], bytes);
+    }
     let counters = app.counters.all();
     for (name, help) in [
         (metrics::JOBS_ENDED, "Jobs that ended, by outcome."),
+        (
+            metrics::TAKEN_OVER,
+            "Claims of jobs that had been claimed before: by a node that is gone, or by an earlier start.",
+        ),
+        (
+            metrics::CLAIMS_LOST,
+            "Jobs that stopped because their lease was over or another claim had them, or that were ended from outside.",
+        ),
         (metrics::FAILURES, "Backups and restores that failed, by code."),
         (
             metrics::VERIFIES_ENDED,

@@ -189,6 +189,19 @@ pub fn newest_drill(
     )
 }
 
+/// When the newest drill of a schedule that held was due, of those that were due by `now`.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn newest_held(tx: &Tx<'_>, schedule: &str, now: Moment) -> Result<Option<Moment>, Error> {
+    tx.one(
+        "SELECT due_at_ms FROM verification WHERE schedule_id = ?1 AND status = 'holds' AND due_at_ms <= ?2 \
+         ORDER BY due_at_ms DESC LIMIT 1",
+        (schedule, now),
+        |row| row.get(0),
+    )
+}
+
 /// The newest drills of an instance, newest first; at most [`limits::VERIFICATIONS_KEPT`].
 ///
 /// # Errors

@@ -164,9 +164,27 @@ struct Memory {
     told: HashMap<InstanceId, u64>,
 }
 
+/// Plain bytes that jobs have moved.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Moved {
+    /// Captured.
+    pub captured: u64,
+    /// Loaded or applied.
+    pub restored: u64,
+}
+
+impl Moved {
+    fn add(&mut self, control: &Control) {
+        self.captured += control.captured_bytes.load(Ordering::Relaxed);
+        self.restored += control.restored_bytes.load(Ordering::Relaxed);
+    }
+}
+
 /// What runs now, and the bell that wakes the loop.
 pub struct Board {
     running: Mutex<HashMap<JobId, (Claim, Arc<Control>)>>,
+    /// By those that do not run any more; locked after `running`.
+    moved: Mutex<Moved>,
     verifying: Mutex<Option<(Verification, Arc<Lease>)>>,
     held: Mutex<HashSet<InstanceId>>,
     memory: Mutex<Memory>,
@@ -182,6 +200,7 @@ impl Board {
     pub fn new() -> Self {
         Self {
             running: Mutex::new(HashMap::new()),
+            moved: Mutex::default(),
             verifying: Mutex::new(None),
             held: Mutex::new(HashSet::new()),
             memory: Mutex::default(),
@@ -299,6 +318,25 @@ impl Board {
     /// How many jobs run.
     pub fn running(&self) -> usize {
         lock(&self.running).len()
+    }
+
+    /// What the jobs of this process have moved since its start, those that run included: it never falls.
+    pub fn moved(&self) -> Moved {
+        let running = lock(&self.running);
+        let mut moved = *lock(&self.moved);
+        for (_, control) in running.values() {
+            moved.add(control);
+        }
+        moved
+    }
+
+    /// A job does not run any more.
+    fn left(&self, job: &JobId) {
+        // Under both locks: whoever asks meanwhile counts it once.
+        let mut running = lock(&self.running);
+        if let Some((_, control)) = running.remove(job) {
+            lock(&self.moved).add(&control);
+        }
     }
 
     /// Ends the leases of all that run: each job stops at its next step and is given back, to be taken up by another host or
@@ -444,6 +482,10 @@ fn claim(app: &Arc<App>) -> Option<(Claim, Gate)> {
             let claim = app
                 .catalog
                 .write(|tx| queue::claim(tx, &job, &app.host, config.lease, places, &lease))?;
+            if let Some(claim) = claim.as_ref().filter(|claim| claim.fence > 1) {
+                app.counters
+                    .add(metrics::TAKEN_OVER, &[("kind", claim.kind.word())]);
+            }
             // Where another host was faster, what comes next may be another project's.
             return Ok(Looked::At(claim.map(|claim| (claim, gate))));
         }
@@ -589,7 +631,7 @@ pub fn panic_text(panic: &Box<dyn std::any::Any + Send>) -> &str {
 }
 
 fn leave(app: &App, job: &JobId) {
-    lock(&app.board.running).remove(job);
+    app.board.left(job);
     app.board.wake();
     app.board.tidy();
 }
@@ -628,6 +670,8 @@ fn run_one(app: &App, claim: &Claim, control: &Control) {
             tracing::warn!(job.id = %claim.job_id, job.kind = claim.kind.word(), duration_ms, phases = control.phases_taken(), why, "job failed");
         }
         Err(Stop::ClaimLost) => {
+            app.counters
+                .add(metrics::CLAIMS_LOST, &[("kind", claim.kind.word())]);
             tracing::info!(job.id = %claim.job_id, "job was ended from outside, or its lease is over");
             // Of no effect where another claim has it.
             give_back(app, claim);

@@ -37,6 +37,10 @@ impl Counters {
 
 /// Jobs that ended: `kind`, `outcome` (done, failed, lost).
 pub const JOBS_ENDED: &str = "cachekeep_jobs_ended_total";
+/// Claims of jobs that had been claimed before: `kind`.
+pub const TAKEN_OVER: &str = "cachekeep_jobs_taken_over_total";
+/// Jobs that stopped because their claim was not theirs any more: `kind`.
+pub const CLAIMS_LOST: &str = "cachekeep_claims_lost_total";
 /// Backups and restores that failed: `kind`, `code` (dcs.08.000x).
 pub const FAILURES: &str = "cachekeep_failures_total";
 /// Verifies and drills that ended: `level`, `outcome` (holds, damaged, failed).

@@ -2,6 +2,7 @@
 
 use crate::backup::quota_record::{self, Standing};
 use crate::catalog::{Error, Tx};
+use crate::hosts::record as hosts;
 use crate::ids::{InstanceId, Moment, ProjectId};
 use crate::schedule::objective::Objective;
 use crate::schedule::objective_record;
@@ -80,6 +81,17 @@ pub fn jobs(tx: &Tx<'_>) -> Result<Vec<(String, String, u64, Moment)>, Error> {
         (),
         |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
     )
+}
+
+/// How many nodes there are, by state. One of a catalogue that is not shared is there: it says so when it starts, and never again.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn nodes(tx: &Tx<'_>, is_shared: bool) -> Result<[(&'static str, usize); 2], Error> {
+    let (all, now) = (hosts::all(tx)?, tx.clock()?);
+    let is_lost = |host: &&hosts::Host| is_shared && host.lost_at < now;
+    let lost = all.iter().filter(is_lost).count();
+    Ok([("alive", all.len() - lost), ("lost", lost)])
 }
 
 /// Projects that have a quota, and where they stand.

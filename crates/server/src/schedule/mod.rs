@@ -12,6 +12,7 @@ pub mod job;
 pub mod keep;
 pub mod objective;
 pub mod objective_record;
+pub mod overdue;
 pub mod record;
 
 use crate::backup::record::Status;
