@@ -73,6 +73,7 @@ mod service;
 mod shared;
 mod signatures;
 mod signer;
+mod sleeping_restore;
 mod storage;
 mod tidy;
 mod tls;

@@ -19,7 +19,7 @@ use crate::storage::{BUCKET, add};
 
 const SCHEMA: &str = "shared";
 /// Of the tests' nodes, in seconds.
-const LEASE: u64 = 3;
+pub const LEASE: u64 = 3;
 /// What a job of a node that has died may take longer than its lease before another one has taken it up and ended it.
 const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(15);
 
@@ -43,8 +43,8 @@ pub fn seed() -> u64 {
 }
 
 /// Kept until last: services hold on to it.
-struct Shared {
-    nodes: BTreeMap<&'static str, Service>,
+pub struct Shared {
+    pub nodes: BTreeMap<&'static str, Service>,
     url: String,
     postgres: Postgres,
     objects: ObjectServer,
@@ -52,7 +52,7 @@ struct Shared {
 
 impl Shared {
     /// The first node; backups go to the object store.
-    fn start(name: &'static str, words: &[&str], variables: &[(&str, &str)]) -> Self {
+    pub fn start(name: &'static str, words: &[&str], variables: &[(&str, &str)]) -> Self {
         let postgres = Postgres::start().unwrap_or_else(|stop| panic!("{stop}"));
         let objects = ObjectServer::start(BUCKET).unwrap_or_else(|stop| panic!("{stop}"));
         let url = postgres.make_schema(SCHEMA).unwrap();
@@ -76,7 +76,7 @@ impl Shared {
     }
 
     /// One more node, with the keys of the first.
-    fn join(&mut self, name: &'static str, words: &[&str], variables: &[(&str, &str)]) {
+    pub fn join(&mut self, name: &'static str, words: &[&str], variables: &[(&str, &str)]) {
         let keys = self.nodes.values().next().map(|first| first.data().join("keys"));
         let mut all = vec!["--attach-allow", "127.0.0.0/8", "--node-name", name];
         if let Some(keys) = &keys {
@@ -91,24 +91,28 @@ impl Shared {
         self.nodes.insert(name, Service::start_with(&all, &variables));
     }
 
-    fn sql(&self, sql: &str) -> String {
+    pub fn sql(&self, sql: &str) -> String {
         self.postgres
             .sql(&format!("SET search_path = {SCHEMA}; {sql}"))
             .unwrap()
     }
 
     /// The node that has the running job of an instance.
-    fn owner(&self, instance: &str) -> Option<&'static str> {
-        let id = self.sql(&format!(
+    pub fn owner(&self, instance: &str) -> Option<&'static str> {
+        self.named(&self.sql(&format!(
             "SELECT owner FROM job WHERE instance_id = '{instance}' AND state = 'running'"
-        ));
+        )))
+    }
+
+    /// The node that has this id.
+    pub fn named(&self, id: &str) -> Option<&'static str> {
         let is = |node: &Service| std::fs::read_to_string(node.data().join("node")).unwrap() == id;
-        let found = self.nodes.iter().find(|(_, node)| !id.is_empty() && is(node));
+        let found = self.nodes.iter().find(|(_, node)| is(node));
         found.map(|(name, _)| *name)
     }
 
     /// What the names of a backup's objects begin with, and of those the ones that are whole.
-    fn attempts(&self, backup: &str) -> (BTreeSet<String>, usize) {
+    pub fn attempts(&self, backup: &str) -> (BTreeSet<String>, usize) {
         let names = self.objects.names(BUCKET).unwrap();
         let of_backup = || names.iter().filter(|name| name.contains(backup));
         let attempt = |name: &String| {
@@ -131,7 +135,7 @@ impl Shared {
         ))
     }
 
-    fn signal(&self, name: &str, signal: &str) {
+    pub fn signal(&self, name: &str, signal: &str) {
         let sent = Command::new("kill")
             .args([signal, &self.nodes[name].pid().to_string()])
             .status()
@@ -141,14 +145,14 @@ impl Shared {
 }
 
 /// A server of somebody else's that sends slowly.
-struct Source {
-    throttle: Throttle,
-    server: Deployment,
+pub struct Source {
+    pub throttle: Throttle,
+    pub server: Deployment,
 }
 
 impl Source {
     /// With so many thousand keys of a kilobyte.
-    fn start(thousands: u32, bytes_per_second: u32) -> Self {
+    pub fn start(thousands: u32, bytes_per_second: u32) -> Self {
         let settings = [
             ("enable-debug-command", "local"),
             ("rdbcompression", "no"),
@@ -168,7 +172,7 @@ impl Source {
         }
     }
 
-    fn attach(&self, caller: &Caller, name: &str) -> String {
+    pub fn attach(&self, caller: &Caller, name: &str) -> String {
         attach(caller, name, &self.throttle)
     }
 }
@@ -189,7 +193,7 @@ fn capturing(shared: &Shared, instance: &str, backup: &str, other_than: &str) ->
 }
 
 /// A moment that nobody chooses.
-fn pause(seed: &mut u64, within: Duration) {
+pub fn pause(seed: &mut u64, within: Duration) {
     *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
     let part = u32::try_from(*seed >> 40).unwrap();
     std::thread::sleep(within * (part % 1000) / 1000);
