@@ -376,6 +376,42 @@ fn a_node_that_is_told_to_stop_gives_its_jobs_back_at_once() {
 }
 
 #[test]
+fn a_node_that_is_told_to_stop_ends_first_what_its_drain_has_time_for() {
+    let mut shared = Shared::start("api", &["--role", "api,scheduler"], &[]);
+    for worker in ["first", "second"] {
+        shared.join(worker, &["--role", "worker", "--drain", "60"], &[]);
+    }
+    // Takes longer than a lease, which is renewed by who is about to stop.
+    let source = Source::start(8, 1_500_000);
+    let caller = shared.nodes["api"].caller();
+    let instance = source.attach(&caller, "throttled");
+    let backup = caller.start_backup(&instance, "");
+    let owner = capturing(&shared, &instance, &backup, "");
+    shared.signal(owner, "-TERM");
+    let asked = Instant::now();
+    let node = shared.nodes.get_mut(owner).unwrap();
+    let status = node.wait_until_it_has_ended();
+    let took = asked.elapsed();
+    assert!(status.success(), "{status}: {}", node.log());
+    assert!(!node.log().contains("given back"), "{}", node.log());
+    let of = |backup: &str| {
+        shared.sql(&format!(
+            "SELECT job.state, job.fence, backup.status, backup.keys, job.owner FROM job JOIN backup ON backup.id = subject_id \
+             WHERE backup.id = '{backup}'"
+        ))
+    };
+    let own = |row: &str| shared.named(row.rsplit('|').next().unwrap());
+    let row = of(&backup);
+    assert!(row.starts_with("done|1|succeeded|8000|"), "{row}");
+    assert_eq!(own(&row), Some(owner));
+    // What comes then is the other one's.
+    let next = of(&caller.make_backup(&instance, ""));
+    assert!(next.starts_with("done|1|succeeded|8000|"), "{next}");
+    assert!(own(&next).is_some_and(|other| other != owner), "{next}");
+    println!("a node that was told to stop, with a drain of 60 s, ended its backup and itself {took:?} later");
+}
+
+#[test]
 fn a_schedule_goes_on_when_the_scheduler_dies_and_no_run_is_made_twice() {
     let mut clock = Clock::at("2027-03-01T01:58:00Z");
     let mut shared = Shared::start("first", &[], &[clock.variable()]);
