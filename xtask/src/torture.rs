@@ -16,8 +16,9 @@ Hits the service at every place of a single instance, in every way, in either da
   cargo xtask torture --defects [NAME...]
 
   --kills N    random kills, half of them with the catalogue in PostgreSQL; 200 without it, 0 for none
-  --nodes      instead: workers that are killed and workers that sleep past their lease, so many times each (50 and 300
-               without it), 1,000 races for a claim, 50 kills of PostgreSQL in mid-commit
+  --nodes      instead: workers that are killed, that sleep past their lease in backups, and that sleep past it in
+               restores, so many times each (50, 300 and 100 without it), 1,000 races for a claim, 50 kills of
+               PostgreSQL in mid-commit
   --partitions instead: so many partitions (200 without it) between three nodes, their catalogue, store, source and target,
                each in a network of its own
   --defects    build the service with planted defects, in a folder of its own below target/, and run for each
@@ -75,6 +76,7 @@ fn nodes(times: Option<&String>) -> Result<(), Stop> {
         "of_many_that_claim",
         "a_worker_that_is_killed",
         "a_worker_that_sleeps",
+        "a_restore_whose_worker_sleeps",
         "kills_of_the_database",
     ];
     tests_of_nodes(&["--bin", "cachekeep", "--test", "it"], &names, times)

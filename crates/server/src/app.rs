@@ -47,3 +47,43 @@ pub struct Vault {
     /// Other stores, see [`crate::storage::open`].
     pub remotes: crate::storage::Remotes,
 }
+
+/// The service of an empty data directory, for unit tests.
+#[cfg(test)]
+pub mod testing {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use super::App;
+    use crate::config::{Config, Roles};
+    use crate::{limits, serve};
+
+    /// With its catalogue in a file and its backups in a folder, both below `data_dir`; it starts no engine and listens nowhere.
+    pub fn app(data_dir: &Path) -> App {
+        serve::open(Config {
+            data_dir: data_dir.to_owned(),
+            database: None,
+            listen: "127.0.0.1:0".parse().unwrap(),
+            metrics_listen: None,
+            tls: None,
+            region: String::new(),
+            engine_bind: "127.0.0.1".parse().unwrap(),
+            engine_ports: 1..=1,
+            engines: Vec::new(),
+            run_as: None,
+            undo_keep_seconds: 0,
+            store_patience: engine::Patience::JOB.total,
+            import_allowed: Vec::new(),
+            attach_allowed: Vec::new(),
+            node_name: None,
+            keys_dir: None,
+            roles: Roles::ALL,
+            jobs_at_once: limits::JOBS_AT_ONCE,
+            jobs_per_project: None,
+            lease: limits::LEASE,
+            drain: Duration::ZERO,
+            strict_dcs: false,
+        })
+        .unwrap()
+    }
+}

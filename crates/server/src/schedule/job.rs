@@ -270,3 +270,160 @@ fn begin(
     tracing::info!(instance.id = %instance.id, backup.id = %id, schedule = plan.schedule, due = due.iso(), number, "an automatic backup begins");
     Ok(true)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::json;
+    use xtask::scratch::Scratch;
+
+    use super::*;
+    use crate::app::testing;
+    use crate::ids::{HostId, ProjectId};
+
+    const INSTANCES: i64 = 1000;
+    /// Among which most of them are spread in the end.
+    const HOSTS: usize = 25;
+    const MINUTE: i64 = 60_000;
+
+    fn moment(text: &str) -> Moment {
+        let at: jiff::Timestamp = text.parse().unwrap();
+        Moment(at.as_millisecond())
+    }
+
+    /// A thousand instances of this host, each with a policy by which a backup is due at two o'clock.
+    fn add_instances(app: &App, since: Moment) {
+        let project = ProjectId::random();
+        let nothing: &[u8] = &[];
+        let given = json!({"backup_type": "auto", "save_days": 1, "periodical_backup_plan": {
+            "period_type": "weekly", "backup_at": [1, 2, 3, 4, 5, 6, 7], "begin_at": "02:00-03:00"}});
+        app.catalog
+            .write(|tx| {
+                tx.execute(
+                    "INSERT INTO project (id, name, recipient, identity_sealed, created_at_ms) VALUES (?1, ?1, 'r', ?2, 0)",
+                    (&project, nothing),
+                )?;
+                for number in 0..INSTANCES {
+                    let policy = policy::accept(&given, None, &project, false, since).unwrap();
+                    tx.execute(
+                        "INSERT INTO instance (id, project_id, host_id, name, status, engine_version, capacity_mb, spec_code, bind, \
+                         port, persistence, admin_password_sealed, attributes, backup_policy, created_at_ms, updated_at_ms) \
+                         VALUES (?1, ?2, ?3, ?1, 'running', '7.0', 128, 's', 'b', ?4, 'none', ?5, '{}', ?6, 0, 0)",
+                        (
+                            InstanceId::random(),
+                            &project,
+                            &app.host,
+                            10_000 + number,
+                            nothing,
+                            policy,
+                        ),
+                    )?;
+                }
+                Ok::<_, catalog::Error>(())
+            })
+            .unwrap();
+    }
+
+    /// Gives the instances to as many hosts.
+    fn spread(app: &App) {
+        let hosts: Vec<HostId> = (0..HOSTS).map(|_| HostId::random()).collect();
+        app.catalog
+            .write(|tx| {
+                let all: Vec<InstanceId> =
+                    tx.all("SELECT id FROM instance ORDER BY id", (), |row| row.get(0))?;
+                for (id, host) in all.iter().zip(hosts.iter().cycle()) {
+                    tx.execute("UPDATE instance SET host_id = ?2 WHERE id = ?1", (id, host))?;
+                }
+                Ok::<_, catalog::Error>(())
+            })
+            .unwrap();
+    }
+
+    /// Ends all that was begun, well.
+    fn end_all(app: &App) {
+        app.catalog
+            .write(|tx| {
+                tx.execute(
+                    "UPDATE backup SET status = 'succeeded', prefix = 'p', manifest_blake3 = 'm' WHERE status = 'waiting'",
+                    (),
+                )?;
+                tx.execute(
+                    "UPDATE job SET state = 'done', settled_at_ms = 1 WHERE state <> 'done'",
+                    (),
+                )
+            })
+            .unwrap();
+    }
+
+    fn count(app: &App, sql: &'static str) -> i64 {
+        let found = app.catalog.read(|tx| tx.one(sql, (), |row| row.get(0)));
+        found.unwrap().unwrap()
+    }
+
+    const RECORDS: &str = "SELECT count(*) FROM backup";
+    const UNSETTLED: &str = "SELECT count(*) FROM job WHERE state <> 'done'";
+    const MOST_OF_A_HOST: &str = "SELECT coalesce(max(jobs), 0) FROM (SELECT count(*) AS jobs FROM job WHERE state <> 'done' \
+                                  GROUP BY host_id) AS hosts";
+
+    #[test]
+    fn a_thousand_instances_that_are_due_at_once_are_begun_a_few_of_a_host_at_a_time_each_once_and_none_is_missed()
+     {
+        // A thousand commits would take a disk longer than all else.
+        let memory = Path::new("/dev/shm");
+        let folder = match memory.is_dir() {
+            true => Scratch::below(memory, "due").unwrap(),
+            false => Scratch::new("due").unwrap(),
+        };
+        let app = testing::app(&folder.path().join("data"));
+        let at_once = i64::try_from(limits::SCHEDULED_AT_ONCE).unwrap();
+        add_instances(&app, moment("2027-03-01T00:00:00Z"));
+        let up_since = moment("2027-03-01T01:00:00Z");
+        begin_due(&app, up_since, moment("2027-03-01T01:59:59Z")).unwrap();
+        assert_eq!(count(&app, RECORDS), 0);
+        let mut now = moment("2027-03-01T02:00:05Z");
+        for round in 1..=4 {
+            // As often as it is looked, before one of those has ended nothing more is begun.
+            for _ in 0..2 {
+                begin_due(&app, up_since, now).unwrap();
+                assert_eq!(count(&app, UNSETTLED), at_once);
+                assert_eq!(count(&app, RECORDS), round * at_once);
+            }
+            end_all(&app);
+            now.0 += 10 * MINUTE;
+        }
+        // By one host they would take hundreds of looks.
+        spread(&app);
+        let mut looks = 0;
+        while count(&app, RECORDS) < INSTANCES {
+            looks += 1;
+            begin_due(&app, up_since, now).unwrap();
+            let begun = count(&app, UNSETTLED);
+            assert!(begun > 0, "look {looks}: those that wait are forgotten");
+            assert!(count(&app, MOST_OF_A_HOST) <= at_once, "look {looks}: {begun}");
+            end_all(&app);
+            now.0 += 10 * MINUTE;
+        }
+        // Their window has long been over: whoever had to wait is not told as missed, nor made again.
+        assert!(now > moment("2027-03-01T03:00:00Z"), "{now:?}");
+        begin_due(&app, up_since, now).unwrap();
+        for (what, sql, wanted) in [
+            ("records", RECORDS, INSTANCES),
+            (
+                "instances",
+                "SELECT count(DISTINCT instance_id) FROM backup",
+                INSTANCES,
+            ),
+            (
+                "first tries that succeeded",
+                "SELECT count(*) FROM backup WHERE kind = 'auto' AND status = 'succeeded' AND try_number = 1",
+                INSTANCES,
+            ),
+            ("moments", "SELECT count(DISTINCT due_at_ms) FROM backup", 1),
+            ("jobs", "SELECT count(*) FROM job", INSTANCES),
+        ] {
+            assert_eq!(count(&app, sql), wanted, "{what}");
+        }
+        println!("{INSTANCES} instances due at once: begun by {HOSTS} hosts in {looks} looks, {at_once} of each at a time");
+    }
+}

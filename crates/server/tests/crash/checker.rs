@@ -4,8 +4,9 @@
 //! A lie is: a backup that says it succeeded and whose objects are missing, of another size or digest, or (once per
 //! backup, [`Form::Full`]) do not decode to a file that a stock engine loads to the very data of that moment; objects
 //! without a backup; a restore that says it succeeded while clients find anything else than the backup's data, or
-//! failed while they find anything else than the data of before; anything unfinished a minute after the last crash. A record is
-//! lost where a client was told its id and the catalogue does not know it.
+//! failed while they find anything else than the data of before; anything unfinished a minute after the last crash; a record
+//! that a client asked for and that the audit log does not tell, or a chain of that log which is broken. A record is lost where a
+//! client was told its id and the catalogue does not know it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -13,6 +14,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use ring::digest::{SHA256, digest};
 use serde_json::Value;
 use xtask::plain_engine::PlainEngine;
 
@@ -216,6 +218,7 @@ pub fn check(world: &mut World, form: Form, label: &str) {
     settle(world, label);
     let catalogue = Catalogue::open(world);
     check_answered(world, &catalogue, label);
+    check_audit(&catalogue, label);
     learn_restores(world, &catalogue, label);
     check_instances(world, &catalogue, label);
     check_machine(world, &catalogue, label);
@@ -230,6 +233,59 @@ fn check_answered(world: &World, catalogue: &Catalogue, label: &str) {
     for (table, id) in world.answered() {
         let found = catalogue.count(&format!("SELECT count(*) FROM {table} WHERE id = '{id}'"));
         assert_eq!(found, 1, "{label}: the accepted {table} {id} is lost");
+    }
+}
+
+/// Nothing in the audit log was changed, and it tells as many calls as there are records that somebody asked for.
+fn check_audit(catalogue: &Catalogue, label: &str) {
+    let mut told: BTreeMap<(&str, String), i64> = BTreeMap::new();
+    let mut before = "cachekeep audit log 1".to_owned();
+    let rows = catalogue
+        .rows("SELECT number, at_ms, project_id, who, what, subject, digest FROM audit ORDER BY number");
+    for (expected, mut row) in (1..).zip(rows) {
+        let (number, at): (i64, i64) = (row.number(), row.number());
+        let [project, who, what, subject, told_digest] = [(); 5].map(|()| row.text());
+        assert_eq!(number, expected, "{label}: the audit log has a gap");
+        let link = serde_json::json!([before, number, at, project, who, what, subject]).to_string();
+        let computed: String = digest(&SHA256, link.as_bytes())
+            .as_ref()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        assert_eq!(
+            computed, told_digest,
+            "{label}: the audit log is broken at {number}, {what} {subject}"
+        );
+        before = told_digest;
+        let table = match what.trim_end_matches("V1") {
+            "CreateInstance" | "CkAttachInstance" => "instance",
+            "CopyInstance" | "CkImportBackup" => "backup",
+            "RestoreInstance" | "CkRestoreInstance" | "CkUndoRestore" => "restore",
+            _ => continue,
+        };
+        let named = subject.split(' ').find_map(|part| part.strip_prefix("instance_id="));
+        let instance = named.unwrap_or_default().to_owned();
+        *told.entry((table, instance)).or_default() += 1;
+    }
+    for (table, sql) in [
+        ("instance", "SELECT '', count(*) FROM instance"),
+        (
+            "backup",
+            "SELECT instance_id, count(*) FROM backup WHERE kind = 'manual' GROUP BY instance_id",
+        ),
+        (
+            "restore",
+            "SELECT instance_id, count(*) FROM restore GROUP BY instance_id",
+        ),
+    ] {
+        for mut row in catalogue.rows(sql) {
+            let (instance, records) = (row.text(), row.number());
+            let calls = told.get(&(table, instance.clone())).copied().unwrap_or(0);
+            assert!(
+                records <= calls,
+                "{label}: {records} {table} records of {instance:?}, and the audit log tells {calls}"
+            );
+        }
     }
 }
 

@@ -81,6 +81,7 @@ mod shared;
 mod signatures;
 mod signer;
 mod stale_sentinel;
+mod sleeping_restore;
 mod storage;
 mod tidy;
 mod tls;

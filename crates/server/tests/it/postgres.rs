@@ -223,4 +223,6 @@ fn kills_of_the_database_in_mid_commit_lose_and_double_nothing() {
         tokens.len()
     );
     assert!(accepted > 0 && !tokens.is_empty());
+    // Else the kills met nobody.
+    assert!(refused > 0);
 }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -136,6 +136,12 @@ impl Service {
     pub fn kill(&mut self) {
         let _already_gone = self.child.kill();
         self.child.wait().unwrap();
+    }
+
+    /// Waits until the service has ended by itself.
+    #[track_caller]
+    pub fn wait_until_it_has_ended(&mut self) -> ExitStatus {
+        wait("the end of the service", || self.child.try_wait().unwrap())
     }
 
     /// Kills what runs below the data directory.

@@ -1,0 +1,300 @@
+//! Restores into a server of somebody else's, by a worker that sleeps past its lease. Before the first key another worker takes the
+//! restore over; after it nobody does, for how far it was lies in the sleeper's data directory, and it goes on when it wakes.
+
+use std::time::Duration;
+
+use serde_json::json;
+use xtask::foreign::Node;
+use xtask::resp::{Connection, Reply};
+
+use crate::service::wait;
+use crate::shared::{LEASE, Shared, Source, pause, seed, times};
+
+/// Thousands of keys of a kilobyte that the target holds before, and as many others after.
+const THOUSANDS: u32 = 4;
+const KEYS: i64 = 4000;
+/// Of which so many are written in a second.
+const OPS_MAX: u32 = 1500;
+/// A safety point of the target takes three seconds.
+const BYTES_PER_SECOND: u32 = 1_500_000;
+/// Longer than a lease, and than a worker needs to see that one is over.
+const PAST_THE_LEASE: Duration = Duration::from_secs(LEASE + 2);
+
+/// When the worker falls asleep, and when it wakes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sleep {
+    /// While it makes the safety point; it wakes while its successor writes.
+    BeforeTheFirstKey,
+    /// While it writes.
+    BetweenKeys,
+    /// As the first; it wakes when its successor has done all.
+    UntilAllIsDone,
+}
+
+impl Sleep {
+    const ALL: [Self; 3] = [Self::BeforeTheFirstKey, Self::BetweenKeys, Self::UntilAllIsDone];
+}
+
+/// Two workers, and the server that they restore into.
+struct Field {
+    shared: Shared,
+    target: Source,
+    instance: String,
+    backup: String,
+    /// What the target holds after each restore.
+    digest: String,
+}
+
+/// What the catalogue says of a restore and its job.
+#[derive(Debug, PartialEq, Eq)]
+struct Rows {
+    text: String,
+    fence: u32,
+    owner: Option<&'static str>,
+}
+
+impl Field {
+    fn lay_out() -> Self {
+        let mut shared = Shared::start("api", &["--role", "api,scheduler"], &[]);
+        for worker in ["first", "second"] {
+            shared.join(worker, &["--role", "worker"], &[]);
+        }
+        let target = Source::start(THOUSANDS, BYTES_PER_SECOND);
+        let caller = shared.nodes["api"].caller();
+        let instance = target.attach(&caller, "target");
+        let backup = caller.make_backup(&instance, "what it holds afterwards");
+        let digest = target.server.digest().unwrap();
+        Self {
+            shared,
+            target,
+            instance,
+            backup,
+            digest,
+        }
+    }
+
+    fn node(&self) -> &Node {
+        &self.target.server.nodes[0]
+    }
+
+    /// Puts other keys into the target and asks for the backup.
+    fn begin(&self) -> String {
+        self.node().ask(&["FLUSHALL"]).unwrap();
+        let keys = KEYS.to_string();
+        self.node()
+            .ask(&["DEBUG", "POPULATE", &keys, "other", "1000"])
+            .unwrap();
+        assert_ne!(self.target.server.digest().unwrap(), self.digest);
+        let wish = json!({"backup_id": self.backup, "replay": {"max_ops": OPS_MAX}});
+        let path = format!("/instances/{}/restores", self.instance);
+        let caller = self.shared.nodes["api"].caller();
+        let asked = caller.v2("POST", &path, Some(&wish)).expect(200).json();
+        asked["restore_id"].as_str().unwrap().to_owned()
+    }
+
+    fn state(&self, restore: &str) -> String {
+        self.shared.sql(&format!(
+            "SELECT target_state FROM restore WHERE id = '{restore}'"
+        ))
+    }
+
+    /// The worker that makes the safety point.
+    fn saving(&self) -> Option<&'static str> {
+        let running = "SELECT count(*) FROM backup WHERE kind = 'safety' AND status = 'running'";
+        let owner = self.shared.owner(&self.instance);
+        owner.filter(|_| self.shared.sql(running) == "1")
+    }
+
+    /// The worker that writes: some keys are there that the target had not.
+    fn writing(&self, restore: &str) -> Option<&'static str> {
+        let keys = self.node().open().unwrap().ask(&["DBSIZE"]).unwrap();
+        let has_some = matches!(keys, Reply::Number(count) if count > KEYS);
+        let owner = self.shared.owner(&self.instance);
+        owner.filter(|_| has_some && self.state(restore) == "loading")
+    }
+
+    /// The job of the restore: its state, its fence, whose it is.
+    fn job(&self, restore: &str) -> String {
+        self.shared.sql(&format!(
+            "SELECT state, fence, owner FROM job WHERE subject_id = '{restore}'"
+        ))
+    }
+
+    /// All that is said of a restore, which has one row and one job.
+    fn rows(&self, restore: &str) -> Rows {
+        let text = self.shared.sql(&format!(
+            "SELECT job.fence, job.owner, restore.status, restore.target_state, restore.keys_applied, restore.keys_removed, \
+             restore.resumed > 0, restore.safety_backup_id, restore.finished_at_ms, restore.updated_at_ms, job.state, \
+             job.settled_at_ms FROM restore JOIN job ON job.subject_id = restore.id WHERE restore.id = '{restore}'"
+        ));
+        assert_eq!(text.lines().count(), 1, "{text}");
+        let cells: Vec<&str> = text.split('|').collect();
+        Rows {
+            fence: cells[0].parse().unwrap(),
+            owner: self.shared.named(cells[1]),
+            text: cells[2..].join("|"),
+        }
+    }
+
+    /// The attempts of the restore that have a connection to the target, each as often as it has one.
+    fn connected(&self, restore: &str) -> Vec<u32> {
+        let list = self.node().ask(&["CLIENT", "LIST"]).unwrap();
+        let begins = format!("name=cachekeep-{}-{restore}-", self.instance);
+        let names = list.text().unwrap_or_default().split_whitespace();
+        let attempts = names.filter_map(|field| field.strip_prefix(begins.as_str())?.split('-').next());
+        attempts.map(|fence| fence.parse().unwrap()).collect()
+    }
+
+    /// A connection that looks as if an attempt had it.
+    fn late(&self, restore: &str, fence: u32) -> Connection {
+        let mut late = self.node().open().unwrap();
+        let name = format!("cachekeep-{}-{restore}-{fence}-forth", self.instance);
+        late.ask(&["CLIENT", "SETNAME", &name]).unwrap();
+        late
+    }
+
+    /// How many jobs have ended in a worker because its lease was over.
+    fn ends(&self, worker: &str) -> usize {
+        self.shared.nodes[worker]
+            .log()
+            .matches("or its lease is over")
+            .count()
+    }
+
+    /// Wakes a worker, and waits until it has seen that its job is not its own any more; `ended` says how many such it had before.
+    fn wake(&self, worker: &str, ended: usize) {
+        self.shared.signal(worker, "-CONT");
+        wait("the end of the sleeper's job", || {
+            (self.ends(worker) > ended).then_some(())
+        });
+    }
+
+    /// The record is that of its last attempt, and the target holds the backup and nothing of anybody else.
+    fn check(&self, restore: &str, label: &str) -> Rows {
+        let rows = self.rows(restore);
+        let is_done = format!("succeeded|replaced|{KEYS}|{KEYS}|");
+        assert!(rows.text.starts_with(&is_done), "{label}: {rows:?}");
+        assert!(rows.text.contains("|done|"), "{label}: {rows:?}");
+        // More than two, where a busy machine has kept an attempt from renewing its claim.
+        assert!(rows.fence >= 2, "{label}: {rows:?}");
+        assert_eq!(
+            self.target.server.digest().unwrap(),
+            self.digest,
+            "{label}: the target holds something else"
+        );
+        let connected = self.connected(restore);
+        assert!(
+            connected.iter().all(|fence| *fence == rows.fence),
+            "{label}: connections of earlier attempts: {connected:?}, {rows:?}"
+        );
+        rows
+    }
+
+    /// Safety points that were not finished have nothing in the store any more.
+    fn check_swept(&self) {
+        let failed = self
+            .shared
+            .sql("SELECT id FROM backup WHERE kind = 'safety' AND status <> 'succeeded'");
+        for backup in failed.lines() {
+            wait("what an unfinished safety point has stored to be gone", || {
+                let places = format!("SELECT count(*) FROM backup_place WHERE backup_id = '{backup}'");
+                (self.shared.sql(&places) == "0" && self.shared.attempts(backup).0.is_empty()).then_some(())
+            });
+        }
+    }
+}
+
+/// One restore whose worker sleeps; what is said of it then.
+fn restore_with(field: &Field, sleep: Sleep, moments: &mut u64) -> (String, Rows) {
+    let restore = field.begin();
+    let (sleeper, before) = match sleep {
+        Sleep::BetweenKeys => {
+            let sleeper = wait("a worker that writes", || field.writing(&restore));
+            pause(moments, Duration::from_millis(1000));
+            (sleeper, "loading")
+        }
+        Sleep::BeforeTheFirstKey | Sleep::UntilAllIsDone => {
+            let sleeper = wait("a worker that makes a safety point", || field.saving());
+            pause(moments, Duration::from_millis(1500));
+            (sleeper, "untouched")
+        }
+    };
+    let ended = field.ends(sleeper);
+    field.shared.signal(sleeper, "-STOP");
+    assert_eq!(field.state(&restore), before, "too fast");
+    let job = field.job(&restore);
+    let fence = job.split('|').nth(1).unwrap().parse().unwrap();
+    let mut late = field.late(&restore, fence);
+    match sleep {
+        Sleep::BetweenKeys => {
+            assert!(field.connected(&restore).len() > 1, "it writes by no connection");
+            std::thread::sleep(PAST_THE_LEASE);
+            assert_eq!(field.job(&restore), job, "somebody else goes on with it");
+            field.wake(sleeper, ended);
+        }
+        Sleep::BeforeTheFirstKey => {
+            let successor = wait("a successor that writes", || field.writing(&restore));
+            assert_ne!(successor, sleeper);
+            assert!(!field.connected(&restore).contains(&fence));
+            field.wake(sleeper, ended);
+        }
+        Sleep::UntilAllIsDone => {}
+    }
+    let caller = field.shared.nodes["api"].caller();
+    let record = caller.wait_end(&field.instance, "restores", &restore);
+    assert_eq!(
+        (&record["status"], &record["ext"]["target_state"]),
+        (&json!("succeed"), &json!("replaced")),
+        "{sleep:?}: {record}"
+    );
+    let rows = field.check(&restore, &format!("{sleep:?}"));
+    let answer = late.ask(&["SET", "late", "of an attempt that is over"]);
+    assert!(answer.is_err(), "{sleep:?}: an earlier attempt still writes");
+    let is_resumed = rows.text.split('|').nth(4) == Some("t");
+    match sleep {
+        // How far it was is known to the sleeper alone.
+        Sleep::BetweenKeys => assert_eq!((rows.owner, is_resumed), (Some(sleeper), true), "{rows:?}"),
+        _ if rows.fence == 2 => {
+            assert!(rows.owner.is_some_and(|owner| owner != sleeper), "{rows:?}");
+            assert!(!is_resumed, "{rows:?}");
+        }
+        _ => {}
+    }
+    if sleep == Sleep::UntilAllIsDone {
+        field.wake(sleeper, ended);
+    }
+    (restore, rows)
+}
+
+#[test]
+fn a_restore_whose_worker_sleeps_past_its_lease_is_done_once_and_the_sleeper_wakes_to_no_effect() {
+    let sleeps = times(2, 100);
+    let field = Field::lay_out();
+    let mut moments = seed();
+    let mut taken_over = 0;
+    for (number, sleep) in (1..=sleeps).zip(Sleep::ALL.into_iter().cycle()) {
+        let (restore, rows) = restore_with(&field, sleep, &mut moments);
+        taken_over += u32::from(sleep != Sleep::BetweenKeys);
+        // Whoever has woken has nothing left that it could still do.
+        std::thread::sleep(Duration::from_secs(2 * LEASE));
+        let label = format!("two leases after {number}, {sleep:?}");
+        assert_eq!(field.check(&restore, &label), rows, "{label}");
+        field.check_swept();
+        wait("connections to the target to be closed", || {
+            (field.target.throttle.connections() == 0).then_some(())
+        });
+        let shared = &field.shared;
+        assert_eq!(shared.sql("SELECT attachment_settings FROM instance"), "[]");
+        let counts = shared.sql(
+            "SELECT (SELECT count(*) FROM restore), (SELECT count(*) FROM job WHERE kind = 'restore'), \
+             (SELECT count(*) FROM job WHERE state <> 'done'), \
+             (SELECT count(*) FROM restore JOIN backup ON backup.id = safety_backup_id WHERE backup.status = 'succeeded')",
+        );
+        assert_eq!(counts, format!("{number}|{number}|0|{number}"), "{label}");
+    }
+    println!(
+        "{sleeps} restores into a server of somebody else's whose worker was stopped past its lease of {LEASE} s and resumed, \
+         {taken_over} of them taken over by another worker before the first key: all done once, 0 rows changed afterwards, 0 keys of \
+         others, 0 connections of earlier attempts"
+    );
+}
