@@ -2,7 +2,7 @@
 //!
 //! Statements differ in their parameters only. Of the schema the types differ, foreign keys, which have to be called
 //! deferrable there, and triggers, which are functions.
-//! The few functions of SQLite that our text calls are made in PostgreSQL by `postgres.sql`.
+//! The few functions of SQLite that our text calls are made in PostgreSQL by `functions.sql`.
 
 /// A statement with PostgreSQL's parameters: `?1` is `$1`.
 pub fn statement(sql: &str) -> String {

@@ -48,7 +48,8 @@ const SETTINGS: &str = "SET statement_timeout = '20s'; SET lock_timeout = '15s';
 const LOCK: &str = "1667328869, hashtext(current_schema())";
 /// A rebuild, which has the catalogue alone, fetches from a store inside its transaction.
 const PATIENT: &str = "SET idle_in_transaction_session_timeout = '10min'";
-const PRELUDE: &str = include_str!("postgres.sql");
+const PRELUDE: &str = concat!(include_str!("functions.sql"), "\n", include_str!("postgres.sql"));
+const FUNCTIONS: &str = include_str!("functions.sql");
 
 /// See [`version`].
 const LEAST_PROGRAM: &str = "SELECT least_program FROM compatibility";
@@ -273,6 +274,7 @@ impl Database {
         for step in steps {
             work.batch_execute(&dialect::schema(step.sql))?;
         }
+        work.batch_execute(FUNCTIONS)?;
         work.execute(
             "UPDATE catalogue SET version = $1, form = $2",
             &[&SCHEMA_VERSION, &digest(PRELUDE, &dialect::schema(SCHEMA))],

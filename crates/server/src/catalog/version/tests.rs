@@ -4,7 +4,7 @@ use xtask::scratch::Scratch;
 
 /// As it was when there was nothing else.
 const VERSION_1: &str = include_str!("../steps/version-1.sql");
-const PRELUDE: &str = include_str!("../postgres.sql");
+const PRELUDE: &str = include_str!("../steps/prelude-1.sql");
 
 fn form_of(sql: &str) -> Vec<String> {
     let open = rusqlite::Connection::open_in_memory().unwrap();
