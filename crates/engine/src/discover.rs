@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::cluster::{self, Seen};
 use crate::error::{Error, Kind};
 use crate::hindrance::{RESTORE, SCAN, SELECT, SET, UNLINK, hindrance, hindrance_of_command};
-use crate::node::{Node, Reply};
+use crate::node::Node;
 
 use dialled::Dialled;
 pub use seeds::{Aim, NO_SENTINEL, Wanted, discover};

@@ -115,28 +115,28 @@ fn unwatched(
     sentinels: &[HostPort],
     dialled: &Dialled<'_>,
 ) -> Result<Found, Error> {
-    for turn in nodes.chunks(NODES_AT_ONCE) {
-        greeted.greet(turn, None, dialled);
-    }
+    let given: &[&HostPort] = &[];
     let mut runs = HashSet::new();
-    let mut primaries = Vec::new();
-    for mut node in std::mem::take(&mut greeted.nodes) {
-        match node.node.info("replication") {
-            // One may be known by two names.
-            Ok(replication) if field(&replication, "role") == Some("master") => {
-                if runs.insert(node.run()) {
-                    primaries.push(node);
+    let mut primary = None;
+    for turn in std::iter::once(given).chain(nodes.chunks(NODES_AT_ONCE)) {
+        greeted.greet(turn, None, dialled);
+        for mut node in std::mem::take(&mut greeted.nodes) {
+            match node.node.info("replication") {
+                // One may be known by two names.
+                Ok(replication) if field(&replication, "role") == Some("master") => {
+                    if runs.insert(node.run()) {
+                        primary.get_or_insert(node);
+                    }
                 }
+                Ok(_) => {}
+                Err(error) => greeted.why.add(error),
             }
-            Ok(_) => {}
-            Err(error) => greeted.why.add(error),
         }
     }
-    let count = primaries.len();
-    let (Some(primary), 1) = (primaries.pop(), count) else {
-        return Err(match count {
+    let (Some(primary), 1) = (primary, runs.len()) else {
+        return Err(match runs.len() {
             0 => greeted.why.told(),
-            _ => refused(format!(
+            count => refused(format!(
                 "none of its Sentinels answers, and {count} of its nodes call themselves the primary"
             )),
         });

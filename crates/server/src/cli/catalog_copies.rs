@@ -81,10 +81,10 @@ pub(super) fn restore(global: &Global, verb: &RestoreCopy) -> anyhow::Result<()>
         "the catalogue of {} is in PostgreSQL: bring the database back by PostgreSQL's own tools",
         config.data_dir.display()
     );
-    let catalog = config.catalog_file();
-    check_is_lost(&catalog, "a copy")?;
     let (master, signer) = serve::load_keys(&config.keys_dir(), false)?;
     let _lock = serve::lock(&config.data_dir)?;
+    let catalog = config.catalog_file();
+    check_is_lost(&catalog, "a copy")?;
     let store = source(&config, &verb.from_store, &verb.reach)?.store;
     let key = signer.verifying_key();
     let all = copies::list(&store, &key, Moment::now()).map_err(told)?;
@@ -116,6 +116,7 @@ pub(super) fn restore(global: &Global, verb: &RestoreCopy) -> anyhow::Result<()>
         }
     };
     std::fs::rename(&beside, &catalog)?;
+    remove(&beside)?;
     std::fs::File::open(&config.data_dir)?.sync_all()?;
     print_one(
         global,

@@ -247,6 +247,15 @@ pub fn remove_all(app: &App, store: &Store) -> Result<(), Error> {
     objects.iter().try_for_each(|object| store.delete(&object.name))
 }
 
+/// Destroys what a copy that was broken off has left beside the catalogue. One that is being made is waited for.
+///
+/// # Errors
+/// It does not go.
+pub fn forget_left(app: &App) -> Result<(), Error> {
+    let _alone = lock(app)?;
+    forget_beside(app)
+}
+
 /// Held by whoever makes or removes copies, in this process or another one.
 fn lock(app: &App) -> Result<File, Error> {
     let path = app.config.catalog_file().with_extension("copy.lock");

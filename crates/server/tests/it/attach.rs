@@ -590,7 +590,9 @@ fn what_the_operator_did_not_allow_is_not_connected_to_however_it_is_reached() {
     let node = &foreign.nodes[0];
     node.ask(&["REPLICAOF", "127.0.0.1", &silent.port.to_string()])
         .unwrap();
-    wait("the foreign server's own call", || (silent.came() == 1).then_some(()));
+    wait("the foreign server's own call", || {
+        (silent.came() == 1).then_some(())
+    });
     let wish = json!({"name": "forbidden", "addresses": [format!("127.0.0.2:{}", node.port)]});
     let refused = caller.ck("POST", "/attachments", Some(&wish)).expect(400).json();
     assert!(

@@ -26,7 +26,9 @@ fn on_a_machine(resident: usize) -> Option<String> {
 
 /// One connection in `CLIENT LIST`.
 fn connection(name: &str, waiting: usize) -> Option<String> {
-    Some(bulk(&format!("id=7 addr=127.0.0.1:1 name={name} age=1 omem={waiting} cmd=psync\n")))
+    Some(bulk(&format!(
+        "id=7 addr=127.0.0.1:1 name={name} age=1 omem={waiting} cmd=psync\n"
+    )))
 }
 
 /// Each is a way to suffer, and why a capture is given up for it.

@@ -120,7 +120,10 @@ fn nodes_of_a_cluster_that_are_forbidden_are_not_connected_to() {
 
     let replica = other(&format!("slave {} 0 0 1 connected", "a".repeat(40)));
     let liar = cluster("0-16383", replica);
-    let made = attach(&caller, &json!({"name": "half", "addresses": [address(liar.port)]}));
+    let made = attach(
+        &caller,
+        &json!({"name": "half", "addresses": [address(liar.port)]}),
+    );
     let notes = made["notes"].to_string();
     assert!(
         notes.contains("nothing that may be connected to answers there"),
@@ -259,7 +262,9 @@ fn a_target_that_answers_nonsense_ends_the_restore_with_a_true_state_and_costs_l
         }
     });
     check("an endless line", &endless, &unsafe_one, "partial");
-    let gone = taker(written.clone(), |_| Err(std::io::ErrorKind::ConnectionAborted.into()));
+    let gone = taker(written.clone(), |_| {
+        Err(std::io::ErrorKind::ConnectionAborted.into())
+    });
     check("the end of the connection", &gone, &unsafe_one, "partial");
 
     // One that takes everything gives no safety point: nothing is written to it.

@@ -93,7 +93,11 @@ fn a_copy_brings_users_access_keys_hooks_and_the_audit_log_of_a_lost_catalogue_b
     std::fs::rename(&away, &keys).unwrap();
     let other = Service::start();
     let master = std::fs::read(keys.join("master.key")).unwrap();
-    std::fs::copy(other.data().join("keys/master.key"), keys.join("master.key")).unwrap();
+    std::fs::copy(
+        other.data().join("keys/master.key"),
+        keys.join("master.key"),
+    )
+    .unwrap();
     let said = refused(&service, &restore);
     assert!(said.contains("does not open"), "{said}");
     nothing_is_written(&service);

@@ -1,6 +1,6 @@
 //! Servers that take commands as an engine does, and answer what a test says.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::net::TcpStream;
 
 /// Takes the commands of a client, each in lower case, and lets `answer` write what it says to them, until either side is gone or

@@ -439,7 +439,9 @@ fn a_node_that_is_told_to_stop_ends_first_what_its_drain_has_time_for() {
     let next = of(&caller.make_backup(&instance, ""));
     assert!(next.starts_with("done|1|succeeded|8000|"), "{next}");
     assert!(own(&next).is_some_and(|other| other != owner), "{next}");
-    println!("a node that was told to stop, with a drain of 60 s, ended its backup and itself {took:?} later");
+    println!(
+        "a node that was told to stop, with a drain of 60 s, ended its backup and itself {took:?} later"
+    );
 }
 
 #[test]

@@ -31,6 +31,7 @@ pub fn run(app: &Arc<App>, closing: &AtomicBool) {
 }
 
 fn look(app: &App, now: Moment) -> Result<(), Error> {
+    super::forget_left(app)?;
     let (_, store) = super::place(app)?;
     let copies = super::list(&store, &app.vault.signer.verifying_key(), now)?;
     // One of the future was made by a clock that was ahead: it says nothing.
