@@ -738,9 +738,7 @@ impl Run<'_> {
             Functions::Exact => true,
         };
         let is_by_payloads = self.plan.form == Form::Payloads && self.target.form.is_some();
-        let Account {
-            applied, removed, ..
-        } = &self.known;
+        let Account { applied, removed, .. } = &self.known;
         is_by_payloads
             && !changes_functions
             && applied.count == 0

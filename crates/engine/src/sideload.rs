@@ -298,7 +298,9 @@ fn receive(
                 pipe.write(part, control)?;
             }
             control.bytes_done.fetch_add(part.len() as u64, Ordering::Relaxed);
-            control.restored_bytes.fetch_add(part.len() as u64, Ordering::Relaxed);
+            control
+                .restored_bytes
+                .fetch_add(part.len() as u64, Ordering::Relaxed);
         }
         // Others may load at the same time.
         let keys = sampler.keys();

@@ -105,7 +105,17 @@ fn peers(scale: &Scale, ours: &str, rdb_crate: &str, file: &str) -> Vec<Reader> 
     let of_crate = format!("the crate rdb {RDB_CRATE_VERSION}, `--format nil`");
     let librdb = super::librdb().map(|path| path.display().to_string());
     let of_librdb = librdb.as_deref().map(|rdb_cli| {
-        let words = [rdb_cli, file, "-l", "/dev/null", "print", "-o", "/dev/null", "-k", ""];
+        let words = [
+            rdb_cli,
+            file,
+            "-l",
+            "/dev/null",
+            "print",
+            "-o",
+            "/dev/null",
+            "-k",
+            "",
+        ];
         reader("librdb's `rdb-cli FILE print -k \"\"`", &words, GOAL, "0.25x")
     });
     let mut peers: Vec<Reader> = of_librdb.into_iter().collect();

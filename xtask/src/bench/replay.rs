@@ -63,8 +63,10 @@ impl Sending {
     fn wait(began: Instant, child: u32, idle: f64, sum: impl Fn() -> f64) -> Option<Self> {
         // A few ticks of its clock are what an idle engine uses for itself.
         while sum() < idle + 0.03 {
-            let has_ended = std::fs::read_to_string(format!("/proc/{child}/stat"))
-                .map_or(true, |stat| stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z')));
+            let has_ended = std::fs::read_to_string(format!("/proc/{child}/stat")).map_or(true, |stat| {
+                stat.rsplit_once(") ")
+                    .is_none_or(|(_, rest)| rest.starts_with('Z'))
+            });
             if has_ended {
                 return None;
             }
@@ -138,13 +140,18 @@ fn beside_librdb(
             if is_peer {
                 let run = || {
                     let mut command = Command::new(rdb_cli);
-                    command.arg(dump).args(["-l", "/dev/null", "redis", "-r", "-l", "1000"]);
+                    command
+                        .arg(dump)
+                        .args(["-l", "/dev/null", "redis", "-r", "-l", "1000"]);
                     command.args(["-h", "127.0.0.1", "-p", &port]);
                     Ok(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?)
                 };
                 peer = take(&[target.pid()], run)?.wall;
             } else {
-                own = take(&[target.pid()], || ours(dump, &format!("redis://127.0.0.1:{port}")))?.wall;
+                own = take(&[target.pid()], || {
+                    ours(dump, &format!("redis://127.0.0.1:{port}"))
+                })?
+                .wall;
             }
             let who = if is_peer { "librdb" } else { "cachekeep" };
             check_whole(who, keys_of(Connection::open(&target.target())?)?, keys)?;
@@ -168,7 +175,11 @@ fn ours(file: &Path, to: &str) -> Result<Child, Stop> {
 
 /// A share of the part in which keys were sent, of each run that was looked at.
 fn sending_shares(runs: &[Taken], share: impl Fn(&Sending) -> f64) -> String {
-    let all: Vec<f64> = runs.iter().filter_map(|taken| taken.sending.as_ref()).map(share).collect();
+    let all: Vec<f64> = runs
+        .iter()
+        .filter_map(|taken| taken.sending.as_ref())
+        .map(share)
+        .collect();
     match all.is_empty() {
         true => "-".to_owned(),
         false => format!("{:.0} %", 100.0 * median(&all)),
@@ -252,7 +263,15 @@ fn into_one(scale: &Scale) -> Result<Section, Stop> {
     let mut rows = vec![Row::of_pairs("beside `redis-cli --pipe`", &pairs, "<= 0.87x", "0.75x").shown()];
     if let Some(rdb_cli) = super::librdb() {
         let pairs = beside_librdb(&rdb_cli, &dump, keys, scale.pairs)?;
-        rows.push(Row::of_pairs("beside `rdb-cli FILE redis -r -l 1000` of librdb, over TCP", &pairs, "<= 0.87x", "0.6x").shown());
+        rows.push(
+            Row::of_pairs(
+                "beside `rdb-cli FILE redis -r -l 1000` of librdb, over TCP",
+                &pairs,
+                "<= 0.87x",
+                "0.6x",
+            )
+            .shown(),
+        );
     }
     let seconds = |taken: &Taken| taken.wall.as_secs_f64();
     rows.extend([

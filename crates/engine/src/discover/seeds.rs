@@ -54,7 +54,9 @@ pub fn discover(wanted: &Wanted<'_>, dial: Dial<'_>) -> Result<Found, Error> {
     let dialled = Dialled::new(dial);
     let known = wanted.before.map(|before| before.sentinels.as_slice());
     let known: &[HostPort] = known.unwrap_or_default();
-    let found: Vec<&HostPort> = wanted.before.map_or_else(Vec::new, |before| before.nodes().collect());
+    let found: Vec<&HostPort> = wanted
+        .before
+        .map_or_else(Vec::new, |before| before.nodes().collect());
     let mut asked: Vec<&HostPort> = known.iter().take(SENTINELS_MAX).collect();
     for seed in wanted.seeds {
         if !asked.contains(&seed) && !found.contains(&seed) {
@@ -167,7 +169,10 @@ impl Greetings {
                 .collect();
             asked
                 .into_iter()
-                .map(|one| one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                .map(|one| {
+                    one.join()
+                        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                })
                 .collect()
         });
         for answer in answers {
@@ -220,7 +225,13 @@ impl Why {
     }
 
     fn told(self) -> Error {
-        let nobody = || Error::new(Kind::Connection, "discover", "none of the servers leads to a primary");
+        let nobody = || {
+            Error::new(
+                Kind::Connection,
+                "discover",
+                "none of the servers leads to a primary",
+            )
+        };
         self.0.unwrap_or_else(nobody)
     }
 }
@@ -478,10 +489,7 @@ mod tests {
         assert_eq!(found.sentinels, before.sentinels);
         assert_eq!(found.notes, [OWN_WORD]);
         let refused = world.find(&seeds, Some(&before), Aim::Write).unwrap_err();
-        assert_eq!(
-            (refused.kind, refused.operation),
-            (Kind::Connection, NO_SENTINEL)
-        );
+        assert_eq!((refused.kind, refused.operation), (Kind::Connection, NO_SENTINEL));
 
         let world = World::new(&[("first", Is::Primary), ("other", Is::Primary)]);
         let refused = world.find(&seeds, Some(&before), Aim::Read).unwrap_err();

@@ -37,6 +37,9 @@ pub enum Input {
     Archive(Box<FileReader>, String),
 }
 
+/// Digests of the pieces of a file.
+type Pieces = Vec<[u8; 32]>;
+
 /// An RDB that is valid to its last byte.
 pub struct Valid {
     input: Input,
@@ -47,7 +50,7 @@ pub struct Valid {
     /// What tells it from all others.
     pub identity: String,
     /// Of each piece of a file, when it was validated.
-    pieces: Vec<[u8; 32]>,
+    pieces: Pieces,
     /// The piece that is being handed on: what is asked for lies there, but for what began earlier.
     delivered: RefCell<Piece>,
     other: RefCell<Piece>,
@@ -213,7 +216,7 @@ struct Remembered<'a> {
     control: &'a Control,
     at: u64,
     hasher: blake3::Hasher,
-    pieces: Vec<[u8; 32]>,
+    pieces: Pieces,
 }
 
 impl<'a> Remembered<'a> {
@@ -238,9 +241,7 @@ impl<'a> Remembered<'a> {
         if count == left {
             self.end_piece();
         }
-        self.control
-            .bytes_done
-            .fetch_add(count as u64, Ordering::Relaxed);
+        self.control.bytes_done.fetch_add(count as u64, Ordering::Relaxed);
         Ok(count)
     }
 
@@ -250,22 +251,23 @@ impl<'a> Remembered<'a> {
     }
 
     /// Of each piece, the last of which is not whole, and may be empty.
-    fn pieces(mut self) -> Vec<[u8; 32]> {
+    fn pieces(mut self) -> Pieces {
         self.end_piece();
         self.pieces
     }
 }
 
 /// Validates a file, and returns what its pieces were meanwhile: by several threads where it is large and valid.
-fn validate_file(file: &File, spill: &Path, control: &Control) -> Result<(Report, Vec<[u8; 32]>), Error> {
+fn validate_file(file: &File, spill: &Path, control: &Control) -> Result<(Report, Pieces), Error> {
     let threads = std::thread::available_parallelism()
         .map_or(1, NonZero::get)
         .min(READERS_MAX);
     let bytes = file.metadata().map_err(cannot_read)?.len();
-    if threads > 1 && bytes >= SHARED_BYTES_MIN {
-        if let Some(valid) = validate_by_threads(file, threads, spill, control)? {
-            return Ok(valid);
-        }
+    if threads > 1
+        && bytes >= SHARED_BYTES_MIN
+        && let Some(valid) = validate_by_threads(file, threads, spill, control)?
+    {
+        return Ok(valid);
     }
     let mut reading = Remembered::new(file, control);
     let mut validator = SpillFile::validator(spill)?.accept_trailing_bytes();
@@ -288,7 +290,7 @@ fn validate_by_threads(
     threads: usize,
     spill: &Path,
     control: &Control,
-) -> Result<Option<(Report, Vec<[u8; 32]>)>, Error> {
+) -> Result<Option<(Report, Pieces)>, Error> {
     let mut unmade = None;
     let spills = rdb::parallel::Spills {
         keys: Box::new(SpillFile::create(spill)?),

@@ -36,12 +36,7 @@ pub(super) fn check(
     }
 }
 
-fn ask(
-    target: &Target<'_>,
-    files: &[Valid],
-    plan: &Plan,
-    sources: &BTreeMap<u32, u32>,
-) -> Result<(), Error> {
+fn ask(target: &Target<'_>, files: &[Valid], plan: &Plan, sources: &BTreeMap<u32, u32>) -> Result<(), Error> {
     for primary in target.nodes(&[])?.primaries {
         let mut node = target.connect(&primary.address)?;
         let is_by_payloads = plan.form == Form::Payloads && target.form.is_some();

@@ -444,7 +444,11 @@ mod tests {
                 let is_due = made.is_scheduled || made.expires.is_some_and(|at| at <= self.now);
                 made.state == State::Kept && !is_safe && is_due
             };
-            let going = self.all.iter().enumerate().filter(|(at, made)| goes((*at, *made)));
+            let going = self
+                .all
+                .iter()
+                .enumerate()
+                .filter(|(at, made)| goes((*at, *made)));
             going.map(|(at, _)| at).collect()
         }
 

@@ -95,8 +95,15 @@ pub(super) fn restore(global: &Global, verb: &RestoreCopy) -> anyhow::Result<()>
     let copy = wanted.with_context(|| {
         let names: Vec<&str> = all.iter().map(|copy| copy.name.as_str()).collect();
         match names.is_empty() {
-            true => format!("{} has no copy of a catalogue that these keys signed", verb.from_store),
-            false => format!("there is no such copy in {}: there are {}", verb.from_store, names.join(", ")),
+            true => format!(
+                "{} has no copy of a catalogue that these keys signed",
+                verb.from_store
+            ),
+            false => format!(
+                "there is no such copy in {}: there are {}",
+                verb.from_store,
+                names.join(", ")
+            ),
         }
     })?;
     // Under its own name only when it is whole.

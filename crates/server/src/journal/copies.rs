@@ -276,7 +276,8 @@ fn check_room(app: &App) -> Result<(), Error> {
     // Once beside it, and once in the store, which may be on the same disk.
     let needed = bytes.saturating_mul(2);
     if needed > free {
-        let context = format!("a copy may need {needed} bytes of the data directory's disk, and {free} are free");
+        let context =
+            format!("a copy may need {needed} bytes of the data directory's disk, and {free} are free");
         return Err(Error::new(Kind::StoreFull, COPY, context));
     }
     Ok(())

@@ -424,6 +424,8 @@ mod tests {
         ] {
             assert_eq!(count(&app, sql), wanted, "{what}");
         }
-        println!("{INSTANCES} instances due at once: begun by {HOSTS} hosts in {looks} looks, {at_once} of each at a time");
+        println!(
+            "{INSTANCES} instances due at once: begun by {HOSTS} hosts in {looks} looks, {at_once} of each at a time"
+        );
     }
 }

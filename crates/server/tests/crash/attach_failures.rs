@@ -266,7 +266,11 @@ fn run(layout: &str, form: Form, owner: Owner, test: &str) {
                 (Form::Single, Fault::TargetKilled, "applying")
                     | (Form::Single, Fault::CorruptSafety, "putting back")
                     | (Form::Single, Fault::TargetDiskFull, "putting back")
-                    | (Form::Single, Fault::Cancelled | Fault::CancelledUnsafe, "applying")
+                    | (
+                        Form::Single,
+                        Fault::Cancelled | Fault::CancelledUnsafe,
+                        "applying"
+                    )
                     | (Form::Cluster, Fault::TargetKilled, "putting back")
                     | (Form::Cluster, Fault::LinkCut, "removing")
             );
@@ -345,7 +349,10 @@ fn compare_with_document(layout: &str, cells: &Cells) {
         .iter()
         .filter(|((fault, phase), found)| known(fault, phase) != found.as_str())
         .map(|((fault, phase), found)| {
-            format!("{fault}, {phase}: {found}, and the table has {:?}", known(fault, phase))
+            format!(
+                "{fault}, {phase}: {found}, and the table has {:?}",
+                known(fault, phase)
+            )
         })
         .collect();
     assert!(

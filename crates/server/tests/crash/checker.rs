@@ -263,7 +263,9 @@ fn check_audit(catalogue: &Catalogue, label: &str) {
             "RestoreInstance" | "CkRestoreInstance" | "CkUndoRestore" => "restore",
             _ => continue,
         };
-        let named = subject.split(' ').find_map(|part| part.strip_prefix("instance_id="));
+        let named = subject
+            .split(' ')
+            .find_map(|part| part.strip_prefix("instance_id="));
         let instance = named.unwrap_or_default().to_owned();
         *told.entry((table, instance)).or_default() += 1;
     }

@@ -709,7 +709,11 @@ fn strangers_that_are_no_engines_cost_little_and_tell_the_caller_nothing() {
     ];
     assert!(strangers.len() >= 30);
     // What speaks as an engine does is told of in detail.
-    let of_engines = ["is its own replica", "a Sentinel of nothing", "a cluster of nothing"];
+    let of_engines = [
+        "is its own replica",
+        "a Sentinel of nothing",
+        "a cluster of nothing",
+    ];
     let before = resident(service.pid());
     forget_peak(service.pid());
     for (what, stranger) in &strangers {
@@ -717,7 +721,10 @@ fn strangers_that_are_no_engines_cost_little_and_tell_the_caller_nothing() {
         let refused = caller.ck("POST", "/attachments", Some(&wish)).expect(400).json();
         let text = refused["error_msg"].as_str().unwrap();
         match of_engines.contains(what) {
-            true => assert!(text.starts_with("The servers cannot be attached: "), "{what}: {text}"),
+            true => assert!(
+                text.starts_with("The servers cannot be attached: "),
+                "{what}: {text}"
+            ),
             false => assert_eq!(text, ALIKE, "{what}"),
         }
         assert!(!text.contains("secret"), "{what}: {text}");

@@ -27,11 +27,7 @@ fn plan(caller: &Caller, instance: &str, wish: &Value) -> Value {
 
 #[test]
 fn where_a_provider_hides_restore_nothing_is_written_and_commands_do_without_it() {
-    let foreign = start(
-        Form::Single,
-        Access::Open,
-        &[("rename-command", "RESTORE \"\"")],
-    );
+    let foreign = start(Form::Single, Access::Open, &[("rename-command", "RESTORE \"\"")]);
     let node = &foreign.nodes[0];
     fill(&foreign, 1, 200);
     let first = foreign.digest().unwrap();
@@ -73,7 +69,8 @@ fn what_the_user_may_not_do_is_named_before_anything_is_written_or_with_the_firs
     let caller = service.caller();
     make_user(&service, &foreign);
     let user = |rules: &[&str]| {
-        node.ask(&[&["ACL", "SETUSER", USER][..], rules].concat()).unwrap();
+        node.ask(&[&["ACL", "SETUSER", USER][..], rules].concat())
+            .unwrap();
     };
     let attached = |is_dry: bool| {
         let wish = json!({"name": "as-user", "addresses": [address(node.port)], "user": USER, "password": PASSWORD,
@@ -137,7 +134,8 @@ fn a_user_who_is_found_not_to_have_psync_is_backed_up_key_by_key_or_told_what_it
     let caller = service.caller();
     make_user(&service, &foreign);
     let user = |rules: &[&str]| {
-        node.ask(&[&["ACL", "SETUSER", USER][..], rules].concat()).unwrap();
+        node.ask(&[&["ACL", "SETUSER", USER][..], rules].concat())
+            .unwrap();
     };
     // As an engine before 7.0, which does not say before what a user may do.
     user(&["-psync", "-acl|dryrun", "+dump", "+pttl", "+time"]);

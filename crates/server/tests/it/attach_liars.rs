@@ -65,7 +65,10 @@ fn cluster(slots: &'static str, others: String) -> Stranger {
     scripted(move |words, _| match words {
         ["info", "server"] => Some(bulk("redis_mode:cluster\r\nredis_version:7.0.15\r\n")),
         ["cluster", "nodes"] => {
-            let own = format!("{} :0@0 myself,master - 0 0 1 connected {slots}\n", "a".repeat(40));
+            let own = format!(
+                "{} :0@0 myself,master - 0 0 1 connected {slots}\n",
+                "a".repeat(40)
+            );
             Some(bulk(&format!("{own}{others}")))
         }
         _ => None,
@@ -91,11 +94,7 @@ fn a_sentinel_that_names_a_forbidden_address_leads_nobody_there() {
     assert!(service.log().contains("which --attach-allow does not allow"));
 
     // As a Sentinel it is kept, and asked when the one that named it is gone.
-    let liar = sentinel(
-        ("127.0.0.1", foreign.nodes[0].port),
-        elsewhere,
-        is_over.clone(),
-    );
+    let liar = sentinel(("127.0.0.1", foreign.nodes[0].port), elsewhere, is_over.clone());
     let id = attach_open(&caller, "led-astray", &[liar.port]);
     let shown = caller
         .ck("GET", &format!("/attachments/{id}"), None)
@@ -252,7 +251,10 @@ fn a_target_that_answers_nonsense_ends_the_restore_with_a_true_state_and_costs_l
         let target = taker(written.clone(), move |output| output.write_all(bytes));
         let before = written.load(Ordering::SeqCst);
         check(what, &target, &unsafe_one, "partial");
-        assert!(written.load(Ordering::SeqCst) > before, "{what}: it was written to");
+        assert!(
+            written.load(Ordering::SeqCst) > before,
+            "{what}: it was written to"
+        );
     }
     let endless = taker(written.clone(), |output| {
         let block = [b'a'; 65536];

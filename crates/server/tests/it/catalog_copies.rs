@@ -93,11 +93,7 @@ fn a_copy_brings_users_access_keys_hooks_and_the_audit_log_of_a_lost_catalogue_b
     std::fs::rename(&away, &keys).unwrap();
     let other = Service::start();
     let master = std::fs::read(keys.join("master.key")).unwrap();
-    std::fs::copy(
-        other.data().join("keys/master.key"),
-        keys.join("master.key"),
-    )
-    .unwrap();
+    std::fs::copy(other.data().join("keys/master.key"), keys.join("master.key")).unwrap();
     let said = refused(&service, &restore);
     assert!(said.contains("does not open"), "{said}");
     nothing_is_written(&service);
@@ -184,7 +180,10 @@ fn a_copy_that_is_older_than_the_mirror_is_refused_at_the_start_until_somebody_s
     lose_catalogue(&mut service);
     service.run_json(&["catalog", "restore-copy"]);
     let said = refused(&service, &["serve", "--listen", "127.0.0.1:0"]);
-    assert!(said.contains("older than its mirror in the store local"), "{said}");
+    assert!(
+        said.contains("older than its mirror in the store local"),
+        "{said}"
+    );
     service.run_json(&["catalog", "keep-older", "--yes"]);
     service.start_again();
     service.caller().get(&format!("/instances/{later}")).expect(404);

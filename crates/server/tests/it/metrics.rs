@@ -107,7 +107,10 @@ fn page_of_troubles(service: &Service) -> String {
     service.run_json(&["project", "quota", &caller.project, "--bytes", "1"]);
     service.run_json(&["instance", "rpo", "other", "6h"]);
     // The mirror does not reach that store either.
-    for sample in ["cachekeep_scheduled_skipped_total{", "cachekeep_store_errors_total "] {
+    for sample in [
+        "cachekeep_scheduled_skipped_total{",
+        "cachekeep_store_errors_total ",
+    ] {
         wait(sample, || value(&page(service), sample));
     }
     // A job that does not end.

@@ -703,10 +703,16 @@ fn ended_well(shared: &Shared) -> BTreeSet<String> {
 fn check_done_once(shared: &Shared, dead: Option<&Dead>) {
     let again = lines(&shared.sql("SELECT id FROM job WHERE kind = 'backup' AND fence > 1"));
     let Some(dead) = dead else {
-        assert!(again.is_empty(), "jobs of living workers were begun again: {again:?}");
+        assert!(
+            again.is_empty(),
+            "jobs of living workers were begun again: {again:?}"
+        );
         return;
     };
-    assert_eq!(again, dead.jobs, "jobs that were begun again, and those of the dead");
+    assert_eq!(
+        again, dead.jobs,
+        "jobs that were begun again, and those of the dead"
+    );
     let now = ended_well(shared);
     let lost: Vec<&String> = dead.ended.difference(&now).collect();
     assert!(lost.is_empty(), "had ended before the kill: {lost:?}");

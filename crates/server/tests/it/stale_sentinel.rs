@@ -26,7 +26,9 @@ fn filled(keys: usize) -> Deployment {
 }
 
 fn signal(node: &Node, name: &str) {
-    let sent = Command::new("kill").args([name, &node.pid().to_string()]).status();
+    let sent = Command::new("kill")
+        .args([name, &node.pid().to_string()])
+        .status();
     assert!(sent.unwrap().success());
 }
 
@@ -139,10 +141,16 @@ fn a_primary_that_comes_back_after_its_failover_is_neither_captured_nor_written_
     assert_eq!(primary_by(&caller, &seeds), address(new));
     let restore = caller.start_restore(&id, &backup, "into the new one");
     let done = wait("the end of the restore", || {
-        assert!(matches!(held(), None | Some(Reply::Number(1))), "it was written to");
+        assert!(
+            matches!(held(), None | Some(Reply::Number(1))),
+            "it was written to"
+        );
         record(&caller, &id, "restores", &restore)
     });
-    assert!(matches!(held(), None | Some(Reply::Number(1))), "it was written to");
+    assert!(
+        matches!(held(), None | Some(Reply::Number(1))),
+        "it was written to"
+    );
     assert_eq!(done["status"], "succeed", "{done}");
     assert_eq!(keys(promoted), Reply::Number(500));
     let safety = done["ext"]["safety_backup_id"].as_str().unwrap();
@@ -190,5 +198,8 @@ fn with_all_sentinels_away_the_only_primary_is_captured_with_a_note_and_not_writ
     });
     assert_eq!(refused["status"], "failed", "{refused}");
     let why = refused["ext"]["failure"].as_str().unwrap();
-    assert!(why.contains("2 of its nodes call themselves the primary"), "{refused}");
+    assert!(
+        why.contains("2 of its nodes call themselves the primary"),
+        "{refused}"
+    );
 }

@@ -123,7 +123,7 @@ pub fn run(
         }
     };
     let is_wanted = || !matches!(app.catalog.read(|tx| cancels::is_asked(tx, id)), Ok(true));
-    let imported = with_progress_while(control, report, &is_wanted, || {
+    let imported = with_progress_while(control, report, is_wanted, || {
         let plan = ImportPlan {
             prefix: prefix.clone(),
             labels: Labels {
