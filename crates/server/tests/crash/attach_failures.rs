@@ -311,7 +311,7 @@ fn compare_with_document(layout: &str, cells: &Cells) {
         restore failed, its record says that nothing was changed or that it was put back, and the servers hold all of the old data, by their\n\
         own digests. *new*: it succeeded, and they hold all of the backup's. *part*: the record says so, and they hold neither; that is so only\n\
         where the safety point itself cannot be read, or there is none. Each time a second attempt succeeded. The servers keep append-only files. An empty cell:\n\
-        there is nothing for the fault to happen to. A node of a cluster that cannot write its nodes.conf ends itself: a full disk there is the\n\
+        there is nothing for the fault to happen to. Where connections are cut again and again it is chance which of old and new it is. A node of a cluster that cannot write its nodes.conf ends itself: a full disk there is the\n\
         row of the killed server.\n\
         `CACHEKEEP_TEST_LONG=1 CACHEKEEP_WRITE_MATRIX=1` writes this.\n";
     let written = std::fs::read_to_string(DOCUMENT).unwrap_or_default();
@@ -347,7 +347,14 @@ fn compare_with_document(layout: &str, cells: &Cells) {
     };
     let others: Vec<String> = cells
         .iter()
-        .filter(|((fault, phase), found)| known(fault, phase) != found.as_str())
+        .filter(|((fault, phase), found)| {
+            let known = known(fault, phase);
+            let is_chance = *fault == Fault::LinkCut.words()
+                && [known, found.as_str()]
+                    .iter()
+                    .all(|it| ["old", "new"].contains(it));
+            known != found.as_str() && !is_chance
+        })
         .map(|((fault, phase), found)| {
             format!(
                 "{fault}, {phase}: {found}, and the table has {:?}",
