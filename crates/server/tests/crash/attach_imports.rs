@@ -248,7 +248,7 @@ fn what_is_not_known_of_the_target_of_an_import_is_said_to_be_partial_once_it_an
         import.reset();
         import.world.restart(&Run {
             back_seconds: Some(3),
-            ..Run::armed("replay.half_made:stall")
+            ..Run::armed("replay.applied:stall")
         });
         let pid = match target == import.attached {
             true => import.foreign.nodes[0].pid(),
