@@ -265,7 +265,7 @@ fn into_one(scale: &Scale) -> Result<Section, Stop> {
         let pairs = beside_librdb(&rdb_cli, &dump, keys, scale.pairs)?;
         rows.push(
             Row::of_pairs(
-                "beside `rdb-cli FILE redis -r -l 1000` of librdb, over TCP",
+                "beside `rdb-cli FILE redis -l 1000` of librdb, over TCP",
                 &pairs,
                 "<= 0.87x",
                 "0.6x",
