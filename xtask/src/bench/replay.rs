@@ -140,9 +140,10 @@ fn beside_librdb(
             if is_peer {
                 let run = || {
                     let mut command = Command::new(rdb_cli);
+                    // With -r, which sends RESTORE, 2.1.0 sends a payload of this data that the target refuses (Bad data format).
                     command
                         .arg(dump)
-                        .args(["-l", "/dev/null", "redis", "-r", "-l", "1000"]);
+                        .args(["-l", "/dev/null", "redis", "-l", "1000", "-t", "7.0"]);
                     command.args(["-h", "127.0.0.1", "-p", &port]);
                     Ok(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?)
                 };
