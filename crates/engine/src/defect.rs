@@ -55,6 +55,10 @@ pub const DEFECTS: &[(&str, &str)] = &[
         "neither digest nor signature of a manifest is looked at",
     ),
     (
+        "validation-skipped",
+        "a capture goes on where the snapshot turns out to be no valid RDB",
+    ),
+    (
         "connected-before-validation",
         "the target is connected to before the backup is validated",
     ),

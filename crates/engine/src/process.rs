@@ -354,14 +354,11 @@ pub(crate) fn give(path: &Path, run_as: Option<(u32, u32)>) -> Result<(), Error>
 /// [`Kind::Io`] where `/proc` cannot be read.
 pub fn find(directory: &Path, admin_password: &Secret) -> Result<Option<Engine>, Error> {
     table::readable()?;
-    Ok(table::living_in(directory)
-        .into_iter()
-        .next()
-        .map(|process| Engine {
-            process,
-            directory: directory.to_owned(),
-            admin_password: admin_password.clone(),
-        }))
+    Ok(table::oldest_in(directory).map(|process| Engine {
+        process,
+        directory: directory.to_owned(),
+        admin_password: admin_password.clone(),
+    }))
 }
 
 /// The process that lives in this directory.
@@ -370,7 +367,7 @@ pub fn find(directory: &Path, admin_password: &Secret) -> Result<Option<Engine>,
 /// As [`find`].
 pub(crate) fn inhabitant(directory: &Path) -> Result<Option<u32>, Error> {
     table::readable()?;
-    Ok(table::living_in(directory).first().map(|process| process.pid))
+    Ok(table::oldest_in(directory).map(|process| process.pid))
 }
 
 /// Every engine process whose working directory lies below `root`, with that directory (as it was called where it

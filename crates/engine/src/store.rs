@@ -17,13 +17,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{Error, Kind};
+use crate::failpoint;
 
 use folder::Folder;
 use meter::Meter;
 pub use patience::Patience;
 pub use probe::{Check, Finding};
 use remote::Remote;
-pub use remote::{RemoteKind, RemoteSpec};
+pub use remote::{RemoteKind, RemoteSpec, failed_calls};
 
 /// Longest object name in bytes: what S3 takes; every file system here takes 255 per component and 4096 per path.
 const NAME_BYTES_MAX: usize = 1024;
@@ -147,7 +148,10 @@ impl Store {
             }
             Place::Remote(remote, patience) => {
                 check_name(name)?;
-                remote.put(name, bytes, patience, wanted)
+                failpoint::hit("remote.before_put")?;
+                let bytes = remote.put(name, bytes, patience, wanted)?;
+                failpoint::hit("remote.put")?;
+                Ok(bytes)
             }
         }
     }
@@ -178,6 +182,7 @@ impl Store {
             Place::Folder(folder) => folder.get_into(name, bytes_max, into),
             Place::Remote(remote, patience) => {
                 check_name(name)?;
+                failpoint::hit("remote.before_get")?;
                 remote.get_into(name, bytes_max, into, patience, wanted)
             }
         }
@@ -261,7 +266,8 @@ impl Store {
             Place::Folder(folder) => folder.delete(name),
             Place::Remote(remote, patience) => {
                 check_name(name)?;
-                remote.delete(name, patience, &always)
+                remote.delete(name, patience, &always)?;
+                failpoint::hit("remote.deleted")
             }
         }
     }

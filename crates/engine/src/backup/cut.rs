@@ -7,6 +7,7 @@ use crate::archive::{
     DETAILS_VERSION, DbDetails, Details, FunctionDetails, KeyDetails, ObjectRecord, SegmentRecord,
     TypeDetails, shard_segment_name,
 };
+use crate::defect;
 use crate::duplicate::invalid;
 use crate::error::{Error, Kind};
 use crate::key_index::{BLOCK_BYTES, Gatherer, IndexRecord};
@@ -176,6 +177,13 @@ impl rdb::Sink for Gathered {
     }
 }
 
+/// For the planted defect alone: one that has read an empty file and found nothing wrong.
+fn pleased() -> rdb::Validator {
+    let mut validator = rdb::Validator::new();
+    let _valid = validator.feed(b"REDIS0009\xff\0\0\0\0\0\0\0\0", &mut ());
+    validator
+}
+
 /// Takes the snapshot in chunks, gives segments to the sealers.
 pub(super) struct Cutter {
     validator: rdb::Validator,
@@ -224,9 +232,10 @@ impl Cutter {
         chunk: &[u8],
         still_wanted: impl Fn() -> Result<(), Error>,
     ) -> Result<(), Error> {
-        self.validator
-            .feed(chunk, &mut self.gathered)
-            .map_err(|e| invalid(VALIDATE, &e))?;
+        match self.validator.feed(chunk, &mut self.gathered) {
+            Err(_) if defect::is_planted("validation-skipped") => self.validator = pleased(),
+            fed => fed.map_err(|e| invalid(VALIDATE, &e))?,
+        }
         self.pending.extend_from_slice(chunk);
         while self.pending.len() >= SEGMENT_BYTES {
             let key_start = self.validator.last_key_start();

@@ -4,8 +4,10 @@
 //! it: root in a container often may not. Then the control socket in the directory tells, for its peer is the process
 //! that listens.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use crate::error::{Error, Kind};
 use crate::node::connect_unix;
@@ -88,21 +90,63 @@ fn engines() -> Vec<(Process, Option<Home>)> {
         .collect()
 }
 
+/// Engines that were found, by the directory that was asked for.
+static KNOWN: Mutex<BTreeMap<PathBuf, Process>> = Mutex::new(BTreeMap::new());
+/// More are forgotten all at once: directories come and go with every restore.
+const KNOWN_MAX: usize = 4096;
+
+/// The oldest engine whose working directory this is. One that was found before and lives is the oldest still: it is looked at
+/// alone, for whoever looks after many engines would read the whole table for each.
+pub(super) fn oldest_in(directory: &Path) -> Option<Process> {
+    let lock = || KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = lock().get(directory).copied();
+    if let Some(known) = known
+        && process(known.pid) == Some(known)
+        && lives_in(known.pid, directory)
+    {
+        return Some(known);
+    }
+    let found = living_in(directory).into_iter().next();
+    let mut all = lock();
+    if all.len() >= KNOWN_MAX {
+        all.clear();
+    }
+    match found {
+        Some(process) => drop(all.insert(directory.to_owned(), process)),
+        None => drop(all.remove(directory)),
+    }
+    found
+}
+
+fn lives_in(pid: u32, directory: &Path) -> bool {
+    match home(pid) {
+        Some(home) => home.is(identity(directory), &resolve(directory)),
+        None => listener(directory) == Some(pid),
+    }
+}
+
+fn identity(directory: &Path) -> Option<(u64, u64)> {
+    let meta = std::fs::metadata(directory).ok()?;
+    Some((meta.dev(), meta.ino()))
+}
+
+impl Home {
+    /// Whether it is the directory that has this identity, or was called so before it was deleted.
+    fn is(&self, identity: Option<(u64, u64)>, path: &Path) -> bool {
+        (identity.is_some() && self.identity == identity) || (self.is_deleted && self.path == path)
+    }
+}
+
 /// The engines whose working directory this is, oldest first.
-pub(super) fn living_in(directory: &Path) -> Vec<Process> {
-    let identity = std::fs::metadata(directory)
-        .ok()
-        .map(|meta| (meta.dev(), meta.ino()));
-    let path = resolve(directory);
+fn living_in(directory: &Path) -> Vec<Process> {
+    let (identity, path) = (identity(directory), resolve(directory));
     let engines = engines();
     let hidden = engines.iter().any(|(_, home)| home.is_none());
     let listener = if hidden { listener(directory) } else { None };
     engines
         .into_iter()
         .filter(|(process, home)| match home {
-            Some(home) => {
-                (identity.is_some() && home.identity == identity) || (home.is_deleted && home.path == path)
-            }
+            Some(home) => home.is(identity, &path),
             None => listener == Some(process.pid),
         })
         .map(|(process, _)| process)

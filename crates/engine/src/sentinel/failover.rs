@@ -149,6 +149,8 @@ fn step(home: &Path, plan: &Plan, from: &str, to: &str, is_hanging: bool) -> Res
         shared: plan.shared.clone(),
         port: plan.port,
     };
+    // An engine that is given its addresses again, even the same, lets those clients go that it has not taken yet.
+    let _turn = one_at_a_time(&home.join(directory))?;
     let mut new = reach(home, plan, directory)?;
     match new.run(&["ROLE"])? {
         Reply::Array(words) if words.first().and_then(Reply::text).as_deref() == Some("master") => {}
@@ -166,14 +168,25 @@ fn step(home: &Path, plan: &Plan, from: &str, to: &str, is_hanging: bool) -> Res
                 false => Ok(()),
             }
         });
-        if given_up.is_err() && is_hanging {
+        if given_up.is_err() {
             let password = Secret::new(String::new());
-            if let Some(engine) = process::find(&home.join(directory), &password)? {
-                engine.kill()?;
+            match process::find(&home.join(directory), &password)? {
+                None => {}
+                Some(engine) if is_hanging => engine.kill()?,
+                // It has the address still.
+                Some(_) => return Ok(false),
             }
         }
     }
     taken.open(&mut new).map(|()| true)
+}
+
+/// Of those who run this for the same new primary, one looks and moves while this is held.
+fn one_at_a_time(directory: &Path) -> Result<File, Error> {
+    let failed = |e| Error::io(Kind::Io, "fail over", directory.display().to_string(), e);
+    let held = File::open(directory).map_err(failed)?;
+    held.lock().map_err(failed)?;
+    Ok(held)
 }
 
 fn reach(home: &Path, plan: &Plan, directory: &Path) -> Result<Node, Error> {

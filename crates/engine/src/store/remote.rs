@@ -5,7 +5,7 @@
 
 use std::future::Future;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -34,6 +34,13 @@ const ANSWER_CHARS_MAX: usize = 400;
 const NO_BUCKET: &str = "there is no such bucket: make it, or correct the storage";
 /// How long a buffer that was sent is waited for before it is given up to the connection that still holds it.
 const RECLAIM_TIME: Duration = Duration::from_millis(50);
+
+static FAILED_CALLS: AtomicU64 = AtomicU64::new(0);
+
+/// Calls of this process to remote stores that failed after all their tries. That an object is not there is an answer.
+pub fn failed_calls() -> u64 {
+    FAILED_CALLS.load(Ordering::Relaxed)
+}
 
 /// The protocol of a remote store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -535,6 +542,9 @@ impl Remote {
             _ if no_room => (Kind::StoreFull, "the store has no room"),
             _ => (Kind::Store, "the store fails or cannot be reached"),
         };
+        if kind != Kind::NotFound {
+            FAILED_CALLS.fetch_add(1, Ordering::Relaxed);
+        }
         let tries = match failed.tries {
             1 => "once".to_owned(),
             tries => format!("{tries} times in {:.1} s", failed.after.as_secs_f32()),
