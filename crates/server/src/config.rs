@@ -206,6 +206,13 @@ impl Config {
         })
     }
 
+    /// A program to try a backup in that an engine of this version has written: that very version, else another patch of it.
+    pub fn program_of_version(&self, version: &str) -> Option<&Program> {
+        let is_patch = |program: &&Program| minor(&program.version) == minor(version);
+        let exact = self.engines.iter().find(|program| program.version == version);
+        exact.or_else(|| self.engines.iter().find(is_patch))
+    }
+
     /// What the first start tells its owner.
     pub fn admin_file(&self) -> PathBuf {
         self.data_dir.join("admin.json")

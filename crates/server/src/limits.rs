@@ -62,8 +62,8 @@ pub const WAITING_CALLS_AT_ONCE: usize = 64;
 pub const WAITING_CALLS_OF_A_PROJECT: usize = 32;
 /// How long a call waits for its turn before it is told to come again: some hundred writes are before it then.
 pub const CALL_WAIT_MAX: Duration = Duration::from_secs(2);
-/// Calls that read a catalogue in PostgreSQL at once: fewer than this process has connections to it, so that jobs and the
-/// service's own health find one.
+/// Calls that only read the catalogue at once: fewer than this process has connections to PostgreSQL, so that jobs and the service's
+/// own health find one; more than there are processors.
 pub const READS_AT_ONCE: usize = 12;
 /// How long a read waits for its turn before it is told to come again: health is told within a second however many wait.
 pub const READ_WAIT_MAX: Duration = Duration::from_secs(1);
@@ -231,6 +231,8 @@ pub const MISSED_DRILLS_LOOKED_BACK_MS: i64 = 24 * 3_600_000;
 /// A drill is overdue once so long has passed since it was due without one that held, in milliseconds: its tries are begun within two
 /// hours, and the last one needs time for its data.
 pub const DRILL_GRACE_MS: i64 = 4 * 3_600_000;
+/// How often it is looked for drills that have become overdue, of which hooks are told: each schedule costs a question.
+pub const OVERDUE_LOOKED_FOR_EVERY_MS: u64 = 60_000;
 /// Of the runs of a schedule that were missed so many get a record, the newest ones.
 pub const MISSED_RUNS_TOLD: usize = 7;
 /// Scheduled backups that have not ended at any time, of the instances of one host, and of attached instances: the instances of others are free

@@ -39,7 +39,7 @@ pub fn at_start(app: &App) -> Result<(), catalog::Error> {
         let taken_up = queue::release_all(tx, &app.host)?;
         backups::fail_interrupted_safety_of(tx, &app.host, now)?;
         backups::finish_deletions(tx, &app.host, now)?;
-        verifications::release_all(tx, &app.host)?;
+        verifications::release_all(tx, &app.host, now)?;
         Ok::<_, catalog::Error>(taken_up)
     })?;
     if taken_up > 0 {

@@ -450,7 +450,13 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     check_not_lost(&config)?;
     let in_use = config.has_catalog().then(|| lock(&config.data_dir));
     let in_use = in_use.transpose()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    // A read of a catalogue in a file waits on its thread for a page that the system does not have in memory. All that may read at once
+    // may wait so, and each processor still has a thread for whoever needs none.
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(processors + limits::READS_AT_ONCE)
+        .enable_all()
+        .build()?;
     let listener = runtime
         .block_on(TcpListener::bind(config.listen))
         .with_context(|| {

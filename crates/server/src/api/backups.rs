@@ -12,7 +12,7 @@ use super::page;
 use super::request::Request;
 use super::routes::Reply;
 use crate::backup::record::{self, Backup, Format, Kind, Status};
-use crate::backup::{command, place};
+use crate::backup::{command, page_record, place};
 use crate::catalog::Tx;
 use crate::instance::command as instances;
 use crate::limits;
@@ -62,6 +62,9 @@ pub fn list(request: &Request) -> Result<Reply, ApiError> {
     let strict = request.app.config.strict_dcs;
     let deleted = request.query("include_deleted").as_deref() == Some("true") && !strict;
     let answer = request.app.catalog.read(|tx| {
+        if window.from.is_none() && window.to.is_none() {
+            page_record::soon(tx, &id, page.offset, page.limit)?;
+        }
         let instance = match deleted {
             true => instances::find_with_deleted(tx, project, &id)?,
             false => instances::find(tx, project, &id)?,

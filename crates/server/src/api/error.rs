@@ -181,7 +181,7 @@ fn internal_code(operation: &str) -> u32 {
         | "CkListVerifications"
         | "ListBackupFileLinks"
         | "DownloadBackupFile" => 5078,
-        "CopyInstance" | "CkVerifyBackup" | "CkCancelBackup" | "CkImportBackup" => 5090,
+        "CopyInstance" | "CkVerifyBackup" | "CkCancelVerify" | "CkCancelBackup" | "CkImportBackup" => 5090,
         "ListRestoreRecords" | "CkShowRestore" => 5079,
         "RestoreInstance" | "CkRestoreInstance" | "CkPlanRestore" | "CkUndoRestore" | "CkCancelRestore" => {
             5092
@@ -444,6 +444,7 @@ mod tests {
             "DownloadBackupFile",
             "CopyInstance",
             "CkVerifyBackup",
+            "CkCancelVerify",
             "CkListVerifications",
             "CkCancelBackup",
             "CkImportBackup",

@@ -12,11 +12,12 @@ use super::request::Request;
 use super::schedules::ObjectiveShown;
 use crate::catalog::Tx;
 use crate::config::minor;
+use crate::ids::InstanceId;
 use crate::instance::command;
 use crate::instance::layout::Mode;
 use crate::instance::record::persistence_word;
 use crate::instance::{Instance, Status};
-use crate::jobs::JobKind;
+use crate::jobs::{JobKind, queue};
 use crate::refusal::Refusal;
 use crate::resize::record as resize;
 
@@ -255,6 +256,16 @@ impl ResizeShown {
 }
 
 impl InstanceShown {
+    /// Before the instance is found whose id this is, or others are shown: see [`Tx::soon`].
+    ///
+    /// # Errors
+    /// None in truth.
+    pub fn soon(tx: &Tx<'_>, instance: &InstanceId) -> Result<(), Refusal> {
+        queue::active_soon(tx, instance)?;
+        crate::instance::generation::serving_soon(tx, instance)?;
+        Ok(resize::newest_soon(tx, instance)?)
+    }
+
     /// The instance as it is now, for who asks.
     ///
     /// # Errors

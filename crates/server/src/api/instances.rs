@@ -303,11 +303,12 @@ pub fn list(request: &Request) -> Result<Reply, ApiError> {
             None => usize::try_from(page.offset).unwrap_or(usize::MAX),
         };
         let mut shown = Vec::new();
-        for instance in wanted
-            .iter()
-            .skip(after)
-            .take(usize::try_from(page.limit).unwrap_or(usize::MAX))
-        {
+        let limit = usize::try_from(page.limit).unwrap_or(usize::MAX);
+        let wanted = wanted.iter().skip(after).take(limit);
+        for instance in wanted.clone() {
+            InstanceShown::soon(tx, &instance.id)?;
+        }
+        for instance in wanted {
             shown.push(InstanceShown::new(request, tx, instance)?.into_value(request.version));
         }
         Ok::<_, Refusal>((total, shown))
@@ -351,6 +352,7 @@ pub fn show(request: &Request) -> Result<Reply, ApiError> {
     let id = request.instance_id()?;
     let project = request.project()?;
     let shown = request.app.catalog.read(|tx| {
+        InstanceShown::soon(tx, &id)?;
         let instance = command::find(tx, project, &id)?;
         InstanceShown::new(request, tx, &instance)
     })?;

@@ -280,17 +280,16 @@ fn tell(app: &App, now: Moment) -> Result<String, catalog::Error> {
             metrics::CLAIMS_LOST,
             "Jobs that stopped because their lease was over or another claim had them, or that were ended from outside.",
         ),
-        (metrics::FAILURES, "Backups and restores that failed, by code."),
+        (
+            metrics::FAILURES,
+            "Backups, imports and restores that failed, by code.",
+        ),
         (
             metrics::VERIFIES_ENDED,
             "Verifies and drills that ended, by outcome.",
         ),
         (metrics::SKIPPED, "Scheduled backups that did not run, by code."),
         (metrics::EXPIRED, "Backups that retention has taken away."),
-        (
-            metrics::STORE_ERRORS,
-            "Failures of remote stores that outlasted all tries.",
-        ),
         (metrics::ANSWERS, "Answers of the API, by operation and status."),
         (
             metrics::DELIVERIES,
@@ -306,6 +305,20 @@ fn tell(app: &App, now: Moment) -> Result<String, catalog::Error> {
             page.sample(name, &labels, count);
         }
     }
+    let not_opened = counters
+        .iter()
+        .filter(|((name, _), _)| *name == metrics::STORES_NOT_OPENED);
+    let not_opened: u64 = not_opened.map(|(_, count)| count).sum();
+    page.family(
+        metrics::STORE_ERRORS,
+        "counter",
+        "Calls to remote stores that failed after all their tries, whoever made them, and remote stores that could not be opened.",
+    );
+    page.sample(
+        metrics::STORE_ERRORS,
+        &[],
+        engine::store::failed_calls() + not_opened,
+    );
     process(app, &mut page);
     Ok(page.0)
 }

@@ -42,6 +42,16 @@ pub fn create(request: &Request) -> Result<Reply, ApiError> {
     ))
 }
 
+/// `POST /ck/v1/…/backups/{backup_id}/verify/cancel`
+///
+/// # Errors
+/// Unknown instance or backup; no verify of it waits or is at work.
+pub fn cancel(request: &Request) -> Result<Reply, ApiError> {
+    let (instance, backup) = (request.instance_id()?, request.backup_id()?);
+    proof::cancel(&request.app, request.project()?, &instance, &backup, request.now)?;
+    Ok(json_response(200, &serde_json::json!({})))
+}
+
 /// `GET /ck/v1/…/backups/{backup_id}/verifications`
 ///
 /// # Errors

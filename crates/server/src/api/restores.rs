@@ -15,8 +15,8 @@ use crate::limits;
 use crate::refusal::Refusal;
 use crate::restore::command::{self, RestoreRequest};
 use crate::restore::options::Options;
-use crate::restore::record::{self, Told};
 use crate::restore::replay_record;
+use crate::restore::told_record::{self, Told};
 
 /// `POST …/instances/{instance_id}/restores`
 ///
@@ -104,11 +104,15 @@ pub fn list(request: &Request) -> Result<Reply, ApiError> {
     let mut body = Vec::with_capacity(16 * 1024);
     body.extend_from_slice(b"{\"restore_record_response\":[");
     let total = request.app.catalog.read_since(request.seen, |tx| {
+        let (from, to) = (window.from, window.to);
+        generation::kept_soon(tx, &id)?;
+        if from.is_none() && to.is_none() {
+            told_record::list_soon(tx, &id, page.offset, page.limit)?;
+        }
         let instance = instances::find_id(tx, project, &id, deleted)?;
         let kept = generation::kept(tx, &instance)?;
-        let (from, to) = (window.from, window.to);
         let mut first = true;
-        let total = record::list(tx, &instance, from, to, page.offset, page.limit, |told| {
+        let total = told_record::list(tx, &instance, from, to, page.offset, page.limit, |told| {
             if !first {
                 body.push(b',');
             }
@@ -158,7 +162,7 @@ pub fn show(request: &Request) -> Result<Reply, ApiError> {
         let instance = instances::find_id(tx, project, &id, true)?;
         let kept = generation::kept(tx, &instance)?;
         let named = replay_record::named(tx, &instance, &restore)?;
-        let told = record::tell(tx, &instance, &restore, |told| {
+        let told = told_record::tell(tx, &instance, &restore, |told| {
             let mut body = Vec::with_capacity(2 * 1024);
             write(request, told, &kept, named.as_deref(), &mut body);
             body

@@ -43,8 +43,8 @@ struct Edge {
     requests: AtomicU64,
     /// KiB of bodies that are read for a signature that nothing has proven yet.
     unproven: Semaphore,
-    /// Of a catalogue that takes few readers at once; `None`: it takes as many as come.
-    reads: Option<Semaphore>,
+    /// Requests that are worked on without waiting for anything but the catalogue.
+    reads: Semaphore,
     calls: Arc<Semaphore>,
     projects: ByProject,
     logins: Arc<Semaphore>,
@@ -74,10 +74,7 @@ impl ByProject {
 /// The whole service as an axum router; where it is not `whole`, what tells of its health.
 pub fn build(app: Arc<App>, is_whole: bool) -> Router {
     let edge = Arc::new(Edge {
-        reads: app
-            .catalog
-            .is_shared()
-            .then(|| Semaphore::new(limits::READS_AT_ONCE)),
+        reads: Semaphore::new(limits::READS_AT_ONCE),
         calls: Arc::new(Semaphore::new(limits::WAITING_CALLS_AT_ONCE)),
         projects: ByProject::default(),
         app,
@@ -185,11 +182,11 @@ async fn handle(
         });
     };
     let open = place.routes.iter().all(|route| route.access == Access::Open);
-    let (caller, body) = if open {
-        (None, read(body, &head, limits::OPEN_BODY_BYTES_MAX).await?)
+    let (caller, body, reads) = if open {
+        (None, read(body, &head, limits::OPEN_BODY_BYTES_MAX).await?, None)
     } else {
-        let (caller, body) = identify(edge, &head, body, now, seen).await?;
-        (Some(caller), body)
+        let (caller, body, reads) = identify(edge, &head, body, now, seen).await?;
+        (Some(caller), body, reads)
     };
     let at = at.ok_or_else(|| ApiError::Service {
         status: 405,
@@ -223,6 +220,8 @@ async fn handle(
         (Some(caller), Access::Credential) => Some(caller.project.clone()),
         _ => None,
     };
+    // Whoever has to wait for something else waits without a turn.
+    let reads = reads.filter(|_| route.work == Work::Quick);
     let mut of_project = None;
     let slot = match route.work {
         Work::Quick => None,
@@ -253,9 +252,9 @@ async fn handle(
     let handler = route.handler;
     if route.work == Work::Quick {
         // Health is asked for when all else waits.
-        let _reads = match open {
-            true => None,
-            false => turn(edge).await?,
+        let _reads = match reads {
+            None if !open => Some(turn(edge).await?),
+            held => held,
         };
         return handler(&request);
     }
@@ -288,14 +287,14 @@ fn named_in(request: &Request) -> String {
 
 /// Who calls, and the body. Nothing of the body is kept before as much of the credential was checked as can be
 /// without it: all of a token; of a signature its form, its date and its key. What is then still unproven shares
-/// [`limits::UNPROVEN_BODIES_BYTES_MAX`].
-async fn identify(
-    edge: &Edge,
+/// [`limits::UNPROVEN_BODIES_BYTES_MAX`]. The turn comes back where no body had to be waited for.
+async fn identify<'e>(
+    edge: &'e Edge,
     head: &Parts,
     body: Body,
     now: Moment,
     seen: Seen,
-) -> Result<(Caller, Bytes), ApiError> {
+) -> Result<(Caller, Bytes, Option<SemaphorePermit<'e>>), ApiError> {
     let presented = Presented {
         method: head.method.as_str(),
         path: head.uri.path(),
@@ -312,11 +311,14 @@ async fn identify(
         }
     };
     let known = auth::before_the_body(&edge.app, &presented);
-    drop(reads);
+    let reads = body.is_end_stream().then_some(reads);
     let key = match known {
-        Ok(Known::Caller(caller)) => return Ok((caller, read(body, head, limits::BODY_BYTES_MAX).await?)),
+        Ok(Known::Caller(caller)) => {
+            return Ok((caller, read(body, head, limits::BODY_BYTES_MAX).await?, reads));
+        }
         Ok(Known::Key(key)) => key,
         Err(error) => {
+            drop(reads);
             discard(body, head).await;
             return Err(error);
         }
@@ -324,11 +326,12 @@ async fn identify(
     let kilobytes = u32::try_from(announced(head, limits::BODY_BYTES_MAX).div_ceil(1024)).unwrap_or(u32::MAX);
     let waiting = edge.unproven.acquire_many(kilobytes);
     let Ok(Ok(_held)) = tokio::time::timeout(limits::BODY_WAIT_MAX, waiting).await else {
+        discard(body, head).await;
         return Err(too_many());
     };
     let body = read(body, head, limits::BODY_BYTES_MAX).await?;
     let caller = auth::check_signature(&edge.app, &presented, &key, &body)?;
-    Ok((caller, body))
+    Ok((caller, body, reads))
 }
 
 /// Most bytes that the body can have, by its head.
@@ -400,12 +403,16 @@ async fn discard(mut body: Body, head: &Parts) {
 }
 
 /// A turn at the catalogue, waited for a while: without a thread, so that the runtime keeps its own.
-async fn turn(edge: &Edge) -> Result<Option<SemaphorePermit<'_>>, ApiError> {
-    let Some(reads) = &edge.reads else {
-        return Ok(None);
-    };
-    match tokio::time::timeout(limits::READ_WAIT_MAX, reads.acquire()).await {
-        Ok(Ok(turn)) => Ok(Some(turn)),
+///
+/// Whoever has one works on without letting go of its thread. So the turn is taken in one look of the runtime at the request and used
+/// in the next: where more is asked for than can be done, requests wait here in their order, where that costs nothing, and not
+/// each in the runtime's queue for all the work before it. What has just come, health for one, passes them by.
+async fn turn(edge: &Edge) -> Result<SemaphorePermit<'_>, ApiError> {
+    match tokio::time::timeout(limits::READ_WAIT_MAX, edge.reads.acquire()).await {
+        Ok(Ok(turn)) => {
+            tokio::task::yield_now().await;
+            Ok(turn)
+        }
         _ => Err(too_many()),
     }
 }

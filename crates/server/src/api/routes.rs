@@ -481,39 +481,6 @@ pub fn routes() -> Vec<Route> {
         backups::show,
     );
     add(
-        "CkVerifyBackup",
-        "POST",
-        &format!("{one}/backups/{{backup_id}}/verify"),
-        project,
-        Answer::VerificationStarted,
-        &[],
-        Wish::Verify,
-        Work::Waits,
-        proofs::create,
-    );
-    add(
-        "CkListVerifications",
-        "GET",
-        &format!("{one}/backups/{{backup_id}}/verifications"),
-        project,
-        Answer::VerificationList,
-        &[],
-        Wish::Nothing,
-        Work::Quick,
-        proofs::list,
-    );
-    add(
-        "CkCancelBackup",
-        "POST",
-        &format!("{one}/backups/{{backup_id}}/cancel"),
-        project,
-        Answer::BackupStarted,
-        &[],
-        Wish::Nothing,
-        Work::Waits,
-        backups::cancel,
-    );
-    add(
         "CkImportBackup",
         "POST",
         &format!("{one}/imports"),
@@ -527,7 +494,44 @@ pub fn routes() -> Vec<Route> {
     let schedules = format!("{one}/schedules");
     let schedule = format!("{schedules}/{{schedule_id}}");
     let hold = format!("{one}/backups/{{backup_id}}/hold");
+    let verify = format!("{one}/backups/{{backup_id}}/verify");
     for (name, method, path, answer, wish, work, handler) in [
+        (
+            "CkVerifyBackup",
+            "POST",
+            verify.as_str(),
+            Answer::VerificationStarted,
+            Wish::Verify,
+            Work::Waits,
+            proofs::create as Handler,
+        ),
+        (
+            "CkCancelVerify",
+            "POST",
+            &format!("{verify}/cancel"),
+            Answer::Object,
+            Wish::Nothing,
+            Work::Waits,
+            proofs::cancel,
+        ),
+        (
+            "CkListVerifications",
+            "GET",
+            &format!("{one}/backups/{{backup_id}}/verifications"),
+            Answer::VerificationList,
+            Wish::Nothing,
+            Work::Quick,
+            proofs::list,
+        ),
+        (
+            "CkCancelBackup",
+            "POST",
+            &format!("{one}/backups/{{backup_id}}/cancel"),
+            Answer::BackupStarted,
+            Wish::Nothing,
+            Work::Waits,
+            backups::cancel,
+        ),
         (
             "CkListSchedules",
             "GET",
@@ -535,7 +539,7 @@ pub fn routes() -> Vec<Route> {
             Answer::ScheduleList,
             Wish::Nothing,
             Work::Quick,
-            schedules::list as Handler,
+            schedules::list,
         ),
         (
             "CkCreateSchedule",

@@ -6,6 +6,7 @@ pub mod copy_record;
 pub mod expiry;
 pub mod import;
 pub mod job;
+pub mod page_record;
 pub mod place;
 pub mod place_record;
 pub mod proof;

@@ -28,7 +28,7 @@ pub fn useless(tx: &Tx<'_>, host: &HostId) -> Result<Vec<Place>, Error> {
     tx.all(
         "SELECT place.prefix, place.storage_id, backup.instance_id, place.noted FROM backup_place AS place \
          JOIN backup ON backup.id = place.backup_id \
-         WHERE (backup.status IN ('failed', 'expired', 'deleted') OR backup.prefix <> place.prefix) \
+         WHERE place.kept = 0 AND (backup.status IN ('failed', 'expired', 'deleted') OR backup.prefix <> place.prefix) \
          AND NOT (backup.copy_prefix IS NOT DISTINCT FROM place.prefix AND (backup.copy_at_ms IS NULL OR backup.status = 'succeeded')) \
          AND NOT EXISTS (SELECT 1 FROM job WHERE job.subject_id = backup.id AND state = 'done' AND owner <> ?2 AND lease_until_ms >= ?3) \
          ORDER BY place.prefix LIMIT ?1",

@@ -47,6 +47,30 @@ pub fn submit(
     Ok(accepted)
 }
 
+/// Gives up the verify of a backup that has not ended; one that is at work finds that within a second or so. It says nothing of the
+/// backup.
+///
+/// # Errors
+/// Unknown instance or backup; [`Refusal::NotCancellable`].
+pub fn cancel(
+    app: &App,
+    project: &ProjectId,
+    instance: &InstanceId,
+    id: &BackupId,
+    now: Moment,
+) -> Result<(), Refusal> {
+    app.catalog.write(|tx| {
+        let owned = instances::find_with_deleted(tx, project, instance)?;
+        record::find(tx, &owned, id)?.ok_or(Refusal::BackupUnknown)?;
+        match verifications::cancel(tx, id, now)? {
+            true => Ok(()),
+            false => Err(Refusal::NotCancellable(
+                "no verify of this backup waits or is at work",
+            )),
+        }
+    })
+}
+
 /// The verifies of a backup, newest first.
 ///
 /// # Errors

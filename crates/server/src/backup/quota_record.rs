@@ -250,10 +250,10 @@ mod tests {
         catalog: &Catalog,
         (project, instance): &(ProjectId, InstanceId),
         bytes: u64,
+        now: Moment,
     ) -> Result<BackupId, Exceeded> {
         catalog
             .write(|tx| {
-                let now = Moment(0);
                 let id = record::insert_waiting(tx, project, instance, Kind::Manual, Format::Rdb, None, now)?;
                 let reserved = reserve(tx, project, &id, bytes)?;
                 if reserved.is_err() {
@@ -280,6 +280,8 @@ mod tests {
             for race in 0..races {
                 // Room for three, two or one of them.
                 let bytes = [33, 50, 51][race % 3];
+                // A name is looked for among those of its second, one after the other.
+                let now = Moment(1000 * race as i64);
                 let barrier = Barrier::new(4);
                 let answers: Vec<_> = std::thread::scope(|scope| {
                     let racing: Vec<_> = catalogs
@@ -288,7 +290,7 @@ mod tests {
                             let (barrier, of) = (&barrier, &of);
                             scope.spawn(move || {
                                 barrier.wait();
-                                accepted(catalog, of, bytes)
+                                accepted(catalog, of, bytes, now)
                             })
                         })
                         .collect();
@@ -325,7 +327,7 @@ mod tests {
             (estimated(0), estimated(10_000_000)),
             (RESERVED_BYTES_MIN, 6_600_000)
         );
-        let id = accepted(&file, &of, 1).unwrap();
+        let id = accepted(&file, &of, 1, Moment(0)).unwrap();
         file.write(|tx| {
             tx.execute(
                 "UPDATE backup SET status = 'succeeded', prefix = 'p', manifest_blake3 = 'm', size_bytes = 900000, \

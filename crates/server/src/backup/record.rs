@@ -1,6 +1,7 @@
 //! The backup record: its states, changed only here and by compare-and-set, and its SQL.
 
 use super::copy_record::{self, Copied};
+use super::page_record as pages;
 use super::proof_record::{self, Proof};
 use super::run_record::{self, RunOf};
 use crate::catalog::{Error, FromSql, Row, Tx, Value};
@@ -506,7 +507,7 @@ pub fn of_generation(tx: &Tx<'_>, generation: &GenerationId) -> Result<Option<Ba
 /// A page of the instance's records, newest first, and how many the window holds. `from` and `to` bound
 /// `created_at` (inclusive, exclusive).
 ///
-/// Deleted rows are hidden, so the total is counted: linear in the instance's backups, which retention bounds.
+/// Deleted rows are hidden, so the total of a window is counted: linear in the instance's backups, which retention bounds.
 ///
 /// # Errors
 /// The catalogue failed.
@@ -518,26 +519,24 @@ pub fn list(
     offset: u64,
     limit: u64,
 ) -> Result<(u64, Vec<Backup>), Error> {
-    let instance = &of.id;
-    let from = from.map_or(i64::MIN, |moment| moment.0);
-    let to = to.map_or(i64::MAX, |moment| moment.0);
-    let total = tx.one(
-        "SELECT count(*) FROM backup WHERE instance_id = ?1 AND status <> 'deleted' AND created_at_ms >= ?2 AND created_at_ms < ?3",
-        (instance, from, to),
-        |row| row.get(0),
-    )?;
+    let (total, first) = pages::begin(tx, &of.id, from, to, offset)?;
+    let Some(first) = first else {
+        return Ok((total, Vec::new()));
+    };
     let rows = tx.all(
-        concat!(
-            "SELECT ",
-            columns!(),
-            " FROM backup WHERE instance_id = ?1 AND status <> 'deleted' AND created_at_ms >= ?2 AND created_at_ms < ?3 \
-             ORDER BY ordinal DESC LIMIT ?4 OFFSET ?5"
-        ),
-        (instance, from, to, limit, offset),
+        PAGE,
+        (&of.id, pages::from(from), pages::to(to), limit, first),
         row,
     )?;
-    Ok((total.unwrap_or(0), rows))
+    Ok((total, rows))
 }
+
+pub(super) const PAGE: &str = concat!(
+    "SELECT ",
+    columns!(),
+    " FROM backup WHERE instance_id = ?1 AND status <> 'deleted' AND created_at_ms >= ?2 AND created_at_ms < ?3 \
+     AND ordinal <= ?5 ORDER BY ordinal DESC LIMIT ?4"
+);
 
 /// Waiting → Running, or Running again after a crash: the new attempt's prefix and store replace the old one's, whose
 /// place is useless from then on. `false`: the record has ended or is to be given up, and the caller must stop.
@@ -705,7 +704,8 @@ pub fn keep(tx: &Tx<'_>, id: &BackupId, spoilt: bool, now: Moment) -> Result<(),
 pub fn expire_all_of(tx: &Tx<'_>, project: &ProjectId, why: &str, now: Moment) -> Result<(), Error> {
     tx.execute(
         "UPDATE backup SET status = 'expired', failure = ?2, phase = NULL, updated_at_ms = ?3 \
-         WHERE project_id = ?1 AND status = 'succeeded' AND generation_id IS NULL",
+         WHERE project_id = ?1 AND status IN ('waiting', 'running', 'succeeded') \
+         AND status = 'succeeded' AND generation_id IS NULL",
         (project, why, now),
     )?;
     Ok(())
@@ -718,7 +718,8 @@ pub fn expire_all_of(tx: &Tx<'_>, project: &ProjectId, why: &str, now: Moment) -
 pub fn kept_of(tx: &Tx<'_>, project: &ProjectId) -> Result<(u64, u64), Error> {
     let sums = tx.one(
         "SELECT count(*), CAST(coalesce(sum(size_bytes), 0) AS BIGINT) FROM backup \
-         WHERE project_id = ?1 AND status = 'succeeded' AND generation_id IS NULL",
+         WHERE project_id = ?1 AND status IN ('waiting', 'running', 'succeeded') \
+         AND status = 'succeeded' AND generation_id IS NULL",
         (project,),
         |row| Ok((row.get(0)?, row.get(1)?)),
     )?;

@@ -1,5 +1,7 @@
 //! Backups of schedules: what a run leaves on its records, how long they are kept, and their SQL.
 
+use std::collections::BTreeSet;
+
 use super::record::{self, FailureCode, Format, Kind, Status};
 use crate::catalog::{Error, Row, Tx};
 use crate::ids::{BackupId, HostId, InstanceId, Moment, ProjectId};
@@ -147,12 +149,12 @@ pub fn archived(tx: &Tx<'_>, instance: &InstanceId) -> Result<Vec<Archived>, Err
 /// # Errors
 /// The catalogue failed.
 pub fn with_something_due(tx: &Tx<'_>, now: Moment) -> Result<Vec<InstanceId>, Error> {
-    tx.all(
-        "SELECT instance_id FROM backup WHERE status = 'succeeded' AND expires_at_ms <= ?1 \
-         UNION SELECT instance_id FROM schedule WHERE deleted_at_ms IS NULL AND task = 'backup' ORDER BY 1",
-        (now,),
-        |row| row.get(0),
-    )
+    // Of one statement for both SQLite would read all that there are, in the order of the answer.
+    let expired = "SELECT instance_id FROM backup WHERE status = 'succeeded' AND expires_at_ms <= ?1";
+    let ruled = "SELECT instance_id FROM schedule WHERE deleted_at_ms IS NULL AND task = 'backup'";
+    let mut found: BTreeSet<InstanceId> = tx.all(expired, (now,), |row| row.get(0))?.into_iter().collect();
+    found.extend(tx.all(ruled, (), |row| row.get::<InstanceId>(0))?);
+    Ok(found.into_iter().collect())
 }
 
 /// Succeeded → Expired. The last line of defence: whatever was judged, what is held or being restored stays, and so does the

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! Waiting <──> Running ──> Holds | Damaged | Failed
+//! Waiting ──> Failed, where it is cancelled
 //! ```
 //!
 //! The rows are the queue, and are claimed as jobs are: by a host, for a time, with a number that grows (`attempts`). A verify
@@ -9,6 +10,7 @@
 
 use std::time::Duration;
 
+use super::cancel_record::CANCELLED;
 use super::proof_record::ProofLevel;
 use crate::catalog::{Error, FromSql, Row, Tx, Value};
 use crate::ids::{BackupId, HostId, InstanceId, Moment, VerificationId};
@@ -117,7 +119,8 @@ fn row(row: &Row<'_>) -> Result<Verification, Error> {
     })
 }
 
-/// Adds a verify in state Waiting; the oldest ones of the backup beyond [`limits::VERIFICATIONS_KEPT`] are forgotten.
+/// Adds a verify in state Waiting; the oldest ones of the backup beyond [`limits::VERIFICATIONS_KEPT`] are forgotten. Of each kind for itself: what
+/// people ask for, and drills that failed, push out no drill that held, by which is told whether drills are overdue.
 ///
 /// # Errors
 /// `Constraint` where the backup has one that has not ended: the caller has looked before.
@@ -128,9 +131,10 @@ pub fn insert(
     now: Moment,
 ) -> Result<VerificationId, Error> {
     tx.execute(
-        "DELETE FROM verification WHERE backup_id = ?1 AND ordinal <= (SELECT max(ordinal) - ?2 FROM verification WHERE backup_id = ?1) \
-         AND status NOT IN ('waiting', 'running')",
-        (backup, limits::VERIFICATIONS_KEPT - 1),
+        "DELETE FROM verification WHERE backup_id = ?1 AND status NOT IN ('waiting', 'running') AND id IN (SELECT id FROM ( \
+         SELECT id, row_number() OVER (PARTITION BY schedule_id IS NULL, schedule_id IS NOT NULL AND status = 'holds' \
+         ORDER BY ordinal DESC) AS place FROM verification WHERE backup_id = ?1) AS ranked WHERE place >= ?2)",
+        (backup, limits::VERIFICATIONS_KEPT),
     )?;
     let id = VerificationId::random();
     tx.execute(
@@ -265,7 +269,8 @@ pub fn claim(
     let clock = tx.clock()?;
     let oldest = tx.one(
         "SELECT verification.id FROM verification JOIN backup ON backup.id = backup_id \
-         WHERE (verification.status = 'waiting' OR (verification.status = 'running' AND lease_until_ms < ?2)) \
+         WHERE verification.status IN ('waiting', 'running') \
+         AND (verification.status = 'waiting' OR lease_until_ms < ?2) \
          AND (storage_id IS NOT NULL OR host_id IS NULL OR host_id = ?1) \
          ORDER BY verification.created_at_ms, verification.id LIMIT 1",
         (host, clock),
@@ -298,13 +303,44 @@ pub fn renew(tx: &Tx<'_>, of: &Verification, length: Duration) -> Result<bool, E
     Ok(changed == 1)
 }
 
-/// Writes how far a running one is.
+/// Gives up the verify of a backup that has not ended: one that waits ends now, of one at work it is written down, as its phase.
+/// `false`: there is none.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn cancel(tx: &Tx<'_>, backup: &BackupId, now: Moment) -> Result<bool, Error> {
+    let ended = tx.execute(
+        "UPDATE verification SET status = 'failed', phase = NULL, failure = ?2, finished_at_ms = ?3 WHERE backup_id = ?1 AND status = 'waiting'",
+        (backup, CANCELLED, now),
+    )?;
+    let asked = tx.execute(
+        "UPDATE verification SET phase = 'cancelling' WHERE backup_id = ?1 AND status = 'running'",
+        (backup,),
+    )?;
+    Ok(ended + asked > 0)
+}
+
+/// Whether a running one is to be given up.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn is_cancelled(tx: &Tx<'_>, of: &Verification) -> Result<bool, Error> {
+    let asked = tx.one(
+        "SELECT 1 FROM verification WHERE id = ?1 AND status = 'running' AND phase = 'cancelling'",
+        (&of.id,),
+        |_| Ok(()),
+    )?;
+    Ok(asked.is_some())
+}
+
+/// Writes how far a running one is, unless it is to be given up.
 ///
 /// # Errors
 /// The catalogue failed.
 pub fn progress(tx: &Tx<'_>, of: &Verification, seen: &engine::Progress) -> Result<(), Error> {
     tx.execute(
-        "UPDATE verification SET phase = ?3, bytes_done = ?4, bytes_total = ?5 WHERE id = ?1 AND attempts = ?2 AND status = 'running'",
+        "UPDATE verification SET phase = ?3, bytes_done = ?4, bytes_total = ?5 WHERE id = ?1 AND attempts = ?2 AND status = 'running' \
+         AND coalesce(phase, '') <> 'cancelling'",
         (&of.id, of.attempts, seen.phase, seen.bytes_done, seen.bytes_total),
     )?;
     Ok(())
@@ -344,14 +380,19 @@ pub fn end(tx: &Tx<'_>, of: &Verification, ended: &Ended, now: Moment) -> Result
     Ok(changed == 1)
 }
 
-/// Running → Waiting, for all of the host: at its start, and when it stops.
+/// Running → Waiting, for all of the host: at its start, and when it stops. Those that are to be given up end.
 ///
 /// # Errors
 /// The catalogue failed.
-pub fn release_all(tx: &Tx<'_>, host: &HostId) -> Result<(), Error> {
+pub fn release_all(tx: &Tx<'_>, host: &HostId, now: Moment) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE verification SET status = 'failed', phase = NULL, failure = ?2, finished_at_ms = ?3 \
+         WHERE status IN ('waiting', 'running') AND status = 'running' AND owner = ?1 AND phase = 'cancelling'",
+        (host, CANCELLED, now),
+    )?;
     tx.execute(
         "UPDATE verification SET status = 'waiting', phase = NULL, bytes_done = 0, bytes_total = 0 \
-         WHERE status = 'running' AND owner = ?1",
+         WHERE status IN ('waiting', 'running') AND status = 'running' AND owner = ?1",
         (host,),
     )?;
     Ok(())

@@ -6,11 +6,15 @@
 
 pub mod dialect;
 pub mod image;
+mod line;
+mod open;
 mod postgres;
 mod readers;
+mod sent;
 mod sqlite;
 mod value;
 pub mod version;
+mod wire;
 
 use std::path::Path;
 
@@ -71,7 +75,7 @@ pub struct Tx<'c>(Session<'c>);
 
 enum Session<'c> {
     Sqlite(&'c rusqlite::Connection),
-    Postgres(&'c postgres::Open),
+    Postgres(&'c open::Open),
 }
 
 impl Catalog {
@@ -167,14 +171,14 @@ impl Catalog {
     }
 
     /// As [`Self::read_since`], for one statement, which sees one state by itself: over a network a transaction around it would triple
-    /// what it takes. `work` may be run again.
+    /// what it takes.
     ///
     /// # Errors
     /// What `work` returns, or [`Error::Database`].
     pub fn look<T, E: From<Error>>(
         &self,
         seen: Seen,
-        work: impl Fn(&Tx<'_>) -> Result<T, E>,
+        work: impl FnOnce(&Tx<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
         match &self.backend {
             Backend::Sqlite(database) => database.read(seen, |open| work(&Tx(Session::Sqlite(open)))),
@@ -289,6 +293,18 @@ impl Tx<'_> {
         }
     }
 
+    /// Says which statement is going to be asked, word by word, in this transaction: where it only reads, over a network, it is sent
+    /// together with the next one, and its rows are there when they are asked for. Else nothing happens.
+    ///
+    /// # Errors
+    /// A parameter that cannot be sent.
+    pub fn soon(&self, sql: &'static str, params: impl Params) -> Result<(), Error> {
+        match self.0 {
+            Session::Sqlite(_) => Ok(()),
+            Session::Postgres(open) => open.soon(sql, &params),
+        }
+    }
+
     /// The first row, if any.
     ///
     /// # Errors
@@ -348,3 +364,5 @@ impl Tx<'_> {
 
 #[cfg(test)]
 mod statements;
+#[cfg(test)]
+mod trouble;

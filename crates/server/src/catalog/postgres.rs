@@ -5,23 +5,24 @@
 //! (REPEATABLE READ). A connection that breaks while a transaction is committed leaves open whether it was: the
 //! database is asked for the transaction by its number, until it answers.
 //!
-//! The protocol runs on the calling thread. Where that is one of the service's runtime, the runtime is told that it blocks.
+//! The protocol runs on the calling thread. Where that is one of the service's runtime, a read has its turn, of which there are fewer
+//! than threads (ADR 95); of a write the runtime is told that it blocks.
 //!
 //! Source: PostgreSQL manual 13.3.5 (advisory locks), 9.27 (`pg_xact_status`), 55 (protocol).
 
-use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::error::Error as _;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::{Duration, Instant};
 
-use postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
-use postgres::{Client, Config, SimpleQueryMessage, Statement};
+use postgres::SimpleQueryMessage;
 use tokio::task::block_in_place;
+use tokio_postgres::Config;
+use tokio_postgres_rustls::MakeRustlsConnect;
 
+use super::open::{Open, Phase, Way};
 use super::version::{self, Migration};
-use super::{Error, Params, SCHEMA, SCHEMA_VERSION, Value, dialect};
+use super::{Error, SCHEMA, SCHEMA_VERSION, dialect};
 
 /// Connections of this process, at most: the service's threads for requests and jobs are not many more.
 const CONNECTIONS_MAX: usize = 16;
@@ -33,21 +34,16 @@ const CONNECT_WAIT: Duration = Duration::from_secs(3);
 const SILENCE: Duration = Duration::from_secs(20);
 /// How often somebody who is silent is asked whether he is there.
 const PROBED_EVERY: Duration = Duration::from_secs(2);
+/// How long it is waited for an answer to the question whether it answers.
+const HEALTH_WAIT: Duration = Duration::from_secs(2);
+const HEALTH_ASKED_EVERY: Duration = Duration::from_millis(10);
 /// How long it is asked what became of a commit.
 const COMMIT_WAIT: Duration = Duration::from_secs(30);
 const COMMIT_ASKED_EVERY: Duration = Duration::from_millis(200);
-/// One of ours takes milliseconds. A statement that waits for a stuck writer ends by this, and so does a transaction whose
-/// client is frozen or gone: all who share the catalogue wait for it, and their leases are short. Probes are sent where nothing is under
-/// way alone; an answer that nobody takes would be sent for a quarter of an hour, and no other time ends that.
-const SETTINGS: &str = "SET statement_timeout = '20s'; SET lock_timeout = '15s'; \
-    SET idle_in_transaction_session_timeout = '5s'; SET client_min_messages = warning; \
-    SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3; \
-    SET tcp_user_timeout = '10s'; \
-    SET synchronous_commit = on; SET TIME ZONE 'UTC'";
+/// How long the end of a transaction that has read waits for something that it can be sent together with.
+const OWED_AT_MOST: Duration = Duration::from_millis(100);
 /// The first half of the advisory lock's key, the second is the schema: `cake`.
 const LOCK: &str = "1667328869, hashtext(current_schema())";
-/// A rebuild, which has the catalogue alone, fetches from a store inside its transaction.
-const PATIENT: &str = "SET idle_in_transaction_session_timeout = '10min'";
 const PRELUDE: &str = concat!(include_str!("functions.sql"), "\n", include_str!("postgres.sql"));
 const FUNCTIONS: &str = include_str!("functions.sql");
 
@@ -56,15 +52,14 @@ const LEAST_PROGRAM: &str = "SELECT least_program FROM compatibility";
 
 /// An open database.
 pub struct Database {
-    config: Config,
-    tls: tokio_postgres_rustls::MakeRustlsConnect,
-    idle: Mutex<Idle>,
+    way: Arc<Way>,
+    idle: Arc<Mutex<Idle>>,
     returned: Condvar,
-    is_patient: bool,
     /// Whether the catalogue has been migrated past what this program understands.
     is_outgrown: AtomicBool,
-    /// Who waits for the advisory lock waits here first, and holds no connection meanwhile.
-    writer: Mutex<()>,
+    /// Whether somebody writes. Who waits for the advisory lock waits here first, and holds no connection meanwhile.
+    is_written: Mutex<bool>,
+    written: Condvar,
     /// For the question whether it answers: all others may be in use.
     health: Mutex<Option<Open>>,
 }
@@ -72,14 +67,6 @@ pub struct Database {
 struct Idle {
     sessions: Vec<Open>,
     lent: usize,
-}
-
-/// A connection, and what was prepared on it.
-pub struct Open {
-    client: RefCell<Client>,
-    statements: RefCell<HashMap<String, Statement>>,
-    /// Whether a statement of the open transaction was refused: then COMMIT undoes it, and answers as if all were well.
-    failed: Cell<bool>,
 }
 
 impl From<postgres::Error> for Error {
@@ -116,25 +103,31 @@ impl Database {
     pub fn open(url: &str, may_make: bool) -> Result<Self, Error> {
         let database = Self::of(url)?;
         database.prepare(may_make)?;
+        let idle = Arc::downgrade(&database.idle);
+        std::thread::Builder::new()
+            .name("commits".to_owned())
+            .spawn(move || settle(&idle))
+            .map_err(|error| Error::Database(Box::new(error)))?;
         Ok(database)
     }
 
     /// See [`super::Catalog::patient`].
     pub fn be_patient(&mut self) {
-        self.is_patient = true;
+        let mut way = (*self.way).clone();
+        way.is_patient = true;
+        self.way = Arc::new(way);
         lock(&self.idle).sessions.clear();
     }
 
     /// See [`super::Catalog::is_made`].
     pub fn is_made(url: &str) -> Result<bool, Error> {
-        let open = Self::of(url)?.connect()?;
+        let mut client = Self::of(url)?.way.client()?;
         let asked = "SELECT to_regclass('catalogue') IS NOT NULL";
-        let row = open.client.borrow_mut().query_one(asked, &[])?;
-        Ok(row.try_get(0)?)
+        Ok(client.query_one(asked, &[])?.try_get(0)?)
     }
 
     fn of(url: &str) -> Result<Self, Error> {
-        let mut config: Config = url.parse().map_err(|error: postgres::Error| {
+        let mut config: Config = url.parse().map_err(|error: tokio_postgres::Error| {
             Error::Unusable(format!(
                 "the catalogue's URL is none: {}; it is postgresql://USER:PASSWORD@HOST:PORT/DATABASE",
                 error
@@ -152,25 +145,28 @@ impl Database {
             .keepalives_retries(5);
         let tls = crate::tls::client()
             .map_err(|error| Error::Unusable(format!("no TLS to the catalogue: {error}")))?;
-        Ok(Self {
+        let way = Way {
             config,
-            tls: tokio_postgres_rustls::MakeRustlsConnect::new(tls),
-            idle: Mutex::new(Idle {
+            tls: MakeRustlsConnect::new(tls),
+            is_patient: false,
+        };
+        Ok(Self {
+            way: Arc::new(way),
+            idle: Arc::new(Mutex::new(Idle {
                 sessions: Vec::new(),
                 lent: 0,
-            }),
+            })),
             returned: Condvar::new(),
-            is_patient: false,
             is_outgrown: AtomicBool::new(false),
-            writer: Mutex::new(()),
+            is_written: Mutex::new(false),
+            written: Condvar::new(),
             health: Mutex::default(),
         })
     }
 
     /// Makes the tables where there are none; refuses those of others.
     fn prepare(&self, may_make: bool) -> Result<(), Error> {
-        let open = self.connect()?;
-        let mut client = open.client.borrow_mut();
+        let mut client = self.way.client()?;
         let mut work = client.transaction()?;
         work.batch_execute(&format!("SELECT pg_advisory_xact_lock({LOCK})"))?;
         let unusable = |why: &str| Err(Error::Unusable(format!("the catalogue's database {why}")));
@@ -239,8 +235,7 @@ impl Database {
 
     /// See [`version::migrate_database`].
     pub fn migrate(url: &str, is_dry: bool) -> Result<Migration, Error> {
-        let open = Self::of(url)?.connect()?;
-        let mut client = open.client.borrow_mut();
+        let mut client = Self::of(url)?.way.client()?;
         let unusable = |why: &str| Err(Error::Unusable(format!("the catalogue's database {why}")));
         let ours = client.query_one("SELECT to_regclass('catalogue') IS NOT NULL", &[])?;
         if !ours.try_get::<_, bool>(0)? {
@@ -290,16 +285,7 @@ impl Database {
     }
 
     fn connect(&self) -> Result<Open, Error> {
-        let mut client = self.config.connect(self.tls.clone())?;
-        client.batch_execute(SETTINGS)?;
-        if self.is_patient {
-            client.batch_execute(PATIENT)?;
-        }
-        Ok(Open {
-            client: RefCell::new(client),
-            statements: RefCell::default(),
-            failed: Cell::new(false),
-        })
+        Open::by(&self.way)
     }
 
     /// A connection to use; it comes back when the guard is dropped.
@@ -308,7 +294,7 @@ impl Database {
         let mut idle = lock(&self.idle);
         loop {
             if let Some(open) = idle.sessions.pop() {
-                if open.client.borrow().is_closed() {
+                if open.wire.borrow().is_closed() {
                     continue;
                 }
                 idle.lent += 1;
@@ -343,26 +329,65 @@ impl Database {
         loop {
             let lent = self.borrow()?;
             let is_fresh = lent.get().statements.borrow().is_empty();
-            let begun = lent.get().client.borrow_mut().simple_query(sql);
+            // Whatever of it fails, BEGIN has not: whoever has the connection next would be within what failed.
+            lent.get().start(Phase::Begun);
+            let sql = lent.get().settled(sql);
+            let begun = lent.get().wire.borrow().simple(&sql);
             match begun {
-                Ok(answer) => {
-                    lent.get().failed.set(false);
-                    return Ok((lent, answer));
-                }
-                Err(error) if !is_fresh && lent.get().client.borrow().is_closed() => drop(error),
+                Ok(answer) => return Ok((lent, answer)),
+                Err(error) if !is_fresh && lent.get().wire.borrow().is_closed() => drop(error),
                 Err(error) => return Err(error.into()),
             }
         }
     }
 
+    /// To be the one who asks for its health; `None`: the question before has no answer yet.
+    fn health_turn(&self) -> Option<MutexGuard<'_, Option<Open>>> {
+        let until = Instant::now() + HEALTH_WAIT;
+        loop {
+            match self.health.try_lock() {
+                Ok(kept) => return Some(kept),
+                Err(TryLockError::Poisoned(kept)) => return Some(kept.into_inner()),
+                Err(TryLockError::WouldBlock) if Instant::now() >= until => return None,
+                Err(TryLockError::WouldBlock) => std::thread::sleep(HEALTH_ASKED_EVERY),
+            }
+        }
+    }
+
+    /// To be the one who writes.
+    ///
+    /// # Errors
+    /// [`Error::Away`] where it is another one's for too long: whoever asked is gone by then, or asks again.
+    fn writer_turn(&self) -> Result<WriterTurn<'_>, Error> {
+        let until = Instant::now() + CONNECTION_WAIT;
+        let mut is_written = lock(&self.is_written);
+        while *is_written {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Error::Away("others have been writing for too long".into()));
+            }
+            is_written = self
+                .written
+                .wait_timeout(is_written, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        *is_written = true;
+        Ok(WriterTurn(self))
+    }
+
     /// Whether it answers, and soon.
     pub fn answers(&self) -> bool {
         block_in_place(|| {
-            let mut kept = lock(&self.health);
+            // Whoever asks again and again must not take a thread each time.
+            let Some(mut kept) = self.health_turn() else {
+                return false;
+            };
             let ask = |open: Result<Open, Error>| {
                 let open = open.ok()?;
+                open.wire.borrow().wait_at_most(HEALTH_WAIT);
                 let sql = "SET statement_timeout = '1s'; SELECT count(*) FROM project";
-                let asked = open.client.borrow_mut().batch_execute(sql);
+                let asked = open.wire.borrow().batch(sql);
                 asked.ok().map(|()| open)
             };
             // One that broke since the last question is made anew.
@@ -379,39 +404,22 @@ impl Database {
     /// # Errors
     /// What `work` returns, [`Error::Away`], [`Error::Database`].
     pub fn read<T, E: From<Error>>(&self, work: impl FnOnce(&Open) -> Result<T, E>) -> Result<T, E> {
-        block_in_place(|| self.read_here(work))
-    }
-
-    fn read_here<T, E: From<Error>>(&self, work: impl FnOnce(&Open) -> Result<T, E>) -> Result<T, E> {
         if self.is_outgrown.load(Ordering::SeqCst) {
             return Err(outgrown().into());
         }
-        let (lent, _) = self.begin("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")?;
+        let lent = self.borrow()?;
+        lent.get().start(Phase::Unbegun);
         let result = work(lent.get())?;
-        lent.finish("COMMIT")?;
+        lent.finish_read()?;
         Ok(result)
     }
 
-    /// Runs `work`, which is one statement, outside of a transaction; on a connection that turns out to be broken since it was used
-    /// last, again on another one.
+    /// Runs `work`, which is one statement, outside of a transaction.
     ///
     /// # Errors
     /// What `work` returns, [`Error::Away`], [`Error::Database`].
-    pub fn look<T, E: From<Error>>(&self, work: impl Fn(&Open) -> Result<T, E>) -> Result<T, E> {
-        block_in_place(|| {
-            loop {
-                let lent = self.borrow()?;
-                let is_fresh = lent.get().statements.borrow().is_empty();
-                let result = work(lent.get());
-                if result.is_ok() {
-                    lent.put_back();
-                    return result;
-                }
-                if is_fresh || !lent.get().client.borrow().is_closed() {
-                    return result;
-                }
-            }
-        })
+    pub fn look<T, E: From<Error>>(&self, work: impl FnOnce(&Open) -> Result<T, E>) -> Result<T, E> {
+        work(self.borrow()?.get())
     }
 
     /// Runs `work` alone.
@@ -423,7 +431,7 @@ impl Database {
     }
 
     fn write_here<T, E: From<Error>>(&self, work: impl FnOnce(&Open) -> Result<T, E>) -> Result<T, E> {
-        let _alone = lock(&self.writer);
+        let _alone = self.writer_turn()?;
         let (lent, answer) = self.begin(&format!(
             "BEGIN; SELECT pg_advisory_xact_lock({LOCK}); {LEAST_PROGRAM}; SELECT pg_current_xact_id()::text"
         ))?;
@@ -459,13 +467,13 @@ impl Database {
         let until = Instant::now() + COMMIT_WAIT;
         while Instant::now() < until {
             let ask = || -> Result<Option<String>, Error> {
-                let lent = self.borrow()?;
-                let row = lent
+                let rows = self
+                    .borrow()?
                     .get()
-                    .client
-                    .borrow_mut()
-                    .query_one("SELECT pg_xact_status($1::text::xid8)", &[&number])?;
-                Ok(row.try_get(0)?)
+                    .query("SELECT pg_xact_status(CAST(?1 AS TEXT)::xid8)", &(number,))?;
+                rows.first()
+                    .map_or(Ok(None), |row| row.try_get(0))
+                    .map_err(Error::from)
             };
             match ask() {
                 Ok(Some(status)) if status == "committed" => return true,
@@ -482,11 +490,23 @@ impl Database {
     /// [`Error::Away`], [`Error::Database`].
     pub fn vacuum(&self) -> Result<(), Error> {
         let lent = self.borrow()?;
-        let mut client = lent.get().client.borrow_mut();
+        lent.get().settle(Duration::ZERO);
+        let wire = lent.get().wire.borrow();
         // Statements of one call are one transaction, in which VACUUM is refused (25001).
-        client.batch_execute("VACUUM FULL project")?;
-        client.batch_execute("VACUUM FULL project_old_key")?;
+        wire.batch("VACUUM FULL project")?;
+        wire.batch("VACUUM FULL project_old_key")?;
         Ok(())
+    }
+}
+
+/// Ends transactions that have read and whose connections nobody has used since: the server ends those connections after some seconds,
+/// and until then it keeps what others have deleted.
+fn settle(idle: &Weak<Mutex<Idle>>) {
+    while let Some(idle) = idle.upgrade() {
+        // One that has ended meanwhile is of no use to the next one, and that is all.
+        lock(&idle).sessions.retain(|open| open.settle(OWED_AT_MOST));
+        drop(idle);
+        std::thread::sleep(OWED_AT_MOST);
     }
 }
 
@@ -507,6 +527,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Of the one who writes, until it is dropped.
+struct WriterTurn<'d>(&'d Database);
+
+impl Drop for WriterTurn<'_> {
+    fn drop(&mut self) {
+        *lock(&self.0.is_written) = false;
+        self.0.written.notify_one();
+    }
+}
+
 /// A connection in use. Dropped inside a transaction, it gives that up.
 struct Lent<'d> {
     of: &'d Database,
@@ -522,11 +552,17 @@ impl Lent<'_> {
         self.open.as_ref().expect("a connection until the guard ends")
     }
 
-    /// No transaction was begun on it.
-    fn put_back(mut self) {
-        if let Some(open) = self.open.take() {
-            lock(&self.of.idle).sessions.push(open);
+    /// Nobody waits for the end of a transaction that has changed nothing.
+    fn finish_read(mut self) -> Result<(), Error> {
+        if self.get().failed.get() {
+            return self.finish("ROLLBACK");
         }
+        let Some(open) = self.open.take() else {
+            return Ok(());
+        };
+        open.owe();
+        lock(&self.of.idle).sessions.push(open);
+        Ok(())
     }
 
     fn finish(mut self, sql: &str) -> Result<(), Error> {
@@ -535,7 +571,8 @@ impl Lent<'_> {
         };
         let failed = open.failed.get();
         let sql = if failed { "ROLLBACK" } else { sql };
-        let done = open.client.borrow_mut().batch_execute(sql);
+        let done = open.wire.borrow().batch(sql);
+        open.end();
         if done.is_ok() {
             lock(&self.of.idle).sessions.push(open);
         }
@@ -550,217 +587,16 @@ impl Lent<'_> {
 impl Drop for Lent<'_> {
     fn drop(&mut self) {
         // Where even this fails, the connection is broken and is not used again.
-        let open = self
-            .open
-            .take()
-            .filter(|open| open.client.borrow_mut().batch_execute("ROLLBACK").is_ok());
+        let open = self.open.take().filter(|open| {
+            let wire = open.wire.borrow();
+            match open.end() {
+                Phase::Alone | Phase::Unbegun => !wire.is_closed(),
+                Phase::Begun => wire.batch("ROLLBACK").is_ok(),
+            }
+        });
         let mut idle = lock(&self.of.idle);
         idle.sessions.extend(open);
         idle.lent -= 1;
         self.of.returned.notify_one();
     }
-}
-
-impl Open {
-    /// Runs a statement and returns how many rows it changed.
-    pub fn execute(&self, sql: &str, params: &impl Params) -> Result<usize, Error> {
-        let changed = self.run(sql, params, |client, statement, params| {
-            client.execute(statement, params)
-        })?;
-        usize::try_from(changed).map_err(|error| Error::Database(Box::new(error)))
-    }
-
-    /// All rows.
-    pub fn query(&self, sql: &str, params: &impl Params) -> Result<Vec<postgres::Row>, Error> {
-        self.run(sql, params, |client, statement, params| {
-            client.query(statement, params)
-        })
-    }
-
-    /// Milliseconds since 1970 by the server's clock.
-    pub fn clock_ms(&self) -> Result<i64, Error> {
-        let asked = "SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)";
-        let rows = self.query(asked, &())?;
-        let first = rows
-            .first()
-            .ok_or_else(|| Error::Unreadable("the server tells no time".to_owned()))?;
-        Ok(first.try_get(0)?)
-    }
-
-    /// The names of the columns that a statement answers with.
-    pub fn columns(&self, sql: &str) -> Result<Vec<String>, Error> {
-        let statement = self.prepared(sql)?;
-        Ok(statement
-            .columns()
-            .iter()
-            .map(|column| column.name().to_owned())
-            .collect())
-    }
-
-    /// The columns of a statement's answer that no value can be read from, with their types.
-    #[cfg(test)]
-    pub fn unread(&self, sql: &str) -> Result<Vec<String>, Error> {
-        let statement = self.prepared(sql)?;
-        let unread = statement
-            .columns()
-            .iter()
-            .filter(|column| !is_read(column.type_()));
-        Ok(unread
-            .map(|column| format!("{} is {}", column.name(), column.type_()))
-            .collect())
-    }
-
-    /// A statement without parameters or answer.
-    pub fn run_plain(&self, sql: &str) -> Result<(), Error> {
-        let done = self.client.borrow_mut().batch_execute(sql);
-        self.noted(done)
-    }
-
-    /// After a return to a savepoint: it was taken, so nothing had failed before it.
-    pub fn is_back_at_savepoint(&self) {
-        self.failed.set(false);
-    }
-
-    fn noted<T>(&self, done: Result<T, postgres::Error>) -> Result<T, Error> {
-        if done.as_ref().is_err_and(|error| error.as_db_error().is_some()) {
-            self.failed.set(true);
-        }
-        Ok(done?)
-    }
-
-    fn prepared(&self, sql: &str) -> Result<Statement, Error> {
-        if let Some(statement) = self.statements.borrow().get(sql) {
-            return Ok(statement.clone());
-        }
-        let prepared = self.client.borrow_mut().prepare(&dialect::statement(sql));
-        let statement = self.noted(prepared)?;
-        self.statements
-            .borrow_mut()
-            .insert(sql.to_owned(), statement.clone());
-        Ok(statement)
-    }
-
-    fn run<T>(
-        &self,
-        sql: &str,
-        params: &impl Params,
-        run: impl FnOnce(&mut Client, &Statement, &[&(dyn ToSql + Sync)]) -> Result<T, postgres::Error>,
-    ) -> Result<T, Error> {
-        let statement = self.prepared(sql)?;
-        let mut owned = Vec::new();
-        params.each(&mut |value| {
-            owned.push(Sent::of(value));
-            Ok(())
-        })?;
-        let expected = statement.params().len();
-        if owned.len() != expected {
-            return Err(Error::Unreadable(format!(
-                "a statement of {expected} parameters was given {}",
-                owned.len()
-            )));
-        }
-        let params: Vec<&(dyn ToSql + Sync)> = owned.iter().map(|value| value as _).collect();
-        let done = run(&mut self.client.borrow_mut(), &statement, &params);
-        // `SELECT *`, prepared before a migration added a column: the next transaction prepares it anew.
-        if let Err(error) = &done
-            && error.code() == Some(&postgres::error::SqlState::FEATURE_NOT_SUPPORTED)
-        {
-            self.statements.borrow_mut().clear();
-            self.failed.set(true);
-            return Err(Error::Away("its tables were migrated meanwhile".into()));
-        }
-        self.noted(done)
-    }
-}
-
-/// A value on its way to the server.
-#[derive(Debug)]
-enum Sent {
-    Null,
-    Integer(i64),
-    Real(f64),
-    Text(String),
-    Blob(Vec<u8>),
-}
-
-impl Sent {
-    fn of(value: Value<'_>) -> Self {
-        match value {
-            Value::Null => Sent::Null,
-            Value::Integer(number) => Sent::Integer(number),
-            Value::Real(number) => Sent::Real(number),
-            Value::Text(text) => Sent::Text(text.to_owned()),
-            Value::Blob(bytes) => Sent::Blob(bytes.to_owned()),
-        }
-    }
-}
-
-impl ToSql for Sent {
-    fn to_sql(
-        &self,
-        ty: &Type,
-        out: &mut postgres::types::private::BytesMut,
-    ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
-        match (self, ty) {
-            (Sent::Null, _) => Ok(IsNull::Yes),
-            (Sent::Integer(number), &Type::INT8) => number.to_sql(ty, out),
-            (Sent::Integer(number), &Type::INT4) => i32::try_from(*number)?.to_sql(ty, out),
-            (Sent::Integer(number), &Type::INT2) => i16::try_from(*number)?.to_sql(ty, out),
-            (Sent::Integer(number), &Type::BOOL) => (*number != 0).to_sql(ty, out),
-            (Sent::Real(number), &Type::FLOAT8) => number.to_sql(ty, out),
-            // Text as the server holds it has no zero byte.
-            (Sent::Text(text), &Type::TEXT | &Type::VARCHAR) if !text.contains('\0') => text.to_sql(ty, out),
-            (Sent::Blob(bytes), &Type::BYTEA) => bytes.to_sql(ty, out),
-            (value, ty) => Err(format!("{value:?} is no {ty}").into()),
-        }
-    }
-
-    fn accepts(_: &Type) -> bool {
-        true
-    }
-
-    to_sql_checked!();
-}
-
-/// A value that the server sent.
-pub struct Received<'r>(pub Value<'r>);
-
-impl<'r> FromSql<'r> for Received<'r> {
-    fn from_sql(ty: &Type, raw: &'r [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
-        Ok(Self(match *ty {
-            Type::INT8 => Value::Integer(i64::from_sql(ty, raw)?),
-            Type::INT4 => Value::Integer(i32::from_sql(ty, raw)?.into()),
-            Type::INT2 => Value::Integer(i16::from_sql(ty, raw)?.into()),
-            Type::BOOL => Value::Integer(bool::from_sql(ty, raw)?.into()),
-            Type::FLOAT8 => Value::Real(f64::from_sql(ty, raw)?),
-            Type::BYTEA => Value::Blob(raw),
-            Type::TEXT | Type::VARCHAR | Type::NAME | Type::UNKNOWN => Value::Text(std::str::from_utf8(raw)?),
-            _ => return Err(format!("the catalogue has no values of type {ty}").into()),
-        }))
-    }
-
-    fn from_sql_null(_: &Type) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
-        Ok(Self(Value::Null))
-    }
-
-    fn accepts(ty: &Type) -> bool {
-        is_read(ty)
-    }
-}
-
-/// Whether [`Received`] reads values of this type. A sum of BIGINT is NUMERIC and has to be cast.
-pub fn is_read(ty: &Type) -> bool {
-    matches!(
-        *ty,
-        Type::INT8
-            | Type::INT4
-            | Type::INT2
-            | Type::BOOL
-            | Type::FLOAT8
-            | Type::BYTEA
-            | Type::TEXT
-            | Type::VARCHAR
-            | Type::NAME
-            | Type::UNKNOWN
-    )
 }

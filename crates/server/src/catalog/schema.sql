@@ -141,6 +141,7 @@ CREATE TABLE generation (
 );
 CREATE UNIQUE INDEX generation_serving_unique ON generation(instance_id) WHERE state = 'serving';
 CREATE INDEX generation_state_index ON generation(state);
+CREATE INDEX generation_made_index ON generation(instance_id, created_at_ms);
 
 CREATE TABLE job (
     id TEXT NOT NULL PRIMARY KEY,
@@ -158,6 +159,7 @@ CREATE TABLE job (
 -- One management operation per instance, by the database and not by our care.
 CREATE UNIQUE INDEX job_instance_active_unique ON job(instance_id) WHERE state <> 'done';
 CREATE INDEX job_active_index ON job(created_at_ms) WHERE state <> 'done';
+CREATE INDEX job_subject_index ON job(subject_id);
 
 -- Object stores beside the local folder.
 CREATE TABLE storage (
@@ -246,11 +248,26 @@ CREATE INDEX backup_unfinished_index ON backup(kind) WHERE status IN ('waiting',
 CREATE INDEX backup_project_index ON backup(project_id, status, size_bytes, reserved_bytes, copy_at_ms, copy_prefix)
     WHERE status IN ('waiting', 'running', 'succeeded') AND generation_id IS NULL;
 CREATE INDEX backup_generation_index ON backup(generation_id) WHERE generation_id IS NOT NULL;
+CREATE INDEX backup_copying_index ON backup(copy_prefix) WHERE copy_prefix IS NOT NULL AND copy_at_ms IS NULL;
 CREATE TRIGGER backup_terminal_is_final BEFORE UPDATE OF status ON backup
 WHEN (OLD.status IN ('failed', 'expired') AND NEW.status NOT IN (OLD.status, 'deleted'))
   OR (OLD.status = 'deleted' AND NEW.status <> 'deleted')
   OR (OLD.status = 'succeeded' AND NEW.status NOT IN ('succeeded', 'expired', 'deleted'))
 BEGIN SELECT RAISE(ABORT, 'backup_terminal_is_final'); END;
+
+-- How many backups of an instance are listed: to count them takes longer the more there are.
+CREATE TABLE backup_count (
+    instance_id TEXT NOT NULL PRIMARY KEY REFERENCES instance(id),
+    listed BIGINT NOT NULL
+);
+CREATE TRIGGER backup_added_is_counted AFTER INSERT ON backup BEGIN
+    INSERT INTO backup_count (instance_id, listed) VALUES (NEW.instance_id, CASE WHEN NEW.status = 'deleted' THEN 0 ELSE 1 END)
+    ON CONFLICT (instance_id) DO UPDATE SET listed = backup_count.listed + excluded.listed;
+END;
+CREATE TRIGGER backup_deleted_is_counted AFTER UPDATE OF status ON backup
+WHEN (OLD.status = 'deleted') <> (NEW.status = 'deleted') BEGIN
+    UPDATE backup_count SET listed = listed + CASE WHEN NEW.status = 'deleted' THEN -1 ELSE 1 END WHERE instance_id = NEW.instance_id;
+END;
 
 -- What is done by itself besides the backup policy. A row that is deleted stays: the mirror knows no deletions.
 CREATE TABLE schedule (
@@ -264,7 +281,8 @@ CREATE TABLE schedule (
     window_ms BIGINT NOT NULL,              -- how long after it was due a run may begin, where the service was away
     keeps TEXT NOT NULL,                    -- JSON: which of its backups stay; without a rule all do
     created_at_ms BIGINT NOT NULL,
-    deleted_at_ms BIGINT
+    deleted_at_ms BIGINT,
+    overdue_at_ms BIGINT                    -- of a drill: since when it was overdue as this was told last
 );
 CREATE UNIQUE INDEX schedule_instance_name_unique ON schedule(instance_id, name) WHERE deleted_at_ms IS NULL;
 
@@ -274,8 +292,22 @@ CREATE TABLE backup_place (
     prefix TEXT NOT NULL PRIMARY KEY,
     storage_id TEXT NOT NULL REFERENCES storage(id),
     backup_id TEXT NOT NULL REFERENCES backup(id),
-    noted BIGINT NOT NULL DEFAULT 1         -- how often: what is noted again while it is cleared is cleared again
+    noted BIGINT NOT NULL DEFAULT 1,        -- how often: what is noted again while it is cleared is cleared again
+    kept BIGINT NOT NULL DEFAULT 0          -- 1: a backup that succeeded has its archive or its copy there; who clears does not look at it
 );
+CREATE INDEX backup_place_backup_index ON backup_place(backup_id);
+CREATE INDEX backup_place_unkept_index ON backup_place(prefix) WHERE kept = 0;
+CREATE TRIGGER backup_place_is_kept AFTER UPDATE OF status, prefix, copy_prefix, copy_at_ms ON backup
+WHEN coalesce(OLD.storage_id, OLD.copy_storage_id, NEW.storage_id, NEW.copy_storage_id) IS NOT NULL BEGIN
+    UPDATE backup_place SET kept = CASE WHEN NEW.status = 'succeeded' AND (prefix = NEW.prefix
+        OR (prefix = NEW.copy_prefix AND NEW.copy_at_ms IS NOT NULL)) THEN 1 ELSE 0 END
+    WHERE backup_id = NEW.id;
+END;
+CREATE TRIGGER backup_place_added_is_kept AFTER INSERT ON backup_place BEGIN
+    UPDATE backup_place SET kept = 1 WHERE prefix = NEW.prefix
+    AND EXISTS (SELECT 1 FROM backup WHERE id = NEW.backup_id AND status = 'succeeded'
+        AND (backup.prefix = NEW.prefix OR (copy_prefix = NEW.prefix AND copy_at_ms IS NOT NULL)));
+END;
 
 -- Verifies that were asked of the service: the queue and its history. What the newest found is on the backup.
 CREATE TABLE verification (
@@ -482,6 +514,7 @@ CREATE TABLE outbox (
     changes BIGINT NOT NULL DEFAULT 1,
     UNIQUE (project_id, subject, id)
 );
+CREATE INDEX outbox_told_index ON outbox(project_id, number);
 
 -- How far the mirror of a project's rows is. An entry's number is taken before it is written and never again.
 CREATE TABLE journal (
@@ -614,6 +647,12 @@ WHEN OLD.status IN ('waiting', 'running') AND NEW.status IN ('holds', 'damaged',
     SELECT hook.name, 'verification.' || NEW.status, backup.project_id, backup.instance_id, NEW.id, NEW.failure, NEW.finished_at_ms, 0
     FROM backup JOIN hook ON hook.project_id IS NULL OR hook.project_id = backup.project_id
     WHERE backup.id = NEW.backup_id AND (hook.events = ',' OR hook.events LIKE '%,verification.' || NEW.status || ',%');
+END;
+CREATE TRIGGER drill_overdue_is_told AFTER UPDATE OF overdue_at_ms ON schedule WHEN NEW.overdue_at_ms IS NOT NULL BEGIN
+    INSERT INTO delivery (hook, event, project_id, instance_id, subject_id, failure, at_ms, next_at_ms)
+    SELECT name, 'drill.overdue', NEW.project_id, NEW.instance_id, NEW.id,
+        'a drill was due four hours before, and none has held since', NEW.overdue_at_ms, 0
+    FROM hook WHERE (project_id IS NULL OR project_id = NEW.project_id) AND (events = ',' OR events LIKE '%,drill.overdue,%');
 END;
 CREATE TRIGGER instance_trouble_is_told AFTER UPDATE OF status ON instance
 WHEN (OLD.status = 'running' AND NEW.status = 'error') OR (OLD.status = 'error' AND NEW.status = 'running') BEGIN

@@ -428,7 +428,7 @@ mod tests {
         refused("PRAGMA user_version = 3", "use the program that wrote it");
         refused("PRAGMA user_version = 0", "use the program that wrote it");
         for changed in [
-            "PRAGMA user_version = 2; DROP TABLE backup_place",
+            "PRAGMA user_version = 2; DROP TABLE memory_seen",
             "ALTER TABLE restore DROP COLUMN new_generation_id",
         ] {
             refused(changed, "unreleased version");

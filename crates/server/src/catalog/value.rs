@@ -330,7 +330,7 @@ impl<'r> Row<'r> {
                 })?),
                 ValueRef::Blob(bytes) => Value::Blob(bytes),
             }),
-            Row::Postgres(row) => Ok(row.try_get::<_, super::postgres::Received<'r>>(column)?.0),
+            Row::Postgres(row) => Ok(row.try_get::<_, super::sent::Received<'r>>(column)?.0),
         }
     }
 

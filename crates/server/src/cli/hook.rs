@@ -30,7 +30,7 @@ pub(crate) enum HookVerb {
         is to exit with 0 within 15 seconds.\n\
         What is not taken is tried again for three days, with the same id: who counts events counts ids.\n\n\
         Events: backup.succeeded, backup.failed, restore.succeeded, restore.failed, verification.holds, verification.damaged, \
-        verification.failed, instance.error, instance.running (after an error)\n\n\
+        verification.failed, drill.overdue (four hours after it was due; once), instance.error, instance.running (after an error)\n\n\
         Examples:\n  \
         cachekeep hook add oncall --url https://alerts.example.com/cachekeep --event backup.failed --event restore.failed\n  \
         cachekeep hook add mail --exec /usr/local/bin/mail-it --project team2"

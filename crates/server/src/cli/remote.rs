@@ -235,6 +235,14 @@ pub(crate) enum BackupVerb {
         #[arg(long)]
         wait: bool,
     },
+    /// Give up the verify of a backup that was asked of the service, a drill too; it says nothing of the backup then
+    #[command(after_help = "Example:\n  cachekeep backup cancel-verify cache1 latest")]
+    CancelVerify {
+        /// Name or id of the instance
+        instance: String,
+        /// Id or name of the backup, or `latest`
+        backup: String,
+    },
     /// Delete a backup; records of restores that used it stay
     #[command(after_help = "Example:\n  cachekeep backup delete cache1 backup_20260102030405")]
     Delete {
@@ -630,6 +638,18 @@ pub(crate) fn backup(global: &Global, verb: &BackupVerb) -> anyhow::Result<ExitC
             backup,
             wait,
         } => return cancel(global, instance, backup.as_deref(), *wait),
+        BackupVerb::CancelVerify { instance, backup } => {
+            let target = Target::find(global, instance)?;
+            let id = target.backup(backup)?;
+            let path = format!("/backups/{id}/verify/cancel");
+            target.ours("POST", &path, None)?;
+            if global.output == Output::Json {
+                println!("{:#}", json!({"backup_id": id, "cancelled": true}));
+            }
+            if !global.quiet {
+                eprintln!("the verify of {id} ends");
+            }
+        }
         BackupVerb::Delete { instance, backup } => {
             let target = Target::find(global, instance)?;
             let id = target.backup(backup)?;

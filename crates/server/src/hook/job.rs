@@ -85,7 +85,8 @@ fn tell(app: &App, hook: &Hook, closing: &AtomicBool) -> Result<bool, catalog::E
             &secret,
             &Message::new(&delivery),
             Moment::now(),
-        );
+        )
+        .and_then(|()| engine::failpoint::hit("hook.sent").map_err(|error| engine::chain(&error)));
         let now = Moment::now();
         let outcome = match sent {
             Ok(()) => {

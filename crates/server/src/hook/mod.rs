@@ -1,5 +1,5 @@
-//! Telling people: the operator's hooks, each a URL or a program, are told of each end of a backup, restore or verification and
-//! of instances in trouble (ADR 72).
+//! Telling people: the operator's hooks, each a URL or a program, are told of each end of a backup, restore or verification, of
+//! drills that are overdue and of instances in trouble (ADR 72).
 //!
 //! What is to be told is written by the catalogue's triggers in the transaction in which it happens, so nothing that happened is
 //! forgotten, whatever crashes; a delivery is settled after it was answered, so one that a crash interrupts is made again,
@@ -12,7 +12,7 @@ mod send;
 pub use send::{Message, send};
 
 /// Everything that is told.
-pub const EVENTS: [&str; 9] = [
+pub const EVENTS: [&str; 10] = [
     "backup.succeeded",
     "backup.failed",
     "restore.succeeded",
@@ -20,6 +20,7 @@ pub const EVENTS: [&str; 9] = [
     "verification.holds",
     "verification.damaged",
     "verification.failed",
+    "drill.overdue",
     "instance.error",
     "instance.running",
 ];

@@ -70,7 +70,7 @@ pub struct Delivery {
     pub instance_id: String,
     /// The name of the instance now.
     pub instance_name: String,
-    /// The id of what has ended, or of the instance.
+    /// The id of what has ended, of the drills' schedule, or of the instance.
     pub subject_id: String,
     /// `dcs.08.000x`, of backups and restores that failed.
     pub error_code: Option<String>,

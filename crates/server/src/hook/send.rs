@@ -31,7 +31,10 @@ impl Message {
     /// What a delivery tells. Its form is our own: what has ended is looked up by its id.
     pub fn new(delivery: &Delivery) -> Self {
         let id = format!("{}:{}:{}", delivery.event, delivery.subject_id, delivery.at.0);
-        let subject = delivery.event.split('.').next().unwrap_or_default();
+        let subject = match delivery.event.split('.').next().unwrap_or_default() {
+            "drill" => "schedule",
+            subject => subject,
+        };
         let mut data = json!({
             "project_id": delivery.project_id, "instance_id": delivery.instance_id, "instance_name": delivery.instance_name,
         });

@@ -138,12 +138,18 @@ pub fn find(tx: &Tx<'_>, id: &GenerationId) -> Result<Option<Generation>, Error>
 /// # Errors
 /// The catalogue failed.
 pub fn serving(tx: &Tx<'_>, instance: &InstanceId) -> Result<Option<Generation>, Error> {
-    tx.one(
-        "SELECT id, instance_id, state, expires_at_ms, nodes FROM generation WHERE instance_id = ?1 AND state = 'serving'",
-        (instance,),
-        row,
-    )
+    tx.one(SERVING, (instance,), row)
 }
+
+/// See [`Tx::soon`].
+///
+/// # Errors
+/// None in truth.
+pub fn serving_soon(tx: &Tx<'_>, instance: &InstanceId) -> Result<(), Error> {
+    tx.soon(SERVING, (instance,))
+}
+
+const SERVING: &str = "SELECT id, instance_id, state, expires_at_ms, nodes FROM generation WHERE instance_id = ?1 AND state = 'serving'";
 
 /// Every generation of the instance that may still have a process or directory, newest retirement first.
 ///
@@ -185,20 +191,26 @@ pub struct Kept {
 /// # Errors
 /// The catalogue failed.
 pub fn kept(tx: &Tx<'_>, of: &OwnedId) -> Result<Vec<Kept>, Error> {
-    tx.all(
-        "SELECT id, expires_at_ms FROM generation \
-         WHERE instance_id = ?1 AND state <> 'removed' AND state = 'retired' AND expires_at_ms IS NOT NULL \
-         UNION ALL SELECT id, expires_at_ms FROM backup \
-         WHERE instance_id = ?1 AND kind = 'safety' AND status = 'succeeded' AND expires_at_ms IS NOT NULL",
-        (of.id(),),
-        |row| {
-            Ok(Kept {
-                id: row.get(0)?,
-                expires_at: row.get(1)?,
-            })
-        },
-    )
+    tx.all(KEPT, (of.id(),), |row| {
+        Ok(Kept {
+            id: row.get(0)?,
+            expires_at: row.get(1)?,
+        })
+    })
 }
+
+/// See [`Tx::soon`].
+///
+/// # Errors
+/// None in truth.
+pub fn kept_soon(tx: &Tx<'_>, instance: &InstanceId) -> Result<(), Error> {
+    tx.soon(KEPT, (instance,))
+}
+
+const KEPT: &str = "SELECT id, expires_at_ms FROM generation \
+    WHERE instance_id = ?1 AND state <> 'removed' AND state = 'retired' AND expires_at_ms IS NOT NULL \
+    UNION ALL SELECT id, expires_at_ms FROM backup \
+    WHERE instance_id = ?1 AND kind = 'safety' AND status = 'succeeded' AND expires_at_ms IS NOT NULL";
 
 /// What the instance's switches have replaced and is kept for undo, the newest first.
 ///

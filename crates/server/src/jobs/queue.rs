@@ -117,12 +117,18 @@ pub fn insert(
 /// # Errors
 /// The catalogue failed.
 pub fn active(tx: &Tx<'_>, instance: &InstanceId) -> Result<Option<(JobKind, Option<String>)>, Error> {
-    tx.one(
-        "SELECT kind, subject_id FROM job WHERE instance_id = ?1 AND state <> 'done'",
-        (instance,),
-        |row| Ok((row.get(0)?, row.get(1)?)),
-    )
+    tx.one(ACTIVE, (instance,), |row| Ok((row.get(0)?, row.get(1)?)))
 }
+
+/// See [`Tx::soon`].
+///
+/// # Errors
+/// None in truth.
+pub fn active_soon(tx: &Tx<'_>, instance: &InstanceId) -> Result<(), Error> {
+    tx.soon(ACTIVE, (instance,))
+}
+
+const ACTIVE: &str = "SELECT kind, subject_id FROM job WHERE instance_id = ?1 AND state <> 'done'";
 
 /// The jobs of a host's instances that have not ended: instance, kind and subject.
 ///
@@ -335,7 +341,7 @@ pub fn revoke_active(tx: &Tx<'_>, instance: &InstanceId, now: Moment) -> Result<
 pub fn end_unbegun(tx: &Tx<'_>, instance: &InstanceId, subject: &str, now: Moment) -> Result<bool, Error> {
     let changed = tx.execute(
         "UPDATE job SET state = 'done', settled_at_ms = ?3 WHERE instance_id = ?1 AND subject_id = ?2 \
-         AND state = 'waiting' AND fence = 0",
+         AND state <> 'done' AND state = 'waiting' AND fence = 0",
         (instance, subject, now),
     )?;
     Ok(changed == 1)
@@ -348,7 +354,8 @@ pub fn end_unbegun(tx: &Tx<'_>, instance: &InstanceId, subject: &str, now: Momen
 /// The catalogue failed.
 pub fn release_all(tx: &Tx<'_>, host: &HostId) -> Result<usize, Error> {
     tx.execute(
-        "UPDATE job SET state = 'waiting', owner = NULL, lease_until_ms = 0 WHERE state = 'running' AND owner = ?1",
+        "UPDATE job SET state = 'waiting', owner = NULL, lease_until_ms = 0 \
+         WHERE state <> 'done' AND state = 'running' AND owner = ?1",
         (host,),
     )
 }

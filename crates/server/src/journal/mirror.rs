@@ -22,9 +22,9 @@ use crate::{instance, limits};
 
 /// For ever, after each job, each deletion and every [`limits::RECONCILE_EVERY`]. A thread of its own: a store that
 /// does not answer keeps nobody waiting. What it writes to the store is no part of any operation, so it passes no
-/// places of tests.
+/// places of tests but its own.
 pub fn run(app: &Arc<App>, closing: &AtomicBool) {
-    failpoint::exempt_this_thread();
+    failpoint::reach_only("mirror.");
     let mut seen = 0;
     let mut failed: HashMap<ProjectId, Instant> = HashMap::new();
     let mut looked = HashSet::new();
@@ -34,21 +34,17 @@ pub fn run(app: &Arc<App>, closing: &AtomicBool) {
             seen = app.board.wait_to_tidy(seen, limits::RECONCILE_EVERY);
             continue;
         }
-        match app.catalog.read(identity::projects) {
-            Ok(projects) => {
+        match app.catalog.read(record::noted) {
+            Ok(mut projects) => {
+                projects.retain(|project| !failed.contains_key(project));
                 for project in projects {
-                    // What is sealed to a key that is gone tells nobody anything.
-                    if failed.contains_key(&project.id) || project.shredded_at.is_some() {
-                        continue;
-                    }
-                    if let Err(error) = send_all(app, &project.id, &mut looked, closing) {
-                        app.counters.add(crate::metrics::STORE_ERRORS, &[]);
+                    if let Err(error) = send_all(app, &project, &mut looked, closing) {
                         tracing::warn!(
-                            project.id = %project.id,
+                            project.id = %project,
                             error = engine::chain(&error),
                             "the store is not told of changes of the catalogue; trying again"
                         );
-                        failed.insert(project.id, Instant::now());
+                        failed.insert(project, Instant::now());
                     }
                 }
             }
@@ -121,7 +117,9 @@ fn send_all(app: &App, project: &ProjectId, looked: &mut Looked, closing: &Atomi
         };
         let recipient = Recipient::parse(&present.recipient)?;
         let bytes = entry::seal(project, &entry, &recipient, &app.vault.signer)?;
+        failpoint::hit("mirror.numbered")?;
         store.put(&entry::entry_name(project, entry.number), &bytes)?;
+        failpoint::hit("mirror.put")?;
         app.catalog
             .write(|tx| {
                 // Else another host has gone on with the chain meanwhile, and tells these rows again.
@@ -131,6 +129,7 @@ fn send_all(app: &App, project: &ProjectId, looked: &mut Looked, closing: &Atomi
                 }
             })
             .map_err(instance::job::catalog_failed)?;
+        failpoint::hit("mirror.told")?;
     }
     Ok(())
 }

@@ -101,6 +101,19 @@ pub struct Note {
     pub changes: i64,
 }
 
+/// Projects with notes. Of one that is shredded nobody is told anything: what is sealed to a key that is gone tells nothing.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn noted(tx: &Tx<'_>) -> Result<Vec<ProjectId>, Error> {
+    tx.all(
+        "SELECT id FROM project WHERE shredded_at_ms IS NULL \
+         AND EXISTS (SELECT 1 FROM outbox WHERE outbox.project_id = project.id) ORDER BY created_at_ms, id",
+        (),
+        |row| row.get(0),
+    )
+}
+
 /// The oldest notes of a project.
 ///
 /// # Errors
@@ -249,13 +262,15 @@ pub fn begin_chain(
          WHERE coalesce(project_id, ?1) = ?1 ON CONFLICT (project_id, subject, id) DO UPDATE SET changes = outbox.changes + 1",
         "INSERT INTO outbox (project_id, subject, id) SELECT ?1, 'instance', id FROM instance WHERE project_id = ?1 \
          ON CONFLICT (project_id, subject, id) DO UPDATE SET changes = outbox.changes + 1",
-        "INSERT INTO outbox (project_id, subject, id) SELECT ?1, 'generation', generation.id FROM generation \
-         JOIN instance ON instance.id = instance_id WHERE project_id = ?1 ON CONFLICT (project_id, subject, id) DO UPDATE SET changes = outbox.changes + 1",
+        "INSERT INTO outbox (project_id, subject, id) SELECT ?1, 'generation', generation.id FROM instance \
+         JOIN generation ON generation.instance_id = instance.id WHERE instance.project_id = ?1 ON CONFLICT (project_id, subject, id) DO UPDATE SET changes = outbox.changes + 1",
         "INSERT INTO outbox (project_id, subject, id) SELECT ?1, 'schedule', id FROM schedule WHERE project_id = ?1 \
          ON CONFLICT (project_id, subject, id) DO UPDATE SET changes = outbox.changes + 1",
-        "INSERT INTO outbox (project_id, subject, id) SELECT ?1, 'backup', id FROM backup WHERE project_id = ?1 \
+        "INSERT INTO outbox (project_id, subject, id) SELECT ?1, 'backup', backup.id FROM instance \
+         JOIN backup ON backup.instance_id = instance.id WHERE instance.project_id = ?1 \
          ON CONFLICT (project_id, subject, id) DO UPDATE SET changes = outbox.changes + 1",
-        "INSERT INTO outbox (project_id, subject, id) SELECT ?1, 'restore', id FROM restore WHERE project_id = ?1 \
+        "INSERT INTO outbox (project_id, subject, id) SELECT ?1, 'restore', restore.id FROM instance \
+         JOIN restore ON restore.instance_id = instance.id WHERE instance.project_id = ?1 \
          ON CONFLICT (project_id, subject, id) DO UPDATE SET changes = outbox.changes + 1",
     ] {
         tx.execute(all, (project,))?;

@@ -41,7 +41,7 @@ pub const JOBS_ENDED: &str = "cachekeep_jobs_ended_total";
 pub const TAKEN_OVER: &str = "cachekeep_jobs_taken_over_total";
 /// Jobs that stopped because their claim was not theirs any more: `kind`.
 pub const CLAIMS_LOST: &str = "cachekeep_claims_lost_total";
-/// Backups and restores that failed: `kind`, `code` (dcs.08.000x).
+/// Backups, imports and restores that failed: `kind`, `code` (dcs.08.000x).
 pub const FAILURES: &str = "cachekeep_failures_total";
 /// Verifies and drills that ended: `level`, `outcome` (holds, damaged, failed).
 pub const VERIFIES_ENDED: &str = "cachekeep_verifications_ended_total";
@@ -49,7 +49,9 @@ pub const VERIFIES_ENDED: &str = "cachekeep_verifications_ended_total";
 pub const SKIPPED: &str = "cachekeep_scheduled_skipped_total";
 /// Backups that retention has taken away.
 pub const EXPIRED: &str = "cachekeep_backups_expired_total";
-/// Calls to a remote store that failed after all their tries.
+/// Remote stores that could not be opened; told as a part of [`STORE_ERRORS`].
+pub const STORES_NOT_OPENED: &str = "cachekeep_stores_not_opened_total";
+/// Those, and calls to remote stores that failed after all their tries.
 pub const STORE_ERRORS: &str = "cachekeep_store_errors_total";
 /// Answers of the API: `operation`, `status`.
 pub const ANSWERS: &str = "cachekeep_http_answers_total";

@@ -268,25 +268,31 @@ pub struct Watched {
 /// # Errors
 /// The catalogue failed.
 pub fn newest(tx: &Tx<'_>, instance: &InstanceId) -> Result<Option<Watched>, Error> {
-    tx.one(
-        "SELECT status, cache_mode, shards, replicas, phase, bytes_done, bytes_total, keys_done, halted_us, failure \
-         FROM resize WHERE instance_id = ?1 ORDER BY created_at_ms DESC, id LIMIT 1",
-        (instance,),
-        |row| {
-            Ok(Watched {
-                status: row.get(0)?,
-                layout: Layout {
-                    mode: row.get(1)?,
-                    shards: row.get(2)?,
-                    replicas: row.get(3)?,
-                },
-                phase: row.get(4)?,
-                bytes_done: row.get(5)?,
-                bytes_total: row.get(6)?,
-                keys_done: row.get(7)?,
-                halted_us: row.get(8)?,
-                failure: row.get(9)?,
-            })
-        },
-    )
+    tx.one(NEWEST, (instance,), |row| {
+        Ok(Watched {
+            status: row.get(0)?,
+            layout: Layout {
+                mode: row.get(1)?,
+                shards: row.get(2)?,
+                replicas: row.get(3)?,
+            },
+            phase: row.get(4)?,
+            bytes_done: row.get(5)?,
+            bytes_total: row.get(6)?,
+            keys_done: row.get(7)?,
+            halted_us: row.get(8)?,
+            failure: row.get(9)?,
+        })
+    })
 }
+
+/// See [`Tx::soon`].
+///
+/// # Errors
+/// None in truth.
+pub fn newest_soon(tx: &Tx<'_>, instance: &InstanceId) -> Result<(), Error> {
+    tx.soon(NEWEST, (instance,))
+}
+
+const NEWEST: &str = "SELECT status, cache_mode, shards, replicas, phase, bytes_done, bytes_total, keys_done, halted_us, failure \
+    FROM resize WHERE instance_id = ?1 ORDER BY created_at_ms DESC, id LIMIT 1";

@@ -21,3 +21,4 @@ pub mod plan;
 pub mod progress_record;
 pub mod record;
 pub mod replay_record;
+pub mod told_record;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::record::{self as schedules, Task};
-use super::{Plan, Try, command, decide, objective};
+use super::{Plan, Try, command, decide, objective, overdue};
 use crate::app::App;
 use crate::backup::record::{FailureCode, Status as Ended};
 use crate::backup::run_record as runs;
@@ -24,6 +24,7 @@ use crate::{limits, metrics};
 pub fn run(app: &Arc<App>, closing: &AtomicBool) {
     let mut steady = Steady::start(Moment::now(), clock::passed());
     let mut seen = 0;
+    let mut told_at = Moment(0);
     while !closing.load(Ordering::SeqCst) {
         let now = read(&mut steady);
         let Some(up_since) = app.duty.since() else {
@@ -40,6 +41,16 @@ pub fn run(app: &Arc<App>, closing: &AtomicBool) {
                 tracing::error!(
                     error = engine::chain(&error),
                     "the scheduler could not use the catalogue"
+                );
+            }
+        }
+        // Drills are overdue by hours.
+        if now.0.abs_diff(told_at.0) >= limits::OVERDUE_LOOKED_FOR_EVERY_MS {
+            told_at = now;
+            if let Err(error) = overdue::tell(app, now) {
+                tracing::error!(
+                    error = engine::chain(&error),
+                    "hooks are not told of drills that are overdue"
                 );
             }
         }

@@ -4,8 +4,9 @@
 
 use std::collections::BTreeMap;
 
-use super::record::{self as schedules, Task};
+use super::record::{self as schedules, Schedule, Task};
 use super::{Plan, command};
+use crate::app::App;
 use crate::backup::verification_record as verifications;
 use crate::catalog::{Error, Tx};
 use crate::ids::{InstanceId, Moment};
@@ -18,6 +19,42 @@ use crate::limits;
 /// The catalogue failed.
 pub fn all(tx: &Tx<'_>, now: Moment) -> Result<BTreeMap<InstanceId, i64>, Error> {
     let mut all: BTreeMap<InstanceId, i64> = BTreeMap::new();
+    for (schedule, overdue_ms) in each(tx, now)? {
+        let longest = all.entry(schedule.instance_id).or_default();
+        *longest = overdue_ms.max(*longest);
+    }
+    Ok(all)
+}
+
+/// Tells the hooks of drills that have become overdue, once of each: until one holds, and then is overdue again.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn tell(app: &App, now: Moment) -> Result<(), Error> {
+    let untold = app.catalog.read(|tx| {
+        let mut untold = Vec::new();
+        for (schedule, overdue_ms) in each(tx, now)? {
+            let since = Moment(now.0 - overdue_ms + limits::DRILL_GRACE_MS);
+            if overdue_ms > 0 && !schedules::is_noted_overdue(tx, &schedule.id, since)? {
+                untold.push((schedule, since));
+            }
+        }
+        Ok::<_, Error>(untold)
+    })?;
+    for (schedule, since) in untold {
+        if app
+            .catalog
+            .write(|tx| schedules::note_overdue(tx, &schedule.id, since))?
+        {
+            tracing::warn!(instance.id = %schedule.instance_id, schedule = schedule.name, since = since.iso(), "a drill is overdue");
+        }
+    }
+    Ok(())
+}
+
+/// The schedules of drills, and for how many milliseconds each is overdue.
+fn each(tx: &Tx<'_>, now: Moment) -> Result<Vec<(Schedule, i64)>, Error> {
+    let mut all = Vec::new();
     for schedule in schedules::all(tx)?.into_iter().flatten() {
         if schedule.task != Task::Drill {
             continue;
@@ -26,8 +63,7 @@ pub fn all(tx: &Tx<'_>, now: Moment) -> Result<BTreeMap<InstanceId, i64>, Error>
             continue;
         };
         let held = verifications::newest_held(tx, &plan.schedule, now)?;
-        let longest = all.entry(schedule.instance_id).or_default();
-        *longest = overdue_ms(&plan, held, now).max(*longest);
+        all.push((schedule, overdue_ms(&plan, held, now)));
     }
     Ok(all)
 }
@@ -159,5 +195,39 @@ mod tests {
         assert_eq!(second.get(&once), Some(&(5 * HOUR)));
         drill(&catalog, &never, at(1, 5), "holds");
         assert_eq!(told(at(1, 7)).get(&never), Some(&0));
+    }
+
+    #[test]
+    fn what_people_ask_for_and_drills_that_fail_push_out_no_drill_that_held() {
+        let folder = xtask::scratch::Scratch::new("pushed-out").unwrap();
+        let catalog = Catalog::open(&folder.path().join("catalog.sqlite")).unwrap();
+        let instance = add(&catalog, Task::Drill);
+        drill(&catalog, &instance, at(0, 2), "holds");
+        let backup = crate::ids::BackupId::parse(instance.as_str()).unwrap();
+        for schedule in [None, Some(instance.as_str())] {
+            for number in 0..2 * limits::VERIFICATIONS_KEPT {
+                let due = Moment(at(1, 0).0 + number);
+                let level = crate::backup::proof_record::ProofLevel::Proven;
+                catalog
+                    .write(|tx| {
+                        let id = verifications::insert(tx, &backup, level, due)?;
+                        let status = if schedule.is_none() { "holds" } else { "failed" };
+                        tx.execute(
+                            "UPDATE verification SET status = ?2, failure = 'why', finished_at_ms = 0, schedule_id = ?3, due_at_ms = ?4, \
+                             try_number = ?5 WHERE id = ?1",
+                            (&id, status, schedule, schedule.map(|_| due), schedule.map(|_| 1)),
+                        )
+                    })
+                    .unwrap();
+            }
+        }
+        let (held, rows) = catalog
+            .read(|tx| {
+                let rows = tx.one("SELECT count(*) FROM verification", (), |row| row.get::<i64>(0))?;
+                Ok::<_, Error>((verifications::newest_held(tx, instance.as_str(), at(2, 0))?, rows))
+            })
+            .unwrap();
+        assert_eq!(held, Some(at(0, 2)));
+        assert!(rows <= Some(2 * limits::VERIFICATIONS_KEPT + 1), "{rows:?}");
     }
 }

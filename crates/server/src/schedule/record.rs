@@ -168,6 +168,31 @@ pub fn all(tx: &Tx<'_>) -> Result<Vec<Result<Schedule, Error>>, Error> {
     )
 }
 
+/// Notes since when its drills are overdue, which tells the hooks. `false`: it was noted before.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn note_overdue(tx: &Tx<'_>, id: &ScheduleId, since: Moment) -> Result<bool, Error> {
+    let changed = tx.execute(
+        "UPDATE schedule SET overdue_at_ms = ?2 WHERE id = ?1 AND deleted_at_ms IS NULL AND coalesce(overdue_at_ms, 0) <> ?2",
+        (id, since),
+    )?;
+    Ok(changed == 1)
+}
+
+/// Whether [`note_overdue`] has noted this.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn is_noted_overdue(tx: &Tx<'_>, id: &ScheduleId, since: Moment) -> Result<bool, Error> {
+    let noted = tx.one(
+        "SELECT 1 FROM schedule WHERE id = ?1 AND overdue_at_ms = ?2",
+        (id, since),
+        |_| Ok(()),
+    )?;
+    Ok(noted.is_some())
+}
+
 /// Nothing is due by it any more. `false`: it was deleted before.
 ///
 /// # Errors

@@ -11,6 +11,7 @@ use engine::{Error, Kind, Secret};
 
 use crate::app::App;
 use crate::ids::StorageId;
+use crate::metrics;
 use crate::secrets::MasterKey;
 use record::Storage;
 
@@ -27,9 +28,13 @@ pub struct Remotes(Mutex<HashMap<StorageId, Store>>);
 /// [`Kind::Key`] where its credentials cannot be unsealed; [`Kind::Store`] where it is gone or described wrongly;
 /// [`Kind::Io`] where the catalogue cannot be read.
 pub fn open(app: &App, id: Option<&StorageId>) -> Result<Store, Error> {
-    let Some(id) = id else {
-        return Ok(app.vault.store.clone());
-    };
+    match id {
+        None => Ok(app.vault.store.clone()),
+        Some(id) => open_remote(app, id).inspect_err(|_| app.counters.add(metrics::STORES_NOT_OPENED, &[])),
+    }
+}
+
+fn open_remote(app: &App, id: &StorageId) -> Result<Store, Error> {
     let mut remotes = app
         .vault
         .remotes

@@ -13,7 +13,7 @@ use crate::app::App;
 use crate::backup::{place_record as places, record as backups};
 use crate::catalog;
 use crate::ids::{BackupId, StorageId};
-use crate::{limits, metrics};
+use crate::limits;
 
 /// For ever, after each job, each deletion and every [`limits::RECONCILE_EVERY`]; the local folder every
 /// [`limits::SWEEP_EVERY`]. A thread of its own: a store that does not answer must not keep the reconciler from the
@@ -57,11 +57,11 @@ fn remote(
             continue;
         }
         let removed = super::open(app, Some(&place.storage_id))
-            .and_then(|store| engine::archive::delete(&store.with_patience(Patience::SHORT), &place.prefix));
+            .and_then(|store| engine::archive::delete(&store.with_patience(Patience::SHORT), &place.prefix))
+            .and_then(|()| engine::failpoint::hit("sweep.removed"));
         match removed {
             Ok(()) => app.catalog.write(|tx| places::forget(tx, &place))?,
             Err(error) => {
-                app.counters.add(metrics::STORE_ERRORS, &[]);
                 tracing::warn!(
                     prefix = place.prefix,
                     error = engine::chain(&error),

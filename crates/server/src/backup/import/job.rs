@@ -18,6 +18,7 @@ use crate::egress::Rules;
 use crate::identity::record as identity;
 use crate::ids::{BackupId, HostId, InstanceId, Moment, ProjectId, StorageId};
 use crate::jobs::worker::{failure_code, panic_text, with_progress_while};
+use crate::metrics;
 use crate::refusal::Refusal;
 use crate::storage::{self, record as storages};
 
@@ -180,6 +181,8 @@ pub fn run(
                 false => Error::new(Kind::Cancelled, IMPORT, cancels::CANCELLED),
             };
             let code = failure_code(&error, false, false);
+            app.counters
+                .add(metrics::FAILURES, &[("kind", "import"), ("code", &code.text())]);
             let why = engine::chain(&error);
             app.catalog
                 .write(|tx| record::fail(tx, id, code, &why, Moment::now()))

@@ -11,6 +11,7 @@ use engine::process::{self, EngineSpec, Persistence, Program};
 use engine::{Control, Error, Kind, Lease, Secret, proof, uptime};
 
 use crate::app::App;
+use crate::backup::cancel_record::CANCELLED;
 use crate::backup::copy_record as copies;
 use crate::backup::place::{Place, open_at, places};
 use crate::backup::proof_record::{self as proofs, Proof, ProofLevel};
@@ -22,7 +23,7 @@ use crate::ids::Moment;
 use crate::instance::job::catalog_failed;
 use crate::instance::layout::Layout;
 use crate::jobs::aside::{Seat, Task};
-use crate::jobs::worker::{panic_text, with_progress};
+use crate::jobs::worker::{panic_text, with_progress_while};
 use crate::restore::command::{available_memory, memory_needed};
 use crate::restore::job::archive_identity;
 use crate::secrets;
@@ -132,11 +133,12 @@ fn look_at(
         ProofLevel::Stored => proof::stored(&archive, &identity, control),
         ProofLevel::Parsed => proof::parsed(&archive, &identity, &app.config.spool_dir(), control),
         ProofLevel::Proven => {
-            let binary = match engine {
-                Some(program) => program.to_owned(),
-                None => process::find_binary()?,
+            let its_own = app.config.program_of_version(&archive.manifest().engine_version);
+            let program = match (engine, its_own) {
+                (Some(chosen), _) => Program::ask(chosen)?,
+                (None, Some(program)) => program.clone(),
+                (None, None) => Program::ask(&process::find_binary()?)?,
             };
-            let program = Program::ask(&binary)?;
             seen.engine = Some(program.version.clone());
             let (needed, free) = (memory_needed(backup, Layout::SINGLE), available_memory());
             if free < needed {
@@ -282,11 +284,14 @@ fn run_next(app: &Arc<App>) -> Result<bool, catalog::Error> {
         failure: Some(why),
     };
     let looked = match looked {
-        // It waits again, for the next start.
         Ok(Err(error)) if error.kind == Kind::Cancelled => {
-            app.catalog
-                .write(|tx| verifications::release_all(tx, &app.host))?;
-            return Ok(false);
+            if !app.catalog.read(|tx| verifications::is_cancelled(tx, &asked))? {
+                // It waits again, for the next start.
+                app.catalog
+                    .write(|tx| verifications::release_all(tx, &app.host, Moment::now()))?;
+                return Ok(false);
+            }
+            Err(CANCELLED.to_owned())
         }
         Ok(looked) => looked.map_err(|error| engine::chain(&error)),
         Err(panic) => {
@@ -344,5 +349,17 @@ fn work_on(app: &App, asked: &Verification, control: &Control) -> Result<Seen, E
             tracing::warn!(error = engine::chain(&error), "the progress is not written");
         }
     };
-    with_progress(control, report, || look(app, &backup, asked.level, None, control))
+    // After a crash it may be known before it is begun.
+    let is_wanted = || {
+        !matches!(
+            app.catalog.read(|tx| verifications::is_cancelled(tx, asked)),
+            Ok(true)
+        )
+    };
+    if !is_wanted() {
+        return Err(Error::new(Kind::Cancelled, VERIFY, CANCELLED));
+    }
+    with_progress_while(control, report, is_wanted, || {
+        look(app, &backup, asked.level, None, control)
+    })
 }
