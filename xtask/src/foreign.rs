@@ -368,7 +368,8 @@ impl Deployment {
         for number in 0..3 {
             let mut own: Vec<(String, String)> = [
                 ("sentinel", format!("monitor mymaster {ip} {primary} 2")),
-                ("sentinel", "down-after-milliseconds mymaster 1000".to_owned()),
+                // On a busy machine a primary that was just promoted takes a second to answer, and is succeeded at once.
+                ("sentinel", "down-after-milliseconds mymaster 3000".to_owned()),
                 ("sentinel", "failover-timeout mymaster 3000".to_owned()),
             ]
             .map(|(name, value)| (name.to_owned(), value))

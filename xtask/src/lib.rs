@@ -4,9 +4,11 @@
 //! anything but the standard library is used: `cargo xtask` must be there after a few seconds on a fresh machine.
 
 pub mod args;
+pub mod before;
 pub mod bench;
 pub mod cut_link;
 pub mod fault_proxy;
+pub mod faulty_link;
 pub mod fill;
 pub mod foreign;
 pub mod fuzz;

@@ -13,7 +13,8 @@ Developer commands of cachekeep.
   cargo xtask test [--long] [ONLY...]  all checks and tests, or some of them
   cargo xtask bench [--quick] [NAME...]  measure beside the engine's own tools
   cargo xtask fuzz TARGET           feed a reader of strangers' bytes, guided by coverage
-  cargo xtask torture [--kills N]   hit the service everywhere, kill it at random; --defects: what the tests catch
+  cargo xtask torture [--kills N]   hit the service everywhere, kill it at random; --nodes: workers that die and sleep;
+                                    --partitions: networks that part; --defects: what the tests catch
   cargo xtask fill --port P ...     load an engine with data of every type
   cargo xtask damage --port P ...   damage an engine's data, so that a restore has something to show
 

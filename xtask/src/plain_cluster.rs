@@ -10,6 +10,8 @@ use crate::resp::{Connection, Reply, Target};
 use crate::scratch::Scratch;
 
 const SLOTS: u32 = 16 * 1024;
+/// How often a cluster is tried to be started.
+const STARTS: u32 = 3;
 
 /// A running cluster: its primaries, then their replicas.
 pub struct PlainCluster {
@@ -22,11 +24,22 @@ pub struct PlainCluster {
 }
 
 impl PlainCluster {
-    /// Starts so many primaries, each with so many replicas, and waits until all slots are served.
+    /// Starts so many primaries, each with so many replicas, and waits until all slots are served. A port that was free may be
+    /// somebody else's by the time that a node wants it: then it is tried again with others.
     ///
     /// # Errors
     /// A server does not start, or the cluster does not form within 60 s.
     pub fn start(primaries: usize, replicas: usize, settings: &[(&str, &str)]) -> Result<Self, Stop> {
+        for _ in 1..STARTS {
+            match Self::start_once(primaries, replicas, settings) {
+                Ok(cluster) => return Ok(cluster),
+                Err(stop) => eprintln!("a cluster does not start and is tried again: {stop}"),
+            }
+        }
+        Self::start_once(primaries, replicas, settings)
+    }
+
+    fn start_once(primaries: usize, replicas: usize, settings: &[(&str, &str)]) -> Result<Self, Stop> {
         let mut cluster = Self {
             nodes: Vec::new(),
             ports: Vec::new(),

@@ -105,6 +105,11 @@ impl Postgres {
         Ok(self.url(name))
     }
 
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// The URL of a schema.
     pub fn url(&self, schema: &str) -> String {
         format!(

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::args::Args;
 use crate::service::{Scheme, Service, processes_in};
 use crate::setup::{Purpose, build_service, cargo, install_s3s_fs, prepare, python, repository, run_visibly};
-use crate::{Stop, service};
+use crate::{Stop, before, service};
 
 /// `cargo xtask test --help`.
 pub const HELP: &str = "\
@@ -16,8 +16,13 @@ Runs all checks and tests; stops at the first that fails. Needs no service, and 
   cargo xtask test [--long] [ONLY...]
 
   --long    also the long forms (CACHEKEEP_TEST_LONG=1 for the tests)
-  ONLY      some of: fmt, clippy, deny, cargo, clients, or the name of one client test (sdk_v2, otc_v1, ...)
+  ONLY      some of: fmt, clippy, deny, cargo, clients, or the name of one client test (sdk_v2, otc_v1, ...); or before,
+            which is run by its name only: it builds the program of the catalogue's version before from the history
+            of this repository, and has it work beside the present one
 ";
+
+/// The step that takes a build of its own.
+const BEFORE: &str = "before";
 
 struct Selection {
     only: Vec<String>,
@@ -81,6 +86,9 @@ pub fn command(mut args: Args) -> Result<(), Stop> {
         for scheme in [Scheme::Http, Scheme::Https] {
             test_clients(&chosen, scheme)?;
         }
+    }
+    if selection.only.iter().any(|name| name == BEFORE) {
+        step(BEFORE, before::test)?;
     }
     println!("== all passed in {}", shown(started.elapsed()));
     Ok(())
@@ -169,7 +177,7 @@ fn client_tests() -> Result<Vec<ClientTest>, Stop> {
 
 fn check_names(selection: &Selection, clients: &[ClientTest]) -> Result<(), Stop> {
     let known = |name: &String| {
-        ["fmt", "clippy", "deny", "cargo", "clients"].contains(&name.as_str())
+        ["fmt", "clippy", "deny", "cargo", "clients", BEFORE].contains(&name.as_str())
             || clients.iter().any(|test| test.name == *name)
     };
     match selection.only.iter().find(|name| !known(name)) {

@@ -38,11 +38,15 @@ impl Connection {
         }
     }
 
-    /// Connects, where it is not connected.
+    /// Connects, where it is not connected, or is not any more: a connection on which nothing was asked for long is closed by any
+    /// service, and clients look before they use one again.
     ///
     /// # Errors
     /// Nobody takes it.
     pub async fn open(&mut self) -> io::Result<()> {
+        if self.stream.as_ref().is_some_and(is_closed) {
+            self.stream = None;
+        }
         if self.stream.is_none() {
             let stream = TcpStream::connect(&self.address).await?;
             stream.set_nodelay(true)?;
@@ -88,6 +92,14 @@ impl Connection {
         answer.body = self.read[head..head + length].to_vec();
         self.read.drain(..head + length);
         Ok(answer)
+    }
+}
+
+fn is_closed(stream: &TcpStream) -> bool {
+    match stream.try_read(&mut [0; 1]) {
+        // Nothing was asked, so nothing is to come.
+        Ok(_) => true,
+        Err(error) => error.kind() != io::ErrorKind::WouldBlock,
     }
 }
 

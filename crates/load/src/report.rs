@@ -84,6 +84,20 @@ pub struct Latency {
     pub max_us: u64,
 }
 
+/// A second of the run of which answers came late.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct LateSecond {
+    /// Whole seconds from the first request's moment: when the requests were due.
+    pub second: u64,
+    /// Answers later than [`LATE`].
+    pub late: u64,
+    /// The slowest of them, in microseconds.
+    pub max_us: u64,
+}
+
+/// What [`LateSecond`] counts: what reads may take at p99.
+pub const LATE: Duration = Duration::from_millis(100);
+
 /// A request that changes something, and what came of it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Written {
@@ -121,6 +135,8 @@ pub struct Report {
     pub statuses: BTreeMap<u16, u64>,
     /// Connections that ended under a request.
     pub broken: u64,
+    /// How these ended, in words.
+    pub broken_by: BTreeMap<String, u64>,
     /// 429 and 503 that do not say when to come again.
     pub without_retry_after: u64,
     /// Of answers with 2xx: each kind, then `reads`, `writes`, `all`.
@@ -133,6 +149,8 @@ pub struct Report {
     pub seconds: f64,
     /// Slow connections that were ended by the service.
     pub slow_ended: u64,
+    /// The seconds of which answers came late, in their order: where p99 is missed, it is by these.
+    pub late_seconds: Vec<LateSecond>,
     /// Each write.
     pub written: Vec<Written>,
 }
@@ -153,6 +171,7 @@ impl Report {
 pub struct Tally {
     kinds: Vec<(Kind, Histogram<u32>)>,
     lateness: Histogram<u32>,
+    late: BTreeMap<u64, LateSecond>,
     /// See [`Report`].
     pub report: Report,
 }
@@ -169,6 +188,7 @@ impl Tally {
         Self {
             kinds: Kind::ALL.iter().map(|kind| (*kind, histogram())).collect(),
             lateness: histogram(),
+            late: BTreeMap::new(),
             report: Report::default(),
         }
     }
@@ -178,14 +198,23 @@ impl Tally {
         self.lateness.saturating_record(micros(late).max(1));
     }
 
-    /// An answer.
-    pub fn answered(&mut self, kind: Kind, status: u16, latency: Duration) {
+    /// An answer to a request that was due in that second of the run.
+    pub fn answered(&mut self, kind: Kind, status: u16, second: u64, latency: Duration) {
         self.report.answered += 1;
         *self.report.statuses.entry(status).or_default() += 1;
         if (200..300).contains(&status)
             && let Some((_, histogram)) = self.kinds.iter_mut().find(|(of, _)| *of == kind)
         {
             histogram.saturating_record(micros(latency).max(1));
+        }
+        if latency > LATE {
+            let of = self.late.entry(second).or_insert(LateSecond {
+                second,
+                late: 0,
+                max_us: 0,
+            });
+            of.late += 1;
+            of.max_us = of.max_us.max(micros(latency));
         }
     }
 
@@ -205,6 +234,7 @@ impl Tally {
                 self.report.latencies.push(latency(name, sum));
             }
         }
+        self.report.late_seconds = self.late.into_values().collect();
         self.report.lateness_us = (
             self.lateness.value_at_quantile(0.5),
             self.lateness.value_at_quantile(0.99),

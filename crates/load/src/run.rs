@@ -183,12 +183,19 @@ async fn serve(
                     status = answer.status;
                     shared.last_answer = done;
                     let since = if plan.from_sent { sent } else { due.at };
-                    shared.tally.answered(due.wish.kind, status, done - since);
+                    let second = due.at.saturating_duration_since(shared.started).as_secs();
+                    shared.tally.answered(due.wish.kind, status, second, done - since);
                     if matches!(status, 429 | 503) && !answer.has_retry_after {
                         shared.tally.report.without_retry_after += 1;
                     }
                 }
-                Err(_) => shared.tally.report.broken += 1,
+                Err(error) => {
+                    shared.tally.report.broken += 1;
+                    let kind = due.wish.kind.word();
+                    let after = (done - sent).as_secs();
+                    let how = format!("{kind}: {} after {after} s", error.kind());
+                    *shared.tally.report.broken_by.entry(how).or_default() += 1;
+                }
             }
             if due.wish.kind.is_write() {
                 let since = |moment: Instant| micros(moment.saturating_duration_since(shared.started));

@@ -12,9 +12,10 @@ use super::Scale;
 use super::client::{Client, address};
 use super::generator::{check_whole, count, generate, health, latency, ms};
 use super::report::{Row, Section};
+use super::seconds::Seconds;
 use crate::Stop;
 use crate::load::{
-    Base, Tenant, Wanted, cpu_seconds, lost, make_tenants, resident_mb, seed_records, seed_tenants,
+    Base, Tenant, Wanted, cpu_seconds, lost, make_tenants, plan, resident_mb, seed_records, seed_tenants,
 };
 use crate::postgres::Postgres;
 use crate::resp::Connection;
@@ -124,6 +125,26 @@ fn wait_for_quiet() {
     }
 }
 
+/// With `CACHEKEEP_BENCH_HOLD` naming a file: the generator's plan is put there, for whoever wants to run it in his own way and look at
+/// the service meanwhile, and nothing is measured before the file is removed.
+fn hold(wanted: &Wanted<'_>, tenants: &[Tenant], records: u32, process: u32) -> Result<(), Stop> {
+    let Some(file) = std::env::var_os("CACHEKEEP_BENCH_HOLD") else {
+        return Ok(());
+    };
+    let file = Path::new(&file);
+    std::fs::write(file, plan(wanted, tenants, records).to_string())
+        .map_err(|e| Stop::file("write", file, &e))?;
+    println!(
+        "process {process} serves {}; `load {}` puts it under load; waits until that file is gone",
+        wanted.address,
+        file.display()
+    );
+    while file.exists() {
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    Ok(())
+}
+
 /// Services that do not run, with their catalogues.
 struct Prepared {
     service: Service,
@@ -137,12 +158,11 @@ fn prepare_sqlite(amount: &Amount) -> Result<Prepared, Stop> {
     println!("prepares the catalogue in SQLite");
     let mut service = Service::start(Scheme::Http, &PORTS)?;
     let base = Base::File(service.data_folder().join("catalog.sqlite"));
-    let mut tenants = tenants_of(&service, amount)?;
+    let tenants = tenants_of(&service, amount)?;
     service.end()?;
     seed_few(&base, &tenants, amount)?;
     let small = Service::beside(&service, &PORTS)?;
     seed_many(&base, amount)?;
-    make_idle(&mut service, &mut tenants, amount)?;
     Ok(Prepared {
         service,
         small,
@@ -153,7 +173,7 @@ fn prepare_sqlite(amount: &Amount) -> Result<Prepared, Stop> {
 
 fn prepare_postgres(amount: &Amount) -> Result<Prepared, Stop> {
     println!("prepares the catalogue in PostgreSQL");
-    let server = Postgres::start_with("-c fsync=on")?;
+    let server = Postgres::start_with("-c fsync=on -c shared_buffers=4GB")?;
     let url = server.make_schema("load")?;
     let words = |url: &str| {
         let words = [PORTS[0], PORTS[1], "--catalog", url, "--node-name", "worker"];
@@ -161,7 +181,7 @@ fn prepare_postgres(amount: &Amount) -> Result<Prepared, Stop> {
     };
     let all = words(&url);
     let mut service = Service::start(Scheme::Http, &all.each_ref().map(String::as_str))?;
-    let mut tenants = tenants_of(&service, amount)?;
+    let tenants = tenants_of(&service, amount)?;
     service.end()?;
     let base = Base::Postgres(&server, "load".to_owned());
     seed_few(&base, &tenants, amount)?;
@@ -169,7 +189,6 @@ fn prepare_postgres(amount: &Amount) -> Result<Prepared, Stop> {
     let small_words = words(&url.replace("/postgres?", "/small?"));
     let small = Service::beside(&service, &small_words.each_ref().map(String::as_str))?;
     seed_many(&base, amount)?;
-    make_idle(&mut service, &mut tenants, amount)?;
     Ok(Prepared {
         service,
         small,
@@ -196,7 +215,7 @@ fn of_sqlite(amount: &Amount, prepared: Prepared) -> Result<Section, Stop> {
     let Prepared {
         mut service,
         mut small,
-        tenants,
+        mut tenants,
         ..
     } = prepared;
     let base = Base::File(service.data_folder().join("catalog.sqlite"));
@@ -211,6 +230,9 @@ fn of_sqlite(amount: &Amount, prepared: Prepared) -> Result<Section, Stop> {
     };
     let mut rows = compare(amount, &small, &service, &tenants, &predicted)?;
     small.end()?;
+    service.end()?;
+    make_idle(&mut service, &mut tenants, amount)?;
+    service.run()?;
     let (report, main) = under_load(amount, &service, &tenants, None, &predicted)?;
     rows.extend(main);
     rows.extend(drain(&base, &service, &tenants, &report, "while the load ran")?);
@@ -230,7 +252,7 @@ fn of_postgres(amount: &Amount, prepared: Prepared) -> Result<Section, Stop> {
     let Prepared {
         mut service,
         mut small,
-        tenants,
+        mut tenants,
         database,
     } = prepared;
     let (server, url) = database.ok_or_else(|| Stop::new("no PostgreSQL was prepared"))?;
@@ -247,6 +269,7 @@ fn of_postgres(amount: &Amount, prepared: Prepared) -> Result<Section, Stop> {
     let mut rows = compare(amount, &small, &service, &tenants, &predicted)?;
     small.end()?;
     service.end()?;
+    make_idle(&mut service, &mut tenants, amount)?;
     let keys = service.data_folder().join("keys").display().to_string();
     let words = [
         "--catalog",
@@ -270,7 +293,7 @@ fn of_postgres(amount: &Amount, prepared: Prepared) -> Result<Section, Stop> {
         title: "Load, the catalogue in PostgreSQL",
         how: how(
             amount,
-            "PostgreSQL is on the same machine, with fsync and synchronous_commit; the short catalogue is another database of it. A node with the role api answers; a worker made the idle instances \
+            "PostgreSQL is on the same machine, with fsync, synchronous_commit and shared_buffers of 4 GB; the short catalogue is another database of it. A node with the role api answers; a worker made the idle instances \
              before, is away during the load, and makes their backups afterwards.",
         ),
         rows,
@@ -312,7 +335,7 @@ fn tenants_of(service: &Service, amount: &Amount) -> Result<Vec<Tenant>, Stop> {
 }
 
 /// Makes an instance for each of the first tenants, with a few keys; then asks for all sorts of things, so that a catalogue that cannot
-/// serve is seen before anything is measured.
+/// serve is seen before ten minutes are measured. Not before few records are compared with many: their engines want to be looked after.
 fn make_idle(service: &mut Service, tenants: &mut [Tenant], amount: &Amount) -> Result<(), Stop> {
     service.run()?;
     timed("idle instances", || {
@@ -458,15 +481,19 @@ fn under_load(
         slow: 0,
         patience_seconds: 60.0,
     };
+    hold(&wanted, tenants, amount.records, process)?;
+    let mut machine = Seconds::begin();
     let report = generate(&wanted, tenants, amount.records, || {
-        most = most.max(resident_mb(process))
+        most = most.max(resident_mb(process));
+        machine.look();
     })?;
+    machine.tell(&report);
     let seconds = report["seconds"].as_f64().unwrap_or(f64::NAN);
     let share = |cpu: f64| format!("{:.0} %", cpu / seconds * 100.0);
     println!("  load average before: {}", load_before.trim());
     println!(
-        "  statuses: {}, connections broken: {}",
-        report["statuses"], report["broken"]
+        "  statuses: {}, connections broken: {} {}",
+        report["statuses"], report["broken"], report["broken_by"]
     );
     let mut rows = vec![
         row(
@@ -661,8 +688,8 @@ fn overload(
     })?;
     service.check_alive()?;
     println!(
-        "  overload: statuses: {}, connections broken: {}",
-        report["statuses"], report["broken"]
+        "  overload: statuses: {}, connections broken: {} {}",
+        report["statuses"], report["broken"], report["broken_by"]
     );
     let number = |name: &str| report[name].as_u64().unwrap_or(0);
     let asked = asked.load(Ordering::SeqCst);

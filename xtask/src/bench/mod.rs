@@ -12,6 +12,7 @@ mod load;
 mod parse;
 mod replay;
 mod report;
+mod seconds;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -32,7 +33,8 @@ route and other readers; and the API under load.
   NAME      some of: backup, small-backup, restore, cluster, failover, replay, attached, switch, listing, parse; without
             any: all of these; or load, which takes 40 minutes more and is run by its name only.
             CACHEKEEP_BENCH_CATALOG=sqlite or postgres: only that one; CACHEKEEP_BENCH_SECONDS: its ten minutes;
-            CACHEKEEP_BENCH_GO=FILE: it waits for that file once all is seeded
+            CACHEKEEP_BENCH_GO=FILE: it waits for that file once all is seeded; CACHEKEEP_BENCH_HOLD=FILE: before the load it
+            puts the generator's plan there and waits until the file is gone
             CACHEKEEP_LIBRDB=FILE: librdb's rdb-cli, which no system has as a package, is one of the peers of parse and
             replay (make in a clone of it with its submodules)
 

@@ -32,13 +32,14 @@ const IN_PLACE: Gate = ("cachekeep", "crash", "kill_points::a_failing_in_place_r
 const ATTACHED: Gate = ("cachekeep", "crash", "attached_restore::");
 const NO_BYTE: Gate = ("cachekeep", "crash", "faults::no_engine_sees_a_byte");
 const DAMAGE: Gate = ("engine", "it", "damage::");
+const NO_RDB: Gate = ("engine", "it", "backup::snapshot_that_is_no_rdb_is_malformed");
 const OLD_COPY: Gate = ("cachekeep", "it", "old_copy::");
 const RETENTION: Gate = ("cachekeep", "bin", "schedule::keep::tests::");
 const ISOLATION: Gate = ("cachekeep", "it", "isolation::");
 
 /// A promise, a defect of `crates/engine/src/defect.rs` that breaks it, the gate that must catch that, and what that says then, one
 /// of these: a gate that fails for another reason has not caught it.
-const GATES: [(&str, &str, Gate, &[&str]); 20] = [
+const GATES: [(&str, &str, Gate, &[&str]); 21] = [
     (
         "P1",
         "catalogue-unsynced",
@@ -72,6 +73,7 @@ const GATES: [(&str, &str, Gate, &[&str]); 20] = [
     ),
     ("P6", "stored-bytes-unproven", NO_BYTE, &["crash/faults.rs"]),
     ("P6", "manifest-unproven", DAMAGE, &["manifest.json"]),
+    ("P6", "validation-skipped", NO_RDB, &["unwrap_err()"]),
     (
         "P6",
         "connected-before-validation",
