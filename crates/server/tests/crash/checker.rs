@@ -364,6 +364,18 @@ fn learn_restores(world: &mut World, catalogue: &Catalogue, label: &str) {
         let counter = catalogue.count(&format!("SELECT restore_ordinal FROM instance WHERE id = '{id}'"));
         assert_eq!(counter, i64::try_from(restores.len()).unwrap(), "{label}: {name}");
     }
+    // What triggers keep beside the records says what the records say.
+    let wrong = catalogue.count(
+        "SELECT count(*) FROM backup_count WHERE listed <> (SELECT count(*) FROM backup \
+         WHERE backup.instance_id = backup_count.instance_id AND status <> 'deleted')",
+    );
+    assert_eq!(wrong, 0, "{label}: counts of backups");
+    let wrong = catalogue.count(
+        "SELECT count(*) FROM backup_place AS place JOIN backup ON backup.id = place.backup_id WHERE kept <> \
+         CASE WHEN status = 'succeeded' AND (backup.prefix = place.prefix OR (copy_prefix = place.prefix AND copy_at_ms IS NOT NULL)) \
+         THEN 1 ELSE 0 END",
+    );
+    assert_eq!(wrong, 0, "{label}: places that are kept");
 }
 
 /// Running, reachable, and holding exactly the data that is expected; for the API as well.

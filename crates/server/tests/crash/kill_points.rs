@@ -202,6 +202,8 @@ fn every_place_in_the_sources_has_its_operation() {
         .chain(crate::resize::places())
         .chain(crate::attached::places())
         .chain(crate::old_engine::places())
+        .chain(crate::remote::places())
+        .chain(crate::beside::PLACES)
         .chain(PLACES_OF_COPIES)
         .chain(PLACES_OF_SCHEDULES);
     let listed: BTreeSet<String> = single.chain(elsewhere).map(str::to_owned).collect();

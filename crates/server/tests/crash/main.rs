@@ -15,6 +15,7 @@ mod attach_failures;
 mod attach_imports;
 mod attached;
 mod attached_restore;
+mod beside;
 mod catalogue;
 mod checker;
 mod cluster;

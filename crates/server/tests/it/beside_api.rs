@@ -18,7 +18,7 @@ use xtask::throttle::Throttle;
 use crate::http::Request;
 use crate::service::{Caller, Service, wait};
 
-fn verify(caller: &Caller, instance: &str, backup: &str, level: &str) -> String {
+pub fn verify(caller: &Caller, instance: &str, backup: &str, level: &str) -> String {
     let path = format!("/instances/{instance}/backups/{backup}/verify");
     let started = caller
         .ck("POST", &path, Some(&json!({"level": level})))
@@ -33,7 +33,7 @@ fn verifications(caller: &Caller, instance: &str, backup: &str) -> Vec<Value> {
     list["verifications"].as_array().unwrap().clone()
 }
 
-fn wait_verified(caller: &Caller, instance: &str, backup: &str, id: &str) -> Value {
+pub fn wait_verified(caller: &Caller, instance: &str, backup: &str, id: &str) -> Value {
     wait("the end of a verify", || {
         let list = verifications(caller, instance, backup);
         let found = list.into_iter().find(|row| row["verification_id"] == id).unwrap();
@@ -41,7 +41,7 @@ fn wait_verified(caller: &Caller, instance: &str, backup: &str, id: &str) -> Val
     })
 }
 
-fn show(caller: &Caller, instance: &str, backup: &str) -> Value {
+pub fn show(caller: &Caller, instance: &str, backup: &str) -> Value {
     let path = format!("/instances/{instance}/backups/{backup}");
     caller.ck("GET", &path, None).expect(200).json()
 }
@@ -208,13 +208,13 @@ fn a_verify_that_a_kill_interrupts_is_begun_anew_and_comes_to_its_end() {
 }
 
 /// A web server of one file; what it does is said by the path.
-struct FileServer {
+pub struct FileServer {
     port: u16,
     came: Arc<AtomicUsize>,
 }
 
 impl FileServer {
-    fn start(file: &Path) -> Self {
+    pub fn start(file: &Path) -> Self {
         let bytes = Arc::new(std::fs::read(file).unwrap());
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -232,7 +232,7 @@ impl FileServer {
         Self { port, came }
     }
 
-    fn url(&self, path: &str) -> String {
+    pub fn url(&self, path: &str) -> String {
         format!("http://127.0.0.1:{}{path}", self.port)
     }
 }
@@ -267,7 +267,7 @@ fn answer(mut client: TcpStream, bytes: &[u8]) -> std::io::Result<()> {
     client.write_all(&bytes[..sent])
 }
 
-fn dump(folder: &Path) -> PathBuf {
+pub fn dump(folder: &Path) -> PathBuf {
     let server = PlainEngine::start(&[]).unwrap();
     let mut client = resp::Connection::open(&server.target()).unwrap();
     client.ask(&["DEBUG", "POPULATE", "20000", "key", "100"]).unwrap();
@@ -277,7 +277,7 @@ fn dump(folder: &Path) -> PathBuf {
     file
 }
 
-fn import(caller: &Caller, instance: &str, url: &str) -> String {
+pub fn import(caller: &Caller, instance: &str, url: &str) -> String {
     let path = format!("/instances/{instance}/imports");
     let wish = json!({"url": url, "remark": "from afar"});
     let started = caller.ck("POST", &path, Some(&wish)).expect(200).json();

@@ -5,11 +5,14 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use xtask::foreign::{Access, Deployment, Form};
+use xtask::object_server::ObjectServer;
 use xtask::throttle::Throttle;
 
 use crate::attach::{LOOPBACK, attach_open, start};
+use crate::beside_api::{verify, wait_verified};
 use crate::http::Answer;
 use crate::service::{Caller, Service, wait};
+use crate::storage::{BUCKET, add};
 
 const UNKNOWN: &str = "0e37df36-f698-11e6-8dd4-cb9ced3df976";
 /// From the answer to a cancellation to the end of what is at work.
@@ -139,4 +142,54 @@ fn a_backup_that_waits_for_its_turn_has_ended_when_its_cancellation_is_answered(
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success(), "{said}");
     assert!(said.contains("there is nothing to cancel"), "{said}");
+}
+
+#[test]
+fn a_verify_that_is_cancelled_ends_whether_it_waits_or_is_at_work_and_says_nothing_of_its_backup() {
+    let objects = ObjectServer::start(BUCKET).unwrap_or_else(|stop| panic!("{stop}"));
+    // What is read from the store comes slowly.
+    let slow = Throttle::start(objects.address(), 20_000).unwrap();
+    let service = Service::start();
+    let added = add(&service, "slow", &format!("http://{}", slow.address()), &[]);
+    assert!(added.status.success(), "{added:?}");
+    service.run_json(&["storage", "default", "slow"]);
+    let caller = service.caller();
+    let instance = caller.make_instance("looked-at");
+    let populate = ["DEBUG", "POPULATE", "60000", "key", "1000"];
+    caller.engine(&instance).ask(&populate).unwrap();
+    let backups = ["one", "two"].map(|remark| caller.make_backup(&instance, remark));
+    let before = backups.each_ref().map(|id| record(&caller, &instance, id));
+
+    let asked = backups
+        .each_ref()
+        .map(|id| verify(&caller, &instance, id, "stored"));
+    let path = format!("/instances/{instance}/backups/{}/verifications", backups[0]);
+    wait("a verify at work", || {
+        let list = caller.ck("GET", &path, None).expect(200).json();
+        (list["verifications"][0]["status"] == "running").then_some(())
+    });
+    let cancelled = |number: usize| {
+        let row = wait_verified(&caller, &instance, &backups[number], &asked[number]);
+        assert_eq!(
+            (&row["status"], &row["failure"]),
+            (&json!("failed"), &json!("it was cancelled")),
+            "{row}"
+        );
+        row
+    };
+    let waiting = format!("/instances/{instance}/backups/{}/verify/cancel", backups[1]);
+    caller.ck("POST", &waiting, None).expect(200);
+    assert_eq!(cancelled(1)["started_at"], Value::Null);
+    service.run_json(&["backup", "cancel-verify", "looked-at", &backups[0]]);
+    let row = cancelled(0);
+    assert_ne!(row["started_at"], Value::Null, "{row}");
+    for (id, before) in backups.iter().zip(&before) {
+        assert_eq!(record(&caller, &instance, id), *before);
+    }
+    let refused = caller.ck("POST", &waiting, None).refused("400 DCS.4026");
+    assert!(
+        refused.text().contains("no verify of this backup"),
+        "{}",
+        refused.text()
+    );
 }

@@ -6,10 +6,11 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use base64::Engine as _;
-use serde_json::Value;
+use serde_json::{Value, json};
 use xtask::scratch::Scratch;
 
 use crate::attach::LOOPBACK;
+use crate::schedule::Clock;
 use crate::service::{Service, wait};
 use crate::shared::Source;
 
@@ -165,6 +166,47 @@ fn a_hook_is_told_of_every_end_signed_and_another_one_only_of_what_it_asked_for(
     });
     assert_eq!(counts, [(4, 0), (1, 0)]);
     assert!(picky.try_recv().is_err());
+}
+
+#[test]
+fn a_drill_that_is_overdue_is_told_once_until_one_has_held() {
+    let mut clock = Clock::at("2027-03-01T01:58:00Z");
+    let service = Service::start_with(&[], &[clock.variable()]);
+    let (url, told) = receiver();
+    add(
+        &service,
+        &told,
+        &["oncall", "--url", &url, "--event", "drill.overdue"],
+    );
+    let caller = service.logged_in();
+    let instance = caller.make_instance("undrilled");
+    let daily = json!({"name": "drill", "cron": "0 2 * * *", "task": "drill"});
+    let schedule = caller
+        .ck("POST", &format!("/instances/{instance}/schedules"), Some(&daily))
+        .expect(200)
+        .json();
+    // There is no backup that it could prove.
+    clock.pass_to("2027-03-01T06:00:05Z");
+    let first = next(&told);
+    let json = first.json();
+    assert_eq!(
+        (&json["type"], &json["timestamp"]),
+        (&json!("drill.overdue"), &json!("2027-03-01T06:00:00.000Z"))
+    );
+    assert_eq!(json["data"]["schedule_id"], schedule["schedule_id"]);
+    assert_eq!(json["data"]["instance_name"], "undrilled");
+    first.answer("200 OK");
+    // It goes on being overdue, on the day after too. Tokens do not live that long.
+    clock.pass_to("2027-03-02T06:30:00Z");
+    let caller = service.logged_in();
+    caller.make_backup(&instance, "");
+    let newest = || {
+        let path = format!("/instances/{instance}/drills");
+        let list = caller.ck("GET", &path, None).expect(200).json();
+        list["verifications"][0]["status"].as_str().map(str::to_owned)
+    };
+    wait("a drill that holds", || (newest()? == "holds").then_some(()));
+    assert_eq!(told.try_iter().count(), 0);
 }
 
 #[test]

@@ -36,7 +36,7 @@ enum Row {
 }
 
 /// Every route: method, path behind the prefix of the version, what it takes, a legal body.
-const ROWS: [(&str, &str, Row, &str); 79] = [
+const ROWS: [(&str, &str, Row, &str); 80] = [
     ("GET", "/", Row::Open, ""),
     ("GET", "/v2", Row::Open, ""),
     ("GET", "/v2/", Row::Open, ""),
@@ -247,6 +247,12 @@ const ROWS: [(&str, &str, Row, &str); 79] = [
         "{ck}/instances/{instance_id}/backups/{backup_id}/verify",
         Row::Backup,
         r#"{"level":"stored"}"#,
+    ),
+    (
+        "POST",
+        "{ck}/instances/{instance_id}/backups/{backup_id}/verify/cancel",
+        Row::Backup,
+        "",
     ),
     (
         "POST",

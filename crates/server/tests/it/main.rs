@@ -45,6 +45,7 @@ mod inside;
 mod instances;
 mod isolation;
 mod keys;
+mod killed_workers;
 mod layouts;
 mod load;
 mod metrics;

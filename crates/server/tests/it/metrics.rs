@@ -95,6 +95,7 @@ fn seal_elsewhere(service: &Service, project: &str) {
 fn page_of_troubles(service: &Service) -> String {
     let caller = service.caller();
     let (measured, _other) = (caller.make_instance("measured"), caller.make_instance("other"));
+    service.run_json(&["hook", "add", "oncall", "--exec", "/bin/true"]);
     caller.make_backup(&measured, "");
     drill(&caller, &measured);
     wait("a drill in the metrics", || {
@@ -109,10 +110,15 @@ fn page_of_troubles(service: &Service) -> String {
     // The mirror does not reach that store either.
     for sample in [
         "cachekeep_scheduled_skipped_total{",
-        "cachekeep_store_errors_total ",
+        "cachekeep_hook_deliveries_total{hook=\"oncall\"",
+        "cachekeep_catalog_copy_timestamp_seconds ",
     ] {
         wait(sample, || value(&page(service), sample));
     }
+    let failed = "cachekeep_store_errors_total ";
+    wait(failed, || {
+        value(&page(service), failed).filter(|count| *count >= 1.0)
+    });
     // A job that does not end.
     service.sql(&format!(
         "INSERT INTO job (id, instance_id, kind, state, fence, owner, lease_until_ms, created_at_ms) \

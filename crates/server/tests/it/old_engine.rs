@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use xtask::fill::{self, Options};
 use xtask::resp::{Connection, Reply, Target};
 
+use crate::beside_api::{show, verify, wait_verified};
 use crate::cluster::{ask, says};
 use crate::cluster_restore::{restore, undo};
 use crate::service::{Caller, Service, wait};
@@ -57,6 +58,10 @@ fn restored_and_undone(caller: &Caller, version: &str, spec: &str, persistence: 
     let (id, port) = filled(caller, version, spec, persistence);
     let captured = digest(port);
     let backup = caller.make_backup(&id, "all of it");
+    let proof = verify(caller, &id, &backup, "proven");
+    assert_eq!(wait_verified(caller, &id, &backup, &proof)["status"], "holds");
+    let by = show(caller, &id, &backup)["ext"]["proof"]["engine"].clone();
+    assert!(by.as_str().unwrap().starts_with(version), "proven by {by}");
     says(port, &["SET", "later", "1"]);
     let changed = digest(port);
     let planned = plan(caller, &id, &backup);

@@ -36,10 +36,10 @@ impl Sleep {
 }
 
 /// Two workers, and the server that they restore into.
-struct Field {
-    shared: Shared,
+pub struct Field {
+    pub shared: Shared,
     target: Source,
-    instance: String,
+    pub instance: String,
     backup: String,
     /// What the target holds after each restore.
     digest: String,
@@ -47,14 +47,14 @@ struct Field {
 
 /// What the catalogue says of a restore and its job.
 #[derive(Debug, PartialEq, Eq)]
-struct Rows {
+pub struct Rows {
     text: String,
     fence: u32,
-    owner: Option<&'static str>,
+    pub owner: Option<&'static str>,
 }
 
 impl Field {
-    fn lay_out() -> Self {
+    pub fn lay_out() -> Self {
         let mut shared = Shared::start("api", &["--role", "api,scheduler"], &[]);
         for worker in ["first", "second"] {
             shared.join(worker, &["--role", "worker"], &[]);
@@ -78,7 +78,7 @@ impl Field {
     }
 
     /// Puts other keys into the target and asks for the backup.
-    fn begin(&self) -> String {
+    pub fn begin(&self) -> String {
         self.node().ask(&["FLUSHALL"]).unwrap();
         let keys = KEYS.to_string();
         self.node()
@@ -99,14 +99,14 @@ impl Field {
     }
 
     /// The worker that makes the safety point.
-    fn saving(&self) -> Option<&'static str> {
+    pub fn saving(&self) -> Option<&'static str> {
         let running = "SELECT count(*) FROM backup WHERE kind = 'safety' AND status = 'running'";
         let owner = self.shared.owner(&self.instance);
         owner.filter(|_| self.shared.sql(running) == "1")
     }
 
     /// The worker that writes: some keys are there that the target had not.
-    fn writing(&self, restore: &str) -> Option<&'static str> {
+    pub fn writing(&self, restore: &str) -> Option<&'static str> {
         let keys = self.node().open().unwrap().ask(&["DBSIZE"]).unwrap();
         let has_some = matches!(keys, Reply::Number(count) if count > KEYS);
         let owner = self.shared.owner(&self.instance);
@@ -170,7 +170,7 @@ impl Field {
     }
 
     /// The record is that of its last attempt, and the target holds the backup and nothing of anybody else.
-    fn check(&self, restore: &str, label: &str) -> Rows {
+    pub fn check(&self, restore: &str, label: &str) -> Rows {
         let rows = self.rows(restore);
         let is_done = format!("succeeded|replaced|{KEYS}|{KEYS}|");
         assert!(rows.text.starts_with(&is_done), "{label}: {rows:?}");
@@ -191,7 +191,7 @@ impl Field {
     }
 
     /// Safety points that were not finished have nothing in the store any more.
-    fn check_swept(&self) {
+    pub fn check_swept(&self) {
         let failed = self
             .shared
             .sql("SELECT id FROM backup WHERE kind = 'safety' AND status <> 'succeeded'");
