@@ -57,7 +57,7 @@ pub use reach::Reach;
 pub use shape::{Expiry, Naming, Shape};
 pub use target::check_answers;
 use target::{Primary, Target};
-pub use unfinished::remove_left as remove_unfinished;
+pub use unfinished::{remove_labelled, remove_left as remove_unfinished};
 
 /// Bytes under way to all nodes together: what is held until it is answered, beside the segments of an archive (ADR 55).
 const UNDER_WAY_BYTES: usize = 4 * 1024 * 1024;
@@ -151,6 +151,9 @@ pub struct Plan {
     pub patience: Duration,
     /// Where the position is written down, so that another process can go on.
     pub journal: Option<PathBuf>,
+    /// Part of the names of values that are half made, by which [`remove_labelled`] finds them without the journal: letters, digits and
+    /// hyphens that no other replay has; empty where nobody will ask.
+    pub label: String,
     /// Where what does not fit in memory is kept meanwhile, without a name.
     pub spill: PathBuf,
     /// The time now, Unix milliseconds: it decides which keys have expired, unless a journal says when that was decided.
@@ -619,7 +622,7 @@ impl Run<'_> {
             self.state.resumed += 1;
         }
         if pass == Pass::Apply {
-            self.state.mark()?;
+            self.state.mark(&self.plan.label)?;
             // What cannot be removed now is no reason not to go on: it is tried again at the end.
             if let Err(error) = unfinished::remove(self.target, &nodes, &self.state.unfinished) {
                 tracing::warn!(error = crate::chain(&error), "half of a value is left for now");

@@ -47,7 +47,7 @@ const QUEUE_BATCHES: usize = 1024;
 /// How long a node may be silent while it takes a large value: half a gigabyte in one payload takes seconds.
 const LARGE_SILENCE: Duration = Duration::from_secs(60);
 /// A value is made by commands under a name that begins so, in the slot of its key, and then renamed: nobody sees half of it.
-const UNFINISHED: &str = "cachekeep:replay";
+pub(super) const UNFINISHED: &str = "cachekeep:replay";
 
 /// Code of all libraries together: it is held in memory, and sent as one payload.
 const LIBRARIES_BYTES_MAX: usize = 4 * 1024 * 1024;

@@ -103,16 +103,16 @@ impl State {
     }
 
     /// Gives the next attempt a mark of its own: others that are at work with the target, and what is still on its way
-    /// from an attempt before, then never write to its unfinished values.
+    /// from an attempt before, then never write to its unfinished values. It begins with `label`.
     ///
     /// # Errors
     /// The random source fails.
-    pub(super) fn mark(&mut self) -> Result<(), Error> {
+    pub(super) fn mark(&mut self, label: &str) -> Result<(), Error> {
         let mut bytes = [0; 4];
         SystemRandom::new()
             .fill(&mut bytes)
             .map_err(|_unspecified| Error::new(Kind::Io, "mark unfinished values", "no random bytes"))?;
-        self.mark = format!("{:08x}", u32::from_be_bytes(bytes));
+        self.mark = format!("{label}:{:08x}", u32::from_be_bytes(bytes));
         Ok(())
     }
 }
@@ -263,7 +263,7 @@ mod tests {
         };
         for count in 1..=2 * UNFINISHED_MAX {
             let before = state.mark.clone();
-            state.mark().unwrap();
+            state.mark("label").unwrap();
             assert_ne!(state.mark, before);
             state.begin_value(value(count));
             assert_eq!(state.unfinished.len(), count.min(UNFINISHED_MAX));

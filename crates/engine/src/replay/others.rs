@@ -18,6 +18,7 @@ use super::journal::Stage;
 use super::ledger::Position;
 use super::target::Primary;
 use super::{APPLY, Others, Run, keys_of, nameless};
+use crate::Control;
 use crate::error::{Error, Kind};
 use crate::node::{Node, Reply};
 use crate::selection::Candidate;
@@ -308,33 +309,11 @@ impl Run<'_> {
     }
 
     fn scan(&self, node: &mut Node, db: u32, parts: &mut Parts) -> Result<(), Error> {
-        if db != 0 {
-            node.run(&["SELECT", &db.to_string()])?;
-        }
-        let odd = || Error::new(Kind::Protocol, FIND, "SCAN answers something else");
-        let mut cursor = "0".to_owned();
-        loop {
-            self.control.check(FIND)?;
-            let reply = node.run(&["SCAN", &cursor, "COUNT", SCAN_KEYS])?;
-            let Reply::Array(pair) = reply else {
-                return Err(odd());
-            };
-            let [next, Reply::Array(names)] = &pair[..] else {
-                return Err(odd());
-            };
-            for name in names {
-                let Reply::Bulk(Some(name)) = name else {
-                    return Err(odd());
-                };
-                if self.is_in_scope(db, name) {
-                    parts.find(db, name).map_err(failed)?;
-                }
-            }
-            cursor = next.text().ok_or_else(odd)?;
-            if cursor == "0" {
-                return Ok(());
-            }
-        }
+        select(node, db)?;
+        names_in(node, &[], self.control, |name| match self.is_in_scope(db, name) {
+            true => parts.find(db, name).map_err(failed),
+            false => Ok(()),
+        })
     }
 
     /// Whether a key of the target is where a selected key of the backup could be.
@@ -407,6 +386,45 @@ pub(super) fn dbs_of(node: &mut Node) -> Result<Vec<(u32, u64)>, Error> {
             Some((db, keys.parse().ok()?))
         })
         .collect())
+}
+
+/// Goes to a database of a node on which none was chosen yet.
+pub(super) fn select(node: &mut Node, db: u32) -> Result<(), Error> {
+    match db {
+        0 => Ok(()),
+        _ => node.run(&["SELECT", &db.to_string()]).map(drop),
+    }
+}
+
+/// Each name of the node's database, some of them twice; `more` is what SCAN is asked for besides.
+pub(super) fn names_in(
+    node: &mut Node,
+    more: &[&str],
+    control: &Control,
+    mut tell: impl FnMut(&[u8]) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let odd = || Error::new(Kind::Protocol, FIND, "SCAN answers something else");
+    let mut cursor = "0".to_owned();
+    loop {
+        control.check(FIND)?;
+        let reply = node.run(&[&["SCAN", &cursor, "COUNT", SCAN_KEYS], more].concat())?;
+        let Reply::Array(pair) = reply else {
+            return Err(odd());
+        };
+        let [next, Reply::Array(names)] = &pair[..] else {
+            return Err(odd());
+        };
+        for name in names {
+            let Reply::Bulk(Some(name)) = name else {
+                return Err(odd());
+            };
+            tell(name)?;
+        }
+        cursor = next.text().ok_or_else(odd)?;
+        if cursor == "0" {
+            return Ok(());
+        }
+    }
 }
 
 #[cfg(test)]

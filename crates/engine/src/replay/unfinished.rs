@@ -2,14 +2,19 @@
 
 use std::path::Path;
 
+use super::feeder::UNFINISHED;
 use super::journal::{Journal, Unfinished};
 use super::lane::{Judgement, judge};
+use super::others::{dbs_of, names_in, select};
 use super::reach::Reach;
 use super::target::{Nodes, Target, named_by};
+use crate::Control;
 use crate::error::{Error, Kind};
 use crate::node::{Node, Reply};
 
 const REMOVE: &str = "remove unfinished values";
+/// Of more than so many names the rest is left: an attempt makes one value at a time.
+const LABELLED_MAX: usize = 10_000;
 
 /// Removes those that are there.
 ///
@@ -45,6 +50,34 @@ pub(super) fn remove(target: &Target<'_>, nodes: &Nodes, values: &[Unfinished]) 
         refused(&node, answer)?;
     }
     Ok(())
+}
+
+/// Removes what a replay with this label may have left whose journal is not here: every name that the target has is looked at.
+///
+/// # Errors
+/// What cannot be asked or reached; what ends `control`.
+pub fn remove_labelled(label: &str, reach: &dyn Reach, control: &Control) -> Result<(), Error> {
+    let target = Target::look(reach)?;
+    let nodes = target.nodes(&[])?;
+    let begins = format!("{UNFINISHED}:{label}:");
+    let mut values = Vec::new();
+    for primary in &nodes.primaries {
+        let mut node = target.connect(&primary.address)?;
+        for (db, _) in dbs_of(&mut node)? {
+            select(&mut node, db)?;
+            names_in(&mut node, &["MATCH", &format!("{begins}*")], control, |name| {
+                let name = std::str::from_utf8(name).unwrap_or_default();
+                if name.starts_with(&begins) && values.len() < LABELLED_MAX {
+                    values.push(Unfinished {
+                        db,
+                        name: name.to_owned(),
+                    });
+                }
+                Ok(())
+            })?;
+        }
+    }
+    remove(&target, &nodes, &values)
 }
 
 /// Why it refuses, where it does.

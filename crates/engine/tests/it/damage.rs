@@ -73,6 +73,7 @@ fn apply(bench: &Bench, manifest_blake3: &str, target: &Endpoint) -> Error {
         latency_max: None,
         patience: Duration::ZERO,
         journal: None,
+        label: String::new(),
         spill: bench.scratch.join(""),
         now_ms: 1_700_000_000_000,
     };

@@ -86,13 +86,13 @@ fn link_that_hides_the_end(server: SocketAddr) -> SocketAddr {
         for client in listener.incoming() {
             let (mut client, mut server) = (client.unwrap(), TcpStream::connect(server).unwrap());
             let (mut from_client, mut to_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
-            let (asked, is_asked) = std::sync::mpsc::channel();
+            let (asked, is_asked) = std::sync::mpsc::sync_channel(1);
             std::thread::spawn(move || {
                 let mut bytes = [0; 4096];
                 while let Ok(count @ 1..) = from_client.read(&mut bytes) {
                     // The server may be gone: what was asked is told all the same.
                     let _sent = to_server.write_all(&bytes[..count]);
-                    let _told = asked.send(());
+                    let _told = asked.try_send(());
                 }
             });
             std::thread::spawn(move || {
@@ -123,7 +123,9 @@ fn the_last_word_of_a_server_that_ends_a_connection_is_no_answer_to_a_read() {
     // What is owed to the server has been sent, so that the next words are the next read's.
     let idle = "FROM pg_stat_activity WHERE application_name = 'cachekeep' AND query = 'COMMIT'";
     let pid = found(&server, &format!("SELECT pid {idle}"));
-    server.sql(&format!("SELECT pg_terminate_backend({pid})")).unwrap();
+    server
+        .sql(&format!("SELECT pg_terminate_backend({pid})"))
+        .unwrap();
     let again = count(&catalog);
     assert!(matches!(again, Ok(Some(0))), "{again:?}");
 }

@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use engine::{Lease, uptime};
 
+use super::watch::Watch;
 use super::{Duty, Held, announce, record};
 use crate::app::App;
 use crate::catalog::{Error, Tx};
-use crate::ids::{InstanceId, Moment};
+use crate::ids::{HostId, InstanceId, Moment};
+use crate::jobs::queue;
 use crate::limits;
 use crate::restore::command::available_memory;
 
@@ -21,6 +23,7 @@ const SCHEDULER: &str = "scheduler";
 pub fn run(app: &Arc<App>, closing: &AtomicBool, ended: &AtomicBool) {
     let length = app.config.lease;
     let mut has_given_up = false;
+    let mut watch = Watch::default();
     while !ended.load(Ordering::SeqCst) {
         let is_closing = closing.load(Ordering::SeqCst);
         if is_closing && !has_given_up {
@@ -54,6 +57,7 @@ pub fn run(app: &Arc<App>, closing: &AtomicBool, ended: &AtomicBool) {
                     }
                 }
                 go_on(&app.duty, beat.duty, until);
+                let_go(app, watch.look(beat.said, uptime(), length));
                 length / 3
             }
             Err(error) => {
@@ -63,6 +67,7 @@ pub fn run(app: &Arc<App>, closing: &AtomicBool, ended: &AtomicBool) {
                 );
                 // Nor can others: that they were not seen says nothing of them.
                 app.duty.begin_anew();
+                watch.begin_anew();
                 Duration::from_secs(1).min(length / 3)
             }
         };
@@ -115,6 +120,8 @@ struct Beat {
     is_known: bool,
     duty: Option<Duration>,
     memory: Vec<(InstanceId, u64)>,
+    /// What others have said last.
+    said: Vec<(HostId, Moment)>,
 }
 
 fn beat(app: &App, tx: &Tx<'_>, length: Duration, is_scheduler: bool) -> Result<Beat, Error> {
@@ -123,6 +130,8 @@ fn beat(app: &App, tx: &Tx<'_>, length: Duration, is_scheduler: bool) -> Result<
         record::set_memory(tx, &instance, bytes)?;
     }
     let memory = record::memory(tx)?;
+    let mut said = record::seen(tx)?;
+    said.retain(|(host, _)| *host != app.host);
     let duty = match is_scheduler {
         // Who takes over within some leases goes on with it: nothing was due while the service was away.
         true => record::take_duty(tx, SCHEDULER, &app.host, length, length * 3)?,
@@ -132,7 +141,33 @@ fn beat(app: &App, tx: &Tx<'_>, length: Duration, is_scheduler: bool) -> Result<
         is_known,
         duty,
         memory,
+        said,
     })
+}
+
+/// Lets others go on with what hosts had begun that are gone, where that is not in their own engines (ADR 97).
+fn let_go(app: &App, gone: Vec<(HostId, Moment)>) {
+    if gone.is_empty() {
+        return;
+    }
+    let done = app.catalog.write(|tx| {
+        let mut jobs = 0;
+        for (host, seen) in &gone {
+            jobs += queue::let_go(tx, host, *seen)?;
+        }
+        Ok::<_, Error>(jobs)
+    });
+    match done {
+        Ok(0) => {}
+        Ok(jobs) => tracing::warn!(
+            jobs,
+            "a node is gone while it wrote to servers of others: another one takes back what it wrote"
+        ),
+        Err(error) => tracing::warn!(
+            error = engine::chain(&error),
+            "cannot let others go on with the jobs of a node that is gone; trying again"
+        ),
+    }
 }
 
 /// `age`: for how long somebody has had the duty; `None`: it is another host's.

@@ -7,6 +7,7 @@
 pub mod command;
 pub mod job;
 pub mod record;
+pub mod watch;
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;

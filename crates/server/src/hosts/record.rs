@@ -131,6 +131,16 @@ pub fn all(tx: &Tx<'_>) -> Result<Vec<Host>, Error> {
     )
 }
 
+/// When each of them has said for the last time that it is there.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn seen(tx: &Tx<'_>) -> Result<Vec<(HostId, Moment)>, Error> {
+    tx.all("SELECT id, seen_at_ms FROM host", (), |row| {
+        Ok((row.get(0)?, row.get(1)?))
+    })
+}
+
 /// The one of that id; `None`: it was forgotten.
 ///
 /// # Errors

@@ -276,7 +276,7 @@ pub fn intend(tx: &Tx<'_>, claim: &Claim, process: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// From now on no other host can run the job.
+/// From now on no other host can run the job, until [`let_go`].
 ///
 /// # Errors
 /// The catalogue failed.
@@ -286,6 +286,20 @@ pub fn pin(tx: &Tx<'_>, claim: &Claim, host: &HostId) -> Result<(), Error> {
         (&claim.job_id, claim.fence, host),
     )?;
     Ok(())
+}
+
+/// Lets any host run what [`pin`] has kept for one that is gone: it has not said anything since `seen`. Jobs of instances whose engines
+/// are that host's processes stay its own.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn let_go(tx: &Tx<'_>, host: &HostId, seen: Moment) -> Result<usize, Error> {
+    tx.execute(
+        "UPDATE job SET host_id = NULL WHERE state <> 'done' AND host_id = ?1 \
+         AND EXISTS (SELECT 1 FROM instance WHERE instance.id = job.instance_id AND instance.host_id IS NULL) \
+         AND NOT EXISTS (SELECT 1 FROM host WHERE host.id = ?1 AND host.seen_at_ms <> ?2)",
+        (host, seen),
+    )
 }
 
 /// Ends the job, in the transaction that ends its record. `false`: another claim has it, and the caller must roll

@@ -252,6 +252,7 @@ impl Options {
             latency_max: self.max_latency_ms.map(Duration::from_millis),
             patience: Duration::from_secs(self.patience),
             journal,
+            label: String::new(),
             spill: spill.to_owned(),
             now_ms: now.0,
         })

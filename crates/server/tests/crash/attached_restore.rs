@@ -293,6 +293,15 @@ fn libraries_of_functions_are_put_back_with_the_keys_and_by_an_undo() {
     assert_eq!(target.held(), target.old);
 }
 
+/// What becomes of an attempt that has made half of a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Then {
+    FailsItself,
+    IsGivenUpBeforeAnyValue,
+    /// As where another node takes it over.
+    IsGoneWithItsJournal,
+}
+
 #[test]
 fn half_of_a_large_value_is_left_in_no_target_whatever_ends_a_merge() {
     let cut_off = json!({"mode": "merge", "select": {"prefix": "{a}"}});
@@ -300,39 +309,49 @@ fn half_of_a_large_value_is_left_in_no_target_whatever_ends_a_merge() {
     unsafe_one["safety_point"] = json!(false);
     for form in [Form::Single, Form::Cluster] {
         let mut target = Target::on(form, None, None);
-        for (wish, armed, then, state) in [
-            (&cut_off, "replay.half_made:error", None, "rolled_back"),
-            (&unsafe_one, "replay.half_made:error", None, "partial"),
-            // The attempt after the crash is given up before it has come to any value.
-            (
-                &cut_off,
-                "replay.half_made:kill",
-                Some("replay.begun:error"),
-                "rolled_back",
-            ),
-            (
-                &unsafe_one,
-                "replay.half_made:kill",
-                Some("replay.begun:error"),
-                "partial",
-            ),
+        for then in [
+            Then::FailsItself,
+            Then::IsGivenUpBeforeAnyValue,
+            Then::IsGoneWithItsJournal,
         ] {
-            let label = format!("{form:?}, {armed}, {then:?}, {state}");
-            target.reset();
-            target.world.restart(&Run::armed(armed));
-            target.ask(wish);
-            if let Some(armed) = then {
-                wait_until(&label, || target.world.ended().is_some());
-                assert_eq!(target.unfinished(), 1, "{label}: it was half made");
-                target.world.restart(&Run::armed(armed));
+            for (wish, state) in [(&cut_off, "rolled_back"), (&unsafe_one, "partial")] {
+                let label = format!("{form:?}, {then:?}, {state}");
+                target.reset();
+                let action = if then == Then::FailsItself {
+                    "error"
+                } else {
+                    "kill"
+                };
+                target
+                    .world
+                    .restart(&Run::armed(&format!("replay.half_made:{action}")));
+                target.ask(wish);
+                if then != Then::FailsItself {
+                    wait_until(&label, || target.world.ended().is_some());
+                    assert_eq!(target.unfinished(), 1, "{label}: it was half made");
+                }
+                match then {
+                    Then::FailsItself => {}
+                    Then::IsGivenUpBeforeAnyValue => {
+                        target.world.restart(&Run::armed("replay.begun:error"));
+                    }
+                    Then::IsGoneWithItsJournal => {
+                        std::fs::remove_dir_all(target.world.data().join("replays")).unwrap();
+                        target.world.restart(&Run::default());
+                    }
+                }
+                let told = target.check(&label);
+                if then == Then::IsGoneWithItsJournal {
+                    let why = told.failure.as_deref().unwrap_or_default();
+                    assert!(why.contains("the node that wrote it is gone"), "{label}: {why}");
+                }
+                assert_eq!(
+                    (told.status.as_str(), told.target_state.as_str()),
+                    ("failed", state),
+                    "{label}"
+                );
+                assert_eq!(target.unfinished(), 0, "{label}");
             }
-            let told = target.check(&label);
-            assert_eq!(
-                (told.status.as_str(), told.target_state.as_str()),
-                ("failed", state),
-                "{label}"
-            );
-            assert_eq!(target.unfinished(), 0, "{label}");
         }
     }
 }

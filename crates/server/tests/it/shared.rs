@@ -21,7 +21,7 @@ const SCHEMA: &str = "shared";
 /// Of the tests' nodes, in seconds.
 pub const LEASE: u64 = 3;
 /// What a job of a node that has died may take longer than its lease before another one has taken it up and ended it.
-const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(15);
+pub const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(15);
 
 pub fn is_long() -> bool {
     std::env::var("CACHEKEEP_TEST_LONG").is_ok_and(|long| long == "1")

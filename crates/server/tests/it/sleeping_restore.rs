@@ -1,14 +1,14 @@
-//! Restores into a server of somebody else's, by a worker that sleeps past its lease. Before the first key another worker takes the
-//! restore over; after it nobody does, for how far it was lies in the sleeper's data directory, and it goes on when it wakes.
+//! Restores into a server of somebody else's, by a worker that sleeps past its lease. Before the first key another worker does the
+//! restore; after it another one takes back what was written, for how far it was lies in the sleeper's data directory.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use xtask::foreign::Node;
 use xtask::resp::{Connection, Reply};
 
 use crate::service::wait;
-use crate::shared::{LEASE, Shared, Source, pause, seed, times};
+use crate::shared::{LEASE, Shared, Source, TAKEN_OVER_WITHIN, pause, seed, times};
 
 /// Thousands of keys of a kilobyte that the target holds before, and as many others after.
 const THOUSANDS: u32 = 4;
@@ -17,22 +17,52 @@ const KEYS: i64 = 4000;
 const OPS_MAX: u32 = 1500;
 /// A safety point of the target takes three seconds.
 const BYTES_PER_SECOND: u32 = 1_500_000;
-/// Longer than a lease, and than a worker needs to see that one is over.
-const PAST_THE_LEASE: Duration = Duration::from_secs(LEASE + 2);
-
 /// When the worker falls asleep, and when it wakes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sleep {
     /// While it makes the safety point; it wakes while its successor writes.
     BeforeTheFirstKey,
-    /// While it writes.
+    /// While it writes; it wakes while its successor takes that back.
     BetweenKeys,
+    /// The same; it wakes when its successor has done so.
+    UntilAllIsTakenBack,
     /// As the first; it wakes when its successor has done all.
     UntilAllIsDone,
 }
 
 impl Sleep {
-    const ALL: [Self; 3] = [Self::BeforeTheFirstKey, Self::BetweenKeys, Self::UntilAllIsDone];
+    const ALL: [Self; 4] = [
+        Self::BeforeTheFirstKey,
+        Self::BetweenKeys,
+        Self::UntilAllIsDone,
+        Self::UntilAllIsTakenBack,
+    ];
+
+    fn end(self) -> End {
+        match self {
+            Self::BeforeTheFirstKey | Self::UntilAllIsDone => End::Done,
+            Self::BetweenKeys | Self::UntilAllIsTakenBack => End::TakenBack,
+        }
+    }
+}
+
+/// What became of a restore.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The target holds the backup.
+    Done,
+    /// It holds what it held before.
+    TakenBack,
+}
+
+impl End {
+    /// What the API says of it: its status, and what the target holds.
+    pub fn told(self) -> [&'static str; 2] {
+        match self {
+            Self::Done => ["succeed", "replaced"],
+            Self::TakenBack => ["failed", "rolled_back"],
+        }
+    }
 }
 
 /// Two workers, and the server that they restore into.
@@ -41,7 +71,8 @@ pub struct Field {
     target: Source,
     pub instance: String,
     backup: String,
-    /// What the target holds after each restore.
+    /// What the target holds before each restore, and after it.
+    before: String,
     digest: String,
 }
 
@@ -64,27 +95,36 @@ impl Field {
         let instance = target.attach(&caller, "target");
         let backup = caller.make_backup(&instance, "what it holds afterwards");
         let digest = target.server.digest().unwrap();
-        Self {
+        let mut field = Self {
             shared,
             target,
             instance,
             backup,
+            before: String::new(),
             digest,
-        }
+        };
+        field.put_others_in();
+        field.before = field.target.server.digest().unwrap();
+        assert_ne!(field.before, field.digest);
+        field
     }
 
     fn node(&self) -> &Node {
         &self.target.server.nodes[0]
     }
 
-    /// Puts other keys into the target and asks for the backup.
-    pub fn begin(&self) -> String {
+    fn put_others_in(&self) {
         self.node().ask(&["FLUSHALL"]).unwrap();
         let keys = KEYS.to_string();
         self.node()
             .ask(&["DEBUG", "POPULATE", &keys, "other", "1000"])
             .unwrap();
-        assert_ne!(self.target.server.digest().unwrap(), self.digest);
+    }
+
+    /// Puts other keys into the target and asks for the backup.
+    pub fn begin(&self) -> String {
+        self.put_others_in();
+        assert_eq!(self.target.server.digest().unwrap(), self.before);
         let wish = json!({"backup_id": self.backup, "replay": {"max_ops": OPS_MAX}});
         let path = format!("/instances/{}/restores", self.instance);
         let caller = self.shared.nodes["api"].caller();
@@ -111,6 +151,13 @@ impl Field {
         let has_some = matches!(keys, Reply::Number(count) if count > KEYS);
         let owner = self.shared.owner(&self.instance);
         owner.filter(|_| has_some && self.state(restore) == "loading")
+    }
+
+    /// Another worker than this one, once it has the restore.
+    fn successor(&self, sleeper: &str) -> Option<&'static str> {
+        self.shared
+            .owner(&self.instance)
+            .filter(|owner| *owner != sleeper)
     }
 
     /// The job of the restore: its state, its fence, whose it is.
@@ -169,17 +216,21 @@ impl Field {
         });
     }
 
-    /// The record is that of its last attempt, and the target holds the backup and nothing of anybody else.
-    pub fn check(&self, restore: &str, label: &str) -> Rows {
+    /// The record is that of its last attempt, and the target holds what that says and nothing of anybody else.
+    pub fn check(&self, restore: &str, end: End, label: &str) -> Rows {
         let rows = self.rows(restore);
-        let is_done = format!("succeeded|replaced|{KEYS}|{KEYS}|");
-        assert!(rows.text.starts_with(&is_done), "{label}: {rows:?}");
+        let (is_ended, digest) = match end {
+            End::Done => (format!("succeeded|replaced|{KEYS}|{KEYS}|"), &self.digest),
+            // How many keys the first one had written nobody knows.
+            End::TakenBack => ("failed|rolled_back|0|0|".to_owned(), &self.before),
+        };
+        assert!(rows.text.starts_with(&is_ended), "{label}: {rows:?}");
         assert!(rows.text.contains("|done|"), "{label}: {rows:?}");
         // More than two, where a busy machine has kept an attempt from renewing its claim.
         assert!(rows.fence >= 2, "{label}: {rows:?}");
         assert_eq!(
             self.target.server.digest().unwrap(),
-            self.digest,
+            *digest,
             "{label}: the target holds something else"
         );
         let connected = self.connected(restore);
@@ -208,7 +259,7 @@ impl Field {
 fn restore_with(field: &Field, sleep: Sleep, moments: &mut u64) -> (String, Rows) {
     let restore = field.begin();
     let (sleeper, before) = match sleep {
-        Sleep::BetweenKeys => {
+        Sleep::BetweenKeys | Sleep::UntilAllIsTakenBack => {
             let sleeper = wait("a worker that writes", || field.writing(&restore));
             pause(moments, Duration::from_millis(1000));
             (sleeper, "loading")
@@ -228,8 +279,16 @@ fn restore_with(field: &Field, sleep: Sleep, moments: &mut u64) -> (String, Rows
     match sleep {
         Sleep::BetweenKeys => {
             assert!(field.connected(&restore).len() > 1, "it writes by no connection");
-            std::thread::sleep(PAST_THE_LEASE);
-            assert_eq!(field.job(&restore), job, "somebody else goes on with it");
+            let since = Instant::now();
+            wait("a successor", || field.successor(sleeper));
+            let took = since.elapsed();
+            assert!(
+                took < Duration::from_secs(LEASE) * 5 / 3 + TAKEN_OVER_WITHIN,
+                "{took:?}"
+            );
+            wait("a successor at the target", || {
+                (!field.connected(&restore).contains(&fence)).then_some(())
+            });
             field.wake(sleeper, ended);
         }
         Sleep::BeforeTheFirstKey => {
@@ -238,47 +297,44 @@ fn restore_with(field: &Field, sleep: Sleep, moments: &mut u64) -> (String, Rows
             assert!(!field.connected(&restore).contains(&fence));
             field.wake(sleeper, ended);
         }
-        Sleep::UntilAllIsDone => {}
+        Sleep::UntilAllIsDone | Sleep::UntilAllIsTakenBack => {}
     }
     let caller = field.shared.nodes["api"].caller();
     let record = caller.wait_end(&field.instance, "restores", &restore);
-    assert_eq!(
-        (&record["status"], &record["ext"]["target_state"]),
-        (&json!("succeed"), &json!("replaced")),
-        "{sleep:?}: {record}"
-    );
-    let rows = field.check(&restore, &format!("{sleep:?}"));
+    let end = sleep.end();
+    let told = [&record["status"], &record["ext"]["target_state"]];
+    assert_eq!(told, end.told(), "{sleep:?}: {record}");
+    let rows = field.check(&restore, end, &format!("{sleep:?}"));
     let answer = late.ask(&["SET", "late", "of an attempt that is over"]);
     assert!(answer.is_err(), "{sleep:?}: an earlier attempt still writes");
-    let is_resumed = rows.text.split('|').nth(4) == Some("t");
-    match sleep {
-        // How far it was is known to the sleeper alone.
-        Sleep::BetweenKeys => assert_eq!((rows.owner, is_resumed), (Some(sleeper), true), "{rows:?}"),
-        _ if rows.fence == 2 => {
-            assert!(rows.owner.is_some_and(|owner| owner != sleeper), "{rows:?}");
-            assert!(!is_resumed, "{rows:?}");
-        }
-        _ => {}
+    if end == End::TakenBack {
+        let why = record["ext"]["failure"].as_str().unwrap();
+        assert!(why.contains("the node that wrote it is gone"), "{record}");
     }
-    if sleep == Sleep::UntilAllIsDone {
+    if rows.fence == 2 {
+        assert!(rows.owner.is_some_and(|owner| owner != sleeper), "{rows:?}");
+        assert_ne!(rows.text.split('|').nth(4), Some("t"), "{rows:?}");
+    }
+    if matches!(sleep, Sleep::UntilAllIsDone | Sleep::UntilAllIsTakenBack) {
         field.wake(sleeper, ended);
     }
     (restore, rows)
 }
 
 #[test]
-fn a_restore_whose_worker_sleeps_past_its_lease_is_done_once_and_the_sleeper_wakes_to_no_effect() {
-    let sleeps = times(2, 100);
+fn a_restore_whose_worker_sleeps_past_its_lease_is_done_or_taken_back_once_and_the_sleeper_wakes_to_no_effect()
+ {
+    let sleeps = times(4, 100);
     let field = Field::lay_out();
     let mut moments = seed();
-    let mut taken_over = 0;
+    let mut taken_back = 0;
     for (number, sleep) in (1..=sleeps).zip(Sleep::ALL.into_iter().cycle()) {
         let (restore, rows) = restore_with(&field, sleep, &mut moments);
-        taken_over += u32::from(sleep != Sleep::BetweenKeys);
+        taken_back += u32::from(sleep.end() == End::TakenBack);
         // Whoever has woken has nothing left that it could still do.
         std::thread::sleep(Duration::from_secs(2 * LEASE));
         let label = format!("two leases after {number}, {sleep:?}");
-        assert_eq!(field.check(&restore, &label), rows, "{label}");
+        assert_eq!(field.check(&restore, sleep.end(), &label), rows, "{label}");
         field.check_swept();
         wait("connections to the target to be closed", || {
             (field.target.throttle.connections() == 0).then_some(())
@@ -294,7 +350,7 @@ fn a_restore_whose_worker_sleeps_past_its_lease_is_done_once_and_the_sleeper_wak
     }
     println!(
         "{sleeps} restores into a server of somebody else's whose worker was stopped past its lease of {LEASE} s and resumed, \
-         {taken_over} of them taken over by another worker before the first key: all done once, 0 rows changed afterwards, 0 keys of \
+         {taken_back} of them between its keys: done once, or taken back once, by another worker; 0 rows changed afterwards, 0 keys of \
          others, 0 connections of earlier attempts"
     );
 }

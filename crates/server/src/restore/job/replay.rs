@@ -6,7 +6,8 @@
 //! ```
 //!
 //! What may have been changed is written down before (`target_state`, `dbs`), and how far it is in a journal of the engine's: so a
-//! crash at any moment is followed by the same steps again, which go on where they were.
+//! crash at any moment is followed by the same steps again, which go on where they were. The journal lies on the node that writes; where that
+//! one is gone, another one takes back what it wrote (ADR 97).
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -21,7 +22,7 @@ use engine::{Control, Error, Kind, defect, failpoint};
 use super::{Halt, Work, archive_identity};
 use crate::app::App;
 use crate::backup::place;
-use crate::backup::record::{self as backups, Backup};
+use crate::backup::record::{self as backups, Backup, FailureCode};
 use crate::catalog::{self, Tx};
 use crate::ids::{BackupId, Moment};
 use crate::instance::attachment::servers;
@@ -61,6 +62,13 @@ impl Work<'_> {
         }
         if let Some(given_up) = &self.restore.given_up {
             return self.take_back(given_up);
+        }
+        if self.replay()?.dbs.is_some() && !self.folder().exists() {
+            return self.take_back(&GivenUp {
+                code: FailureCode::TimedOut,
+                why: "the node that wrote it is gone, and with it how many keys it had written (none are counted): ask for it again"
+                    .to_owned(),
+            });
         }
         let applied = with_progress(
             self.control,
@@ -189,8 +197,7 @@ impl Work<'_> {
         }
         let (id, now) = (&self.restore.id, Moment::now());
         let running = step(self.app, self.claim, |tx| {
-            // How far it is lies in this host's data directory from now on: another one would take what was written for keys that
-            // were there.
+            // How far it is lies in this host's data directory from now on: as long as it is there, nobody else can go on as well.
             queue::pin(tx, self.claim, &self.app.host)?;
             match self.is_import {
                 true => migrations::enter(tx, id, state, dbs, now),
@@ -274,8 +281,10 @@ impl Work<'_> {
                 }
             },
         };
+        // Nothing of the job is left to be cancelled, and its deadline may be past.
+        let tidying = Control::leased(Some(limits::attached_back_time(0, 0)), self.claim.lease.clone());
         if known.dbs.is_some()
-            && let Err(left) = self.remove_unfinished()
+            && let Err(left) = self.remove_unfinished(&tidying)
         {
             tracing::warn!(restore.id = %id, error = engine::chain(&left), "half of a value may be left in the target");
             why =
@@ -313,8 +322,12 @@ impl Work<'_> {
     }
 
     /// What is left of values that were half made by whatever of this restore has ended.
-    fn remove_unfinished(&self) -> Result<(), Error> {
+    fn remove_unfinished(&self, control: &Control) -> Result<(), Error> {
         let target = self.target(BACK);
+        if !self.folder().join(FORTH).exists() {
+            // Another node's journal names them.
+            replay::remove_labelled(self.restore.id.as_str(), &*target, control)?;
+        }
         [FORTH, BACK, BACK_OF_FULL]
             .into_iter()
             .try_for_each(|journal| replay::remove_unfinished(&self.folder().join(journal), &*target))
@@ -355,7 +368,7 @@ impl Work<'_> {
         let wanted = || patient.check("open safety point");
         let once = |is_full: bool| -> Result<Option<String>, Halt> {
             // It must not be in the way of what matters; it is tried again at the end.
-            if let Err(left) = self.remove_unfinished() {
+            if let Err(left) = self.remove_unfinished(&patient) {
                 tracing::warn!(restore.id = %self.restore.id, error = engine::chain(&left), "half of a value is left for now");
             }
             let plan = Plan {
@@ -471,13 +484,17 @@ impl Work<'_> {
         let folder = self.folder();
         let failed = |e| Error::io(Kind::Io, "make folder", folder.display().to_string(), e);
         std::fs::create_dir_all(&folder).map_err(failed)?;
-        options
+        let plan = options
             .plan(
                 Some(folder.join(journal)),
                 &self.app.config.spool_dir(),
                 Moment::now(),
             )
-            .map_err(|field| Error::new(Kind::Refused, "plan replay", field))
+            .map_err(|field| Error::new(Kind::Refused, "plan replay", field))?;
+        Ok(Plan {
+            label: self.restore.id.to_string(),
+            ..plan
+        })
     }
 
     fn folder(&self) -> PathBuf {
