@@ -267,14 +267,18 @@ fn look_at_all(
     of_attached: &Arc<Places>,
     pass: usize,
 ) -> Result<(), catalog::Error> {
-    let (living, hosts) = app
-        .catalog
-        .read(|tx| Ok::<_, catalog::Error>((record::all_living(tx)?, hosts::all(tx)?, tx.clock()?)))
-        .map(|(living, hosts, clock)| (living, Hosts { all: hosts, clock }))?;
+    let is_scheduler = app.duty.is_ours();
+    let (living, hosts) = app.catalog.read(|tx| {
+        let living = match is_scheduler {
+            true => record::all_living(tx)?,
+            false => record::living_on(tx, &app.host)?,
+        };
+        let (all, clock) = (hosts::all(tx)?, tx.clock()?);
+        Ok::<_, catalog::Error>((living, Hosts { all, clock }))
+    })?;
     let (mut attached, managed): (Vec<Instance>, Vec<Instance>) = living
         .into_iter()
         .partition(|instance| instance.attachment.is_some());
-    let is_scheduler = app.duty.is_ours();
     for instance in managed {
         if instance.host.as_ref() != Some(&app.host) {
             if app.duty.may_judge(app.config.lease) {

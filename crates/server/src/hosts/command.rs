@@ -53,10 +53,7 @@ pub fn forget(app: &App, name: &str, now: Moment) -> anyhow::Result<Forgotten> {
             give_up(tx, instance, *kind, subject.as_deref(), now)?;
         }
         backups::fail_interrupted_safety_of(tx, &host.id, now)?;
-        let of_host: Vec<_> = instances::all_living(tx)?
-            .into_iter()
-            .filter(|instance| instance.host.as_ref() == Some(&host.id))
-            .collect();
+        let of_host = instances::living_on(tx, &host.id)?;
         for instance in &of_host {
             // It may have been shown as lost already: why is another thing now.
             for from in [Status::Running, Status::Error] {

@@ -402,6 +402,22 @@ pub fn all_living(tx: &Tx<'_>) -> Result<Vec<Instance>, Error> {
     )
 }
 
+/// Those whose engines are a host's processes.
+///
+/// # Errors
+/// The catalogue failed.
+pub fn living_on(tx: &Tx<'_>, host: &HostId) -> Result<Vec<Instance>, Error> {
+    tx.all(
+        concat!(
+            "SELECT ",
+            columns!(),
+            " FROM instance WHERE host_id = ?1 AND deleted_at_ms IS NULL AND attachment IS NULL ORDER BY created_at_ms, id"
+        ),
+        (host,),
+        row,
+    )
+}
+
 /// Instances that serve or may again and have a backup policy: for the scheduler.
 ///
 /// # Errors
