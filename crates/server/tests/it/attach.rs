@@ -537,7 +537,12 @@ impl Stranger {
 
     /// At another address of this machine.
     pub fn start_at(host: &str, behave: impl Fn(TcpStream) + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind((host, 0)).unwrap();
+        Self::start_on((host, 0), behave)
+    }
+
+    /// And there at this port; 0: any.
+    pub fn start_on(at: (&str, u16), behave: impl Fn(TcpStream) + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind(at).unwrap();
         let port = listener.local_addr().unwrap().port();
         let came = Arc::new(AtomicUsize::new(0));
         let counted = came.clone();

@@ -12,6 +12,7 @@ mod attach_hostile;
 mod attach_liars;
 mod attach_matrix;
 mod attach_pace;
+mod attach_rebound;
 mod attach_restore;
 mod audit;
 mod beside_api;
