@@ -18,7 +18,7 @@ enum Fault {
     AnswerLost,
     /// It ends in the middle of the server's answer.
     AnswerCut,
-    /// An answer comes late; all goes on.
+    /// An answer comes late; all goes on, some times, and then an answer is lost.
     Late,
 }
 
@@ -32,6 +32,8 @@ const FAULTS: [Fault; 4] = [
 const WHOLE_BYTES_MAX: u64 = 6 * 1024;
 /// How late.
 const LATE: Duration = Duration::from_millis(200);
+/// A connection that is only late would be kept for good, and in the end nothing else would happen.
+const LATE_TIMES: u32 = 5;
 
 struct State {
     fails: AtomicBool,
@@ -153,9 +155,9 @@ fn join(state: &Arc<State>, client: TcpStream, server: SocketAddr) -> std::io::R
 }
 
 /// Until either side ends it, or the fault does.
-fn pump(state: &State, plan: Option<Plan>, mut from: TcpStream, mut to: TcpStream) {
+fn pump(state: &State, mut plan: Option<Plan>, mut from: TcpStream, mut to: TcpStream) {
     let mut some = vec![0; 64 * 1024];
-    let mut passed = 0;
+    let (mut passed, mut late) = (0, 0);
     loop {
         let count = from.read(&mut some).unwrap_or(0);
         passed += count as u64;
@@ -166,6 +168,13 @@ fn pump(state: &State, plan: Option<Plan>, mut from: TcpStream, mut to: TcpStrea
                 std::thread::sleep(LATE);
                 // The next one is due after as much again.
                 passed = 0;
+                late += 1;
+                if late == LATE_TIMES {
+                    plan = plan.map(|plan| Plan {
+                        fault: Fault::AnswerLost,
+                        ..plan
+                    });
+                }
                 count
             }
             Some(Fault::AnswerLost) => 0,
