@@ -104,7 +104,8 @@ impl Deaths {
         pause(&mut self.moments, Duration::from_millis(1200));
         let since = self.kill(node);
         if is_back {
-            pause(&mut self.moments, Duration::from_secs(1));
+            // It has to be there before the others have missed it for a lease, also where the machine is busy.
+            pause(&mut self.moments, Duration::from_millis(300));
             self.start_again(node);
         }
         let caller = self.field.shared.nodes["api"].caller();
