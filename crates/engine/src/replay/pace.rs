@@ -8,8 +8,10 @@ use super::target::Target;
 use crate::error::Error;
 use crate::node::{Address, Node};
 
-/// Keys that may be sent at once of what a second has: a twentieth, so that they are spread.
-const PER_SECOND: u64 = 20;
+/// Portions of a second: so many keys are sent at once that others wait behind 5 ms of work at the most, and not behind 50.
+const PER_SECOND: u64 = 200;
+/// A delay of ours is made up for up to this; what an idle time has left over is not.
+const LATE_MAX: Duration = Duration::from_millis(100);
 /// How often the target is asked how fast it answers.
 const ASK_TIME: Duration = Duration::from_millis(50);
 /// Slowest pace that a busy target brings us to, keys in a second.
@@ -87,15 +89,14 @@ impl Pace {
             let Some(rate) = self.per_second() else {
                 return Ok(());
             };
-            // What an idle time has left over is not made up for.
-            let passed = bucket.filled.elapsed().min(Duration::from_secs(1));
-            let more = (passed.as_secs_f64() * rate as f64) as u64;
+            let passed = bucket.filled.elapsed();
             let portion = (rate / PER_SECOND).max(1);
-            if more >= portion {
+            let takes = Duration::from_secs_f64(portion as f64 / rate as f64);
+            if passed >= takes {
                 bucket.left = portion - 1;
-                bucket.filled = match more > 2 * portion {
+                bucket.filled = match passed > takes + LATE_MAX {
                     true => Instant::now(),
-                    false => bucket.filled + Duration::from_secs_f64(portion as f64 / rate as f64),
+                    false => bucket.filled + takes,
                 };
                 return Ok(());
             }
