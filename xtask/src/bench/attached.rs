@@ -1,7 +1,7 @@
 //! Servers of others: what their clients notice of a backup and of a replay, and how fast a small backup of one is.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use serde_json::json;
 
 use super::Scale;
 use super::client::{Client, Instance};
+use super::replay::{Sending, own_cpu_of, pipe, write_commands};
 use super::report::{Row, Section};
 use crate::Stop;
 use crate::fill::{Options, fill};
@@ -22,6 +23,8 @@ use crate::scratch::Scratch;
 use crate::service::{Scheme, Service};
 use crate::setup::service_program;
 
+/// What the paced client is answered.
+const OK: &[u8] = b"+OK\r\n";
 /// Between two requests of the paced client.
 const PACE: Duration = Duration::from_millis(1);
 /// How long it watches a server that has nothing else to do.
@@ -30,11 +33,13 @@ const QUIET: Duration = Duration::from_secs(5);
 const LATENCY_MAX_MS: u32 = 2;
 const OPS_MAX: u32 = 100_000;
 
-/// A client that wants to write a small value every millisecond, whether the one before is answered or not. Each time counts from
-/// the moment at which the request was to be sent, so one long pause is seen by all requests that would have fallen into it.
+/// A client that writes a small value every millisecond, whether those before are answered or not. Each time counts from the moment at
+/// which the request was to be sent, so one long pause is seen by all requests that fall into it; and none waits for the answer to another,
+/// as each of many clients would not.
 struct Paced {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<io::Result<Vec<Duration>>>,
+    writer: JoinHandle<io::Result<()>>,
+    reader: JoinHandle<io::Result<Vec<Duration>>>,
 }
 
 impl Paced {
@@ -42,16 +47,23 @@ impl Paced {
         let stream = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?;
         stream.set_nodelay(true)?;
         let stop = Arc::new(AtomicBool::new(false));
-        let stopped = stop.clone();
-        let thread = std::thread::spawn(move || pace(stream, &stopped));
-        Ok(Self { stop, thread })
+        let (stopped, began, answers) = (stop.clone(), Instant::now(), stream.try_clone()?);
+        Ok(Self {
+            stop,
+            writer: std::thread::spawn(move || write_paced(stream, began, &stopped)),
+            reader: std::thread::spawn(move || read_paced(answers, began)),
+        })
     }
 
     /// The time that 99 of 100 requests have not exceeded.
     fn p99(self) -> Result<Duration, Stop> {
         self.stop.store(true, Ordering::Relaxed);
         let panicked = |_| Stop::new("the paced client panicked");
-        let mut times = self.thread.join().map_err(panicked)??;
+        self.writer.join().map_err(panicked)??;
+        let mut times = self
+            .reader
+            .join()
+            .map_err(|_| Stop::new("the paced client panicked"))??;
         times.sort_unstable();
         let at = (times.len() * 99).div_ceil(100).saturating_sub(1);
         times
@@ -61,29 +73,37 @@ impl Paced {
     }
 }
 
-fn pace(mut stream: TcpStream, stop: &AtomicBool) -> io::Result<Vec<Duration>> {
-    let (began, mut times, mut answer) = (Instant::now(), Vec::new(), [0; 64]);
-    let mut end = None;
+fn write_paced(mut stream: TcpStream, began: Instant, stop: &AtomicBool) -> io::Result<()> {
     for number in 1u32.. {
-        if end.is_none() && stop.load(Ordering::Relaxed) {
-            end = Some(Instant::now());
-        }
-        let due = began + PACE * number;
-        // Those that were due before count, however late they are.
-        if end.is_some_and(|end| due > end) {
-            break;
-        }
-        if let Some(early) = due.checked_duration_since(Instant::now()) {
+        if let Some(early) = (began + PACE * number).checked_duration_since(Instant::now()) {
             std::thread::sleep(early);
         }
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
         stream.write_all(format!("SET paced:{} some-value\r\n", number % 1000).as_bytes())?;
-        let length = stream.read(&mut answer)?;
-        if answer[..length] != *b"+OK\r\n" {
+    }
+    // The server answers what it has, and closes.
+    stream.shutdown(Shutdown::Write)
+}
+
+fn read_paced(mut stream: TcpStream, began: Instant) -> io::Result<Vec<Duration>> {
+    let (mut times, mut answers, mut kept) = (Vec::new(), [0; 4096], 0);
+    for number in 1u32.. {
+        while kept < OK.len() {
+            match stream.read(&mut answers[kept..])? {
+                0 => return Ok(times),
+                more => kept += more,
+            }
+        }
+        if answers[..OK.len()] != *OK {
             return Err(io::Error::other(
-                String::from_utf8_lossy(&answer[..length]).into_owned(),
+                String::from_utf8_lossy(&answers[..kept]).into_owned(),
             ));
         }
-        times.push(due.elapsed());
+        answers.copy_within(OK.len()..kept, 0);
+        kept -= OK.len();
+        times.push((began + PACE * number).elapsed());
     }
     Ok(times)
 }
@@ -184,44 +204,74 @@ fn taken_with_redis_cli(node: &Node) -> Result<Duration, Stop> {
     }
 }
 
-fn replay(dump: &Path, node: &Node, words: &[String]) -> Result<Duration, Stop> {
-    let started = Instant::now();
-    let done = Command::new(service_program())
-        .args(["restore", "-q", "-o", "json", "--from"])
-        .arg(dump)
-        .args(["--to", &format!("redis://127.0.0.1:{}", node.port)])
-        .args(words)
-        .stdin(Stdio::null())
-        .output()?;
-    match done.status.success() {
-        true => Ok(started.elapsed()),
-        false => Err(Stop::new(format!(
-            "the replay failed: {}",
-            String::from_utf8_lossy(&done.stderr)
-        ))),
-    }
-}
-
-/// A way to apply a backup, and what its clients noticed each time.
+/// A way to apply what a backup has, and what its clients noticed each time.
 struct Way {
     name: String,
-    words: Vec<String>,
+    by: By,
     wanted: &'static str,
-    predicted: &'static str,
+    predicted: [&'static str; 2],
     noticed: Vec<Duration>,
     took: Vec<Duration>,
 }
 
+enum By {
+    /// `redis-cli --pipe`, of the same data as commands.
+    Pipe,
+    /// `cachekeep restore`, with these words.
+    Replay(Vec<String>),
+}
+
 impl Way {
-    fn new(name: &str, words: &[String], wanted: &'static str, predicted: &'static str) -> Self {
+    fn new(name: &str, by: By, wanted: &'static str, predicted: [&'static str; 2]) -> Self {
         Self {
             name: name.to_owned(),
-            words: words.to_vec(),
+            by,
             wanted,
             predicted,
             noticed: Vec::new(),
             took: Vec::new(),
         }
+    }
+
+    fn limited(limit: &str, value: u32, predicted: [&'static str; 2]) -> Self {
+        let name = format!("a replay with `{limit} {value}`");
+        let words = vec![limit.to_owned(), value.to_string()];
+        Self::new(&name, By::Replay(words), "less than without", predicted)
+    }
+
+    /// Into an empty server, which has one more client from when the first keys come.
+    fn go(&mut self, dump: &Path, commands: &Path) -> Result<(), Stop> {
+        let there = foreign(&[])?;
+        let port = there.nodes[0].port.to_string();
+        let pid = there.nodes[0].pid();
+        let (idle, started) = (own_cpu_of(pid), Instant::now());
+        let program = match &self.by {
+            By::Pipe => pipe(commands, &["-p", &port])?,
+            By::Replay(words) => Command::new(service_program())
+                .args(["restore", "-q", "-o", "json", "--from"])
+                .arg(dump)
+                .args(["--to", &format!("redis://127.0.0.1:{port}")])
+                .args(words)
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::piped())
+                .spawn()?,
+        };
+        if Sending::wait(started, program.id(), idle, || own_cpu_of(pid)).is_none() {
+            return Err(Stop::new(format!("{} sent nothing", self.name)));
+        }
+        let paced = Paced::start(there.nodes[0].port)?;
+        let ended = program.wait_with_output()?;
+        if !ended.status.success() {
+            return Err(Stop::new(format!(
+                "{} failed: {}",
+                self.name,
+                String::from_utf8_lossy(&ended.stderr)
+            )));
+        }
+        self.took.push(started.elapsed());
+        self.noticed.push(paced.p99()?);
+        Ok(())
     }
 }
 
@@ -257,29 +307,28 @@ fn noticed(scale: &Scale) -> Result<Section, Stop> {
         client.delete_backup(&instance, &backup)?;
     }
 
-    let limited = |name: &str, value: u32| vec![name.to_owned(), value.to_string()];
+    let commands = folder.path().join("commands");
+    write_commands(&dump, &commands)?;
     let mut ways = [
-        Way::new("a replay without a limit", &[], "shown", "10 ms"),
         Way::new(
-            &format!("a replay with `--max-latency-ms {LATENCY_MAX_MS}`"),
-            &limited("--max-latency-ms", LATENCY_MAX_MS),
-            "less than without",
-            "4 ms",
+            "`redis-cli --pipe` of the same data",
+            By::Pipe,
+            "shown",
+            ["20 ms", "4 s"],
         ),
         Way::new(
-            &format!("a replay with `--max-ops {OPS_MAX}`"),
-            &limited("--max-ops", OPS_MAX),
-            "less than without",
-            "3 ms",
+            "a replay without a limit",
+            By::Replay(Vec::new()),
+            "shown",
+            ["6 ms", "3 s"],
         ),
+        Way::limited("--max-latency-ms", LATENCY_MAX_MS, ["4 ms", "8 s"]),
+        Way::limited("--max-ops", OPS_MAX, ["5 ms", "5 s"]),
     ];
     for round in 0..scale.pairs {
         for turn in 0..ways.len() {
-            let way = &mut ways[(round + turn) % 3];
-            let there = foreign(&[])?;
-            let paced = Paced::start(there.nodes[0].port)?;
-            way.took.push(replay(&dump, &there.nodes[0], &way.words)?);
-            way.noticed.push(paced.p99()?);
+            let way = (round + turn) % ways.len();
+            ways[way].go(&dump, &commands)?;
         }
     }
     let mut rows = vec![
@@ -288,19 +337,19 @@ fn noticed(scale: &Scale) -> Result<Section, Stop> {
     ];
     for way in &ways {
         let what = format!("the target during {}", way.name);
-        rows.push(Row::of_times(what, &way.noticed, way.wanted, way.predicted).shown());
+        rows.push(Row::of_times(what, &way.noticed, way.wanted, way.predicted[0]).shown());
     }
     rows.push(Row::of_times("the backup took", &backups, "shown", "1 s").shown());
-    for (way, predicted) in ways.iter().zip(["1.5 s", "3 s", "4 s"]) {
+    for way in &ways {
         let what = format!("{} took", way.name);
-        rows.push(Row::of_times(what, &way.took, "shown", predicted).shown());
+        rows.push(Row::of_times(what, &way.took, "shown", way.predicted[1]).shown());
     }
     Ok(Section {
         title: "What clients of attached servers notice",
         how: format!(
             "{size_mb} MiB of mixed data in a server that somebody else runs, backed up by the service; and applied by `cachekeep restore --from dump.rdb \
-             --to redis://...` to an empty one, validated first. Meanwhile one client wants to write a small value every millisecond. Shown is the time within which 99 of 100 of its \
-             requests are answered, each counted from when it was to be sent and not from when it could be (so a pause counts for all that fall into it). The \
+             --to redis://...` to an empty one, validated before. Meanwhile (of a replay: from when the first keys come) one client writes a small value every millisecond, without waiting for the answers. Shown is the time within which 99 of 100 of its \
+             requests are answered, each counted from when it was to be sent (so a pause counts for all that fall into it). The \
              server, its child that saves, the client and cachekeep share the two processors."
         ),
         rows,

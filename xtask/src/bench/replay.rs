@@ -32,7 +32,7 @@ fn cpu_of(pid: &str, fields: [usize; 2]) -> f64 {
     fields.into_iter().filter_map(tick).sum::<f64>() / TICKS
 }
 
-fn own_cpu_of(pid: u32) -> f64 {
+pub(super) fn own_cpu_of(pid: u32) -> f64 {
     cpu_of(&pid.to_string(), [14, 15])
 }
 
@@ -52,7 +52,7 @@ struct Taken {
 
 /// The part of it in which the targets have something to do.
 #[derive(Clone, Copy)]
-struct Sending {
+pub(super) struct Sending {
     seconds: f64,
     own: f64,
     targets: f64,
@@ -60,7 +60,7 @@ struct Sending {
 
 impl Sending {
     /// Looks until the targets have begun to work, or the program has ended: what all had used by then.
-    fn wait(began: Instant, child: u32, idle: f64, sum: impl Fn() -> f64) -> Option<Self> {
+    pub(super) fn wait(began: Instant, child: u32, idle: f64, sum: impl Fn() -> f64) -> Option<Self> {
         // A few ticks of its clock are what an idle engine uses for itself.
         while sum() < idle + 0.03 {
             let has_ended = std::fs::read_to_string(format!("/proc/{child}/stat")).map_or(true, |stat| {
@@ -162,6 +162,29 @@ fn beside_librdb(
     Ok(all)
 }
 
+/// Writes the commands that make what a dump has, as `redis-cli --pipe` takes them.
+pub(super) fn write_commands(dump: &Path, commands: &Path) -> Result<(), Stop> {
+    let exported = Command::new(service_program())
+        .args(["export", "--format", "aof", "--to"])
+        .arg(commands)
+        .arg(dump)
+        .stderr(Stdio::null())
+        .status()?;
+    // 3: what no command makes, such as when a consumer was last seen.
+    match exported.code() {
+        Some(0 | 3) => Ok(()),
+        _ => Err(Stop::new("the commands could not be written")),
+    }
+}
+
+/// `redis-cli --pipe` with such commands.
+pub(super) fn pipe(commands: &Path, to: &[&str]) -> Result<Child, Stop> {
+    let input = File::open(commands).map_err(|e| Stop::file("open", commands, &e))?;
+    let mut command = Command::new("redis-cli");
+    command.args(to).arg("--pipe").stdin(input);
+    Ok(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?)
+}
+
 fn ours(file: &Path, to: &str) -> Result<Child, Stop> {
     let mut command = Command::new(service_program());
     command
@@ -228,16 +251,7 @@ fn into_one(scale: &Scale) -> Result<Section, Stop> {
         std::fs::rename(&made, &dump).map_err(|e| Stop::file("move", &made, &e))?;
         keys_of(Connection::open(&source.target())?)?
     };
-    let exported = Command::new(service_program())
-        .args(["export", "--format", "aof", "--to"])
-        .arg(&commands)
-        .arg(&dump)
-        .stderr(Stdio::null())
-        .status()?;
-    // 3: what no command makes, such as when a consumer was last seen.
-    if !matches!(exported.code(), Some(0 | 3)) {
-        return Err(Stop::new("the commands could not be written"));
-    }
+    write_commands(&dump, &commands)?;
     let (mut pairs, mut peers, mut own) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..scale.pairs {
         for turn in 0..2 {
@@ -245,12 +259,7 @@ fn into_one(scale: &Scale) -> Result<Section, Stop> {
             let socket = target.socket().display().to_string();
             let is_peer = (round + turn) % 2 == 0;
             if is_peer {
-                peers.push(take(&[target.pid()], || {
-                    let input = File::open(&commands).map_err(|e| Stop::file("open", &commands, &e))?;
-                    let mut command = Command::new("redis-cli");
-                    command.args(["-s", &socket, "--pipe"]).stdin(input);
-                    Ok(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?)
-                })?);
+                peers.push(take(&[target.pid()], || pipe(&commands, &["-s", &socket]))?);
             } else {
                 own.push(take(&[target.pid()], || ours(&dump, &format!("unix:{socket}")))?);
             }
