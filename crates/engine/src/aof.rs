@@ -16,7 +16,7 @@ use crate::error::{Error, Kind};
 
 const LOOK: &str = "read append-only file";
 /// Bytes read at once.
-const BUFFER_BYTES: usize = 256 * 1024;
+const BUFFER_BYTES: usize = rdb::FEED_BYTES;
 /// Longest line: a count, a length, or an annotation.
 const LINE_BYTES_MAX: u64 = 1024;
 /// Longest name of a command.

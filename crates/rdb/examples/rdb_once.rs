@@ -6,8 +6,6 @@
 use std::hint::black_box;
 use std::io::Read;
 
-const CHUNK_BYTES: usize = 256 * 1024;
-
 /// A spill in memory: what the search for duplicate keys costs without a disk.
 struct Kept(Vec<u8>);
 
@@ -31,7 +29,7 @@ impl rdb::Spill for Kept {
 
 fn each_chunk(path: &str, mut take: impl FnMut(&[u8]) -> Result<(), rdb::Error>) -> std::io::Result<()> {
     let mut file = std::fs::File::open(path)?;
-    let mut buffer = vec![0; CHUNK_BYTES];
+    let mut buffer = vec![0; rdb::FEED_BYTES];
     loop {
         match file.read(&mut buffer)? {
             0 => return Ok(()),

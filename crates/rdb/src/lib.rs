@@ -76,7 +76,7 @@ pub use report::{
     Report, SLOT_IMPORTS_MAX, SlotImport, WARNINGS_MAX, Warning,
 };
 pub use slot::{has_tag, slot_of};
-pub use validator::Validator;
+pub use validator::{FEED_BYTES, Validator};
 pub use writer::{
     AofWriter, Compression, FOOTER_BYTES, Footer, Frame, Header, Loss, PayloadWriter, TARGETS, Target,
     Writer, entry_header, push_footer,

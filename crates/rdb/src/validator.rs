@@ -9,8 +9,11 @@ use crate::report::Report;
 #[cfg(doc)]
 use crate::report::{FUNCTION_BYTES_MAX, KEY_BYTES_MAX};
 
-/// Bytes parsed before they are added to the checksum, so that they are still in the cache.
-const BLOCK_BYTES: usize = 256 * 1024;
+/// Bytes of a file to read and [`feed`](Validator::feed) at once. They are read thrice (copied, parsed, added to the checksum), so they must
+/// stay in the second-level cache of a core together with what parsing keeps there: at twice as many, half of 512 KiB,
+/// validation took a tenth longer.
+pub const FEED_BYTES: usize = 128 * 1024;
+
 /// Validates an RDB file that is fed to it in chunks of any size.
 ///
 /// Memory stays within about 18 MiB whatever the file holds: bytes are passed on in pieces, except keys
@@ -67,7 +70,7 @@ impl Validator {
         if let Some(error) = &self.failed {
             return Err(error.clone());
         }
-        for block in bytes.chunks(BLOCK_BYTES) {
+        for block in bytes.chunks(FEED_BYTES) {
             let parser = &mut self.parser;
             if let Err(error) = self.carry.feed(block, |bytes| parser.run(bytes, sink)) {
                 self.failed = Some(error.clone());

@@ -271,7 +271,7 @@ fn validate_file(file: &File, spill: &Path, control: &Control) -> Result<(Report
     }
     let mut reading = Remembered::new(file, control);
     let mut validator = SpillFile::validator(spill)?.accept_trailing_bytes();
-    let mut piece = vec![0; PIECE_BYTES];
+    let mut piece = vec![0; rdb::FEED_BYTES];
     loop {
         match reading.read(&mut piece)? {
             0 => break,

@@ -19,9 +19,6 @@ use crate::backup::{place, record as backups};
 use crate::ids::BackupId;
 use crate::restore::job::archive_identity;
 
-/// Bytes of a file that are read at once.
-const CHUNK_BYTES: usize = 1024 * 1024;
-
 /// An RDB that can be read.
 pub(super) enum Source {
     /// A file of a disk.
@@ -170,7 +167,7 @@ impl Source {
 }
 
 fn chunks<E>(mut source: impl Read, mut push: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), Ended<E>> {
-    let mut buffer = vec![0; CHUNK_BYTES];
+    let mut buffer = vec![0; rdb::FEED_BYTES];
     loop {
         match source.read(&mut buffer) {
             Ok(0) => return Ok(()),
