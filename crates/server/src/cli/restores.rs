@@ -158,9 +158,9 @@ pub(crate) enum RestoreVerb {
     },
 }
 
-/// How a backup is applied to servers that somebody else runs.
+/// How a backup is applied key by key. To servers that somebody else runs it always is.
 #[derive(Args)]
-#[command(next_help_heading = "Into servers that somebody else runs")]
+#[command(next_help_heading = "While the target serves (of an instance of ours where any of these is given)")]
 pub(crate) struct ByKeys {
     /// replace removes all other keys after all of the backup is there, where keys are selected those that could have been;
     /// merge leaves them alone [default: replace]
